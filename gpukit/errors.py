@@ -1,0 +1,59 @@
+"""What gpukit raises for faults that a user can mend.
+
+    GpukitError                  the work failed (exit code 1)
+    ├── ArgumentError            the request is wrong: a type, a name, an option (exit code 2)
+    │   └── ModelfileError       a Modelfile that cannot be read as one
+    ├── FormatError              a file is not what it claims to be
+    │   ├── GGUFError
+    │   └── SafetensorsError
+    ├── CheckpointError          a model folder lacks something or contradicts itself
+    │   └── TokenizerError       a vocabulary that is missing, unknown or contradicts the model
+    ├── StoreError               a name that is not in the store, a blob that is missing or damaged
+    └── DiskError                no room, no permission, a write that failed
+
+Every message is one line: what is wrong, where (file, tensor), both numbers, and the remedy.
+"""
+
+
+class GpukitError(Exception):
+    """The work failed. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ArgumentError(GpukitError):
+    """The request itself is wrong."""
+
+    exit_code = 2
+
+
+class ModelfileError(ArgumentError):
+    """A Modelfile that cannot be read as one."""
+
+
+class FormatError(GpukitError):
+    """A file is not what it claims to be."""
+
+
+class GGUFError(FormatError):
+    """A GGUF file that is malformed or truncated."""
+
+
+class SafetensorsError(FormatError):
+    """A safetensors file that is malformed or truncated."""
+
+
+class CheckpointError(GpukitError):
+    """A model folder lacks something or contradicts itself."""
+
+
+class TokenizerError(CheckpointError):
+    """A vocabulary that is missing, unknown or contradicts the model."""
+
+
+class StoreError(GpukitError):
+    """A name that is not in the store, or a blob that is missing or damaged."""
+
+
+class DiskError(GpukitError):
+    """The disk refused: no room, no permission, a failed write."""
