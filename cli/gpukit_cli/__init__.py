@@ -1,0 +1,1 @@
+"""The command line of gpukit: argument parsing and printing, nothing else."""

@@ -1,0 +1,92 @@
+"""The entry point: registers every command and turns errors into one line and an exit code.
+
+Command modules import only what parsing needs; torch and the recipes load inside the commands,
+so that `gpukit --help` answers at once.
+"""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from gpukit import __version__
+from gpukit.errors import GpukitError
+
+app = typer.Typer(
+    name="gpukit",
+    help="From a Hugging Face checkpoint to a quantised, checked GGUF that runs, in one pass.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"gpukit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[  # noqa: ARG001  (the callback acts on it)
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _register() -> None:
+    from gpukit_cli import convert, doctor, inspect, run, store
+
+    models = "Models"
+    app.command(rich_help_panel=models)(store.create)
+    app.command(rich_help_panel=models)(run.run)
+    app.command(name="list", rich_help_panel=models)(store.list_models)
+    app.command(rich_help_panel=models)(store.show)
+    app.command(rich_help_panel=models)(store.cp)
+    app.command(rich_help_panel=models)(store.rm)
+    toolkit = "Toolkit"
+    app.command(rich_help_panel=toolkit)(convert.convert)
+    app.command(rich_help_panel=toolkit)(convert.quantize)
+    app.command(rich_help_panel=toolkit)(inspect.inspect)
+    app.command(rich_help_panel=toolkit)(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; exit code 0 done, 1 the work failed, 2 the arguments are wrong."""
+    try:
+        _register()
+        app()
+    except GpukitError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`gpukit list | head -1`); nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}", 1)
+    except Exception as error:
+        if os.environ.get("GPUKIT_TRACEBACK"):
+            raise
+        _fail(_unexpected(error), 1)
+
+
+def _unexpected(error: Exception) -> str:
+    kernels = sys.modules.get("gpukit_kernels.errors")
+    if kernels is not None and isinstance(error, kernels.QuantError):
+        return str(error)
+    return (
+        f"{type(error).__name__}: {error} (a bug in gpukit: please report it with the traceback "
+        "that GPUKIT_TRACEBACK=1 prints)"
+    )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("Error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,37 @@
+"""`gpukit doctor`: what this machine offers, what is missing and how to get it."""
+
+import json as jsonlib
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Show versions, devices, compiler, store and disk, and what is missing."""
+    from gpukit.recipes.diagnose import diagnose
+    from gpukit_cli.progress import human_bytes
+
+    found = diagnose()
+    if json:
+        print(jsonlib.dumps(found.as_json()))
+        return
+    rows = [("gpukit", found.gpukit), ("python", found.python), ("system", found.system)]
+    rows += [(name, version or "not installed") for name, version in found.libraries.items()]
+    for device in found.devices:
+        memory = f"{human_bytes(device.free)} free of {human_bytes(device.total)}"
+        rows.append((device.name, f"{device.model}, {memory}"))
+    rows += [
+        ("C++ compiler", found.compiler or "none"),
+        ("CPU kernels", found.kernels),
+        ("store", f"{found.store}, {human_bytes(found.store_free)} free"),
+        ("this folder", f"{human_bytes(found.scratch_free)} free"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    for line in found.advice:
+        print(f"! {line}")
+    if not found.advice:
+        print("nothing is missing")

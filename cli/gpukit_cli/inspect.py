@@ -1,0 +1,68 @@
+"""`gpukit inspect`: what is inside a GGUF file."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# What one line of metadata shows of a long value.
+SHOWN_ITEMS = 6
+SHOWN_CHARACTERS = 100
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON document, arrays in full.")
+    ] = False,
+) -> None:
+    """Show a GGUF's header, metadata and tensors."""
+    from gpukit.recipes.describe import describe_gguf
+
+    found = describe_gguf(file)
+    if json:
+        print(jsonlib.dumps(found.as_json(), ensure_ascii=False))
+        return
+    _print(found)
+
+
+def _print(found: Any) -> None:
+    from gpukit.recipes.describe import type_name
+    from gpukit_cli.progress import human_bytes
+
+    print(f"{found.path}: GGUF v{found.version}, {human_bytes(found.size)}, "
+          f"{found.architecture or 'no architecture'}, {found.elements:,} parameters")  # fmt: skip
+    print(f"alignment {found.alignment}, data from byte {found.data_start}")
+    print(f"\nMetadata ({len(found.fields)})")
+    width = max((len(f.key) for f in found.fields), default=0)
+    for f in found.fields:
+        print(f"  {f.key:<{width}}  {type_name(f):<9} {_shown(f.value)}")
+    print(f"\nTensors ({len(found.tensors)})")
+    name_width = max((len(t.name) for t in found.tensors), default=0)
+    shapes = [" x ".join(map(str, t.ne)) for t in found.tensors]
+    shape_width = max(map(len, shapes), default=0)
+    for t, shape in zip(found.tensors, shapes, strict=True):
+        print(f"  {t.name:<{name_width}}  {shape:>{shape_width}}  {t.type:<8} "
+              f"{human_bytes(t.nbytes):>8}")  # fmt: skip
+    print("\nTypes")
+    for total in found.totals:
+        print(f"  {total.type:<8} {total.tensors:>5} tensors {total.elements:>16,} weights "
+              f"{human_bytes(total.nbytes):>8}  {total.bits_per_weight:.2f} bits per weight")  # fmt: skip
+    if found.elements:
+        print(f"  {'all':<8} {len(found.tensors):>5} tensors {found.elements:>16,} weights "
+              f"{human_bytes(found.nbytes):>8}  "
+              f"{8 * found.nbytes / found.elements:.2f} bits per weight")  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        text = jsonlib.dumps(value, ensure_ascii=False)
+        return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}… ({len(value)} characters)"  # fmt: skip  # noqa: E501
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"{value:.9g}" if isinstance(value, float) else str(value)
+    items = ", ".join(_shown(item) for item in value[:SHOWN_ITEMS])
+    more = ", …" if len(value) > SHOWN_ITEMS else ""
+    return f"[{items}{more}] ({len(value)} items)"

@@ -1,0 +1,134 @@
+"""Draws a recipe's events on stderr: bars on a terminal, plain lines elsewhere.
+
+    with reporter() as report:
+        recipe(..., report=report)
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gpukit.events import Event, Report, Status, Step, Warned
+
+# A log file should show that work goes on without filling up.
+PLAIN_SECONDS = 10.0
+
+
+@contextmanager
+def reporter() -> Iterator[Report]:
+    """A `Report` that draws on stderr until the block ends; stdout is left to the result."""
+    if sys.stderr.isatty():
+        with _bars() as report:
+            yield report
+    else:
+        yield _PlainLines()
+
+
+class _PlainLines:
+    """One line a status; of a long stage, its start, its end and a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._stage: str | None = None
+        self._started = 0.0
+        self._printed = 0.0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Status(text):
+                self._begin(text)
+            case Warned(text):
+                _line(f"warning: {text}")
+            case Step(text, done, total):
+                if text != self._stage:
+                    self._begin(text)
+                self._step(text, done, total)
+
+    def _begin(self, text: str) -> None:
+        self._stage = text
+        self._started = self._printed = time.monotonic()
+        _line(text)
+
+    def _step(self, text: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._printed < PLAIN_SECONDS:
+            return
+        self._printed = now
+        rate = done / max(now - self._started, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
+        share = 100 * done // max(total, 1)
+        _line(f"{text}: {share} %, {human_bytes(done)} of {human_bytes(total)}, "
+              f"{human_bytes(int(rate))}/s{left}")  # fmt: skip
+
+
+@contextmanager
+def _bars() -> Iterator[Report]:
+    """A bar a stage with bytes, rate and time left; finished stages stay on the screen."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.percentage:>3.0f}%"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    bars: dict[str, TaskID] = {}
+    waiting: str | None = None  # a status whose first step has not come: bar or plain line?
+
+    with Progress(*columns, console=console) as progress:
+
+        def settle() -> None:
+            nonlocal waiting
+            if waiting is not None:
+                console.print(waiting, markup=False)
+                waiting = None
+
+        def report(event: Event) -> None:
+            nonlocal waiting
+            match event:
+                case Status(text):
+                    settle()
+                    waiting = text
+                case Warned(text):
+                    settle()
+                    console.print(f"warning: {text}", markup=False, style="yellow")
+                case Step(text, done, total):
+                    if text == waiting:
+                        waiting = None
+                    settle()
+                    if text not in bars:
+                        bars[text] = progress.add_task(text, total=total)
+                    progress.update(bars[text], completed=done, total=total)
+
+        try:
+            yield report
+        finally:
+            settle()
+
+
+def human_bytes(n: int) -> str:
+    """`n` bytes in decimal units as Ollama writes them: `4.7 GB`, no decimals from 10 on."""
+    value = float(n)
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    if unit == "B":
+        return f"{n} B"
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+
+
+def _line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,46 @@
+# Sourced by the scripts: makes the virtual environment .venv and brings it up to date.
+#
+#   need_venv EXTRAS    EXTRAS as pip takes them, such as "[dev,peers]", or nothing
+#
+# Python 3.11 to 3.13 is taken from $PYTHON or the path; versions come from constraints.txt. The
+# stamp beside the environment makes a second run start at once.
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+venv="$repo/.venv"
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+            2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "Error: no Python 3.11 to 3.13 found; install one or set PYTHON" >&2
+    return 1
+}
+
+need_venv() {
+    local extras=${1:-} python stamp wanted
+    stamp="$venv/.gpukit-stamp"
+    wanted=$(cat "$repo/pyproject.toml" "$repo/constraints.txt" | cksum)
+    case "$extras" in
+    "") [ -f "$stamp" ] && grep -qF "$wanted" "$stamp" && return ;;
+    *) [ -f "$stamp" ] && grep -qxF "$wanted $extras" "$stamp" && return ;;
+    esac
+    if [ ! -x "$venv/bin/pip" ]; then
+        python=$(find_python) || exit 1
+        rm -rf "$venv"
+        echo "making $venv with $("$python" --version)"
+        if ! "$python" -m venv "$venv"; then
+            rm -rf "$venv"
+            echo "Error: $python has no venv module; apt-get install python3-venv" >&2
+            exit 1
+        fi
+    fi
+    echo "installing gpukit$extras"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check \
+        -c "$repo/constraints.txt" -e "$repo$extras"
+    echo "$wanted $extras" >"$stamp"
+}
