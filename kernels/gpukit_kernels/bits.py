@@ -1,0 +1,97 @@
+"""Rounding and packing shared by the quant types: torch functions, their Triton twins below them.
+
+Tiles are `[elements, lanes]`: element i of every block is one row, lanes (blocks) are contiguous.
+"""
+
+import torch
+from torch import Tensor
+
+# 1.5 * 2**23: adding it to a float32 leaves the value rounded to an integer in the low mantissa bits.
+ROUND_MAGIC = 12582912.0
+
+
+def nearest_int(v: Tensor) -> Tensor:
+    """int32: `v` rounded half to even for |v| < 2**22; beyond that and for NaN the low mantissa bits.
+
+    That tail is no number, but llama.cpp stores what comes of it, so it is part of the format's bytes
+    (`nearest_int` of ggml-quants.c).
+    """
+    return ((v + ROUND_MAGIC).view(torch.int32) & 0x7FFFFF) - 0x400000
+
+
+def nearest_level(v: Tensor, low: int, high: int) -> Tensor:
+    """float32: `nearest_int(v)` clamped to `low..high`."""
+    return nearest_int(v).clamp(low, high).to(torch.float32)
+
+
+def round_away(v: Tensor) -> Tensor:
+    """`v` rounded to an integer, halves away from zero, as C's roundf; float32."""
+    whole = v.trunc()
+    return whole + torch.copysign(((v - whole).abs() >= 0.5).to(v.dtype), v)
+
+
+def divide(a: float, b: Tensor) -> Tensor:
+    """a / b, truly divided: torch computes `63.0 / t` as a reciprocal times 63."""
+    return torch.full_like(b, a) / b
+
+
+def root(v: Tensor) -> Tensor:
+    """The correctly rounded square root of float32: torch's own float32 root on the CPU is not."""
+    return v.to(torch.float64).sqrt().to(torch.float32)
+
+
+def half_bits(v: Tensor) -> Tensor:
+    """int32 in 0..65535: the fp16 pattern of `v`, rounded to even; every NaN is 0x7E00 plus sign."""
+    plain = v.to(torch.float16).view(torch.int16).to(torch.int32) & 0xFFFF
+    sign = (v.view(torch.int32) >> 16) & 0x8000
+    return torch.where(v != v, sign | 0x7E00, plain)  # noqa: PLR0124  (NaN is what differs from itself)
+
+
+def half_round(v: Tensor) -> Tensor:
+    """float32: `v` after rounding to fp16, what a reader of the block will see."""
+    return v.to(torch.float16).to(torch.float32)
+
+
+def word_bytes(bits: Tensor, count: int) -> Tensor:
+    """uint8 `[count, lanes]`: the low `count` bytes of int32 `[lanes]`, little endian."""
+    return torch.stack([(bits >> (8 * i)) & 0xFF for i in range(count)]).to(torch.uint8)
+
+
+def half_value(blocks: Tensor, at: int) -> Tensor:
+    """float32 `[lanes]`: the fp16 that bytes `at` and `at + 1` of uint8 `[bytes, lanes]` hold."""
+    word = blocks[at].to(torch.int32) | (blocks[at + 1].to(torch.int32) << 8)
+    return word.to(torch.int16).view(torch.float16).to(torch.float32)
+
+
+def pack_nibbles(levels: Tensor) -> Tensor:
+    """uint8 `[16, lanes]` of uint8 `[32, lanes]`: level j low, level j + 16 high."""
+    return levels[:16] | (levels[16:] << 4)
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """uint8 `[32, lanes]` of uint8 `[16, lanes]`."""
+    return torch.cat([packed & 0x0F, packed >> 4])
+
+
+def pack_scales6(scale: Tensor, low: Tensor) -> Tensor:
+    """uint8 `[12, lanes]` of two int32 `[8, lanes]` in 0..63 (`scales` of block_q4_K, block_q5_K).
+
+    bytes 0-3   scale 0-3, above them the two high bits of scale 4-7
+    bytes 4-7   min 0-3, above them the two high bits of min 4-7
+    bytes 8-11  the four low bits of scale 4-7, above them those of min 4-7
+    """
+    return torch.cat(
+        [
+            scale[:4] | ((scale[4:] >> 4) << 6),
+            low[:4] | ((low[4:] >> 4) << 6),
+            (scale[4:] & 15) | ((low[4:] & 15) << 4),
+        ]
+    ).to(torch.uint8)
+
+
+def unpack_scales6(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and mins, int32 `[8, lanes]` each, of uint8 `[12, lanes]`."""
+    first, second, third = packed.to(torch.int32).split(4)
+    scale = torch.cat([first & 63, (third & 15) | ((first >> 6) << 4)])
+    low = torch.cat([second & 63, (third >> 4) | ((second >> 6) << 4)])
+    return scale, low

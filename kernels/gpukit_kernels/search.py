@@ -1,0 +1,275 @@
+"""Scale searches shared by the K types, on tiles `[groups, elements, lanes]` of float32.
+
+Everything is added up along the elements one after the other, as the C does, because another order
+changes bytes. The levels that a search ends with are needed only where the stored scale comes out
+as zero; they are computed again from the accepted candidate instead of being carried along.
+
+Source: make_qkx2_quants and make_qx_quants in llama.cpp's ggml-quants.c.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpukit_kernels.bits import (
+    divide,
+    half_bits,
+    half_round,
+    half_value,
+    nearest_int,
+    nearest_level,
+    pack_scales6,
+    root,
+    word_bytes,
+)
+from gpukit_kernels.stages import stage
+
+# Below this largest magnitude a group counts as zero (GROUP_MAX_EPS).
+GROUP_EPS = 1e-15
+
+
+class AffineSearch(NamedTuple):
+    """What has been accepted so far, `[groups, lanes]` each: x is about scale * level + low."""
+
+    error: Tensor
+    scale: Tensor
+    low: Tensor
+    # The candidate that gave it: level = nearest((x - shift) * inverse).
+    inverse: Tensor
+    shift: Tensor
+
+
+class AffineSums(NamedTuple):
+    """What every candidate needs, `[groups, lanes]` each."""
+
+    mean: Tensor  # weights are mean + |x|
+    high: Tensor
+    weight: Tensor
+    weighted_x: Tensor
+
+
+@stage
+def affine_begin(x: Tensor, levels: int) -> tuple[AffineSums, AffineSearch]:
+    """Range, weights' sums and the error of the straight division of the range."""
+    n = x.shape[1]
+    squares = torch.zeros_like(x[:, 0])
+    for i in range(n):
+        squares = squares + x[:, i] * x[:, i]
+    mean = root(squares / n)
+    low = high = x[:, 0]
+    weight = mean + x[:, 0].abs()
+    weighted_x = weight * x[:, 0]
+    for i in range(1, n):
+        v = x[:, i]
+        low = torch.where(v < low, v, low)
+        high = torch.where(v > high, v, high)
+        w = mean + v.abs()
+        weight = weight + w
+        weighted_x = weighted_x + w * v
+    low = torch.where(low > 0, torch.zeros_like(low), low)
+    inverse = divide(float(levels), high - low)
+    scale = divide(1.0, inverse)
+    error = torch.zeros_like(scale)
+    for i in range(n):
+        v = x[:, i]
+        level = nearest_level(inverse * (v - low), 0, levels)
+        diff = scale * level + low - v
+        error = error + (mean + v.abs()) * (diff * diff)
+    return (
+        AffineSums(mean, high, weight, weighted_x),
+        AffineSearch(error, scale, low, inverse, low.clone()),
+    )
+
+
+@stage
+def affine_step(
+    x: Tensor, sums: AffineSums, best: AffineSearch, stretch: Tensor, levels: int
+) -> AffineSearch:
+    """Try one candidate, `stretch` steps over the range (0-d float32), and keep the better.
+
+    The lower end is live: a candidate starts from the last accepted one.
+    """
+    n = x.shape[1]
+    inverse = stretch / (sums.high - best.low)
+    sum_l = torch.zeros_like(inverse)
+    sum_l2 = torch.zeros_like(inverse)
+    sum_xl = torch.zeros_like(inverse)
+    for i in range(n):
+        v = x[:, i]
+        level = nearest_level(inverse * (v - best.low), 0, levels)
+        wl = (sums.mean + v.abs()) * level
+        sum_l = sum_l + wl
+        sum_l2 = sum_l2 + wl * level
+        sum_xl = sum_xl + wl * v
+    determinant = sums.weight * sum_l2 - sum_l * sum_l
+    scale = (sums.weight * sum_xl - sums.weighted_x * sum_l) / determinant
+    low = (sum_l2 * sums.weighted_x - sum_l * sum_xl) / determinant
+    above = low > 0
+    scale = torch.where(above, sum_xl / sum_l2, scale)
+    low = torch.where(above, torch.zeros_like(low), low)
+    error = torch.zeros_like(inverse)
+    for i in range(n):
+        v = x[:, i]
+        level = nearest_level(inverse * (v - best.low), 0, levels)
+        diff = scale * level + low - v
+        error = error + (sums.mean + v.abs()) * (diff * diff)
+    better = (determinant > 0) & (error < best.error)
+    return AffineSearch(
+        torch.where(better, error, best.error),
+        torch.where(better, scale, best.scale),
+        torch.where(better, low, best.low),
+        torch.where(better, inverse, best.inverse),
+        torch.where(better, best.low, best.shift),
+    )
+
+
+def affine_search(
+    x: Tensor, levels: int, start: float, delta: float, steps: int
+) -> AffineSearch:
+    """Levels 0..`levels`, candidates `start + delta * k` over the range for k = 0..`steps`.
+
+    A group of one value only has scale 0 and level 0 everywhere.
+    """
+    sums, best = affine_begin(x, levels)
+    flat = sums.high == best.low
+    for stretch in stretches(start, delta, steps, levels):
+        best = affine_step(x, sums, best, stretch, levels)
+    zero = torch.zeros_like(best.scale)
+    return AffineSearch(
+        best.error,
+        torch.where(flat, zero, best.scale),
+        torch.where(flat, sums.high, best.low),
+        torch.where(flat, zero, best.inverse),
+        torch.where(flat, zero, best.shift),
+    )
+
+
+def stretches(start: float, delta: float, steps: int, levels: int) -> Tensor:
+    """float32 `[steps + 1]`: `(start + delta * k) + levels` with float32 rounding at each step."""
+    k = torch.arange(steps + 1, dtype=torch.float32)
+    return torch.tensor(start) + torch.tensor(delta) * k + float(levels)
+
+
+class ScaleSearch(NamedTuple):
+    """What has been accepted so far, `[groups, lanes]` each: x is about scale * level."""
+
+    scale: Tensor
+    best: Tensor
+    inverse: Tensor  # level = nearest(x * inverse)
+
+
+@stage
+def scale_begin(x: Tensor, levels: int) -> tuple[Tensor, Tensor, ScaleSearch]:
+    """The first largest value with its sign, the largest magnitude, and the first candidate."""
+    largest = torch.zeros_like(x[:, 0])
+    magnitude = torch.zeros_like(largest)
+    for i in range(x.shape[1]):
+        v = x[:, i]
+        a = v.abs()
+        larger = a > magnitude
+        magnitude = torch.where(larger, a, magnitude)
+        largest = torch.where(larger, v, largest)
+    inverse = divide(-float(levels), largest)
+    sum_lx, sum_l2 = _scale_sums(x, inverse, levels)
+    scale = torch.where(sum_l2 != 0, sum_lx / sum_l2, torch.zeros_like(sum_l2))
+    return largest, magnitude, ScaleSearch(scale, scale * sum_lx, inverse)
+
+
+@stage
+def scale_step(
+    x: Tensor, largest: Tensor, best: ScaleSearch, stretch: Tensor, levels: int
+) -> ScaleSearch:
+    """Try one candidate, `stretch` levels up to the largest value (0-d float32), keep the better."""
+    inverse = stretch / largest
+    sum_lx, sum_l2 = _scale_sums(x, inverse, levels)
+    better = (sum_l2 > 0) & (sum_lx * sum_lx > best.best * sum_l2)
+    scale = sum_lx / sum_l2
+    return ScaleSearch(
+        torch.where(better, scale, best.scale),
+        torch.where(better, scale * sum_lx, best.best),
+        torch.where(better, inverse, best.inverse),
+    )
+
+
+def _scale_sums(x: Tensor, inverse: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    sum_lx = torch.zeros_like(inverse)
+    sum_l2 = torch.zeros_like(inverse)
+    for i in range(x.shape[1]):
+        v = x[:, i]
+        level = nearest_level(inverse * v, -levels, levels - 1)
+        w = v * v
+        sum_lx = sum_lx + w * v * level
+        sum_l2 = sum_l2 + w * level * level
+    return sum_lx, sum_l2
+
+
+def scale_search(x: Tensor, levels: int) -> tuple[ScaleSearch, Tensor]:
+    """The best scale for levels -`levels`..`levels` - 1 with weights x * x, and which groups are zero.
+
+    Candidates are `-(levels + 0.1 * k)` over the first largest value, k = -9..9.
+    """
+    largest, magnitude, best = scale_begin(x, levels)
+    for k in [*range(-9, 0), *range(1, 10)]:
+        stretch = -(float(levels) + torch.tensor(0.1) * torch.tensor(float(k)))
+        best = scale_step(x, largest, best, stretch, levels)
+    zero = magnitude < GROUP_EPS
+    return best._replace(scale=torch.where(zero, torch.zeros_like(best.scale), best.scale)), zero
+
+
+def signed_levels(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """d, float32 `[lanes]`, and int32 levels `[elements, lanes]` in 0..2 * `levels` - 1.
+
+    d = the first value of largest magnitude / -`levels`; level = trunc(x / d + levels + 0.5), where
+    x / d is x times the reciprocal of the unrounded d (quantize_row_q4_0_ref, quantize_row_q5_0_ref).
+    """
+    largest = torch.zeros_like(x[0])
+    magnitude = torch.zeros_like(largest)
+    for i in range(x.shape[0]):
+        a = x[i].abs()
+        larger = a > magnitude
+        magnitude = torch.where(larger, a, magnitude)
+        largest = torch.where(larger, x[i], largest)
+    d = largest / torch.full_like(largest, -float(levels))
+    inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
+    # The C goes through int8 before it takes the minimum; it shows where 1 / d is infinite.
+    level = (x * inverse + (levels + 0.5)).to(torch.int32).to(torch.int8).to(torch.int32)
+    return d, level.clamp(max=2 * levels - 1)
+
+
+def affine_blocks(groups: Tensor, best: AffineSearch, levels: int) -> tuple[Tensor, Tensor]:
+    """Head, uint8 `[16, lanes]` (d, dmin, scales), and levels, uint8 `[8, 32, lanes]`, of Q4_K, Q5_K.
+
+    Scales and mins of the groups go to 6 bits under d and dmin; levels are taken anew from what a
+    reader will decode. Where a group's scale decodes as zero, the levels of the search stay.
+    """
+    lows = -best.low
+    top_scale = torch.zeros_like(best.scale[0])
+    top_low = torch.zeros_like(top_scale)
+    for g in range(8):
+        top_scale = torch.where(best.scale[g] > top_scale, best.scale[g], top_scale)
+        top_low = torch.where(lows[g] > top_low, lows[g], top_low)
+    scale6 = _six_bits(best.scale, top_scale)
+    low6 = _six_bits(lows, top_low)
+    d = top_scale / torch.full_like(top_scale, 63.0)
+    dmin = top_low / torch.full_like(top_low, 63.0)
+    step = (half_round(d) * scale6.to(torch.float32))[:, None]
+    offset = (half_round(dmin) * low6.to(torch.float32))[:, None]
+    found = nearest_level(best.inverse[:, None] * (groups - best.shift[:, None]), 0, levels)
+    level = nearest_level((groups + offset) / step, 0, levels)
+    level = torch.where(step != 0, level, found).to(torch.int32).to(torch.uint8)
+    head = [word_bytes(half_bits(d), 2), word_bytes(half_bits(dmin), 2), pack_scales6(scale6, low6)]
+    return torch.cat(head), level
+
+
+def _six_bits(values: Tensor, top: Tensor) -> Tensor:
+    inverse = torch.where(top > 0, divide(63.0, top), torch.zeros_like(top))
+    # The C goes through uint8 before it takes the minimum.
+    return (nearest_int(inverse * values) & 0xFF).clamp(max=63)
+
+
+def affine_values(blocks: Tensor, scale6: Tensor, low6: Tensor, levels: Tensor) -> Tensor:
+    """float32 `[256, lanes]` from the head of Q4_K and Q5_K blocks and uint8 levels `[8, 32, lanes]`."""
+    step = half_value(blocks, 0) * scale6.to(torch.float32)
+    offset = half_value(blocks, 2) * low6.to(torch.float32)
+    return (step[:, None] * levels.to(torch.float32) - offset[:, None]).view(256, -1)

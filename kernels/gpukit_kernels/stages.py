@@ -1,0 +1,69 @@
+"""Stages: the torch steps of a quantiser, written once and run eagerly or compiled.
+
+An encoder is plain Python that calls stages on a tile of blocks. Eagerly, each stage is its torch
+function. Inside `compiled_stages()` it is the same function under `torch.compile` (C++ through
+inductor). The bytes are the same: stages are elementwise over the lanes of a tile and add up along
+the block one element after the other, and the compiler is told neither to contract nor to reorder.
+
+Stages stay small because inductor's time grows with the number of operations: a scale search is one
+compiled step called some twenty times on a tile that fits the second-level cache, not one unrolled
+function.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_mode = threading.local()
+
+
+class Stage(Generic[P, R]):
+    """A torch function and, once it is first wanted, its compiled form."""
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+        self._compiled: Callable[P, R] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not getattr(_mode, "compiled", False):
+            return self.function(*args, **kwargs)
+        if self._compiled is None:
+            with self._lock:
+                if self._compiled is None:
+                    self._compiled = torch.compile(
+                        self.function, dynamic=False, fullgraph=True, options=INDUCTOR_OPTIONS
+                    )
+        return self._compiled(*args, **kwargs)
+
+
+# Exactness: no contraction into FMA, no reassociation, no reciprocals for divisions.
+# (The config's defaults today; stated because the bytes depend on them.)
+INDUCTOR_OPTIONS: dict[str, Any] = {
+    "cpp.enable_floating_point_contract_flag": "off",
+    "cpp.enable_unsafe_math_opt_flag": False,
+    "fallback_random": False,
+}
+
+
+def stage(function: Callable[P, R]) -> Stage[P, R]:
+    """Mark a torch function as one stage of an encoder."""
+    return Stage(function)
+
+
+@contextmanager
+def compiled_stages() -> Iterator[None]:
+    """Within the block, this thread's stages run compiled."""
+    before = getattr(_mode, "compiled", False)
+    _mode.compiled = True
+    try:
+        yield
+    finally:
+        _mode.compiled = before

@@ -1,0 +1,69 @@
+"""The table of quant types: one row a type, collected from `quants/`, found by name or by id."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from gpukit_kernels.errors import QuantError
+
+
+@dataclass(frozen=True)
+class QuantType:
+    """One type of GGUF data: its facts, its torch functions (the reference), its Triton functions.
+
+    encode   float32 `[block, lanes]` -> uint8 `[nbytes, lanes]`, exact bytes
+    decode   uint8 `[nbytes, lanes]` -> float32 `[block, lanes]`, exact values
+    triton   the jit functions that the launchers in `tiles.py` build kernels from
+    """
+
+    name: str
+    id: int
+    block: int
+    nbytes: int
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    triton: Any = None
+
+    def row_bytes(self, n: int) -> int:
+        """Bytes of a row of `n` values; `QuantError` when blocks do not divide it."""
+        if n % self.block:
+            raise QuantError(f"rows of {n} are no multiple of {self.block} ({self.name})")
+        return n // self.block * self.nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / self.block
+
+
+def _collect() -> Iterable[QuantType]:
+    from gpukit_kernels import quants
+
+    for module in pkgutil.iter_modules(quants.__path__, quants.__name__ + "."):
+        yield from importlib.import_module(module.name).ROWS
+
+
+QUANTS = MappingProxyType({row.name: row for row in sorted(_collect(), key=lambda row: row.id)})
+"""Name as GGUF spells it -> row, in the order of ids."""
+
+
+def by_name(name: str | QuantType) -> QuantType:
+    """The row of `name` in any case; `QuantError` lists the known ones."""
+    if isinstance(name, QuantType):
+        return name
+    row = QUANTS.get(name.upper())
+    if row is None:
+        raise QuantError(f"unknown quant type {name!r}; known: {', '.join(QUANTS)}")
+    return row
+
+
+def by_id(id: int) -> QuantType:
+    """The row of ggml's type number `id`."""
+    for row in QUANTS.values():
+        if row.id == id:
+            return row
+    raise QuantError(f"no quant type with id {id}; known: {', '.join(QUANTS)}")
