@@ -6,20 +6,24 @@ Source: ggml_compute_fp32_to_fp16 in llama.cpp's ggml-impl.h.
 import torch
 from torch import Tensor
 
-from gpukit_kernels.bits import half_bits, half_value, word_bytes
+from gpukit_kernels.bits import half_bits
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType
 
 
 def decode(blocks: Tensor) -> Tensor:
     """float32 `[1, lanes]` of uint8 `[2, lanes]`."""
-    return half_value(blocks, 0)[None]
+    return blocks.t().contiguous().view(torch.float16).to(torch.float32).t()
+
+
+def encode(x: Tensor) -> Tensor:
+    """uint8 `[2, lanes]` of float32 `[1, lanes]`."""
+    return _round(x[0])[:, None].view(torch.uint8).t()
 
 
 @stage
-def encode(x: Tensor) -> Tensor:
-    """uint8 `[2, lanes]` of float32 `[1, lanes]`."""
-    return word_bytes(half_bits(x[0]), 2)
+def _round(v: Tensor) -> Tensor:
+    return half_bits(v).to(torch.int16)
 
 
 ROWS = (QuantType("F16", 1, 1, 2, encode, decode),)

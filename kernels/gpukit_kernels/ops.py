@@ -1,0 +1,156 @@
+"""The torch ops: schemas, checks, shape functions, and the one place that chooses a device.
+
+    gpukit::quantize(values, qtype, backend)      values -> blocks
+    gpukit::dequantize(blocks, qtype, backend)    blocks -> float32 values
+    gpukit::matmul(x, blocks, qtype)              x @ W^T with W in blocks
+
+CPU tensors go to the torch reference, eager or compiled; CUDA tensors to Triton. Elsewhere in gpukit
+call the op and name no device.
+"""
+
+import torch
+from torch import Tensor
+
+from gpukit_kernels import compiled, tiles
+from gpukit_kernels.errors import QuantError
+from gpukit_kernels.table import QuantType, by_name
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+BACKENDS = ("eager", "compiled", "triton")
+
+
+def quantize(
+    values: Tensor,
+    qtype: str | QuantType,
+    importance: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """uint8 `[..., row_bytes]`: the rows of `values` as blocks of `qtype`, with llama.cpp's bytes.
+
+    `values` is float32, float16 or bfloat16 `[..., n]` on any device, n a multiple of the block.
+    `backend` is "eager", "compiled" or "triton"; by default the device and the amount of work choose
+    (`plan_backend`). `QuantError` for a width, dtype, type or backend that does not fit.
+    """
+    row = by_name(qtype)
+    if importance is not None:
+        raise QuantError(f"importance weights are not supported for {row.name}; pass none")
+    if values.dtype not in FLOATS:
+        raise QuantError(f"values are {values.dtype}; quantize takes float32, float16 or bfloat16")
+    if values.ndim == 0:
+        raise QuantError("values are a scalar; quantize takes rows [..., n]")
+    row.row_bytes(values.shape[-1])
+    chosen = _backend(backend, row, values.numel(), values.device)
+    return torch.ops.gpukit.quantize(values, row.name, chosen)
+
+
+def dequantize(
+    blocks: Tensor,
+    qtype: str | QuantType,
+    dtype: torch.dtype = torch.float32,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`dtype` `[..., n]`: the exact float32 values of uint8 `[..., row_bytes]`, then cast to `dtype`."""
+    row = by_name(qtype)
+    if blocks.dtype is not torch.uint8:
+        raise QuantError(f"blocks are {blocks.dtype}; dequantize takes uint8")
+    if dtype not in FLOATS:
+        raise QuantError(f"cannot decode to {dtype}; float32, float16 and bfloat16 are possible")
+    if blocks.ndim == 0 or blocks.shape[-1] % row.nbytes:
+        width = blocks.shape[-1] if blocks.ndim else 1
+        raise QuantError(f"rows of {width} bytes are no multiple of {row.nbytes} ({row.name})")
+    chosen = backend or ("triton" if blocks.is_cuda else "eager")
+    _check_backend(chosen)
+    return torch.ops.gpukit.dequantize(blocks, row.name, dtype, chosen)
+
+
+def plan_backend(qtype: str | QuantType, weights: int, device: torch.device | str) -> str:
+    """The backend for `weights` weights of `qtype` in total: "eager", "compiled" or "triton".
+
+    On the CPU compiling pays from some millions of weights on and needs a C++ compiler.
+    """
+    row = by_name(qtype)
+    if torch.device(device).type == "cuda":
+        return "triton"
+    return "compiled" if compiled.repays(row, weights) else "eager"
+
+
+def device(name: str = "auto") -> torch.device:
+    """The torch device of `auto`, `cpu`, `cuda` or `cuda:N`; `QuantError` says what there is."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise QuantError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= count:
+        raise QuantError(f"device {name} is not here: {count} CUDA devices found; use cpu or auto")
+    return torch.device(name)
+
+
+def devices() -> list[tuple[str, str, int, int]]:
+    """Name, model, total and free memory in bytes of every device that torch can use."""
+    import os
+
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    found = [("cpu", f"{os.cpu_count()} cores", pages * size, os.sysconf("SC_AVPHYS_PAGES") * size)]
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(index)
+        found.append((f"cuda:{index}", torch.cuda.get_device_name(index), total, free))
+    return found
+
+
+def _backend(wanted: str | None, row: QuantType, weights: int, where: torch.device) -> str:
+    if wanted is None:
+        return plan_backend(row, weights, where)
+    _check_backend(wanted)
+    if wanted == "compiled" and where.type != "cpu":
+        raise QuantError(f"the compiled backend is for the CPU, the values are on {where}")
+    return wanted
+
+
+def _check_backend(name: str) -> None:
+    if name not in BACKENDS:
+        raise QuantError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
+
+
+@torch.library.custom_op("gpukit::quantize", mutates_args=())
+def _quantize(values: Tensor, qtype: str, backend: str) -> Tensor:
+    row = by_name(qtype)
+    shape = (*values.shape[:-1], row.row_bytes(values.shape[-1]))
+    blocks = values.reshape(-1, row.block)
+    if backend == "triton":
+        out = tiles.encode_triton(blocks, row)
+    elif backend == "compiled":
+        out = compiled.encode(blocks, row)
+    else:
+        out = tiles.encode_eager(blocks, row)
+    return out.view(shape)
+
+
+@_quantize.register_fake
+def _(values: Tensor, qtype: str, backend: str) -> Tensor:  # noqa: ARG001  (the op's signature)
+    shape = (*values.shape[:-1], by_name(qtype).row_bytes(values.shape[-1]))
+    return values.new_empty(shape, dtype=torch.uint8)
+
+
+@torch.library.custom_op("gpukit::dequantize", mutates_args=())
+def _dequantize(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) -> Tensor:
+    row = by_name(qtype)
+    shape = (*blocks.shape[:-1], blocks.shape[-1] // row.nbytes * row.block)
+    flat = blocks.reshape(-1, row.nbytes)
+    if backend == "triton":
+        out = tiles.decode_triton(flat, row, dtype)
+    else:
+        out = tiles.decode_eager(flat, row, dtype)
+    return out.view(shape)
+
+
+@_dequantize.register_fake
+def _(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) -> Tensor:  # noqa: ARG001
+    row = by_name(qtype)
+    shape = (*blocks.shape[:-1], blocks.shape[-1] // row.nbytes * row.block)
+    return blocks.new_empty(shape, dtype=dtype)
