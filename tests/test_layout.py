@@ -1,0 +1,73 @@
+"""The packaging facts that break users when they slip."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("root", ["kernels", "cli"])
+def test_source_roots_are_no_packages(root: str) -> None:
+    # A package importable as plain `kernels` breaks `import transformers`.
+    assert not (ROOT / root / "__init__.py").exists()
+
+
+def test_transformers_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "transformers>=5.10.1" in project["optional-dependencies"]["peers"]
+
+
+def test_wheel_top_level(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "gpukit",
+        "gpukit_kernels",
+        "gpukit_cli",
+    }
+    assert not [name for name in names if name.endswith(".pyc")]
+
+
+def test_constraints_pin_what_pyproject_names() -> None:
+    pinned = {
+        line.split("==")[0]
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {requirement.split(">=")[0] for requirement in project["dependencies"]}
+    assert named <= pinned
+
+
+@pytest.mark.parametrize("module", ["gpukit.formats.gguf_reader", "gpukit.store", "gpukit_cli.app"])
+def test_light_modules_leave_torch_alone(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys\n"
+        "from gpukit_cli.app import main\n"
+        "sys.argv = ['gpukit', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'triton', 'numpy', 'transformers', 'gguf', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
