@@ -1,0 +1,156 @@
+"""Blobs: files named by the sha256 of their content; how they are copied in, hashed and checked."""
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpukit.errors import ArgumentError, DiskError, StoreError
+from gpukit.store.manifest import Layer, digest_hex
+
+CHUNK = 8 << 20
+# Linux's ioctl to share the blocks of a whole file (btrfs, xfs, overlay on either).
+FICLONE = 0x40049409
+
+
+def blob_path(blobs: Path, digest: str) -> Path:
+    """Where the blob of `digest` lies; ArgumentError where it is no digest."""
+    digits = digest_hex(digest)
+    if digits is None:
+        raise ArgumentError(f"invalid digest format: {digest[:80]!r}")
+    return blobs / f"sha256-{digits}"
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:…` of `data`."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def check(blobs: Path, layer: Layer, owner: str) -> Path:
+    """The path of the layer's blob; StoreError naming the digest where it is missing or has
+    another size than the manifest of `owner` says."""
+    path = blob_path(blobs, layer.digest)
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise StoreError(
+            f"model '{owner}': blob {layer.digest} is missing ({path}): "
+            "create or pull the model again"
+        ) from None
+    if size != layer.size:
+        raise StoreError(
+            f"model '{owner}': blob {layer.digest} is damaged: {path} has {size} bytes, the "
+            f"manifest says {layer.size}: remove the model, then create or pull it again"
+        )
+    return path
+
+
+def read(blobs: Path, layer: Layer, owner: str) -> bytes:
+    """The bytes of a small blob, checked against its digest; StoreError where they differ."""
+    path = check(blobs, layer, owner)
+    data = path.read_bytes()
+    if (actual := digest_of(data)) != layer.digest:
+        raise StoreError(
+            f"model '{owner}': blob {layer.digest} is damaged: {path} hashes to {actual}: "
+            "remove the model, then create or pull it again"
+        )
+    return data
+
+
+def copy_in(
+    source: Path, target: Path, advance: Callable[[int], object] | None = None
+) -> tuple[str, int]:
+    """Copy `source` to the new file `target`, synced to the disk; its digest and its size.
+
+    One read: the bytes are hashed while they are copied, or, where the file system can share
+    blocks between files, hashed only. `advance` is called with each number of bytes.
+    """
+    hasher, size = hashlib.sha256(), 0
+    with source.open("rb", buffering=0) as reader, target.open("x+b", buffering=0) as writer:
+        shared = _share_blocks(reader.fileno(), writer.fileno())
+        if not shared:
+            need_room(target.parent, os.fstat(reader.fileno()).st_size)
+        buffer = memoryview(bytearray(CHUNK))
+        # Shared blocks are read from the copy: the source may change after it was shared.
+        while n := (writer if shared else reader).readinto(buffer):
+            hasher.update(buffer[:n])
+            if not shared:
+                _write_all(writer.fileno(), buffer[:n])
+            size += n
+            if advance:
+                advance(n)
+        os.fsync(writer.fileno())
+    return f"sha256:{hasher.hexdigest()}", size
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write the new file `path`, synced to the disk, mode 0644."""
+    with path.open("xb", buffering=0) as file:
+        os.fchmod(file.fileno(), 0o644)
+        _write_all(file.fileno(), memoryview(data))
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` last."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; they order renames themselves.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn what the system refuses below `where` into one DiskError line with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or where
+        reason = error.strerror or str(error)
+        raise DiskError(f"{path}: {reason}{_remedy(error.errno, where)}") from error
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free for us on the disk of `path`, or of its nearest folder that exists."""
+    while not path.exists():
+        path = path.parent
+    stats = os.statvfs(path)
+    return stats.f_bavail * stats.f_frsize
+
+
+def need_room(where: Path, needed: int) -> None:
+    """DiskError where the disk of `where` has not `needed` bytes free."""
+    if (free := free_bytes(where)) < needed:
+        raise DiskError(
+            f"{where}: no room: {needed} bytes needed, {free} bytes free: make room or set "
+            "GPUKIT_MODELS to a folder on another disk"
+        )
+
+
+def _remedy(number: int | None, where: Path) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f" ({free_bytes(where)} bytes free): make room or set GPUKIT_MODELS"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ": set GPUKIT_MODELS to a folder that you may write to"
+    return ""
+
+
+def _share_blocks(reader: int, writer: int) -> bool:
+    try:
+        fcntl.ioctl(writer, FICLONE, reader)
+    except OSError:
+        return False
+    return True
+
+
+def _write_all(handle: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(handle, data) :]

@@ -1,0 +1,252 @@
+"""A store of models on disk, laid out as Ollama's: reading it.
+
+manifests/<host>/<namespace>/<model>/<tag>      which layers a model has
+blobs/sha256-<64 hex>                           the layers
+.gpukit/                                        scratch place and journals (see journal.py)
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gpukit.errors import ArgumentError, StoreError
+from gpukit.events import Report, Warned, ignore
+from gpukit.store import blobs, config, parameters
+from gpukit.store.manifest import Layer, Manifest, decode, mentioned
+from gpukit.store.modelfile import Message
+from gpukit.store.names import ModelName
+
+SCRATCH = ".gpukit"
+
+
+def default_root() -> Path:
+    """`$GPUKIT_MODELS`, else `$OLLAMA_MODELS`, else `~/.ollama/models`."""
+    for variable in ("GPUKIT_MODELS", "OLLAMA_MODELS"):
+        if value := os.environ.get(variable, "").strip(" \t'\""):
+            return Path(value).expanduser().absolute()
+    return Path.home() / ".ollama" / "models"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """One line of `list`: the name, the id (12 hex digits), bytes of all layers, and the time of
+    the last change."""
+
+    name: ModelName
+    digest: str
+    size: int
+    modified: datetime
+
+    @property
+    def id(self) -> str:
+        return self.digest[:12]
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model that can be opened: the path of its GGUF and what its Modelfile set beside it."""
+
+    gguf: Path
+    name: ModelName | None = None
+    params: dict[str, parameters.Value] = field(default_factory=dict)
+    system: str = ""
+    template: str = ""
+    messages: tuple[Message, ...] = ()
+
+
+class Store:
+    """The store below `root`; a root that does not exist is an empty store."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root if root is not None else default_root()
+        self.manifests = self.root / "manifests"
+        self.blobs = self.root / "blobs"
+
+    @property
+    def scratch(self) -> Path:
+        """The scratch place, on the disk that holds the blobs, so that a rename puts them there."""
+        if self.blobs.exists() and self.root.stat().st_dev != self.blobs.stat().st_dev:
+            return self.blobs / SCRATCH
+        return self.root / SCRATCH
+
+    def names(self) -> list[ModelName]:
+        """The names of all manifests, sorted; files that are none are passed over."""
+        found = []
+        for path in _four_levels(self.manifests):
+            relative = PurePosixPath(path.relative_to(self.manifests))
+            if name := ModelName.from_path(relative):
+                found.append(name)
+        return sorted(found, key=str)
+
+    def models(self, report: Report = ignore) -> list[StoredModel]:
+        """All models, the latest first; of a manifest that cannot be read a warning tells."""
+        found = []
+        for name in self.names():
+            path = self.manifest_path(name)
+            try:
+                data, modified = path.read_bytes(), path.stat().st_mtime
+                size = decode(data, f"model '{name.display}'").size
+            except FileNotFoundError:
+                continue  # removed by somebody else meanwhile
+            except StoreError as error:
+                report(Warned(str(error)))
+                continue
+            time = datetime.fromtimestamp(modified, UTC)
+            found.append(StoredModel(name, sha256(data).hexdigest(), size, time))
+        return sorted(found, key=lambda model: model.modified, reverse=True)
+
+    def find(self, text: str) -> ModelName:
+        """The name that `text` means here, spelled as the store spells it already."""
+        return ModelName.parse(text).in_casing_of(self.names())
+
+    def has(self, name: ModelName) -> bool:
+        return self.manifest_path(name).is_file()
+
+    def manifest_path(self, name: ModelName) -> Path:
+        return self.manifests / name.path
+
+    def manifest_bytes(self, name: ModelName) -> bytes:
+        """The manifest as it is on disk; StoreError where the model is not in the store."""
+        try:
+            return self.manifest_path(name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise StoreError(f"model '{name.display}' not found in {self.root}") from None
+
+    def manifest(self, name: ModelName) -> Manifest:
+        """The manifest of a model; StoreError where it is missing or corrupt."""
+        return decode(self.manifest_bytes(name), f"model '{name.display}'")
+
+    def mentioned(self) -> set[str]:
+        """Every digest that any manifest mentions; of a corrupt one, those still legible."""
+        found: set[str] = set()
+        for path in _four_levels(self.manifests):
+            try:
+                found |= mentioned(path.read_bytes())
+            except FileNotFoundError:
+                continue
+        return found
+
+    def text(self, name: ModelName, layer: Layer) -> str:
+        """The text of a small layer, checked against its digest."""
+        return blobs.read(self.blobs, layer, name.display).decode("utf-8", "replace")
+
+    def config(self, name: ModelName, manifest: Manifest) -> config.Config:
+        """The config blob of a model; StoreError where it is missing or damaged."""
+        if manifest.config is None:
+            return config.Config()
+        data = blobs.read(self.blobs, manifest.config, name.display)
+        try:
+            return config.decode(data)
+        except ValueError as error:
+            raise _unreadable(name, manifest.config, error) from None
+
+    def params(self, name: ModelName, manifest: Manifest) -> dict[str, parameters.Value]:
+        """The parameters that the model's layer sets, in their types; {} without one."""
+        values: dict[str, parameters.Value] = {}
+        for layer in manifest.of("params")[-1:]:
+            try:
+                values = parameters.from_json(json.loads(self.text(name, layer)))
+            except (ValueError, ArgumentError) as error:
+                raise _unreadable(name, layer, error) from None
+        return values
+
+    def messages(self, name: ModelName, manifest: Manifest) -> tuple[Message, ...]:
+        """The conversation that the model begins with; () without one."""
+        for layer in manifest.of("messages")[-1:]:
+            try:
+                turns = json.loads(self.text(name, layer))
+                return tuple(Message(str(t["role"]), str(t.get("content") or "")) for t in turns)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise _unreadable(name, layer, error) from None
+        return ()
+
+    def last_text(self, name: ModelName, manifest: Manifest, *kinds: str) -> str:
+        """The text of the last layer of these kinds; '' without one."""
+        return "".join(self.text(name, layer) for layer in manifest.of(*kinds)[-1:])
+
+    def weights(self, name: ModelName, manifest: Manifest) -> Path:
+        """The path of the model's GGUF; StoreError where there is none that gpukit can open."""
+        layers = manifest.of("model")
+        if layers:
+            return blobs.check(self.blobs, layers[-1], name.display)
+        if manifest.of("tensor"):
+            raise StoreError(
+                f"model '{name.display}' is stored as single tensors for Ollama's MLX engine, "
+                "not as GGUF: create it again from the checkpoint or a .gguf file"
+            )
+        remote = self.config(name, manifest).remote_host
+        where = f": it runs at {remote}" if remote else ""
+        raise StoreError(f"model '{name.display}' has no weights in this store{where}")
+
+    def resolve(self, model: str) -> ResolvedModel:
+        """What `model` means: a name in the store or a .gguf file.
+
+        A path that ends in .gguf or begins like one (`/`, `./`, `~`) is a file; anything else is
+        looked for in the store first. Raises StoreError naming what is missing or damaged, and
+        ArgumentError for what is neither a name nor a path.
+        """
+        path = Path(model).expanduser()
+        if model.endswith(".gguf") or model.startswith(("/", ".", "~")):
+            return ResolvedModel(_gguf(path))
+        try:
+            name = self.find(model)
+        except ArgumentError:
+            if path.is_file():
+                return ResolvedModel(_gguf(path))
+            raise
+        if not self.has(name) and path.is_file():
+            return ResolvedModel(_gguf(path))
+        return self.open(name)
+
+    def open(self, name: ModelName) -> ResolvedModel:
+        """A model of the store with everything that its layers set."""
+        manifest = self.manifest(name)
+        if manifest.of("adapter"):
+            raise StoreError(
+                f"model '{name.display}' has an adapter layer, which this version cannot apply"
+            )
+        return ResolvedModel(
+            gguf=self.weights(name, manifest),
+            name=name,
+            params=self.params(name, manifest),
+            system=self.last_text(name, manifest, "system"),
+            template=self.last_text(name, manifest, "template", "prompt"),
+            messages=self.messages(name, manifest),
+        )
+
+
+def _four_levels(manifests: Path) -> Iterator[Path]:
+    """The files exactly four levels below: the only ones that are manifests."""
+
+    def entries(folder: Path, level: int) -> Iterator[Path]:
+        try:
+            inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in inside:
+            if level < 4 and entry.is_dir():
+                yield from entries(folder / entry.name, level + 1)
+            elif level == 4 and entry.is_file():
+                yield folder / entry.name
+
+    return entries(manifests, 1)
+
+
+def _gguf(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise StoreError(f"{path}: a folder; a .gguf file or the name of a model is wanted here")
+    raise StoreError(f"{path}: no such file")
+
+
+def _unreadable(name: ModelName, layer: Layer, error: Any) -> StoreError:
+    return StoreError(
+        f"model '{name.display}': the {layer.kind} blob {layer.digest} cannot be read: {error}: "
+        "create or pull the model again"
+    )
