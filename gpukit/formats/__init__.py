@@ -1,0 +1,1 @@
+"""Files that gpukit reads and writes: GGUF and safetensors, every count checked before its use."""
