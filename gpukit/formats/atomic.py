@@ -1,0 +1,101 @@
+"""Files that appear whole or not at all: a temporary name in the same folder, fsync, rename.
+
+Temporary names are `.NAME.gpukit-PID-RANDOM.tmp`. A killed process leaves its own behind; the next
+write to the same place removes those whose process is gone.
+"""
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gpukit.errors import DiskError
+from gpukit.formats.positioned import write_at
+
+_TEMPORARY = re.compile(r"^\..+\.gpukit-(\d+)-[0-9a-f]{8}\.tmp$")
+
+
+def temporary_name(path: Path) -> Path:
+    """A fresh temporary name beside `path`."""
+    return path.with_name(f".{path.name}.gpukit-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def remove_abandoned(folder: Path) -> list[Path]:
+    """Remove temporary files in `folder` whose process is gone; what was removed."""
+    removed = []
+    for path in folder.iterdir():
+        match = _TEMPORARY.match(path.name)
+        if match and not _alive(int(match[1])):
+            with suppress(OSError):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OverflowError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk says about `path` into one `DiskError` line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            with suppress(OSError):
+                free = shutil.disk_usage(path.parent).free
+                raise DiskError(
+                    f"{path}: {error.strerror} ({free} bytes are free); "
+                    "make room or write to another disk"
+                ) from None
+        raise DiskError(f"{path}: {error.strerror or error}") from None
+
+
+def need_room(path: Path, size: int) -> None:
+    """`DiskError` where the disk of `path` has less than `size` bytes free."""
+    with disk_errors(path):
+        free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise DiskError(
+            f"{path}: {size} bytes are needed, {free} are free; make room or write to another disk"
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a small file whole: `path` holds the old content or `data`, never less."""
+    temporary = temporary_name(path)
+    with disk_errors(path):
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            try:
+                write_at(fd, memoryview(data), 0)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
