@@ -91,10 +91,10 @@ class GGUFFile:
                 f"{len(buffer) - got} bytes short; it has changed since it was opened"
             )
 
-    def read(self, info: TensorInfo) -> np.ndarray:
+    def read(self, info: TensorInfo) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """The tensor's bytes, uint8 `[nbytes]`."""
         out = np.empty(info.nbytes, dtype=np.uint8)
-        self.read_into(info, memoryview(out))
+        self.read_into(info, out.data)
         return out
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ HASH_CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything goes: `offsets[i]` is the absolute position of tensor i, `size` the file's."""
+    """Where everything goes: `offsets[i]` is the place of tensor i in the file of `size` bytes."""
 
     header: bytes
     offsets: tuple[int, ...]
@@ -44,7 +44,7 @@ class Layout:
 def plan_layout(
     fields: Iterable[Field], tensors: Sequence[TensorSpec], alignment: int = DEFAULT_ALIGNMENT
 ) -> Layout:
-    """The header's bytes and the place of every tensor; `GGUFError` for what no reader would take."""
+    """The header's bytes and the tensors' places; `GGUFError` for what no reader would take."""
     fields = list(fields)
     out = bytearray(MAGIC + struct.pack("<Iqq", VERSION, len(tensors), len(fields)))
     seen: set[str] = set()
@@ -58,7 +58,8 @@ def plan_layout(
         out += _entry(tensor, at, seen)
         relative.append(at)
         at = aligned(at + tensor.nbytes, alignment)
-    start = aligned(len(out), alignment)
+    # Without tensors there is no data section to align.
+    start = aligned(len(out), alignment) if tensors else len(out)
     out += bytes(start - len(out))
     return Layout(bytes(out), tuple(start + offset for offset in relative), start + at)
 
@@ -111,9 +112,9 @@ class GGUFWriter:
             writer.write(index, data, start)
 
     `write` takes the bytes of tensor `index` from position `start` of its data on; any order, any
-    thread, every byte once. On leaving the block the file is complete, synced and renamed into place,
-    or, after an error, gone. With `digest=True` the sha256 of the file is in `digest` afterwards; it
-    is taken on the way as far as data arrives in the order of the file.
+    thread, every byte once. On leaving the block the file is complete, synced and renamed into
+    place, or, after an error, gone. With `digest=True` the file's sha256 is in `digest` afterwards;
+    it is taken on the way as far as data arrives in the order of the file.
     """
 
     def __init__(
