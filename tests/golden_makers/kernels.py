@@ -1,0 +1,32 @@
+"""Blocks of every quant type as llama.cpp makes them: tests/data/golden/kernels.npz.
+
+    values/KIND        float32 [rows, 256]
+    blocks/TYPE/KIND   uint8 [rows, row_bytes]
+"""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import quant_kinds
+
+ROWS = 6
+TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "Q4_K", "Q5_K", "Q6_K")
+
+
+def make(folder: Path) -> list[Path]:
+    """Write the file into `folder`; the peer must be installed."""
+    library = quant_kinds.find_peer()
+    if library is None:
+        raise SystemExit("Error: xllamacpp is not installed: pip install xllamacpp")
+    peer = quant_kinds.Peer(library)
+    arrays: dict[str, np.ndarray] = {}
+    for kind in quant_kinds.FINITE:
+        values = quant_kinds.make(kind, ROWS, seed=1)
+        arrays[f"values/{kind}"] = values
+        for name in TYPES:
+            id = gguf.GGMLQuantizationType[name].value
+            arrays[f"blocks/{name}/{kind}"] = peer.quantize(values, id)
+    path = folder / "kernels.npz"
+    np.savez_compressed(path, **arrays)
+    return [path]

@@ -1,0 +1,95 @@
+"""The torch reference against llama.cpp: the same bytes from an encoder, the same floats from a decoder."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import quant_kinds
+import torch
+from gpukit_kernels import QUANTS, dequantize, quantize
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "kernels.npz"
+# Blocks of each kind and type in the comparison with the peer.
+BLOCKS = 2048
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN) as file:
+        return dict(file)
+
+
+def same_bytes(got: torch.Tensor, expected: np.ndarray, nbytes: int) -> None:
+    """Equal, or a message that counts the blocks that differ and shows the first."""
+    blocks, wanted = got.numpy().reshape(-1, nbytes), expected.reshape(-1, nbytes)
+    assert blocks.shape == wanted.shape
+    (differ,) = np.nonzero((blocks != wanted).any(axis=1))
+    if differ.size:
+        at = differ[0]
+        pytest.fail(
+            f"{differ.size} of {len(blocks)} blocks differ; block {at} is\n{blocks[at].tobytes().hex()}"
+            f"\nand should be\n{wanted[at].tobytes().hex()}"
+        )
+
+
+def gguf_values(blocks: np.ndarray, name: str) -> np.ndarray:
+    """float32 values as gguf-py decodes them."""
+    with np.errstate(all="ignore"):
+        values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
+    return values.astype(np.float32)
+
+
+def same_floats(got: torch.Tensor, expected: np.ndarray) -> None:
+    """Equal in every bit, zeros' signs included; a NaN is a NaN."""
+    values = got.numpy()
+    differ = values.view(np.int32) != expected.view(np.int32)
+    differ &= ~(np.isnan(values) & np.isnan(expected))
+    assert not differ.any(), f"{differ.sum()} of {differ.size} values differ"
+
+
+@pytest.mark.parametrize("kind", quant_kinds.FINITE)
+@pytest.mark.parametrize("name", [name for name in QUANTS if name != "F32"])
+def test_golden(golden: dict[str, np.ndarray], name: str, kind: str) -> None:
+    blocks = golden[f"blocks/{name}/{kind}"]
+    values = torch.from_numpy(golden[f"values/{kind}"])
+    same_bytes(quantize(values, name, backend="eager"), blocks, QUANTS[name].nbytes)
+    same_floats(dequantize(torch.from_numpy(blocks), name), gguf_values(blocks, name))
+
+
+def test_every_type_has_golden_bytes(golden: dict[str, np.ndarray]) -> None:
+    made = {key.split("/")[1] for key in golden if key.startswith("blocks/")}
+    assert made == set(QUANTS) - {"F32"}
+
+
+@pytest.mark.parametrize("kind", [*quant_kinds.FINITE, *quant_kinds.NOT_FINITE])
+@pytest.mark.parametrize("name", QUANTS)
+@pytest.mark.peer
+def test_peer(name: str, kind: str) -> None:
+    peer = quant_kinds.need_peer()
+    row = QUANTS[name]
+    rows = max(64, BLOCKS * row.block // quant_kinds.WIDTH)
+    values = quant_kinds.make(kind, rows)
+    expected = peer.quantize(values, row.id)
+    same_bytes(quantize(torch.from_numpy(values), name, backend="eager"), expected, row.nbytes)
+    if name != "F32":
+        same_floats(dequantize(torch.from_numpy(expected), name), gguf_values(expected, name))
+
+
+def test_f32_is_the_bits() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, (5, 96), dtype=np.uint32)
+    values = torch.from_numpy(bits.view(np.float32))
+    blocks = quantize(values, "F32")
+    assert np.array_equal(blocks.numpy(), bits.view(np.uint8))
+    assert np.array_equal(dequantize(blocks, "F32").numpy().view(np.uint32), bits)
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_every_16_bit_pattern_survives(name: str) -> None:
+    # NaN patterns may change: the C reads them as float32 and writes them quietened.
+    blocks = torch.arange(65536).to(torch.int32).view(torch.uint8).view(-1, 4)[:, :2].flatten()
+    values = dequantize(blocks, name)
+    back = quantize(values, name).view(-1, 2)
+    keep = ~values.isnan()
+    assert torch.equal(back[keep], blocks.view(-1, 2)[keep])
+    assert dequantize(back.flatten(), name)[~keep].isnan().all()

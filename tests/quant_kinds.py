@@ -1,0 +1,138 @@
+"""Kinds of weights that take the quantisers through their corners, and the peer that knows the bytes.
+
+A kind is float32 `[n, 256]`: n rows of one K block or of eight small ones.
+"""
+
+import ctypes
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+Rng = np.random.Generator
+
+WIDTH = 256
+
+
+def _normal(n: int, rng: Rng) -> Floats:
+    return rng.standard_normal((n, WIDTH), dtype=np.float32)
+
+
+def _bf16(n: int, rng: Rng) -> Floats:
+    upper = (_normal(n, rng).view(np.uint32) + 0x8000) & 0xFFFF0000
+    return upper.view(np.float32)
+
+
+def _heavy(n: int, rng: Rng) -> Floats:
+    return rng.standard_t(1.5, (n, WIDTH)).astype(np.float32)
+
+
+def _scaled(low: int, high: int, group: int) -> Callable[[int, Rng], Floats]:
+    def make(n: int, rng: Rng) -> Floats:
+        powers = rng.integers(low, high, (n, WIDTH // group)).repeat(group, axis=1)
+        return np.ldexp(_normal(n, rng), powers).astype(np.float32)
+
+    return make
+
+
+def _sparse(share: float, zero: float) -> Callable[[int, Rng], Floats]:
+    def make(n: int, rng: Rng) -> Floats:
+        kept = rng.random((n, WIDTH)) < share
+        return np.where(kept, _normal(n, rng), np.float32(zero))
+
+    return make
+
+
+def _zeros_of_both_signs(n: int, rng: Rng) -> Floats:
+    return np.where(rng.random((n, WIDTH)) < 0.5, np.float32(-0.0), np.float32(0.0))
+
+
+def _not_finite(n: int, rng: Rng) -> Floats:
+    values = _normal(n, rng)
+    odd = np.array([np.nan, -np.nan, np.inf, -np.inf], dtype=np.float32)
+    hit = rng.random((n, WIDTH)) < 0.01
+    values[hit] = rng.choice(odd, int(hit.sum()))
+    return values
+
+
+FINITE: dict[str, Callable[[int, Rng], Floats]] = {
+    "gaussian": _normal,
+    "bf16": _bf16,
+    "heavy-tailed": _heavy,
+    "positive": lambda n, rng: np.abs(_normal(n, rng)),
+    "negative": lambda n, rng: -np.abs(_normal(n, rng)),
+    "shifted": lambda n, rng: _normal(n, rng) + np.float32(100),
+    "constant": lambda n, rng: _normal(n, rng)[:, :1].repeat(WIDTH, axis=1),
+    "integers": lambda n, rng: rng.integers(-8, 9, (n, WIDTH)).astype(np.float32),
+    "zero": lambda n, rng: np.zeros((n, WIDTH), np.float32),
+    "zeros of both signs": _zeros_of_both_signs,
+    "sparse": _sparse(0.03, 0.0),
+    "sparse with -0": _sparse(0.01, -0.0),
+    "scale a row": _scaled(-60, 30, WIDTH),
+    # Scales that fp16 rounds to zero, holds as subnormals, or overflows to infinity.
+    "scale a group": _scaled(-30, 20, 32),
+    # Squares and sums that underflow and overflow in float32.
+    "extreme": _scaled(-148, 120, 16),
+}
+
+NOT_FINITE: dict[str, Callable[[int, Rng], Floats]] = {"not finite": _not_finite}
+
+
+def make(kind: str, n: int, seed: int = 0) -> Floats:
+    """float32 `[n, 256]` of `kind`, the same for the same seed."""
+    with np.errstate(all="ignore"):
+        return {**FINITE, **NOT_FINITE}[kind](n, np.random.default_rng([seed, len(kind)]))
+
+
+class Peer:
+    """llama.cpp's own quantisers, from the library inside xllamacpp."""
+
+    def __init__(self, library: Path) -> None:
+        self._ggml = ctypes.CDLL(str(library))
+        self._ggml.ggml_row_size.restype = ctypes.c_size_t
+        self._ggml.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
+        self._ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+        self._ggml.ggml_quantize_chunk.argtypes = [
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+        ]
+
+    def row_bytes(self, id: int, n: int) -> int:
+        return int(self._ggml.ggml_row_size(id, n))
+
+    def quantize(self, values: Floats, id: int) -> Bytes:
+        """uint8 `[rows, row_bytes]` of float32 `[rows, n]`."""
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        rows, n = values.shape
+        out = np.empty((rows, self.row_bytes(id, n)), np.uint8)
+        written = self._ggml.ggml_quantize_chunk(
+            id, values.ctypes.data, out.ctypes.data, 0, rows, n, None
+        )
+        assert written == out.size
+        return out
+
+
+def find_peer() -> Path | None:
+    """The library inside xllamacpp, without importing the package."""
+    found = importlib.util.find_spec("xllamacpp")
+    if found is None or found.origin is None:
+        return None
+    return next(Path(found.origin).parent.glob("xllamacpp*.so"), None)
+
+
+def need_peer() -> Peer:
+    """The peer; skips the test where xllamacpp is not installed."""
+    library = find_peer()
+    if library is None:
+        pytest.skip("xllamacpp is not installed")
+    return Peer(library)
