@@ -1,0 +1,173 @@
+"""What every architecture shares: its configuration, the plan of an import, and the registry."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from gpukit.errors import CheckpointError, GGUFError
+from gpukit.formats.gguf_fields import Field, type_sizes
+
+FILE_TYPE = "general.file_type"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Hyperparameters of a decoder, named as in llama.cpp; counts and sizes, no units.
+
+    `rope_scaling` is "none", "linear" or "llama3" (the last lives in the tensor rope_freqs.weight).
+    """
+
+    arch: str
+    n_layer: int
+    n_ctx: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    rms_eps: float
+    rope_theta: float
+    vocab_size: int
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_original_ctx: int = 8192
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the GGUF to be: where its values come from and what happens to them.
+
+    `dtype` is what the checkpoint holds, as llama.cpp's converter sees it: BF16, F16 or F32.
+    `transform` takes a slab `[k * row_group, ne0]` and gives one of the same shape; tensors of one
+    dimension are one row. Computed tensors have `values` (float32) and no `sources`.
+    """
+
+    name: str
+    ne: tuple[int, ...]
+    sources: tuple[str, ...]
+    dtype: str
+    row_group: int = 1
+    transform: Callable[[Tensor], Tensor] | None = None
+    values: Tensor | None = None
+
+    @property
+    def n_elements(self) -> int:
+        return prod(self.ne)
+
+
+@dataclass(frozen=True)
+class ImportPlan:
+    """A checkpoint as a GGUF to be: metadata and tensors in the order of llama.cpp's converter.
+
+    `fields` has general.file_type in its place with the value 0; see `with_file_type`.
+    """
+
+    config: ModelConfig
+    fields: tuple[Field, ...]
+    tensors: tuple[PlannedTensor, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of the checkpoint: its GGUF name, shape (outermost first), and transform."""
+
+    source: str
+    name: str
+    shape: tuple[int, ...]
+    required: bool = True
+    row_group: int = 1
+    transform: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture: how it is imported and how it is read back.
+
+    read      config.json -> ModelConfig, CheckpointError where a value makes no sense
+    rules     the tensors that a checkpoint of this configuration has
+    fields    the architecture's own metadata, general.file_type included
+    computed  tensors that no checkpoint holds, such as RoPE factors
+    restore   metadata -> ModelConfig
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], ModelConfig]
+    rules: Callable[[ModelConfig], Sequence[Rule]]
+    fields: Callable[[ModelConfig], Sequence[Field]]
+    computed: Callable[[ModelConfig], Sequence[PlannedTensor]]
+    restore: Callable[[Mapping[str, Field]], ModelConfig]
+    skipped: tuple[str, ...] = field(default=())  # endings of names that carry nothing
+
+
+@cache
+def architectures() -> tuple[Architecture, ...]:
+    """Every architecture, collected from the modules of this package."""
+    from gpukit import models
+
+    found = []
+    for module in pkgutil.iter_modules(models.__path__, models.__name__ + "."):
+        found.extend(getattr(importlib.import_module(module.name), "ARCHITECTURES", ()))
+    return tuple(found)
+
+
+def by_class(config: Mapping[str, Any], where: str) -> Architecture:
+    """The architecture of a config.json; `CheckpointError` names what is known and what is near."""
+    classes = config.get("architectures")
+    if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
+        raise CheckpointError(f"{where}: no architectures; a model's config.json names its class")
+    known = {name: arch for arch in architectures() for name in arch.classes}
+    if classes[0] in known:
+        return known[classes[0]]
+    near = difflib.get_close_matches(classes[0], known, n=1)
+    hint = f"; near: {near[0]}" if near else ""
+    raise CheckpointError(
+        f"{where}: unknown architecture {classes[0]!r}; known: {', '.join(sorted(known))}{hint}"
+    )
+
+
+def by_name(name: str | None, where: str) -> Architecture:
+    """The architecture that a GGUF names; `GGUFError` lists the known ones."""
+    for arch in architectures():
+        if arch.name == name:
+            return arch
+    known = ", ".join(sorted(arch.name for arch in architectures()))
+    raise GGUFError(f"{where}: cannot run architecture {name!r}; known: {known}")
+
+
+def with_file_type(fields: Sequence[Field], number: int) -> tuple[Field, ...]:
+    """`fields` with general.file_type set to llama.cpp's file type `number`, where it stands."""
+    return tuple(replace(f, value=number) if f.key == FILE_TYPE else f for f in fields)
+
+
+# Tensors that stay float32 in a converted file whatever its type (routers).
+_ALWAYS_F32 = (".ffn_gate_inp.weight",)
+
+
+def float_type(name: str, ne: Sequence[int], wanted: str) -> str:
+    """The type of a tensor in a file converted to F32, F16, BF16 or Q8_0, as llama.cpp decides.
+
+    One dimension, norms, routers and what is no weight stay F32; rows that blocks do not divide
+    fall back to F16.
+    """
+    if len(ne) <= 1 or name.endswith("_norm.weight") or name.endswith(_ALWAYS_F32):
+        return "F32"
+    if not name.endswith(".weight"):
+        return "F32"
+    return wanted if ne[0] % type_sizes()[wanted].block == 0 else "F16"
+
+
+def auto_type(tensors: Sequence[PlannedTensor]) -> str:
+    """The type that llama.cpp's converter chooses by itself: BF16 for BF16 weights, else F16."""
+    first = next((t for t in tensors if t.sources and len(t.ne) >= 2), None)
+    return "BF16" if first is not None and first.dtype == "BF16" else "F16"

@@ -1,0 +1,129 @@
+"""Plans the import of a checkpoint: every tensor accounted for, metadata as llama.cpp writes it."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gpukit.errors import CheckpointError
+from gpukit.formats.gguf_fields import Field, u32
+from gpukit.formats.recorder import recorded, recorder
+from gpukit.formats.safetensors import Checkpoint, StoredTensor
+from gpukit.models.base import Architecture, ImportPlan, PlannedTensor, Rule, by_class
+
+# Of the block layouts (GGML_QNT_VERSION).
+QUANTIZATION_VERSION = 2
+
+# What the converter sees of each dtype; others need a dequantiser of their own.
+DTYPES = {"BF16": "BF16", "F16": "F16", "F32": "F32", "F64": "F64"}
+
+
+def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPlan:
+    """The GGUF that `checkpoint` becomes; `name` replaces general.name.
+
+    `CheckpointError` for an unknown architecture, for values in config.json that make no sense, for
+    tensors that are missing, left over, of another shape or of an integer dtype.
+    """
+    from gpukit.tokenizer import vocabulary_fields
+
+    arch = by_class(checkpoint.config, str(checkpoint.folder / "config.json"))
+    config = arch.read(checkpoint.config)
+    tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config))]
+    fields = [
+        *_general(checkpoint.folder, arch.name, sum(t.n_elements for t in tensors), name),
+        *arch.fields(config),
+        u32("general.quantization_version", QUANTIZATION_VERSION),
+        *vocabulary_fields(checkpoint.folder, {**checkpoint.config, **_sizes(config)}),
+    ]
+    return ImportPlan(config, tuple(fields), tuple(tensors))
+
+
+def _sizes(config: Any) -> dict[str, int]:
+    return {"vocab_size": config.vocab_size}
+
+
+def _tensors(
+    checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule]
+) -> list[PlannedTensor]:
+    """In the order of the checkpoint, as the converter reads it."""
+    by_source = {rule.source: rule for rule in rules}
+    _check_names(checkpoint, arch, by_source)
+    planned = []
+    for tensor in checkpoint:
+        if tensor.name.endswith(arch.skipped):
+            continue
+        rule = by_source[tensor.name]
+        _check_shape(tensor, rule)
+        planned.append(
+            PlannedTensor(
+                name=rule.name,
+                ne=tuple(reversed(tensor.shape)),
+                sources=(tensor.name,),
+                dtype=_dtype(tensor),
+                row_group=rule.row_group,
+                transform=rule.transform,
+            )
+        )
+    return planned
+
+
+def _check_names(checkpoint: Checkpoint, arch: Architecture, rules: Mapping[str, Rule]) -> None:
+    missing = [
+        r.source for r in rules.values() if r.required and r.source not in checkpoint.tensors
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {_some(missing)} missing of {len(rules)} that config.json asks "
+            "for; fetch the folder again or mend config.json"
+        )
+    left = [t.name for t in checkpoint if t.name not in rules and not t.name.endswith(arch.skipped)]
+    if left:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {_some(left)} unknown to {arch.name}; nothing would use them"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
+
+
+def _check_shape(tensor: StoredTensor, rule: Rule) -> None:
+    if tensor.shape == rule.shape:
+        return
+    raise CheckpointError(
+        f"{tensor.path}: {tensor.name} has shape {list(tensor.shape)}, config.json asks for "
+        f"{list(rule.shape)}"
+    )
+
+
+def _dtype(tensor: StoredTensor) -> str:
+    if tensor.dtype not in DTYPES:
+        raise CheckpointError(
+            f"{tensor.path}: {tensor.name} is {tensor.dtype} ({prod(tensor.shape)} values); "
+            f"{', '.join(DTYPES)} can be imported"
+        )
+    return DTYPES[tensor.dtype]
+
+
+def _general(folder: Path, arch: str, parameters: int, name: str | None) -> list[Field]:
+    """general.* from config.json, generation_config.json, model card and folder name."""
+    import gguf
+
+    folder = folder.resolve()
+    try:
+        metadata = gguf.Metadata.load(None, folder, name, parameters)
+    except Exception as error:  # a model card may hold anything; YAML alone raises a dozen types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{folder}: README.md or its JSON files: {reason}") from None
+    if metadata.sampling_penalty_repeat is None:
+        generation = gguf.Metadata.load_generation_config(folder)
+        metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
+    if metadata.name is None:
+        metadata.name = folder.name
+    if metadata.size_label is None:
+        metadata.size_label = gguf.size_label(parameters, parameters, 0, 0)
+    writer = recorder(arch)
+    writer.add_type("model")
+    metadata.set_gguf_meta_model(writer)
+    return recorded(writer)

@@ -1,0 +1,234 @@
+"""Llama 2, 3, 3.1 and 3.2: import from `LlamaForCausalLM` checkpoints.
+
+Facts: transformers' LlamaConfig (defaults), llama.cpp's converter (names, permutation, rope_freqs).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpukit.errors import CheckpointError
+from gpukit.formats.gguf_fields import Field, f32, string, u32
+from gpukit.models.base import FILE_TYPE, Architecture, ModelConfig, PlannedTensor, Rule
+from gpukit.models.values import real, section, stored, whole
+
+NAME = "llama"
+
+# What a layer holds: checkpoint name, GGUF name, shape as names of sizes (outermost first).
+LAYER = (
+    ("input_layernorm.weight", "attn_norm.weight", ("embd",)),
+    ("self_attn.q_proj.weight", "attn_q.weight", ("q", "embd")),
+    ("self_attn.k_proj.weight", "attn_k.weight", ("kv", "embd")),
+    ("self_attn.v_proj.weight", "attn_v.weight", ("kv", "embd")),
+    ("self_attn.o_proj.weight", "attn_output.weight", ("embd", "q")),
+    ("post_attention_layernorm.weight", "ffn_norm.weight", ("embd",)),
+    ("mlp.gate_proj.weight", "ffn_gate.weight", ("ff", "embd")),
+    ("mlp.up_proj.weight", "ffn_up.weight", ("ff", "embd")),
+    ("mlp.down_proj.weight", "ffn_down.weight", ("embd", "ff")),
+)
+# Biases, where the checkpoint has them (attention_bias, mlp_bias).
+BIASES = (
+    ("self_attn.q_proj.bias", "attn_q.bias", ("q",)),
+    ("self_attn.k_proj.bias", "attn_k.bias", ("kv",)),
+    ("self_attn.v_proj.bias", "attn_v.bias", ("kv",)),
+    ("self_attn.o_proj.bias", "attn_output.bias", ("embd",)),
+    ("mlp.gate_proj.bias", "ffn_gate.bias", ("ff",)),
+    ("mlp.up_proj.bias", "ffn_up.bias", ("ff",)),
+    ("mlp.down_proj.bias", "ffn_down.bias", ("embd",)),
+)
+# Rotated tensors: Hugging Face rotates halves of a head, GGUF neighbouring pairs.
+ROTATED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
+
+# RoPE kinds that need nothing but their base.
+PLAIN_ROPE = ("default", "none")
+
+
+def read(config: Mapping[str, Any]) -> ModelConfig:
+    """The configuration in a config.json of transformers 4 or 5."""
+    n_embd, n_head = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+    rope = section(config, "rope_parameters") or section(config, "rope_scaling")
+    kind = str(rope.get("rope_type") or rope.get("type") or "default").lower()
+    theta = real(rope, "rope_theta", real(config, "rope_theta", 10000.0))
+    n_head_kv = whole(config, "num_key_value_heads", n_head)
+    head_dim = whole(config, "head_dim", max(n_embd // n_head, 1))
+    if config.get("head_dim") is None and n_embd % n_head:
+        raise CheckpointError(f"config.json: hidden_size {n_embd} is no multiple of {n_head} heads")
+    if n_head % n_head_kv:
+        raise CheckpointError(
+            f"config.json: {n_head} heads are no multiple of {n_head_kv} key-value heads"
+        )
+    if head_dim % 2:
+        raise CheckpointError(f"config.json: head_dim {head_dim} is odd; RoPE rotates pairs")
+    n_ctx = whole(config, "max_position_embeddings", 2048)
+    model = ModelConfig(
+        arch=NAME,
+        n_layer=whole(config, "num_hidden_layers"),
+        n_ctx=n_ctx,
+        n_embd=n_embd,
+        n_ff=whole(config, "intermediate_size"),
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        head_dim=head_dim,
+        rms_eps=real(config, "rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        vocab_size=whole(config, "vocab_size"),
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+    return _with_rope(model, kind, rope)
+
+
+def _with_rope(model: ModelConfig, kind: str, rope: Mapping[str, Any]) -> ModelConfig:
+    if kind in PLAIN_ROPE:
+        return model
+    if kind == "linear":
+        return replace(model, rope_scaling="linear", rope_factor=real(rope, "factor"))
+    if kind == "llama3":
+        return replace(
+            model,
+            rope_scaling="llama3",
+            rope_factor=real(rope, "factor", 8.0),
+            rope_low=real(rope, "low_freq_factor", 1.0),
+            rope_high=real(rope, "high_freq_factor", 4.0),
+            rope_original_ctx=whole(rope, "original_max_position_embeddings", 8192),
+        )
+    raise CheckpointError(
+        f"config.json: RoPE scaling {kind!r} is not supported for Llama; "
+        f"known: {', '.join(PLAIN_ROPE)}, linear, llama3"
+    )
+
+
+def rules(config: ModelConfig) -> list[Rule]:
+    """Every tensor that a checkpoint may hold, with its shape."""
+    sizes = {
+        "embd": config.n_embd,
+        "q": config.n_head * config.head_dim,
+        "kv": config.n_head_kv * config.head_dim,
+        "ff": config.n_ff,
+    }
+    vocabulary = (config.vocab_size, config.n_embd)
+    found = [
+        Rule("model.embed_tokens.weight", "token_embd.weight", vocabulary),
+        Rule("model.norm.weight", "output_norm.weight", (config.n_embd,)),
+        Rule("lm_head.weight", "output.weight", vocabulary, required=not config.tied),
+    ]
+    for layer in range(config.n_layer):
+        for table, required in ((LAYER, True), (BIASES, False)):
+            for source, name, shape in table:
+                rotated = name in ROTATED
+                found.append(
+                    Rule(
+                        f"model.layers.{layer}.{source}",
+                        f"blk.{layer}.{name}",
+                        tuple(sizes[size] for size in shape),
+                        required,
+                        config.head_dim if rotated and len(shape) == 2 else 1,
+                        partial(to_pairs, head_dim=config.head_dim) if rotated else None,
+                    )
+                )
+    return found
+
+
+def to_pairs(slab: Tensor, head_dim: int) -> Tensor:
+    """Rows of whole heads, from halves (x, x + d/2) to neighbouring pairs (2x, 2x + 1).
+
+    `[k * head_dim, n]`, or a bias: one row that holds all heads. The result has the same shape.
+    """
+    width = slab.shape[1] if slab.shape[0] > 1 else 1
+    heads = slab.view(-1, 2, head_dim // 2, width)
+    return heads.transpose(1, 2).reshape(slab.shape)
+
+
+def fields(config: ModelConfig) -> list[Field]:
+    """The architecture's metadata, in the converter's order."""
+    found = [
+        u32(f"{NAME}.block_count", config.n_layer),
+        u32(f"{NAME}.context_length", config.n_ctx),
+        u32(f"{NAME}.embedding_length", config.n_embd),
+        u32(f"{NAME}.feed_forward_length", config.n_ff),
+        u32(f"{NAME}.attention.head_count", config.n_head),
+        u32(f"{NAME}.attention.head_count_kv", config.n_head_kv),
+    ]
+    if config.rope_scaling == "linear":
+        found.append(string(f"{NAME}.rope.scaling.type", "linear"))
+        found.append(f32(f"{NAME}.rope.scaling.factor", config.rope_factor))
+    return [
+        *found,
+        f32(f"{NAME}.rope.freq_base", config.rope_theta),
+        f32(f"{NAME}.attention.layer_norm_rms_epsilon", config.rms_eps),
+        u32(f"{NAME}.attention.key_length", config.head_dim),
+        u32(f"{NAME}.attention.value_length", config.head_dim),
+        u32(FILE_TYPE, 0),
+        u32(f"{NAME}.vocab_size", config.vocab_size),
+        u32(f"{NAME}.rope.dimension_count", config.head_dim),
+    ]
+
+
+def computed(config: ModelConfig) -> Sequence[PlannedTensor]:
+    """rope_freqs.weight for Llama 3.1 and later: what each frequency is divided by."""
+    if config.rope_scaling != "llama3":
+        return ()
+    factors = rope_divisors(config)
+    return (PlannedTensor("rope_freqs.weight", (len(factors),), (), "F32", values=factors),)
+
+
+def rope_divisors(config: ModelConfig) -> Tensor:
+    """float32 `[head_dim / 2]`: 1 for short wavelengths, the factor for long ones, between them a
+    smooth passage; every step rounded to float32, as the converter does (its 0-d tensors).
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    short = config.rope_original_ctx / config.rope_high
+    long = config.rope_original_ctx / config.rope_low
+    divisors = []
+    for frequency in 1.0 / (config.rope_theta**exponents):
+        length = 2 * math.pi / frequency
+        if length < short:
+            divisors.append(1.0)
+        elif length > long:
+            divisors.append(config.rope_factor)
+        else:
+            span = config.rope_high - config.rope_low
+            smooth = (config.rope_original_ctx / length - config.rope_low) / span
+            divisors.append(float(1 / ((1 - smooth) / config.rope_factor + smooth)))
+    return torch.tensor(divisors, dtype=torch.float32)
+
+
+def restore(found: Mapping[str, Field]) -> ModelConfig:
+    """The configuration that a GGUF's metadata describes; `GGUFError` for what is missing."""
+    n_embd = stored(found, f"{NAME}.embedding_length")
+    n_head = stored(found, f"{NAME}.attention.head_count")
+    kind = found.get(f"{NAME}.rope.scaling.type")
+    tokens = found.get("tokenizer.ggml.tokens")
+    return ModelConfig(
+        arch=NAME,
+        n_layer=stored(found, f"{NAME}.block_count"),
+        n_ctx=stored(found, f"{NAME}.context_length"),
+        n_embd=n_embd,
+        n_ff=stored(found, f"{NAME}.feed_forward_length"),
+        n_head=n_head,
+        n_head_kv=stored(found, f"{NAME}.attention.head_count_kv", n_head),
+        head_dim=stored(found, f"{NAME}.attention.key_length", n_embd // n_head),
+        rms_eps=stored(found, f"{NAME}.attention.layer_norm_rms_epsilon"),
+        rope_theta=stored(found, f"{NAME}.rope.freq_base", 10000.0),
+        vocab_size=stored(found, f"{NAME}.vocab_size", len(tokens.value) if tokens else None),
+        rope_scaling=str(kind.value) if kind else "none",
+        rope_factor=stored(found, f"{NAME}.rope.scaling.factor", 1.0),
+    )
+
+
+ARCHITECTURES = (
+    Architecture(
+        name=NAME,
+        classes=("LlamaForCausalLM",),
+        read=read,
+        rules=rules,
+        fields=fields,
+        computed=computed,
+        restore=restore,
+        skipped=(".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias"),
+    ),
+)

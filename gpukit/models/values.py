@@ -1,0 +1,57 @@
+"""Checked access to a config.json and to GGUF metadata: one clear line for what makes no sense."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gpukit.errors import CheckpointError, GGUFError
+from gpukit.formats.gguf_fields import Field
+
+
+def whole(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive whole number; null and a missing key mean the default."""
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise CheckpointError(f"config.json: no {key}")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
+        raise CheckpointError(f"config.json: {key} is {value!r}; a positive whole number is needed")
+    return value
+
+
+def real(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A finite positive number; null and a missing key mean the default."""
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise CheckpointError(f"config.json: no {key}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(f"config.json: {key} is {value!r}; a number is needed")
+    if not math.isfinite(value) or value <= 0:
+        raise CheckpointError(f"config.json: {key} is {value}; a finite positive number is needed")
+    return float(value)
+
+
+def section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A JSON object; null and a missing key mean an empty one."""
+    value = config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"config.json: {key} is {value!r}; an object is needed")
+    return value
+
+
+def stored(fields: Mapping[str, Field], key: str, default: Any = None) -> Any:
+    """The value of a metadata number; `GGUFError` where it is missing, not positive or no number."""
+    found = fields.get(key)
+    value = default if found is None else found.value
+    if value is None:
+        raise GGUFError(f"no {key} in the metadata")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise GGUFError(f"{key} is {str(value)[:60]!r}; a number is needed")
+    if not math.isfinite(value) or value <= 0:
+        raise GGUFError(f"{key} is {value}; a finite positive number is needed")
+    return value
