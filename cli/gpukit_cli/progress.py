@@ -127,7 +127,8 @@ def human_bytes(n: int) -> str:
         value /= 1000
     if unit == "B":
         return f"{n} B"
-    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+    # Ollama cuts decimals off, and leaves them out of whole numbers.
+    return f"{int(value)} {unit}" if value >= 10 or value.is_integer() else f"{value:.1f} {unit}"
 
 
 def _line(text: str) -> None:

@@ -4,11 +4,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from gpukit.errors import ArgumentError, DiskError, StoreError
+from gpukit.formats.atomic import need_room
 from gpukit.store.manifest import Layer, digest_hex
 
 CHUNK = 8 << 20
@@ -72,7 +74,7 @@ def copy_in(
     with source.open("rb", buffering=0) as reader, target.open("x+b", buffering=0) as writer:
         shared = _share_blocks(reader.fileno(), writer.fileno())
         if not shared:
-            need_room(target.parent, os.fstat(reader.fileno()).st_size)
+            need_room(target, os.fstat(reader.fileno()).st_size)
         buffer = memoryview(bytearray(CHUNK))
         # Shared blocks are read from the copy: the source may change after it was shared.
         while n := (writer if shared else reader).readinto(buffer):
@@ -94,19 +96,6 @@ def write_new(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network file systems cannot sync a folder; they order renames themselves.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
-
-
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
     """Turn what the system refuses below `where` into one DiskError line with a remedy."""
@@ -118,26 +107,10 @@ def disk_errors(where: Path) -> Iterator[None]:
         raise DiskError(f"{path}: {reason}{_remedy(error.errno, where)}") from error
 
 
-def free_bytes(path: Path) -> int:
-    """Bytes free for us on the disk of `path`, or of its nearest folder that exists."""
-    while not path.exists():
-        path = path.parent
-    stats = os.statvfs(path)
-    return stats.f_bavail * stats.f_frsize
-
-
-def need_room(where: Path, needed: int) -> None:
-    """DiskError where the disk of `where` has not `needed` bytes free."""
-    if (free := free_bytes(where)) < needed:
-        raise DiskError(
-            f"{where}: no room: {needed} bytes needed, {free} bytes free: make room or set "
-            "GPUKIT_MODELS to a folder on another disk"
-        )
-
-
 def _remedy(number: int | None, where: Path) -> str:
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return f" ({free_bytes(where)} bytes free): make room or set GPUKIT_MODELS"
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = shutil.disk_usage(where).free if where.exists() else 0
+        return f" ({free} bytes are free): make room or set GPUKIT_MODELS"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ": set GPUKIT_MODELS to a folder that you may write to"
     return ""

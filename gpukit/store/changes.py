@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from gpukit.errors import StoreError
+from gpukit.formats.atomic import sync_folder
 from gpukit.store import blobs
 from gpukit.store.journal import Entry, Job, Scratch, claims, discard, discard_files
 from gpukit.store.manifest import Layer, Manifest, mentioned
@@ -83,7 +84,7 @@ class Change:
             self._job.note(Entry.OWNS, digest)
             path.chmod(0o644)
             path.rename(target)
-            blobs.sync_folder(self._store.blobs)
+            sync_folder(self._store.blobs)
         self.added.add(digest)
         return layer
 
@@ -126,7 +127,7 @@ class Change:
         blobs.write_new(draft, data)
         draft.rename(target)
         for parent in list(target.parents)[: len(name.path.parts)]:
-            blobs.sync_folder(parent)
+            sync_folder(parent)
 
     def withdraw(self, name: ModelName) -> None:
         """Remove the manifest of `name`; its blobs that no other mentions go when the change ends.
@@ -153,8 +154,7 @@ def copy(store: Store, source: str, destination: str) -> tuple[ModelName, ModelN
 
     The manifest is copied byte for byte; StoreError where `source` is not in the store.
     """
-    old, new = store.find(source), store.find(destination)
-    store.manifest_bytes(old)
+    old, new = store.existing(source), store.find(destination)
     if old != new:
         with change(store) as changes:
             changes.copy(old, new)
@@ -166,8 +166,7 @@ def remove(store: Store, text: str) -> ModelName:
 
     StoreError where it is not in the store.
     """
-    name = store.find(text)
-    store.manifest_bytes(name)
+    name = store.existing(text)
     with change(store) as changes:
         changes.withdraw(name)
     return name

@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from gpukit.errors import StoreError
-from gpukit.store.blobs import sync_folder
+from gpukit.formats.atomic import sync_folder
 from gpukit.store.manifest import digest_hex
 
 LOCK = "lock"

@@ -87,22 +87,32 @@ class Store:
         """All models, the latest first; of a manifest that cannot be read a warning tells."""
         found = []
         for name in self.names():
-            path = self.manifest_path(name)
             try:
-                data, modified = path.read_bytes(), path.stat().st_mtime
-                size = decode(data, f"model '{name.display}'").size
-            except FileNotFoundError:
-                continue  # removed by somebody else meanwhile
+                found.append(self.describe(name))
             except StoreError as error:
-                report(Warned(str(error)))
-                continue
-            time = datetime.fromtimestamp(modified, UTC)
-            found.append(StoredModel(name, sha256(data).hexdigest(), size, time))
+                if self.has(name):  # else somebody has removed it meanwhile
+                    report(Warned(str(error)))
         return sorted(found, key=lambda model: model.modified, reverse=True)
+
+    def describe(self, name: ModelName) -> StoredModel:
+        """The line of `list` for one model; StoreError where it is missing or corrupt."""
+        data = self.manifest_bytes(name)
+        size = decode(data, f"model '{name.display}'").size
+        modified = datetime.fromtimestamp(self.manifest_path(name).stat().st_mtime, UTC)
+        return StoredModel(name, sha256(data).hexdigest(), size, modified)
 
     def find(self, text: str) -> ModelName:
         """The name that `text` means here, spelled as the store spells it already."""
         return ModelName.parse(text).in_casing_of(self.names())
+
+    def existing(self, text: str) -> ModelName:
+        """The model that `text` names; StoreError where it is not in the store."""
+        name = self.find(text)
+        if not self.has(name):
+            raise StoreError(
+                f"model '{text}' not found in {self.root}: `gpukit list` shows what is there"
+            )
+        return name
 
     def has(self, name: ModelName) -> bool:
         return self.manifest_path(name).is_file()
@@ -201,7 +211,7 @@ class Store:
             raise
         if not self.has(name) and path.is_file():
             return ResolvedModel(_gguf(path))
-        return self.open(name)
+        return self.open(self.existing(model))
 
     def open(self, name: ModelName) -> ResolvedModel:
         """A model of the store with everything that its layers set."""

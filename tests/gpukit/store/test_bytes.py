@@ -120,7 +120,8 @@ def test_config_tolerates_what_it_does_not_know() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.0, "0"), (1.0, "1"), (0.6, "0.6"), (-2.5, "-2.5"), (100.0, "100"), (1e20, "1" + "0" * 20),
+        (0.0, "0"), (1.0, "1"), (0.6, "0.6"), (-2.5, "-2.5"), (100.0, "100"),
+        (1e20, "1" + "0" * 20),
         (1e21, "1e+21"), (1.5e22, "1.5e+22"), (1e-6, "0.000001"), (1e-7, "1e-7"),
         (1.25e-9, "1.25e-9"), (5e-324, "5e-324"), (123456.789, "123456.789"),
         (2.0**63, "9223372036854776000"), (0.1 + 0.2, "0.30000000000000004"),
@@ -245,7 +246,7 @@ def test_manifest_in_another_layout_is_read() -> None:
      b"[" * 100_000, MANIFEST.encode()[:-40]],
 )  # fmt: skip
 def test_corrupt_manifests(data: bytes) -> None:
-    with pytest.raises(StoreError, match="^model 'x': the manifest is corrupt: ") as caught:
+    with pytest.raises(StoreError, match=r"^model 'x': the manifest is corrupt: ") as caught:
         decode(data, "model 'x'")
     assert "\n" not in str(caught.value)
 

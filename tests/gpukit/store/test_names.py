@@ -38,7 +38,7 @@ def test_parse(text: str, full: str, display: str) -> None:
      "~/m", "m:t/u", "host/ns/:t", "host:/ns/m:"],
 )  # fmt: skip
 def test_invalid(text: str) -> None:
-    with pytest.raises(ArgumentError, match="^invalid model name: ") as caught:
+    with pytest.raises(ArgumentError, match=r"^invalid model name: ") as caught:
         ModelName.parse(text)
     assert caught.value.exit_code == 2
     assert len(str(caught.value)) < 400

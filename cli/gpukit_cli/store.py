@@ -1,0 +1,231 @@
+"""`create`, `list`, `show`, `cp` and `rm`: the models in the store."""
+
+import json as jsonlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gpukit.recipes.show import ModelDetails
+    from gpukit.store import Store
+
+DEFAULT_MODELFILE = Path("Modelfile")
+# Of long texts `show` gives the beginning.
+SHOWN_LINES = 2
+SHOWN_ITEMS = 80
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def create(
+    name: Annotated[str, typer.Argument(help="The model's name, such as llama3.2:1b.")],
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="The Modelfile; else ./Modelfile, else `FROM .`."),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", "-q", help="Quantise to this type, as Q4_K_M.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Make a model in the store from a checkpoint folder, a .gguf file or another model."""
+    from gpukit.store import Store, modelfile
+    from gpukit_cli.progress import reporter
+
+    store = Store()
+    store.find(name)
+    if file is None and not DEFAULT_MODELFILE.exists():
+        parsed = modelfile.Modelfile(source=".", folder=Path.cwd())
+    else:
+        parsed = modelfile.read(file or DEFAULT_MODELFILE)
+
+    from gpukit.recipes.create import create as create_model
+
+    with reporter() as report:
+        model = create_model(store, name, parsed, quantize, device=device, report=report)
+    if json:
+        made = store.describe(model)
+        print(jsonlib.dumps({"name": model.display, "digest": made.digest, "size": made.size}))
+
+
+def list_models(json: Json = False) -> None:
+    """List the models in the store, the latest first."""
+    from gpukit_cli.progress import human_bytes, reporter
+
+    store = _tidy_store()
+    with reporter() as report:
+        models = store.models(report)
+    if json:
+        rows = [
+            {
+                "name": model.name.display,
+                "digest": model.digest,
+                "size": model.size,
+                "modified_at": model.modified.isoformat(),
+            }
+            for model in models
+        ]
+        print(jsonlib.dumps({"models": rows}))
+        return
+    now = datetime.now(UTC)
+    table = [("NAME", "ID", "SIZE", "MODIFIED")]
+    for model in models:
+        age = human_age((now - model.modified).total_seconds())
+        table.append((model.name.display, model.id, human_bytes(model.size), age))
+    _print_table(table)
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A model in the store.")],
+    modelfile: Annotated[bool, typer.Option("--modelfile", help="Its Modelfile.")] = False,
+    parameters: Annotated[bool, typer.Option("--parameters", help="Its parameters.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Its system text.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Its template.")] = False,
+    license: Annotated[bool, typer.Option("--license", help="Its licences.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="With metadata and tensors.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show what is known of a model."""
+    from gpukit.errors import ArgumentError
+    from gpukit.recipes.show import show as show_model
+
+    if modelfile + parameters + system + template + license > 1:
+        raise ArgumentError(
+            "only one of '--license', '--modelfile', '--parameters', '--system', or "
+            "'--template' can be specified"
+        )
+    found = show_model(_tidy_store(), name)
+    if json:
+        print(jsonlib.dumps(found.as_json(verbose=verbose), ensure_ascii=False))
+    elif modelfile:
+        print(found.modelfile, end="")
+    elif parameters:
+        for key, value in _parameter_rows(found):
+            print(f"{key:<30} {value}")
+    elif system or template:
+        print(found.system if system else found.template, end="")
+    elif license:
+        print("\n".join(found.licenses))
+    else:
+        _print_details(found, verbose=verbose)
+
+
+def cp(
+    source: Annotated[str, typer.Argument(help="A model in the store.")],
+    destination: Annotated[str, typer.Argument(help="The second name.")],
+) -> None:
+    """Give a model a second name."""
+    from gpukit.store import copy
+
+    copy(_tidy_store(), source, destination)
+    print(f"copied '{source}' to '{destination}'")
+
+
+def rm(
+    names: Annotated[list[str], typer.Argument(help="Models in the store.")],
+) -> None:
+    """Remove models, and the blobs that no other model uses."""
+    from gpukit.store import remove
+
+    store = _tidy_store()
+    for name in names:
+        remove(store, name)
+        print(f"deleted '{name}'")
+
+
+def human_age(seconds: float) -> str:
+    """How long ago, in Ollama's words: `3 hours ago`, `About a minute ago`."""
+    minutes, hours = int(seconds // 60), round(seconds / 3600)
+    steps = (
+        (seconds < 1, "Less than a second"),
+        (seconds < 2, "1 second"),
+        (seconds < 60, f"{int(seconds)} seconds"),
+        (minutes == 1, "About a minute"),
+        (minutes < 60, f"{minutes} minutes"),
+        (hours == 1, "About an hour"),
+        (hours < 48, f"{hours} hours"),
+        (hours < 24 * 7 * 2, f"{hours // 24} days"),
+        (hours < 24 * 30 * 2, f"{hours // 24 // 7} weeks"),
+        (hours < 24 * 365 * 2, f"{hours // 24 // 30} months"),
+        (True, f"{hours // 24 // 365} years"),
+    )
+    return next(text for holds, text in steps if holds) + " ago"
+
+
+def _tidy_store() -> "Store":
+    """The store, without what killed commands left in it."""
+    from gpukit.store import Store, tidy
+
+    store = Store()
+    tidy(store)
+    return store
+
+
+def _print_details(found: "ModelDetails", *, verbose: bool) -> None:
+    facts = [
+        ("architecture", found.architecture),
+        ("parameters", found.parameter_size),
+        ("context length", found.context_length),
+        ("embedding length", found.embedding_length),
+        ("quantization", found.quantization),
+        ("requires", found.config.requires),
+        ("remote model", found.config.remote_model),
+        ("remote host", found.config.remote_host),
+    ]
+    _section("Model", [(key, str(value)) for key, value in facts if value])
+    _section("Capabilities", [(each,) for each in found.capabilities])
+    _section("Parameters", _parameter_rows(found))
+    if verbose:
+        rows = [(f.key, _short(jsonlib.dumps(_listed(f.value), ensure_ascii=False)))
+                for f in found.fields]  # fmt: skip
+        _section("Metadata", rows)
+        _section("Tensors", [(t.name, t.type, str(list(t.ne))) for t in found.tensors])
+    _section("System", _beginning(found.system))
+    _section("License", _beginning("\n".join(found.licenses)))
+
+
+def _section(title: str, rows: Sequence[tuple[str, ...]]) -> None:
+    if not rows:
+        return
+    print(f"  {title}")
+    _print_table(rows, indent="    ")
+    print()
+
+
+def _print_table(rows: Sequence[tuple[str, ...]], indent: str = "") -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        print((indent + "    ".join(cells)).rstrip())
+
+
+def _parameter_rows(found: "ModelDetails") -> list[tuple[str, ...]]:
+    from gpukit.store.parameters import words
+
+    texts = {key for key, value in found.params.items() if isinstance(value, str | list)}
+    return [
+        (key, jsonlib.dumps(word, ensure_ascii=False) if key in texts else word)
+        for key, word in words(found.params)
+    ]
+
+
+def _beginning(text: str) -> list[tuple[str, ...]]:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    shown = [(line,) for line in lines[:SHOWN_LINES]]
+    return [*shown, ("...",)] if len(lines) > SHOWN_LINES else [*shown]
+
+
+def _listed(value: Any) -> Any:
+    # No more of a vocabulary than a line can show.
+    value = value[:SHOWN_ITEMS] if hasattr(value, "__getitem__") else value
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,144 @@
+"""From a Modelfile to a model in the store: weights converted and quantised in one pass."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpukit.errors import ArgumentError
+from gpukit.events import Report, Status, Warned, ignore
+from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.recipes.origins import Work, locate, open_origin
+from gpukit.store import blobs, gojson, parameters
+from gpukit.store.changes import Change, change
+from gpukit.store.config import Config, file_type_name, human_count
+from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest
+from gpukit.store.modelfile import Modelfile
+from gpukit.store.names import ModelName
+from gpukit.store.store import Store
+
+
+def create(
+    store: Store,
+    name: str,
+    modelfile: Modelfile,
+    quantize: str | None = None,
+    *,
+    device: str = "auto",
+    budget: int = 4 << 30,
+    report: Report = ignore,
+) -> ModelName:
+    """Put the model that `modelfile` describes into the store; its name there.
+
+    `quantize` is a file type such as `Q4_K_M`; without one a checkpoint keeps its own type and
+    a GGUF its bytes. `budget` bounds host memory, in bytes. Everything that can be checked is
+    checked before the first byte is written; a failed or killed run leaves the store as it was.
+    Raises ArgumentError for a bad name, type or Modelfile, StoreError for a model that is not
+    there, DiskError, and the errors of the readers of the weights.
+    """
+    model = store.find(name)
+    _refuse_unsupported(modelfile)
+    work = Work(_file_type(quantize) if quantize else None, device, budget, report)
+    source = locate(store, modelfile)
+    for warning in modelfile.warnings:
+        report(Warned(warning))
+    base = _base(store, source)
+    origin = open_origin(store, source, work)
+    with change(store) as changes:
+        layers = _layers(changes, origin.add(changes), base, modelfile)
+        config = _config(store, layers, base, modelfile)
+        config_layer = changes.add_bytes(config.encode(), CONFIG_TYPE)
+        for layer in layers:
+            verb = "creating new" if layer.digest in changes.added else "using existing"
+            report(Status(f"{verb} layer {layer.digest}"))
+        report(Status("writing manifest"))
+        changes.publish(model, Manifest(config_layer, tuple(layers)))
+    report(Status("success"))
+    return model
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What the new model takes over from the stored one that FROM names, if it names one."""
+
+    config: Config
+    params: dict[str, parameters.Value]
+
+
+def _base(store: Store, source: Path | ModelName) -> _Base:
+    if not isinstance(source, ModelName):
+        return _Base(Config(), {})
+    manifest = store.manifest(source)
+    old = store.config(source, manifest)
+    kept = Config(
+        model_format=old.model_format,
+        renderer=old.renderer,
+        parser=old.parser,
+        requires=old.requires,
+        capabilities=old.capabilities,
+    )
+    return _Base(kept, store.params(source, manifest))
+
+
+def _refuse_unsupported(modelfile: Modelfile) -> None:
+    for command, values in (("ADAPTER", modelfile.adapters), ("DRAFT", modelfile.drafts)):
+        if values:
+            raise ArgumentError(
+                f"{command} {values[0]}: not supported by this version: remove the line"
+            )
+
+
+def _file_type(word: str) -> str:
+    """The file type's name in upper case as given; ArgumentError listing those there are."""
+    from gpukit.recipes.mixes import by_name
+
+    by_name(word)
+    return word.upper()
+
+
+def _layers(
+    changes: Change, start: Iterable[Layer], base: _Base, modelfile: Modelfile
+) -> list[Layer]:
+    """The layers in Ollama's order: the weights or all inherited layers first, then what the
+    Modelfile sets, each in the place of its predecessor's end."""
+    layers = list(start)
+
+    def put(kind: str, data: bytes, *, instead: bool = True) -> None:
+        if instead:
+            layers[:] = [layer for layer in layers if layer.kind != kind]
+        layers.append(changes.add_bytes(data, LAYER_PREFIX + kind))
+
+    if modelfile.template:
+        layers = [layer for layer in layers if layer.kind != "prompt"]
+        put("template", modelfile.template.encode())
+    if modelfile.system:
+        put("system", modelfile.system.encode())
+    for text in modelfile.licenses:
+        if text:
+            put("license", text.encode(), instead=False)
+    if values := parameters.merge(base.params, modelfile.parameters):
+        put("params", gojson.encode(parameters.stored(values)))
+    if modelfile.messages:
+        turns = [{"role": turn.role, "content": turn.content} for turn in modelfile.messages]
+        put("messages", gojson.encode(turns))
+    return layers
+
+
+def _config(store: Store, layers: list[Layer], base: _Base, modelfile: Modelfile) -> Config:
+    """The config blob: the weights say what they are, the rest is inherited or set."""
+    weights = [layer for layer in layers if layer.kind == "model"][-1]
+    with GGUFFile(blobs.blob_path(store.blobs, weights.digest)) as file:
+        family = str(file.get("general.architecture"))
+        count = sum(info.n_elements for info in file.tensors.values())
+        file_type = file_type_name(file.get("general.file_type"))
+    old = base.config
+    return replace(
+        old,
+        model_format=old.model_format or "gguf",
+        model_family=family,
+        model_families=(family,),
+        model_type=human_count(count),
+        file_type=file_type,
+        renderer=modelfile.renderer or old.renderer,
+        parser=modelfile.parser or old.parser,
+        requires=modelfile.requires or old.requires,
+    )

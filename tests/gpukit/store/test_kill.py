@@ -1,0 +1,52 @@
+"""A command that is killed at any step leaves the store as it was, and the next one clears up."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpukit.store import Store, change
+from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Manifest
+
+ROOT = Path(__file__).resolve().parents[3]
+RUNNER = Path(__file__).with_name("kill_runner.py")
+
+
+def prepare(root: Path) -> Store:
+    """A store with two models that share layers, an orphan and a download of Ollama's."""
+    store = Store(root)
+    for name, texts in (("old", ("shared", "old only")), ("other", ("shared",))):
+        with change(store) as changes:
+            layers = [changes.add_bytes(text.encode(), LAYER_PREFIX + "license") for text in texts]
+            config = changes.add_bytes(b'{"model_format":"gguf"}\n', CONFIG_TYPE)
+            changes.publish(store.find(name), Manifest(config, tuple(layers)))
+    (store.blobs / f"sha256-{'0' * 64}").write_text("somebody's orphan")
+    (store.blobs / f"sha256-{'1' * 64}-partial").write_text("a download")
+    return store
+
+
+def kill_everywhere(action: str, store: Store, extra: Path, **environment: str) -> int:
+    """Kill `action` at each of its steps; how many there were."""
+    done = subprocess.run(
+        [sys.executable, str(RUNNER), action, str(store.root), str(extra)],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    kills: int = json.loads(done.stdout.splitlines()[-1])["kills"]
+    return kills
+
+
+@pytest.mark.parametrize(("action", "least"), [("remove_model", 20), ("copy_over", 30)])
+def test_rm_and_cp(tmp_path: Path, action: str, least: int) -> None:
+    assert kill_everywhere(action, prepare(tmp_path / "models"), tmp_path) >= least
