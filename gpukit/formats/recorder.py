@@ -1,5 +1,6 @@
 """Takes what the gguf package's builders write (model card, special tokens) as our fields."""
 
+import logging
 from typing import Any
 
 from gpukit.formats.gguf_fields import Field, ValueType
@@ -9,6 +10,8 @@ def recorder(arch: str) -> Any:
     """A `gguf.GGUFWriter` that has no file: its `add_*` calls are kept, see `recorded`."""
     from gguf import GGUFWriter
 
+    # The package logs what it meets in a folder; without a handler Python would print that.
+    logging.getLogger("gguf").addHandler(logging.NullHandler())
     return GGUFWriter(None, arch)
 
 

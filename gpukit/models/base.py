@@ -115,7 +115,7 @@ def architectures() -> tuple[Architecture, ...]:
     """Every architecture, collected from the modules of this package."""
     from gpukit import models
 
-    found = []
+    found: list[Architecture] = []
     for module in pkgutil.iter_modules(models.__path__, models.__name__ + "."):
         found.extend(getattr(importlib.import_module(module.name), "ARCHITECTURES", ()))
     return tuple(found)

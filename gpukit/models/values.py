@@ -45,7 +45,7 @@ def section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def stored(fields: Mapping[str, Field], key: str, default: Any = None) -> Any:
-    """The value of a metadata number; `GGUFError` where it is missing, not positive or no number."""
+    """The value of a metadata number; `GGUFError` where it is missing or no positive number."""
     found = fields.get(key)
     value = default if found is None else found.value
     if value is None:

@@ -1,0 +1,6 @@
+"""Vocabularies: from a Hugging Face folder to GGUF metadata, and from there to a tokenizer."""
+
+from gpukit.tokenizer.folder import vocabulary_fields
+from gpukit.tokenizer.tokenizer import TextStream, Tokenizer
+
+__all__ = ["TextStream", "Tokenizer", "vocabulary_fields"]

@@ -1,0 +1,292 @@
+"""The vocabulary of a Hugging Face folder as GGUF metadata, as llama.cpp's converter writes it.
+
+Tried in this order: `tokenizer.model` (sentencepiece), `tokenizer.json` of a sentencepiece model
+(BPE with byte fallback), `tokenizer.json` of a byte-level BPE.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gpukit.errors import TokenizerError
+from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string
+from gpukit.formats.recorder import recorded, recorder
+from gpukit.tokenizer.pretokenizers import CHECK_TEXT, HASHES
+from gpukit.tokenizer.types import TokenType
+
+# What slots without a token hold, and the score of added tokens.
+PAD_SCORE = -10000.0
+ADDED_SCORE = -1000.0
+
+# Vocabulary sizes that stand for a model family with facts of its own.
+CODE_LLAMA = 32016
+GRANITE_SMALL = 49152
+CODE_LLAMA_IDS = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
+
+
+def vocabulary_fields(
+    folder: Path, config: Mapping[str, Any], *, pre: str | None = None
+) -> list[Field]:
+    """Every tokenizer.* field for `folder`, in the converter's order.
+
+    `config` is config.json (its vocab_size counts); `pre` names the pre-tokenizer of a byte-level
+    BPE that is not recognised. `TokenizerError` for a vocabulary that is missing, unknown, broken
+    or larger than the embedding.
+    """
+    size = int(config["vocab_size"])
+    settings = _json(folder / "tokenizer_config.json") or {}
+    fields = []
+    if (prefix := settings.get("add_prefix_space")) is not None:
+        fields.append(boolean("tokenizer.ggml.add_space_prefix", bool(prefix)))
+    if (folder / "tokenizer.model").is_file():
+        fields += _sentencepiece(folder, settings, size)
+    else:
+        fields += _tokenizer_json(folder, size, pre)
+    if size == CODE_LLAMA:
+        fields += _special(folder, ids=CODE_LLAMA_IDS)
+    if size == GRANITE_SMALL:
+        fields.append(boolean("tokenizer.ggml.add_bos_token", False))
+    return _last_values(fields)
+
+
+def _last_values(fields: list[Field]) -> list[Field]:
+    """A key set twice keeps its first place and its last value."""
+    return list({field.key: field for field in fields}.values())
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path}: no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path}: no JSON object")
+    return value
+
+
+def _special(folder: Path, ids: Mapping[str, int] | None = None, **how: Any) -> list[Field]:
+    """Special ids, add_bos and its kin, merges and chat template, by the gguf package."""
+    import gguf
+
+    if ids is not None:
+        how = {"special_token_types": list(ids), "load_merges": False}
+    try:
+        vocabulary = gguf.SpecialVocab(folder, **how)
+        for name, number in (ids or {}).items():
+            vocabulary._set_special_token(name, number)
+        writer = recorder("")
+        vocabulary.add_to_gguf(writer, quiet=True)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise TokenizerError(
+            f"{folder}: tokenizer.json, tokenizer_config.json or config.json: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    return [field for field in recorded(writer) if field.key.startswith("tokenizer.")]
+
+
+def _listed(
+    model: str, pre: str, tokens: list[str], scores: list[float] | None, types: list[int]
+) -> list[Field]:
+    fields = [
+        string("tokenizer.ggml.model", model),
+        string("tokenizer.ggml.pre", pre),
+        array("tokenizer.ggml.tokens", ValueType.STRING, tokens),
+    ]
+    if scores is not None:
+        fields.append(array("tokenizer.ggml.scores", ValueType.FLOAT32, scores))
+    return [*fields, array("tokenizer.ggml.token_type", ValueType.INT32, types)]
+
+
+def _sentencepiece(folder: Path, settings: Mapping[str, Any], size: int) -> list[Field]:
+    pieces = _pieces(folder / "tokenizer.model")
+    if len(pieces) > size:
+        raise TokenizerError(
+            f"{folder / 'tokenizer.model'}: {len(pieces)} tokens, config.json has a vocab_size of "
+            f"{size}; the model has no embedding for the rest"
+        )
+    tokens = [f"[PAD{i}]" for i in range(size)]
+    scores = [PAD_SCORE] * size
+    types = [int(TokenType.UNUSED)] * size
+    for number, (text, score, kind) in enumerate(pieces):
+        tokens[number], scores[number], types[number] = text, score, int(kind)
+    for number, text, kind in _added(folder, settings):
+        if number < size:
+            tokens[number], scores[number], types[number] = text, ADDED_SCORE, int(kind)
+    special = _special(folder, n_vocab=size)
+    return [*_listed("llama", "default", tokens, scores, types), *special]
+
+
+def _pieces(path: Path) -> list[tuple[str, float, TokenType]]:
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(path.read_bytes())
+        return [
+            (model.IdToPiece(i), model.GetScore(i), _piece_type(model, i))
+            for i in range(model.vocab_size())
+        ]
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: no sentencepiece model: {error}") from None
+
+
+def _piece_type(model: Any, number: int) -> TokenType:
+    if model.IsUnknown(number):
+        return TokenType.UNKNOWN
+    if model.IsControl(number):
+        return TokenType.CONTROL
+    if model.IsUnused(number):
+        return TokenType.UNUSED
+    if model.IsByte(number):
+        return TokenType.BYTE
+    return TokenType.NORMAL
+
+
+def _added(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, str, TokenType]]:
+    """Tokens added after training: id, text and type."""
+    path = folder / "added_tokens.json"
+    for text, number in (_json(path) or {}).items():
+        yield _number(number, path), text, TokenType.USER_DEFINED
+    path = folder / "tokenizer_config.json"
+    decoder = settings.get("added_tokens_decoder") or {}
+    for key, entry in decoder.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise TokenizerError(f"{path}: added_tokens_decoder: {key!r} has no content")
+        text = entry["content"]
+        if entry.get("special") or looks_special(text):
+            yield _number(key, path), text, TokenType.CONTROL
+        else:
+            yield _number(key, path), text.replace("\u2581", " "), TokenType.USER_DEFINED
+
+
+def _number(value: Any, path: Path) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0:
+        raise TokenizerError(f"{path}: {value!r} is no token id")
+    return number
+
+
+def looks_special(text: str) -> bool:
+    """Whether a token that is not marked special is one by its looks."""
+    return (
+        text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<｜") and text.endswith("｜>"))
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
+
+
+def _tokenizer_json(folder: Path, size: int, pre: str | None) -> list[Field]:
+    path = folder / "tokenizer.json"
+    data = _json(path)
+    if data is None:
+        raise TokenizerError(
+            f"{folder}: no tokenizer.model and no tokenizer.json; copy the tokenizer of the model "
+            "into the folder"
+        )
+    model = data.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        kind = model.get("type") if isinstance(model, dict) else None
+        raise TokenizerError(f"{path}: model {kind!r}; BPE can be imported")
+    if model.get("byte_fallback"):
+        return _byte_fallback(folder, path, data, size)
+    return _byte_level(folder, path, data, size, pre)
+
+
+def _vocabulary(path: Path, data: Mapping[str, Any], size: int) -> dict[int, str]:
+    """Text by id, added tokens included; no id may lie behind the embedding."""
+    vocab = data["model"].get("vocab")
+    added = data.get("added_tokens") or []
+    if not isinstance(vocab, dict) or not isinstance(added, list):
+        raise TokenizerError(f"{path}: no vocab or added_tokens")
+    texts = {_number(number, path): text for text, number in vocab.items()}
+    for entry in added:
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise TokenizerError(f"{path}: an added token has no content")
+        texts[_number(entry.get("id"), path)] = entry["content"]
+    if texts and max(texts) >= size:
+        raise TokenizerError(
+            f"{path}: token id {max(texts)}, config.json has a vocab_size of {size}; the model has "
+            "no embedding for it"
+        )
+    return texts
+
+
+def _byte_fallback(folder: Path, path: Path, data: Mapping[str, Any], size: int) -> list[Field]:
+    """A sentencepiece model as tokenizer.json: texts without scores."""
+    texts = _vocabulary(path, data, size)
+    special = {entry["id"] for entry in data.get("added_tokens") or [] if entry.get("special")}
+    base = len(data["model"]["vocab"])
+    types = []
+    for number in range(len(texts)):
+        if number not in texts:
+            raise TokenizerError(f"{path}: no token has the id {number}")
+        text = texts[number]
+        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            types.append(int(TokenType.BYTE))
+        elif number in special:
+            types.append(int(TokenType.CONTROL))
+        else:
+            types.append(int(TokenType.NORMAL if number < base else TokenType.USER_DEFINED))
+    tokens = [texts[number] for number in range(len(texts))]
+    scores = [ADDED_SCORE] * len(tokens)
+    return [
+        *_listed("llama", "default", tokens, scores, types),
+        *_special(folder, n_vocab=len(tokens)),
+    ]
+
+
+def _byte_level(
+    folder: Path, path: Path, data: Mapping[str, Any], size: int, pre: str | None
+) -> list[Field]:
+    from tokenizers import Tokenizer as Library
+
+    try:
+        library = Library.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise TokenizerError(f"{path}: no tokenizer: {error}") from None
+    texts = _vocabulary(path, data, size)
+    added = {entry["id"]: entry for entry in data.get("added_tokens") or []}
+    tokens, types = [], []
+    for number in range(size):
+        text, kind = _byte_level_token(library, texts.get(number), added.get(number))
+        tokens.append(text if text is not None else f"[PAD{number}]")
+        types.append(int(kind))
+    name = pre or recognise(library, path)
+    special = _special(folder, load_merges=True)
+    return [*_listed("gpt2", name, tokens, None, types), *special]
+
+
+def _byte_level_token(
+    library: Any, text: str | None, entry: Mapping[str, Any] | None
+) -> tuple[str | None, TokenType]:
+    if text is None:
+        return None, TokenType.UNUSED
+    if entry is None:
+        return text, TokenType.NORMAL
+    if not entry.get("normalized"):
+        ids = library.encode(text, add_special_tokens=False).ids
+        text = library.decode(ids, skip_special_tokens=False)
+    if entry.get("special") or looks_special(text):
+        return text, TokenType.CONTROL
+    return text.replace("\u2581", " "), TokenType.USER_DEFINED
+
+
+def recognise(library: Any, path: Path) -> str:
+    """The name of a byte-level BPE's pre-tokenizer; `TokenizerError` where nobody knows it."""
+    digest = hashlib.sha256(str(library.encode(CHECK_TEXT).ids).encode()).hexdigest()
+    if digest not in HASHES:
+        raise TokenizerError(
+            f"{path}: unknown pre-tokenizer (hash {digest}); known: "
+            f"{', '.join(sorted(set(HASHES.values())))}"
+        )
+    return HASHES[digest]
