@@ -233,8 +233,14 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _expanded(text: str, folder: Path) -> Path:
+    """The absolute path that FROM `text` would mean; ModelfileError where it can be none."""
     try:
-        path = Path(text).expanduser()
-        return (folder / path).absolute()
+        if not text or "\0" in text:
+            raise ValueError("a folder, a .gguf file or a name is wanted")
+        path = (folder / Path(text).expanduser()).absolute()
+        path.exists()  # fails for a text that is too long for a path
     except (RuntimeError, ValueError) as error:
-        raise ModelfileError(f"FROM {text}: {error}") from None
+        raise ModelfileError(f"FROM {text[:100]!r}: {error}") from None
+    except OSError as error:
+        raise ModelfileError(f"FROM {text[:100]!r}: {error.strerror}") from None
+    return path

@@ -36,13 +36,7 @@ class ModelName:
     tag: str
 
     def __post_init__(self) -> None:
-        for part, pattern in _PARTS.items():
-            value = getattr(self, part)
-            if not pattern.fullmatch(value):
-                raise ArgumentError(
-                    f"invalid model name: {_shown(str(self))} ({part} {_shown(value)!r}: "
-                    f"{_RULES[part]}, beginning with a letter, a digit or _)"
-                )
+        _check(str(self), astuple(self))
 
     @classmethod
     def parse(cls, text: str) -> "ModelName":
@@ -51,17 +45,9 @@ class ModelName:
         A scheme (`https://`) is accepted and dropped: it is no part of the stored name.
         Raises ArgumentError naming the part that breaks the rules.
         """
-        rest, tag = text, DEFAULT_TAG
-        if rest.rfind(":") > rest.rfind("/"):
-            rest, _, tag = rest.rpartition(":")
-        before, slash, model = rest.rpartition("/")
-        if not slash:
-            return cls(DEFAULT_HOST, DEFAULT_NAMESPACE, model, tag)
-        host, slash, namespace = before.rpartition("/")
-        if not slash:
-            return cls(DEFAULT_HOST, namespace, model, tag)
-        scheme, separator, bare = host.partition("://")
-        return cls(bare if separator and scheme else host, namespace, model, tag)
+        parts = _split(text)
+        _check(text, parts)
+        return cls(*parts)
 
     @classmethod
     def from_path(cls, path: PurePosixPath) -> "ModelName | None":
@@ -111,6 +97,29 @@ class ModelName:
             alike = (spelling for spelling in spellings if spelling.lower() == mine.lower())
             parts.append(mine if mine in spellings else next(alike, mine))
         return ModelName(*parts)
+
+
+def _split(text: str) -> tuple[str, str, str, str]:
+    rest, tag = text, DEFAULT_TAG
+    if rest.rfind(":") > rest.rfind("/"):
+        rest, _, tag = rest.rpartition(":")
+    before, slash, model = rest.rpartition("/")
+    if not slash:
+        return DEFAULT_HOST, DEFAULT_NAMESPACE, model, tag
+    host, slash, namespace = before.rpartition("/")
+    if not slash:
+        return DEFAULT_HOST, namespace, model, tag
+    scheme, separator, bare = host.partition("://")
+    return bare if separator and scheme else host, namespace, model, tag
+
+
+def _check(text: str, parts: tuple[str, ...]) -> None:
+    for (part, pattern), value in zip(_PARTS.items(), parts, strict=True):
+        if not pattern.fullmatch(value):
+            raise ArgumentError(
+                f"invalid model name: {_shown(text)} ({part} {_shown(value)!r}: {_RULES[part]}, "
+                "beginning with a letter, a digit or _)"
+            )
 
 
 def _shown(text: str) -> str:

@@ -5,11 +5,12 @@
 ACTION names a function below; STORE is the store as it is before. Each trial works on a copy in a
 forked child. A step is a call that changes a file (seen by an audit hook) or moves data to the disk
 (wrappers around os.write, os.pwrite, os.fsync and the like); the child kills itself before it, and
-for writes also in the middle. Prints the number of kills. Run as a program of its own so that it can fork:
-nothing has started a thread here.
+for writes also in the middle. Prints the number of kills. Run as a program of its own so that it
+can fork: nothing has started a thread here.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -52,6 +53,8 @@ def copy_over(store: Store, extra: Path) -> None:
     copy(store, "other", "old")
 
 
+# What converting a checkpoint loads besides.
+MODULES = os.environ.get("KILL_MODULES", "").split()
 QUANTIZE = os.environ.get("KILL_QUANTIZE") or None
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.chmod",
          "os.truncate", "os.link", "shutil.rmtree", "fcntl.flock", "os.listdir"}  # fmt: skip
@@ -168,14 +171,12 @@ def trial(action: str, template: Path, extra: Path, limit: int, after: State | N
 def main() -> None:
     action, template, extra = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     stride = int(os.environ.get("KILL_STRIDE", "1"))
-    # Import everything once, before the first fork, by a run that is left alone.
+    # What the action imports is imported once, before the first fork, and is no step of it.
     root = template.with_name(f"{template.name}-whole")
     shutil.copytree(template, root)
     if action in ("create_model", "replace_model"):
-        import gpukit.recipes.create
-    if QUANTIZE:
-        import gpukit.recipes.quantize
-        import gpukit.recipes.source  # noqa: F401
+        for module in ("gguf", "gpukit.recipes.create", *MODULES):
+            importlib.import_module(module)
     assert in_child(lambda: globals()[action](Store(root), extra)) == 0
     after = listed(Store(root))
     kills = 0
@@ -185,7 +186,7 @@ def main() -> None:
             break
         assert status == -signal.SIGKILL, (n, status)
         kills += 1
-    print(json.dumps({"kills": kills}))
+    sys.stdout.write(json.dumps({"kills": kills}) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gpukit.formats.gguf_fields import TensorSpec, string, u32
+from gpukit.formats.gguf_writer import GGUFWriter
 from gpukit.store import Store, change
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Manifest
 
@@ -50,3 +52,19 @@ def kill_everywhere(action: str, store: Store, extra: Path, **environment: str) 
 @pytest.mark.parametrize(("action", "least"), [("remove_model", 20), ("copy_over", 30)])
 def test_rm_and_cp(tmp_path: Path, action: str, least: int) -> None:
     assert kill_everywhere(action, prepare(tmp_path / "models"), tmp_path) >= least
+
+
+def write_gguf(path: Path) -> None:
+    fields = [string("general.architecture", "llama"), u32("general.file_type", 1)]
+    spec = TensorSpec("token_embd.weight", (32, 4), "F16")
+    with GGUFWriter(path, fields, [spec]) as writer:
+        writer.write(0, bytes(range(256)))
+
+
+@pytest.mark.parametrize("action", ["create_model", "replace_model"])
+def test_create_from_a_gguf(tmp_path: Path, action: str) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "Modelfile").write_text(
+        "FROM ./tiny.gguf\nLICENSE shared\nSYSTEM new\nPARAMETER top_k 3\n"
+    )
+    assert kill_everywhere(action, prepare(tmp_path / "models"), tmp_path) >= 80

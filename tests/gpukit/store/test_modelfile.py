@@ -173,9 +173,11 @@ def test_a_long_quote_is_read_in_one_pass() -> None:
         value_of(f'LICENSE """{text}')
 
 
-HARD_VALUES = ["plain", "two\nlines", " led", "trailed ", 'say "hi"', '"quoted"', '"half',
-               'a\n"b"\nc', '"""', "", "a # b", "'single'", "\ttab", "é\u00a0", 'ends with "', "# not a comment",
-               'x"\ny', "\n", "<|end|>"]  # fmt: skip
+HARD_VALUES = [
+    "plain", "two\nlines", " led", "trailed ", 'say "hi"', '"quoted"', '"half', 'a\n"b"\nc', '"""',
+    "", "a # b", "'single'", "\ttab", "é\u00a0", 'ends with "', "# not a comment", 'x"\ny', "\n",
+    "<|end|>",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", HARD_VALUES)

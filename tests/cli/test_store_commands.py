@@ -1,0 +1,222 @@
+"""create, list, show, cp and rm as a user calls them."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpukit.formats.gguf_fields import TensorSpec, string, u32
+from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit_cli.store import human_age
+
+ROOT = Path(__file__).resolve().parents[2]
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a GGUF of 400 KB and a Modelfile."""
+    fields = [
+        string("general.architecture", "llama"), u32("general.file_type", 1),
+        u32("llama.context_length", 128), u32("llama.embedding_length", 64),
+    ]  # fmt: skip
+    spec = TensorSpec("token_embd.weight", (64, 3200), "F16")
+    with GGUFWriter(tmp_path / "tiny.gguf", fields, [spec]) as writer:
+        writer.write(0, bytes(spec.nbytes))
+    (tmp_path / "Modelfile").write_text(
+        "FROM ./tiny.gguf\nPARAMETER temperature 0.6\nPARAMETER num_ctx 4096\n"
+        'PARAMETER stop "<|end|>"\nSYSTEM """one\ntwo\nthree"""\nLICENSE MIT\n'
+    )
+    return tmp_path
+
+
+def gpukit(folder: Path, *arguments: str, code: int = 0, limit: int | None = None) -> Done:
+    """Run a command in `folder` with the store below it; checks the exit code, and of a failure
+    that it is told in one line."""
+
+    def limited() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        [sys.executable, "-c", "from gpukit_cli.app import main; main()", *arguments],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "cli")),
+            "GPUKIT_MODELS": str(folder / "models"),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limited,
+    )
+    assert done.returncode == code, (done.returncode, done.stderr)
+    if code == 1:
+        assert done.stderr.splitlines()[-1].startswith("Error: "), done.stderr
+        assert "Traceback" not in done.stderr
+    return done
+
+
+def test_a_models_life(folder: Path) -> None:
+    created = gpukit(folder, "create", "Tiny", "-f", "Modelfile")
+    lines = created.stderr.splitlines()
+    assert created.stdout == ""
+    assert lines[0] == "parsing GGUF"
+    assert sum(line.startswith("creating new layer sha256:") for line in lines) == 4
+    assert lines[-2:] == ["writing manifest", "success"]
+
+    (header, row) = gpukit(folder, "list").stdout.splitlines()
+    assert header.split() == ["NAME", "ID", "SIZE", "MODIFIED"]
+    assert row.split()[0] == "Tiny:latest"
+    assert row.split()[2:4] == ["410", "KB"]
+    assert row.endswith(" ago")
+    assert header.index("ID") == row.index(row.split()[1])
+
+    assert gpukit(folder, "cp", "tiny", "ns/b:2").stdout == "copied 'tiny' to 'ns/b:2'\n"
+    listed = json.loads(gpukit(folder, "list", "--json").stdout)["models"]
+    assert {model["name"] for model in listed} == {"Tiny:latest", "ns/b:2"}
+    assert listed[0]["digest"] == listed[1]["digest"]
+
+    assert gpukit(folder, "rm", "TINY", "ns/b:2").stdout == "deleted 'TINY'\ndeleted 'ns/b:2'\n"
+    assert gpukit(folder, "list").stdout.split() == ["NAME", "ID", "SIZE", "MODIFIED"]
+    assert list((folder / "models" / "blobs").iterdir()) == []
+    gone = gpukit(folder, "rm", "tiny", code=1)
+    assert "model 'tiny' not found" in gone.stderr
+
+
+def test_show(folder: Path) -> None:
+    gpukit(folder, "create", "tiny")
+    assert gpukit(folder, "show", "tiny").stdout == (
+        "  Model\n"
+        "    architecture        llama\n"
+        "    parameters          205K\n"
+        "    context length      128\n"
+        "    embedding length    64\n"
+        "    quantization        F16\n"
+        "\n"
+        "  Capabilities\n"
+        "    completion\n"
+        "\n"
+        "  Parameters\n"
+        "    num_ctx        4096\n"
+        '    stop           "<|end|>"\n'
+        "    temperature    0.6\n"
+        "\n"
+        "  System\n"
+        "    one\n"
+        "    two\n"
+        "    ...\n"
+        "\n"
+        "  License\n"
+        "    MIT\n"
+        "\n"
+    )
+    assert gpukit(folder, "show", "tiny", "--system").stdout == "one\ntwo\nthree"
+    assert gpukit(folder, "show", "tiny", "--template").stdout == ""
+    assert gpukit(folder, "show", "tiny", "--license").stdout == "MIT\n"
+    assert gpukit(folder, "show", "tiny", "--parameters").stdout.splitlines() == [
+        f"{'num_ctx':<30} 4096", f"{'stop':<30} \"<|end|>\"", f"{'temperature':<30} 0.6",
+    ]  # fmt: skip
+    shown = gpukit(folder, "show", "tiny", "--modelfile").stdout
+    assert "# FROM tiny:latest" in shown
+    assert 'SYSTEM "one\ntwo\nthree"\n' in shown
+    verbose = gpukit(folder, "show", "tiny", "-v").stdout
+    assert "token_embd.weight    F16    [64, 3200]" in verbose
+    assert (
+        json.loads(gpukit(folder, "show", "tiny", "--json").stdout)["system"] == "one\ntwo\nthree"
+    )
+    both = gpukit(folder, "show", "tiny", "--system", "--license", code=2)
+    assert "only one of '--license'" in both.stderr
+
+
+def test_create_answers_with_json(folder: Path) -> None:
+    made = json.loads(gpukit(folder, "create", "tiny", "--json").stdout)
+    (listed,) = json.loads(gpukit(folder, "list", "--json").stdout)["models"]
+    assert made == {key: listed[key] for key in ("name", "digest", "size")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("create", "../x"), 2, "invalid model name: ../x"),
+        (("create", "m", "-f", "typo"), 2, "typo: No such file or directory: name a Modelfile"),
+        (("create", "m", "-f", "bad"), 2, "bad: (line 2): command must be one of"),
+        (("create", "m", "-f", "lost"), 2, "FROM ./lost.gguf"),
+        (("create", "m", "-f", "adapted"), 2, "ADAPTER ./lora: not supported by this version"),
+        (("show", "none"), 1, "model 'none' not found"),
+        (("show", "a/b/c/d"), 2, "invalid model name"),
+        (("cp", "none", "m"), 1, "model 'none' not found"),
+        (("rm", "none"), 1, "model 'none' not found"),
+    ],
+)
+def test_faults_are_one_line(
+    folder: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    (folder / "bad").write_text("FROM ./tiny.gguf\nBADCOMMAND x\n")
+    (folder / "lost").write_text("FROM ./lost.gguf\n")
+    (folder / "adapted").write_text("FROM ./tiny.gguf\nADAPTER ./lora\n")
+    done = gpukit(folder, *arguments, code=code)
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("Error: ")
+    assert message in done.stderr
+    assert not (folder / "models").exists()
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(folder: Path) -> None:
+    gpukit(folder, "create", "before")
+    store = folder / "models"
+    # Another tensor, so that there is something to write.
+    spec = TensorSpec("token_embd.weight", (64, 3200), "F16")
+    with GGUFWriter(folder / "tiny.gguf", [string("general.architecture", "a")], [spec]) as writer:
+        writer.write(0, b"\1" * spec.nbytes)
+    there = sorted(path for path in store.rglob("*"))
+    failed = gpukit(folder, "create", "after", code=1, limit=100_000)
+    assert failed.stderr.splitlines()[-1].startswith("Error: ")
+    assert "File too large" in failed.stderr
+    assert len([line for line in failed.stderr.splitlines() if "rror" in line]) == 1
+    assert sorted(path for path in store.rglob("*")) == there
+    gpukit(folder, "create", "after")
+    assert len(gpukit(folder, "list").stdout.splitlines()) == 3
+
+
+def test_no_modelfile_means_this_folder(folder: Path) -> None:
+    (folder / "Modelfile").unlink()
+    gpukit(folder, "create", "tiny")
+    assert gpukit(folder, "show", "tiny", "--parameters").stdout == ""
+
+
+def test_light_commands_load_no_torch(folder: Path) -> None:
+    gpukit(folder, "create", "tiny")
+    code = (
+        "import sys\nfrom gpukit_cli import store\n"
+        "store.list_models(); store.cp('tiny', 'b'); store.show('b'); store.rm(['b'])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "cli")),
+            "GPUKIT_MODELS": str(folder / "models"),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.5, "Less than a second ago"), (1, "1 second ago"), (59.9, "59 seconds ago"),
+     (60, "About a minute ago"), (150, "2 minutes ago"), (3599, "59 minutes ago"),
+     (3600, "About an hour ago"), (47 * 3600, "47 hours ago"), (50 * 3600, "2 days ago"),
+     (15 * 86400, "2 weeks ago"), (70 * 86400, "2 months ago"), (900 * 86400, "2 years ago"),
+     (-5, "Less than a second ago")],
+)  # fmt: skip
+def test_ages(seconds: float, text: str) -> None:
+    assert human_age(seconds) == text
