@@ -1,0 +1,275 @@
+"""File types: which type each tensor of a quantised model gets, as data.
+
+The rules are those of llama-quantize (src/llama-quant.cpp of llama.cpp, commit 0c1e5709). A new
+file type is a row in `FILE_TYPES` and, where it deviates from its default type, rows in the tables
+below.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpukit.errors import ArgumentError
+from gpukit.formats.gguf_fields import TensorSpec, type_sizes
+
+
+@dataclass(frozen=True)
+class FileType:
+    """One file type: its name, its number in general.file_type, the type of most tensors."""
+
+    name: str
+    number: int
+    default: str
+
+    @property
+    def is_float(self) -> bool:
+        return self.default in ("F32", "F16", "BF16")
+
+
+FILE_TYPES = {
+    row.name: row
+    for row in (
+        FileType("F32", 0, "F32"),
+        FileType("F16", 1, "F16"),
+        FileType("BF16", 32, "BF16"),
+        FileType("Q4_0", 2, "Q4_0"),
+        FileType("Q5_0", 8, "Q5_0"),
+        FileType("Q8_0", 7, "Q8_0"),
+        FileType("Q4_K_S", 14, "Q4_K"),
+        FileType("Q4_K_M", 15, "Q4_K"),
+        FileType("Q5_K_S", 16, "Q5_K"),
+        FileType("Q5_K_M", 17, "Q5_K"),
+        FileType("Q6_K", 18, "Q6_K"),
+    )
+}
+
+ALIASES = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+
+def by_name(name: str) -> FileType:
+    """The file type of `name` in any case; `ArgumentError` lists the known ones."""
+    upper = name.upper()
+    row = FILE_TYPES.get(ALIASES.get(upper, upper))
+    if row is None:
+        raise ArgumentError(f"unknown type {name!r}; known: {', '.join([*FILE_TYPES, *ALIASES])}")
+    return row
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a user decides: patterns (first match wins), and types of output and embedding."""
+
+    patterns: tuple[tuple[re.Pattern[str], str], ...] = ()
+    pure: bool = False
+    leave_output: bool = False
+    output_type: str | None = None
+    embedding_type: str | None = None
+
+
+@dataclass
+class Mix:
+    """The facts of a model that rules look at, and how many tensors of a kind have gone by."""
+
+    file_type: FileType
+    n_layer: int
+    n_v: int
+    n_expert: int
+    gqa: int
+    tied: bool
+    falcon: bool
+    is_70b: bool
+    seen: dict[str, int] = field(default_factory=lambda: {"v": 0, "down": 0, "gate": 0, "up": 0})
+
+
+# Kinds of tensors by what their name contains; the first that fits counts.
+KINDS = (
+    ("attn_qkv.weight", "v"),
+    ("attn_kv_b.weight", "v"),
+    ("attn_v.weight", "v"),
+    ("attn_k.weight", "k"),
+    ("attn_q.weight", "q"),
+    ("attn_output.weight", "o"),
+    ("ffn_up", "up"),
+    ("ffn_gate", "gate"),
+    ("ffn_down", "down"),
+)
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+
+# Where in the model a rule applies: i of n tensors of the kind have gone by.
+WHERE: Mapping[str, Callable[[int, int], bool]] = {
+    "everywhere": lambda _i, _n: True,
+    "first four": lambda i, _n: i < 4,
+    "first eighth": lambda i, n: i < n // 8,
+    "first sixteenth": lambda i, n: i < n // 16,
+    "more": lambda i, n: i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2,
+}
+
+# Kind -> file type -> (where, type), the first that applies; elsewhere the default type.
+RULES: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
+    "v": {
+        "Q4_K_S": (("first four", "Q5_K"),),
+        "Q4_K_M": (("more", "Q6_K"),),
+        "Q5_K_M": (("more", "Q6_K"),),
+    },
+    "down": {
+        "Q4_K_S": (("first eighth", "Q5_K"),),
+        "Q4_K_M": (("more", "Q6_K"),),
+        "Q5_K_M": (("more", "Q6_K"),),
+    },
+}
+FALCON_RULES: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
+    "v": RULES["v"],
+    "down": {
+        "Q4_K_M": (("first sixteenth", "Q6_K"), ("more", "Q5_K")),
+        "Q5_K_M": (("more", "Q6_K"),),
+    },
+}
+# Attention outputs of models with eight experts.
+EIGHT_EXPERTS_O = {"Q4_K_S": "Q5_K", "Q4_K_M": "Q5_K"}
+# Attention values of 70B Llamas, whose eight heads share them, are lifted from these types.
+LIFTED_70B = {"Q3_K": "Q5_K", "Q4_K": "Q5_K"}
+
+# What takes a type's place where its blocks do not divide the rows; behind these F16.
+FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+
+# Tensors that keep their type whatever the file type, by what their name contains.
+KEPT = (
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
+    "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
+    "indexer.q_proj.weight", "time_mix_first.weight", "time_mix_w0.weight", "time_mix_w1.weight",
+    "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight", "time_mix_v2.weight",
+    "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight",
+    "time_mix_g2.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight", "attn_rel_b.weight", ".position_embd", "sam.pos_embd",
+    "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger", "a.rvq.codebook",
+    "mm.a.code_embd",
+)  # fmt: skip
+KEPT_NAMES = ("position_embd.weight", "token_types.weight")
+
+
+def choose_types(
+    tensors: Sequence[TensorSpec],
+    metadata: Callable[[str, Any], Any],
+    file_type: FileType,
+    overrides: Overrides | None = None,
+) -> list[str]:
+    """The type of each tensor; `tensors` in output order with their source types.
+
+    `metadata` is a `get(key, default)` over the model's fields.
+    """
+    overrides = overrides or Overrides()
+    mix = _mix(tensors, metadata, file_type)
+    return [_choose(tensor, mix, overrides) for tensor in tensors]
+
+
+def _mix(
+    tensors: Sequence[TensorSpec], metadata: Callable[[str, Any], Any], file_type: FileType
+) -> Mix:
+    arch = metadata("general.architecture", "")
+
+    def number(key: str) -> int:
+        value = metadata(f"{arch}.{key}", 0)
+        value = value[0] if isinstance(value, list) and value else value
+        return int(value) if isinstance(value, int | float) else 0
+
+    n_head, n_head_kv, n_layer = (
+        number("attention.head_count"),
+        number("attention.head_count_kv"),
+        number("block_count"),
+    )
+    n_expert = number("expert_count")
+    return Mix(
+        file_type=file_type,
+        n_layer=n_layer,
+        n_v=sum(_kind(tensor.name) == "v" for tensor in tensors),
+        n_expert=n_expert,
+        gqa=n_head // n_head_kv if n_head_kv else 0,
+        tied=all(tensor.name != "output.weight" for tensor in tensors),
+        falcon=arch == "falcon",
+        is_70b=(arch == "llama" and n_layer == 80 and n_expert != 8 and n_head != n_head_kv)
+        or (arch == "qwen2" and n_layer == 80),
+    )
+
+
+def _choose(tensor: TensorSpec, mix: Mix, overrides: Overrides) -> str:
+    name = tensor.name
+    if not quantizable(tensor) or (overrides.leave_output and name == "output.weight"):
+        return tensor.type
+    if overrides.embedding_type and name in EMBEDDINGS:
+        return overrides.embedding_type
+    if overrides.output_type and name == "output.weight":
+        return overrides.output_type
+    if mix.file_type.is_float:
+        return mix.file_type.default
+    wanted = next((kind for pattern, kind in overrides.patterns if pattern.search(name)), None)
+    if wanted is None:
+        wanted = mix.file_type.default if overrides.pure else _mixed(tensor, mix)
+    return _fitting(tensor, wanted)
+
+
+def quantizable(tensor: TensorSpec) -> bool:
+    """Whether a tensor may change its type: a weight of two dimensions that is no exception."""
+    dims = [n for n in tensor.ne[1:] if n != 1]
+    return (
+        bool(dims)
+        and tensor.name.endswith("weight")
+        and tensor.name not in KEPT_NAMES
+        and not any(part in tensor.name for part in KEPT)
+    )
+
+
+def _kind(name: str) -> str | None:
+    return next((kind for part, kind in KINDS if part in name), None)
+
+
+def _mixed(tensor: TensorSpec, mix: Mix) -> str:
+    default = mix.file_type.default
+    if tensor.name == "output.weight" or (mix.tied and tensor.name in EMBEDDINGS):
+        if mix.falcon or tensor.ne[0] % type_sizes()[default].block:
+            return "Q8_0"
+        return default if default == "Q8_0" else "Q6_K"
+    if tensor.name in EMBEDDINGS:
+        return default
+    kind = _kind(tensor.name)
+    chosen = _by_rule(tensor.name, kind, mix)
+    if kind == "v" and mix.is_70b:
+        chosen = LIFTED_70B.get(chosen, chosen)
+    if mix.n_expert == 8:
+        if kind in ("v", "k"):
+            return "Q8_0"
+        if kind == "o" and not mix.falcon:
+            return EIGHT_EXPERTS_O.get(mix.file_type.name, chosen)
+    return chosen
+
+
+def _by_rule(name: str, kind: str | None, mix: Mix) -> str:
+    if kind not in mix.seen:
+        return mix.file_type.default
+    index, count = mix.seen[kind], mix.n_v if kind == "v" else mix.n_layer
+    mix.seen[kind] += 1
+    if mix.n_expert > 1 and kind != "v":
+        index = max(layer_of(name), 0)
+    rules = (FALCON_RULES if mix.falcon else RULES).get(kind, {}).get(mix.file_type.name, ())
+    return next(
+        (wanted for where, wanted in rules if WHERE[where](index, count)), mix.file_type.default
+    )
+
+
+def layer_of(name: str) -> int:
+    """The layer number in `blk.N.…`, -1 for tensors outside the layers."""
+    match = re.match(r"blk\.(\d+)\.", name)
+    return int(match[1]) if match else -1
+
+
+def _fitting(tensor: TensorSpec, wanted: str) -> str:
+    """`wanted`, or what takes its place where blocks do not divide the rows."""
+    for candidate in (wanted, FALLBACKS.get(wanted)):
+        if candidate is not None and tensor.ne[0] % type_sizes()[candidate].block == 0:
+            return candidate
+    return "F16"
+
+
+def output_order(name: str) -> tuple[int, bytes]:
+    """The sort key of llama-quantize's output: layer, then name."""
+    return layer_of(name), name.encode()

@@ -1,0 +1,209 @@
+"""Where values come from: a Hugging Face folder or a GGUF file, row slab by row slab."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from gpukit.errors import ArgumentError
+from gpukit.formats.gguf_fields import Field, TensorSpec
+from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.safetensors import Checkpoint
+from gpukit.models.base import PlannedTensor, auto_type, float_type
+from gpukit.models.importer import plan_import
+
+TORCH_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class SourceTensor(TensorSpec):
+    """A tensor of the model to be: GGUF name and dimensions, the type that a plain conversion
+    would give it, and how many rows a slab must hold a multiple of."""
+
+    row_group: int
+
+
+class Source(ABC):
+    """An open model: metadata, tensors, and their values on demand.
+
+    `read` fills a buffer from the disk (any thread); `values` turns the bytes into rows.
+    """
+
+    path: Path
+    fields: tuple[Field, ...]
+    tensors: tuple[SourceTensor, ...]
+    is_checkpoint: bool
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a metadata field."""
+        return next((f.value for f in self.fields if f.key == key), default)
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The file type of the source in a word, such as BF16."""
+
+    @abstractmethod
+    def stored_type(self, index: int) -> str:
+        """What tensor `index` is now, such as BF16."""
+
+    @abstractmethod
+    def stored_bytes(self, index: int, rows: int) -> int:
+        """Bytes on disk of `rows` rows of tensor `index`; 0 for computed tensors."""
+
+    @abstractmethod
+    def read(self, index: int, row: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the stored bytes from `row` on."""
+
+    @abstractmethod
+    def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:
+        """Rows of float32, float16 or bfloat16 `[rows, ne0]` from what `read` left in uint8 `data`.
+
+        The result may share memory with `data`.
+        """
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_source(path: Path) -> Source:
+    """The model at `path`: a folder with a checkpoint, or a GGUF file; the errors of its reader."""
+    if path.is_dir():
+        return CheckpointSource(path)
+    if not path.exists():
+        raise ArgumentError(f"{path}: no such file or folder")
+    return GGUFSource(path)
+
+
+class CheckpointSource(Source):
+    """A Hugging Face folder, renamed and transformed on the way."""
+
+    is_checkpoint = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._checkpoint = Checkpoint(path)
+        try:
+            plan = plan_import(self._checkpoint)
+        except BaseException:
+            self._checkpoint.close()
+            raise
+        self.fields = plan.fields
+        self._planned = plan.tensors
+        self._auto = auto_type(plan.tensors)
+        self.tensors = tuple(self._tensor(planned) for planned in plan.tensors)
+
+    def _tensor(self, planned: PlannedTensor) -> SourceTensor:
+        # What stays as it is in a quantised file has the type of a plain conversion.
+        wanted = planned.dtype if planned.dtype != "F32" else self._auto
+        kind = float_type(planned.name, planned.ne, wanted)
+        return SourceTensor(planned.name, planned.ne, kind, planned.row_group)
+
+    @property
+    def label(self) -> str:
+        types = [planned.dtype for planned in self._planned if len(planned.ne) >= 2]
+        return types[0] if types else "F32"
+
+    @property
+    def auto(self) -> str:
+        """The file type that llama.cpp's converter chooses by itself."""
+        return self._auto
+
+    def stored_type(self, index: int) -> str:
+        return self._planned[index].dtype
+
+    def _dtype(self, index: int) -> torch.dtype:
+        stored = self._checkpoint.tensors[self._planned[index].sources[0]]
+        return TORCH_TYPES[stored.dtype]
+
+    def stored_bytes(self, index: int, rows: int) -> int:
+        if self._planned[index].values is not None:
+            return 0
+        return rows * self.tensors[index].ne[0] * self._dtype(index).itemsize
+
+    def read(self, index: int, row: int, buffer: memoryview) -> None:
+        planned = self._planned[index]
+        if planned.values is None:
+            stored = self._checkpoint.tensors[planned.sources[0]]
+            self._checkpoint.read_into(stored, buffer, self.stored_bytes(index, row))
+
+    def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:
+        planned = self._planned[index]
+        if planned.values is not None:
+            return planned.values.view(-1, planned.ne[0])[row : row + rows]
+        found = data.view(self._dtype(index)).view(rows, planned.ne[0])
+        if found.dtype is torch.float64:
+            found = found.to(torch.float32)
+        return planned.transform(found) if planned.transform is not None else found
+
+    def close(self) -> None:
+        self._checkpoint.close()
+
+
+class GGUFSource(Source):
+    """A GGUF file of any architecture."""
+
+    is_checkpoint = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = GGUFFile(path)
+        if self._file.get("split.count", 1) not in (0, 1):
+            count = self._file.get("split.count")
+            self._file.close()
+            raise ArgumentError(
+                f"{path}: one of {count} parts of a split model; join them first "
+                "(llama-gguf-split --merge)"
+            )
+        self.fields = tuple(self._file.fields.values())
+        self._infos = tuple(self._file.tensors.values())
+        self.tensors = tuple(SourceTensor(i.name, i.ne, i.type, 1) for i in self._infos)
+
+    @property
+    def label(self) -> str:
+        types = [info.type for info in self._infos if len(info.ne) >= 2]
+        return max(set(types), key=types.count) if types else "F32"
+
+    def stored_type(self, index: int) -> str:
+        return self._infos[index].type
+
+    def stored_bytes(self, index: int, rows: int) -> int:
+        return rows * self._infos[index].row_bytes
+
+    def read(self, index: int, row: int, buffer: memoryview) -> None:
+        self._file.read_into(self._infos[index], buffer, self.stored_bytes(index, row))
+
+    def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:  # noqa: ARG002
+        info = self._infos[index]
+        found = data.view(TORCH_TYPES[info.type]).view(rows, info.ne[0] if info.ne else 1)
+        return found.to(torch.float32) if found.dtype is torch.float64 else found
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def slab_rows(tensor: SourceTensor, weights: int) -> int:
+    """Rows of a slab of about `weights` weights: whole groups, at least one."""
+    width = tensor.ne[0] if tensor.ne else 1
+    group = tensor.row_group
+    return max(weights // max(width, 1) // group, 1) * group
