@@ -46,9 +46,9 @@ def _print(found: Any) -> None:
         print(f"  {t.name:<{name_width}}  {shape:>{shape_width}}  {t.type:<8} "
               f"{human_bytes(t.nbytes):>8}")  # fmt: skip
     print("\nTypes")
-    for total in found.totals:
-        print(f"  {total.type:<8} {total.tensors:>5} tensors {total.elements:>16,} weights "
-              f"{human_bytes(total.nbytes):>8}  {total.bits_per_weight:.2f} bits per weight")  # fmt: skip
+    for row in found.totals:
+        print(f"  {row.type:<8} {row.tensors:>5} tensors {row.elements:>16,} weights "
+              f"{human_bytes(row.nbytes):>8}  {row.bits_per_weight:.2f} bits per weight")  # fmt: skip
     if found.elements:
         print(f"  {'all':<8} {len(found.tensors):>5} tensors {found.elements:>16,} weights "
               f"{human_bytes(found.nbytes):>8}  "

@@ -1,7 +1,7 @@
 """Draws a recipe's events on stderr: bars on a terminal, plain lines elsewhere.
 
-    with reporter() as report:
-        recipe(..., report=report)
+with reporter() as report:
+    recipe(..., report=report)
 """
 
 import sys

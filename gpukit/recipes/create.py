@@ -1,6 +1,7 @@
 """From a Modelfile to a model in the store: weights converted and quantised in one pass."""
 
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,8 +43,7 @@ def create(
     for warning in modelfile.warnings:
         report(Warned(warning))
     base = _base(store, source)
-    origin = open_origin(store, source, work)
-    with change(store) as changes:
+    with closing(open_origin(store, source, work)) as origin, change(store) as changes:
         layers = _layers(changes, origin.add(changes), base, modelfile)
         config = _config(store, layers, base, modelfile)
         config_layer = changes.add_bytes(config.encode(), CONFIG_TYPE)

@@ -1,4 +1,4 @@
-"""What this machine offers gpukit: versions, devices, compiler, store, disk, and what is missing."""
+"""What this machine offers: versions, devices, compiler, store, disk, and what is missing."""
 
 import importlib.metadata
 import os

@@ -273,3 +273,42 @@ def _fitting(tensor: TensorSpec, wanted: str) -> str:
 def output_order(name: str) -> tuple[int, bytes]:
     """The sort key of llama-quantize's output: layer, then name."""
     return layer_of(name), name.encode()
+
+
+def make_overrides(
+    patterns: Sequence[str],
+    *,
+    pure: bool = False,
+    leave_output: bool = False,
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+) -> Overrides | None:
+    """Overrides from what a user wrote, `REGEX=TYPE` each; None where nothing is overridden.
+
+    `ArgumentError` for what is no pattern or no type.
+    """
+    compiled = []
+    for text in patterns:
+        expression, separator, kind = text.rpartition("=")
+        if not separator or not expression:
+            raise ArgumentError(f"--tensor-type {text}: REGEX=TYPE is needed, as in ffn_down=Q6_K")
+        try:
+            compiled.append((re.compile(expression), _tensor_type(kind)))
+        except re.error as error:
+            raise ArgumentError(f"--tensor-type {text}: no regular expression: {error}") from None
+    found = Overrides(
+        tuple(compiled),
+        pure,
+        leave_output,
+        _tensor_type(output_type) if output_type else None,
+        _tensor_type(embedding_type) if embedding_type else None,
+    )
+    return None if found == Overrides() else found
+
+
+def _tensor_type(name: str) -> str:
+    from gpukit_kernels import QUANTS
+
+    if name.upper() not in QUANTS:
+        raise ArgumentError(f"unknown tensor type {name!r}; known: {', '.join(QUANTS)}")
+    return name.upper()

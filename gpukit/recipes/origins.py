@@ -48,6 +48,8 @@ class Origin(Protocol):
         """Bring them into the store; the model's first layers, in order."""
         ...
 
+    def close(self) -> None: ...
+
 
 def locate(store: Store, modelfile: Modelfile) -> Path | ModelName:
     """What FROM names: an existing folder or file, else a model of the store.
@@ -79,7 +81,10 @@ def locate(store: Store, modelfile: Modelfile) -> Path | ModelName:
 
 
 def open_origin(store: Store, source: Path | ModelName, work: Work) -> Origin:
-    """The weights that `source` names, checked and planned; the errors of its readers."""
+    """The weights that `source` names, checked and planned; the caller closes them.
+
+    Raises the errors of the source's readers.
+    """
     if isinstance(source, ModelName):
         return _stored(store, source, work)
     if source.is_dir():
@@ -113,6 +118,9 @@ class _Copied:
             raise FormatError(f"{self.path}: {total} bytes became {size} while it was copied")
         return (changes.add_file(target, digest, size, MODEL, origin=self.path.name),)
 
+    def close(self) -> None:
+        """Nothing is open between the check and the copy."""
+
 
 @dataclass(frozen=True)
 class _Converted:
@@ -128,6 +136,9 @@ class _Converted:
 
         work = self.work
         work.report(Status(self.opening))
+        if self.plan.title != self.opening:
+            work.report(Status(self.plan.title))
+        changes.need_room(self.plan.size)
         target = changes.temporary()
         result = run_plan(
             self.source, self.plan, target, device=work.device, budget=work.budget, digest=True,
@@ -136,6 +147,9 @@ class _Converted:
         work.report(Status("verifying conversion"))
         check_gguf(target)
         return (changes.add_file(target, f"sha256:{result.digest}", result.size, MODEL),)
+
+    def close(self) -> None:
+        self.source.close()
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,10 @@ class _Inherited:
             (layers[at],) = self.converted.add(changes)
         return tuple(layers)
 
+    def close(self) -> None:
+        if self.converted:
+            self.converted.close()
+
 
 def _stored(store: Store, name: ModelName, work: Work) -> Origin:
     manifest = store.manifest(name)
@@ -175,6 +193,8 @@ def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
     """The GGUF at `path` on its way to another type; None where it has that type already."""
     if work.file_type is None:
         return None
+    from gpukit.recipes.mixes import by_name
+
     with GGUFFile(path) as file:
         types = {info.type for info in file.tensors.values()}
         label = file_type_name(file.get("general.file_type"))
@@ -183,7 +203,7 @@ def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
             f"{what}: quantization is only supported for F16, BF16 and F32 models, and this one "
             f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF"
         )
-    if label == work.file_type:
+    if label == by_name(work.file_type).name:
         return None
     return _converted(path, work, "parsing GGUF")
 
@@ -193,7 +213,11 @@ def _converted(path: Path, work: Work, opening: str) -> _Converted:
     from gpukit.recipes.source import open_source
 
     source = open_source(path)
-    return _Converted(source, plan_quantize(source, work.file_type), work, opening)
+    try:
+        return _Converted(source, plan_quantize(source, work.file_type), work, opening)
+    except BaseException:
+        source.close()
+        raise
 
 
 def check_gguf(path: Path) -> None:
@@ -214,6 +238,11 @@ def check_gguf(path: Path) -> None:
 
 def _single_gguf(folder: Path) -> Path | None:
     """The one .gguf file of a folder without a checkpoint; None where there is a checkpoint."""
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{folder}: an adapter, not a model: FROM wants the base model, and adapters are not "
+            "supported by this version"
+        )
     if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
         return None
     found = sorted(folder.glob("*.gguf"))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from gpukit.errors import StoreError
-from gpukit.formats.atomic import sync_folder
+from gpukit.formats.atomic import need_room, sync_folder
 from gpukit.store import blobs
 from gpukit.store.journal import Entry, Job, Scratch, claims, discard, discard_files
 from gpukit.store.manifest import Layer, Manifest, mentioned
@@ -63,6 +63,10 @@ class Change:
     def temporary(self) -> Path:
         """The path of a new file that vanishes with this change unless `add_file` takes it."""
         return self._job.temporary()
+
+    def need_room(self, size: int) -> None:
+        """DiskError, with both numbers, where the store's disk has not `size` bytes free."""
+        need_room(self._store.blobs, size)
 
     def add_file(
         self, path: Path, digest: str, size: int, media_type: str, origin: str = ""

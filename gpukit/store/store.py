@@ -126,6 +126,10 @@ class Store:
             return self.manifest_path(name).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise StoreError(f"model '{name.display}' not found in {self.root}") from None
+        except OSError as error:
+            raise StoreError(
+                f"model '{name.display}': {error.filename} cannot be read: {error.strerror}"
+            ) from None
 
     def manifest(self, name: ModelName) -> Manifest:
         """The manifest of a model; StoreError where it is missing or corrupt."""

@@ -1,6 +1,7 @@
 """Quantise, dequantise and multiply in GGUF's block formats: the bytes of llama.cpp on every device."""
 
 from gpukit_kernels.errors import QuantError
+from gpukit_kernels.matmul import matmul
 from gpukit_kernels.ops import dequantize, device, devices, plan_backend, quantize
 from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
 
@@ -13,6 +14,7 @@ __all__ = [
     "dequantize",
     "device",
     "devices",
+    "matmul",
     "plan_backend",
     "quantize",
 ]
