@@ -6,16 +6,17 @@ ACTION names a function below; STORE is the store as it is before. Each trial wo
 forked child. A step is a call that changes a file (seen by an audit hook) or moves data to the disk
 (wrappers around os.write, os.pwrite, os.fsync and the like); the child kills itself before it, and
 for writes also in the middle. Prints the number of kills. Run as a program of its own so that it
-can fork: nothing has started a thread here.
+can fork: one thread is left when a run has ended.
 """
 
 import hashlib
-import importlib
 import json
 import os
+import random
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -53,8 +54,6 @@ def copy_over(store: Store, extra: Path) -> None:
     copy(store, "other", "old")
 
 
-# What converting a checkpoint loads besides.
-MODULES = os.environ.get("KILL_MODULES", "").split()
 QUANTIZE = os.environ.get("KILL_QUANTIZE") or None
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.chmod",
          "os.truncate", "os.link", "shutil.rmtree", "fcntl.flock", "os.listdir"}  # fmt: skip
@@ -65,9 +64,9 @@ def die() -> NoReturn:
     raise AssertionError
 
 
-def arm(limit: int) -> Callable[[], int]:
-    """Let the process kill itself at step `limit`; a function that tells the steps so far."""
-    count = 0
+def arm(limit: int, root: Path) -> None:
+    """Let the process kill itself at step `limit` below `root`."""
+    count, inside = 0, str(root)
 
     def step() -> bool:
         nonlocal count
@@ -75,7 +74,8 @@ def arm(limit: int) -> Callable[[], int]:
         return count == limit
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in STEPS and step():
+        ours = event == "fcntl.flock" or str(arguments[0]).startswith(inside)
+        if event in STEPS and ours and step():
             die()
 
     def wrap(name: str) -> None:
@@ -99,11 +99,11 @@ def arm(limit: int) -> Callable[[], int]:
     for name in ("write", "pwrite", "pwritev", "fsync", "ftruncate"):
         wrap(name)
     sys.addaudithook(hook)
-    return lambda: count
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Run `work` in a fork; its exit status, or the signal that ended it, negative."""
+def in_child(work: Callable[[], None], patience: float | None = None) -> int:
+    """Run `work` in a fork, killed after `patience` seconds; its exit status, or the signal that
+    ended it, negative."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -113,6 +113,9 @@ def in_child(work: Callable[[], None]) -> int:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
+    if patience is not None:
+        time.sleep(patience)
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 
@@ -144,8 +147,10 @@ def check_clean(store: Store) -> None:
     assert {path.name for path in store.root.iterdir()} == {"blobs", "manifests", ".gpukit"}
 
 
-def trial(action: str, template: Path, extra: Path, limit: int, after: State | None) -> int:
-    """One kill at step `limit`; the exit status of the killed child."""
+def trial(
+    action: str, template: Path, extra: Path, after: State, limit: int, patience: float | None
+) -> int:
+    """One kill, at step `limit` or after `patience` seconds; the exit status of the child."""
     root = template.with_name(f"{template.name}-trial")
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(template, root)
@@ -153,39 +158,48 @@ def trial(action: str, template: Path, extra: Path, limit: int, after: State | N
     before = listed(store)
 
     def run() -> None:
-        arm(limit)
+        if patience is None:
+            arm(limit, root)
         globals()[action](store, extra)
 
-    status = in_child(run)
+    status = in_child(run, patience)
     left = listed(store)
-    assert left in ((before, after) if after is not None else (before,)) or status == 0, left
+    assert left in (before, after), left
     assert in_child(lambda: tidy(store)) == 0
     assert listed(store) == left
     check_clean(store)
     assert in_child(lambda: globals()[action](store, extra)) == 0
     check_clean(store)
-    assert after is None or listed(store) == after
+    assert listed(store) == after
     return status
 
 
 def main() -> None:
+    """`KILL_STRIDE=n` kills at every n-th step only, `KILL_RANDOM=n` at n moments instead."""
     action, template, extra = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    stride = int(os.environ.get("KILL_STRIDE", "1"))
-    # What the action imports is imported once, before the first fork, and is no step of it.
     root = template.with_name(f"{template.name}-whole")
     shutil.copytree(template, root)
-    if action in ("create_model", "replace_model"):
-        for module in ("gguf", "gpukit.recipes.create", *MODULES):
-            importlib.import_module(module)
+    # Whatever the action loads is loaded by this run, before the first fork: it is no step of it.
+    globals()[action](Store(root), extra)
+    shutil.rmtree(root)
+    shutil.copytree(template, root)
+    began = time.monotonic()
     assert in_child(lambda: globals()[action](Store(root), extra)) == 0
+    seconds = time.monotonic() - began
     after = listed(Store(root))
     kills = 0
-    for n in range(1, 1_000_000, stride):
-        status = trial(action, template, extra, n, after)
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL, (n, status)
-        kills += 1
+    if moments := int(os.environ.get("KILL_RANDOM", "0")):
+        draw = random.Random(2)
+        for _ in range(moments):
+            patience = draw.uniform(0, seconds)
+            kills += trial(action, template, extra, after, 0, patience) == -signal.SIGKILL
+    else:
+        for step in range(1, 1_000_000, int(os.environ.get("KILL_STRIDE", "1"))):
+            status = trial(action, template, extra, after, step, None)
+            if status == 0:
+                break
+            assert status == -signal.SIGKILL, (step, status)
+            kills += 1
     sys.stdout.write(json.dumps({"kills": kills}) + "\n")
 
 

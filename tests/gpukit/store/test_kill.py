@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def kill_everywhere(action: str, store: Store, extra: Path, **environment: str) 
             **os.environ,
             "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
             "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
             **environment,
         },
         capture_output=True,
@@ -68,3 +70,22 @@ def test_create_from_a_gguf(tmp_path: Path, action: str) -> None:
         "FROM ./tiny.gguf\nLICENSE shared\nSYSTEM new\nPARAMETER top_k 3\n"
     )
     assert kill_everywhere(action, prepare(tmp_path / "models"), tmp_path) >= 80
+
+
+def test_create_from_a_gguf_at_random_moments(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "Modelfile").write_text("FROM ./tiny.gguf\nSYSTEM new\n")
+    store = prepare(tmp_path / "models")
+    assert kill_everywhere("create_model", store, tmp_path, KILL_RANDOM="20") >= 10
+
+
+def test_create_from_a_checkpoint(tmp_path: Path) -> None:
+    """One pass from safetensors to Q8_0: at every seventh step, and at random moments."""
+    (tmp_path / "Modelfile").write_text(
+        f"FROM {ROOT / 'tests/data/tiny-shakespeare'}\nLICENSE shared\n"
+    )
+    store = prepare(tmp_path / "models")
+    settings = {"KILL_QUANTIZE": "Q8_0"}
+    assert kill_everywhere("create_model", store, tmp_path, KILL_STRIDE="7", **settings) >= 20
+    shutil.rmtree(tmp_path / "models-whole")
+    assert kill_everywhere("create_model", store, tmp_path, KILL_RANDOM="12", **settings) >= 6
