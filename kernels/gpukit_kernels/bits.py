@@ -20,8 +20,9 @@ def nearest_int(v: Tensor) -> Tensor:
 
 
 def nearest_level(v: Tensor, low: int, high: int) -> Tensor:
-    """float32: `nearest_int(v)` clamped to `low..high`."""
-    return nearest_int(v).clamp(low, high).to(torch.float32)
+    """float32: `nearest_int(v)` clamped to `low..high`, without leaving the float format."""
+    bits = ((v + ROUND_MAGIC).view(torch.int32) & 0x7FFFFF) | 0x4B000000
+    return bits.clamp(0x4B400000 + low, 0x4B400000 + high).view(torch.float32) - ROUND_MAGIC
 
 
 def round_away(v: Tensor) -> Tensor:

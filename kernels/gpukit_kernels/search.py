@@ -1,4 +1,4 @@
-"""Scale searches shared by the K types, on tiles `[groups, elements, lanes]` of float32.
+"""Scale searches shared by the K types, on tiles `[elements, groups, lanes]` of float32.
 
 Everything is added up along the elements one after the other, as the C does, because another order
 changes bytes. The levels that a search ends with are needed only where the stored scale comes out
@@ -7,6 +7,7 @@ as zero; they are computed again from the accepted candidate instead of being ca
 Source: make_qkx2_quants and make_qx_quants in llama.cpp's ggml-quants.c.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,10 +24,45 @@ from gpukit_kernels.bits import (
     root,
     word_bytes,
 )
-from gpukit_kernels.stages import stage
+from gpukit_kernels.stages import stage, summing_stage
 
 # Below this largest magnitude a group counts as zero (GROUP_MAX_EPS).
 GROUP_EPS = 1e-15
+
+
+def added(terms: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    """Each of `terms(x)` added up over the elements, its first dimension, one after the other.
+
+    Compiled, the loop over a leading dimension is what `sum` becomes, in the same order, and the code
+    is compact; eager `sum` takes another order, so there the loop is written out.
+    """
+    if torch.compiler.is_compiling():
+        return tuple(term.sum(dim=0) for term in terms(x))
+    totals = terms(x[0])
+    for i in range(1, x.shape[0]):
+        totals = tuple(total + term for total, term in zip(totals, terms(x[i]), strict=True))
+    return totals
+
+
+def first_largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Along the first dimension the value of largest magnitude, with its sign, and the magnitude.
+
+    The first one where several are as large; zero where there is none (a NaN never is).
+    """
+    largest = torch.zeros_like(x[0])
+    magnitude = torch.zeros_like(largest)
+    for i in range(x.shape[0]):
+        a = x[i].abs()
+        larger = a > magnitude
+        magnitude = torch.where(larger, a, magnitude)
+        largest = torch.where(larger, x[i], largest)
+    return largest, magnitude
+
+
+@stage
+def scale_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`first_largest` as a stage of its own."""
+    return first_largest(x)
 
 
 class AffineSearch(NamedTuple):
@@ -50,39 +86,29 @@ class AffineSums(NamedTuple):
 
 
 @stage
-def affine_begin(x: Tensor, levels: int) -> tuple[AffineSums, AffineSearch]:
-    """Range, weights' sums and the error of the straight division of the range."""
-    n = x.shape[1]
-    squares = torch.zeros_like(x[:, 0])
-    for i in range(n):
-        squares = squares + x[:, i] * x[:, i]
-    mean = root(squares / n)
-    low = high = x[:, 0]
-    weight = mean + x[:, 0].abs()
-    weighted_x = weight * x[:, 0]
-    for i in range(1, n):
-        v = x[:, i]
-        low = torch.where(v < low, v, low)
-        high = torch.where(v > high, v, high)
-        w = mean + v.abs()
-        weight = weight + w
-        weighted_x = weighted_x + w * v
+def affine_range(x: Tensor) -> tuple[AffineSums, Tensor]:
+    """Mean, range and weights' sums, and the lower end of the range, zero or below."""
+    (squares,) = added(lambda v: (v * v,), x)
+    mean = root(squares / x.shape[0])
+    low = high = x[0]
+    for i in range(1, x.shape[0]):
+        low = torch.where(x[i] < low, x[i], low)
+        high = torch.where(x[i] > high, x[i], high)
     low = torch.where(low > 0, torch.zeros_like(low), low)
-    inverse = divide(float(levels), high - low)
+    weight, weighted_x = added(lambda v: (mean + v.abs(), (mean + v.abs()) * v), x)
+    return AffineSums(mean, high, weight, weighted_x), low
+
+
+@summing_stage
+def affine_begin(x: Tensor, sums: AffineSums, low: Tensor, levels: int) -> AffineSearch:
+    """The straight division of the range and its error."""
+    inverse = divide(float(levels), sums.high - low)
     scale = divide(1.0, inverse)
-    error = torch.zeros_like(scale)
-    for i in range(n):
-        v = x[:, i]
-        level = nearest_level(inverse * (v - low), 0, levels)
-        diff = scale * level + low - v
-        error = error + (mean + v.abs()) * (diff * diff)
-    return (
-        AffineSums(mean, high, weight, weighted_x),
-        AffineSearch(error, scale, low, inverse, low.clone()),
-    )
+    begun = AffineSearch(scale, scale, low.clone(), inverse, low.clone())
+    return begun._replace(error=_affine_error(x, sums.mean, begun, levels))
 
 
-@stage
+@summing_stage
 def affine_step(
     x: Tensor, sums: AffineSums, best: AffineSearch, stretch: Tensor, levels: int
 ) -> AffineSearch:
@@ -90,30 +116,22 @@ def affine_step(
 
     The lower end is live: a candidate starts from the last accepted one.
     """
-    n = x.shape[1]
     inverse = stretch / (sums.high - best.low)
-    sum_l = torch.zeros_like(inverse)
-    sum_l2 = torch.zeros_like(inverse)
-    sum_xl = torch.zeros_like(inverse)
-    for i in range(n):
-        v = x[:, i]
+
+    def terms(v: Tensor) -> tuple[Tensor, ...]:
         level = nearest_level(inverse * (v - best.low), 0, levels)
-        wl = (sums.mean + v.abs()) * level
-        sum_l = sum_l + wl
-        sum_l2 = sum_l2 + wl * level
-        sum_xl = sum_xl + wl * v
+        weighted = (sums.mean + v.abs()) * level
+        return weighted, weighted * level, weighted * v
+
+    sum_l, sum_l2, sum_xl = added(terms, x)
     determinant = sums.weight * sum_l2 - sum_l * sum_l
     scale = (sums.weight * sum_xl - sums.weighted_x * sum_l) / determinant
     low = (sum_l2 * sums.weighted_x - sum_l * sum_xl) / determinant
     above = low > 0
     scale = torch.where(above, sum_xl / sum_l2, scale)
     low = torch.where(above, torch.zeros_like(low), low)
-    error = torch.zeros_like(inverse)
-    for i in range(n):
-        v = x[:, i]
-        level = nearest_level(inverse * (v - best.low), 0, levels)
-        diff = scale * level + low - v
-        error = error + (sums.mean + v.abs()) * (diff * diff)
+    tried = AffineSearch(best.error, scale, low, inverse, best.low)
+    error = _affine_error(x, sums.mean, tried, levels)
     better = (determinant > 0) & (error < best.error)
     return AffineSearch(
         torch.where(better, error, best.error),
@@ -124,15 +142,24 @@ def affine_step(
     )
 
 
-def affine_search(
-    x: Tensor, levels: int, start: float, delta: float, steps: int
-) -> AffineSearch:
+def _affine_error(x: Tensor, mean: Tensor, tried: AffineSearch, levels: int) -> Tensor:
+    def terms(v: Tensor) -> tuple[Tensor]:
+        level = nearest_level(tried.inverse * (v - tried.shift), 0, levels)
+        diff = tried.scale * level + tried.low - v
+        return ((mean + v.abs()) * (diff * diff),)
+
+    (error,) = added(terms, x)
+    return error
+
+
+def affine_search(x: Tensor, levels: int, start: float, delta: float, steps: int) -> AffineSearch:
     """Levels 0..`levels`, candidates `start + delta * k` over the range for k = 0..`steps`.
 
     A group of one value only has scale 0 and level 0 everywhere.
     """
-    sums, best = affine_begin(x, levels)
-    flat = sums.high == best.low
+    sums, low = affine_range(x)
+    flat = sums.high == low
+    best = affine_begin(x, sums, low, levels)
     for stretch in stretches(start, delta, steps, levels):
         best = affine_step(x, sums, best, stretch, levels)
     zero = torch.zeros_like(best.scale)
@@ -159,24 +186,16 @@ class ScaleSearch(NamedTuple):
     inverse: Tensor  # level = nearest(x * inverse)
 
 
-@stage
-def scale_begin(x: Tensor, levels: int) -> tuple[Tensor, Tensor, ScaleSearch]:
-    """The first largest value with its sign, the largest magnitude, and the first candidate."""
-    largest = torch.zeros_like(x[:, 0])
-    magnitude = torch.zeros_like(largest)
-    for i in range(x.shape[1]):
-        v = x[:, i]
-        a = v.abs()
-        larger = a > magnitude
-        magnitude = torch.where(larger, a, magnitude)
-        largest = torch.where(larger, v, largest)
+@summing_stage
+def scale_begin(x: Tensor, largest: Tensor, levels: int) -> ScaleSearch:
+    """The first candidate: the largest value becomes the lowest level."""
     inverse = divide(-float(levels), largest)
     sum_lx, sum_l2 = _scale_sums(x, inverse, levels)
     scale = torch.where(sum_l2 != 0, sum_lx / sum_l2, torch.zeros_like(sum_l2))
-    return largest, magnitude, ScaleSearch(scale, scale * sum_lx, inverse)
+    return ScaleSearch(scale, scale * sum_lx, inverse)
 
 
-@stage
+@summing_stage
 def scale_step(
     x: Tensor, largest: Tensor, best: ScaleSearch, stretch: Tensor, levels: int
 ) -> ScaleSearch:
@@ -192,16 +211,13 @@ def scale_step(
     )
 
 
-def _scale_sums(x: Tensor, inverse: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    sum_lx = torch.zeros_like(inverse)
-    sum_l2 = torch.zeros_like(inverse)
-    for i in range(x.shape[1]):
-        v = x[:, i]
+def _scale_sums(x: Tensor, inverse: Tensor, levels: int) -> tuple[Tensor, ...]:
+    def terms(v: Tensor) -> tuple[Tensor, ...]:
         level = nearest_level(inverse * v, -levels, levels - 1)
-        w = v * v
-        sum_lx = sum_lx + w * v * level
-        sum_l2 = sum_l2 + w * level * level
-    return sum_lx, sum_l2
+        square = v * v
+        return square * v * level, square * level * level
+
+    return added(terms, x)
 
 
 def scale_search(x: Tensor, levels: int) -> tuple[ScaleSearch, Tensor]:
@@ -209,7 +225,8 @@ def scale_search(x: Tensor, levels: int) -> tuple[ScaleSearch, Tensor]:
 
     Candidates are `-(levels + 0.1 * k)` over the first largest value, k = -9..9.
     """
-    largest, magnitude, best = scale_begin(x, levels)
+    largest, magnitude = scale_range(x)
+    best = scale_begin(x, largest, levels)
     for k in [*range(-9, 0), *range(1, 10)]:
         stretch = -(float(levels) + torch.tensor(0.1) * torch.tensor(float(k)))
         best = scale_step(x, largest, best, stretch, levels)
@@ -223,13 +240,7 @@ def signed_levels(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     d = the first value of largest magnitude / -`levels`; level = trunc(x / d + levels + 0.5), where
     x / d is x times the reciprocal of the unrounded d (quantize_row_q4_0_ref, quantize_row_q5_0_ref).
     """
-    largest = torch.zeros_like(x[0])
-    magnitude = torch.zeros_like(largest)
-    for i in range(x.shape[0]):
-        a = x[i].abs()
-        larger = a > magnitude
-        magnitude = torch.where(larger, a, magnitude)
-        largest = torch.where(larger, x[i], largest)
+    largest, _ = first_largest(x)
     d = largest / torch.full_like(largest, -float(levels))
     inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
     # The C goes through int8 before it takes the minimum; it shows where 1 / d is infinite.
@@ -237,12 +248,17 @@ def signed_levels(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     return d, level.clamp(max=2 * levels - 1)
 
 
-def affine_blocks(groups: Tensor, best: AffineSearch, levels: int) -> tuple[Tensor, Tensor]:
-    """Head, uint8 `[16, lanes]` (d, dmin, scales), and levels, uint8 `[8, 32, lanes]`, of Q4_K, Q5_K.
+class SixBits(NamedTuple):
+    """The scales of Q4_K and Q5_K blocks as stored, and what a reader makes of them."""
 
-    Scales and mins of the groups go to 6 bits under d and dmin; levels are taken anew from what a
-    reader will decode. Where a group's scale decodes as zero, the levels of the search stay.
-    """
+    head: Tensor  # uint8 [16, lanes]: d, dmin, scales
+    step: Tensor  # float32 [8, lanes]: d * scale
+    offset: Tensor  # float32 [8, lanes]: dmin * min
+
+
+@stage
+def affine_scales(best: AffineSearch) -> SixBits:
+    """Scales and mins of the eight groups in 6 bits each under d and dmin."""
     lows = -best.low
     top_scale = torch.zeros_like(best.scale[0])
     top_low = torch.zeros_like(top_scale)
@@ -253,13 +269,23 @@ def affine_blocks(groups: Tensor, best: AffineSearch, levels: int) -> tuple[Tens
     low6 = _six_bits(lows, top_low)
     d = top_scale / torch.full_like(top_scale, 63.0)
     dmin = top_low / torch.full_like(top_low, 63.0)
-    step = (half_round(d) * scale6.to(torch.float32))[:, None]
-    offset = (half_round(dmin) * low6.to(torch.float32))[:, None]
+    head = [word_bytes(half_bits(d), 2), word_bytes(half_bits(dmin), 2), pack_scales6(scale6, low6)]
+    return SixBits(
+        torch.cat(head),
+        half_round(d) * scale6.to(torch.float32),
+        half_round(dmin) * low6.to(torch.float32),
+    )
+
+
+def affine_levels(groups: Tensor, best: AffineSearch, scales: SixBits, levels: int) -> Tensor:
+    """int32 `[8, 32, lanes]`: the levels, taken anew from what a reader will decode.
+
+    `groups` is `[8, 32, lanes]`. Where a group's scale decodes as zero, the levels of the search stay.
+    """
+    step, offset = scales.step[:, None], scales.offset[:, None]
     found = nearest_level(best.inverse[:, None] * (groups - best.shift[:, None]), 0, levels)
     level = nearest_level((groups + offset) / step, 0, levels)
-    level = torch.where(step != 0, level, found).to(torch.int32).to(torch.uint8)
-    head = [word_bytes(half_bits(d), 2), word_bytes(half_bits(dmin), 2), pack_scales6(scale6, low6)]
-    return torch.cat(head), level
+    return torch.where(step != 0, level, found).to(torch.int32)
 
 
 def _six_bits(values: Tensor, top: Tensor) -> Tensor:

@@ -26,8 +26,9 @@ _mode = threading.local()
 class Stage(Generic[P, R]):
     """A torch function and, once it is first wanted, its compiled form."""
 
-    def __init__(self, function: Callable[P, R]) -> None:
+    def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
         self.function = function
+        self.options = {**EXACT, **options}
         self.__doc__ = function.__doc__
         self._compiled: Callable[P, R] | None = None
         self._lock = threading.Lock()
@@ -39,14 +40,14 @@ class Stage(Generic[P, R]):
             with self._lock:
                 if self._compiled is None:
                     self._compiled = torch.compile(
-                        self.function, dynamic=False, fullgraph=True, options=INDUCTOR_OPTIONS
+                        self.function, dynamic=False, fullgraph=True, options=self.options
                     )
         return self._compiled(*args, **kwargs)
 
 
 # Exactness: no contraction into FMA, no reassociation, no reciprocals for divisions.
 # (The config's defaults today; stated because the bytes depend on them.)
-INDUCTOR_OPTIONS: dict[str, Any] = {
+EXACT: dict[str, Any] = {
     "cpp.enable_floating_point_contract_flag": "off",
     "cpp.enable_unsafe_math_opt_flag": False,
     # A round trip through fp16 is arithmetic here, not a cast to be optimised away.
@@ -54,9 +55,19 @@ INDUCTOR_OPTIONS: dict[str, Any] = {
 }
 
 
+# For stages that add up: compute the terms in the loop that adds them, even where several sums share
+# one, instead of storing them. Elsewhere it would only make inductor slow.
+FUSED_SUMS: dict[str, Any] = {"realize_reads_threshold": 8}
+
+
 def stage(function: Callable[P, R]) -> Stage[P, R]:
     """Mark a torch function as one stage of an encoder."""
-    return Stage(function)
+    return Stage(function, {})
+
+
+def summing_stage(function: Callable[P, R]) -> Stage[P, R]:
+    """Mark a torch function whose time goes into sums along the elements."""
+    return Stage(function, FUSED_SUMS)
 
 
 @contextmanager

@@ -52,7 +52,13 @@ def test_narrow_floats_are_widened_first(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_strides_do_not_matter(name: str) -> None:
     base = gaussian(512, 6, 256)
-    views = [base.permute(1, 2, 0), base[::3], base[:, ::2], base.flip(0), base[:, :, :1].expand(-1, -1, 256)]
+    views = [
+        base.permute(1, 2, 0),
+        base[::3],
+        base[:, ::2],
+        base.flip(0),
+        base[:, :, :1].expand(-1, -1, 256),
+    ]
     for view in views:
         assert torch.equal(quantize(view, name), quantize(view.contiguous(), name))
     blocks = quantize(base, name)
@@ -111,7 +117,9 @@ def test_quantising_decoded_values_changes_nothing(name: str) -> None:
     # max / 127, which only returns if some level is 127: always, as the largest value defines it.
     values = gaussian(64, 256)
     once = quantize(values, name)
-    assert torch.equal(dequantize(quantize(dequantize(once, name), name), name), dequantize(once, name))
+    assert torch.equal(
+        dequantize(quantize(dequantize(once, name), name), name), dequantize(once, name)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,26 +150,39 @@ def test_ops_are_well_formed() -> None:
     values = gaussian(2, 64)
     torch.library.opcheck(torch.ops.gpukit.quantize, (values, "Q8_0", "eager"))
     blocks = quantize(values, "Q8_0")
-    torch.library.opcheck(
-        torch.ops.gpukit.dequantize, (blocks, "Q8_0", torch.float32, "eager")
-    )
+    torch.library.opcheck(torch.ops.gpukit.dequantize, (blocks, "Q8_0", torch.float32, "eager"))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: quantize(torch.ones(2, 100), "q4_0"), r"rows of 100 are no multiple of 32 \(Q4_0\)"),
+        (
+            lambda: quantize(torch.ones(2, 100), "q4_0"),
+            r"rows of 100 are no multiple of 32 \(Q4_0\)",
+        ),
         (lambda: quantize(torch.ones(288), "Q6_K"), r"rows of 288 are no multiple of 256 \(Q6_K\)"),
         (lambda: quantize(torch.ones(32), "Q9_9"), "unknown quant type 'Q9_9'; known: F32"),
         (lambda: quantize(torch.ones(32, dtype=torch.int8), "Q8_0"), "int8.*float32, float16"),
-        (lambda: quantize(torch.ones(32, dtype=torch.float64), "Q8_0"), "float64.*float32, float16"),
+        (
+            lambda: quantize(torch.ones(32, dtype=torch.float64), "Q8_0"),
+            "float64.*float32, float16",
+        ),
         (lambda: quantize(torch.tensor(1.0), "F32"), "scalar"),
         (lambda: quantize(torch.ones(32), "Q8_0", torch.ones(32)), "importance.*Q8_0"),
-        (lambda: quantize(torch.ones(32), "Q8_0", backend="gpu"), "'gpu'; known: eager, compiled, triton"),
-        (lambda: quantize(torch.ones(32, device="meta"), "Q8_0", backend="compiled"), "for the CPU.*meta"),
+        (
+            lambda: quantize(torch.ones(32), "Q8_0", backend="gpu"),
+            "'gpu'; known: eager, compiled, triton",
+        ),
+        (
+            lambda: quantize(torch.ones(32, device="meta"), "Q8_0", backend="compiled"),
+            "for the CPU.*meta",
+        ),
         (lambda: dequantize(torch.ones(34), "Q8_0"), "float32; dequantize takes uint8"),
         (lambda: dequantize(torch.ones(33, dtype=torch.uint8), "Q8_0"), r"33 bytes .* 34 \(Q8_0\)"),
-        (lambda: dequantize(torch.tensor(1, dtype=torch.uint8), "Q8_0"), r"no multiple of 34 \(Q8_0\)"),
+        (
+            lambda: dequantize(torch.tensor(1, dtype=torch.uint8), "Q8_0"),
+            r"no multiple of 34 \(Q8_0\)",
+        ),
         (lambda: dequantize(torch.ones(34, dtype=torch.uint8), "Q8_0", torch.float64), "float64"),
         (lambda: dequantize(torch.ones(34, dtype=torch.uint8), "Q8_0", backend="x"), "backend 'x'"),
     ],

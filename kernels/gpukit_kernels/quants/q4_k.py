@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits import unpack_scales6
-from gpukit_kernels.search import AffineSearch, affine_blocks, affine_search, affine_values
+from gpukit_kernels.search import (
+    AffineSearch,
+    SixBits,
+    affine_levels,
+    affine_scales,
+    affine_search,
+    affine_values,
+)
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType
 
@@ -28,14 +35,15 @@ def decode(blocks: Tensor) -> Tensor:
 def encode(x: Tensor) -> Tensor:
     """uint8 `[144, lanes]` of float32 `[256, lanes]`."""
     groups = x.view(8, 32, -1)
-    return _finish(groups, affine_search(groups, 15, -1.0, 0.1, 20))
+    best = affine_search(groups.transpose(0, 1), 15, -1.0, 0.1, 20)
+    scales = affine_scales(best)
+    return torch.cat([scales.head, _levels(groups, best, scales)])
 
 
 @stage
-def _finish(groups: Tensor, best: AffineSearch) -> Tensor:
-    head, levels = affine_blocks(groups, best, 15)
-    packed = [levels[2 * g] | (levels[2 * g + 1] << 4) for g in range(4)]
-    return torch.cat([head, *packed])
+def _levels(groups: Tensor, best: AffineSearch, scales: SixBits) -> Tensor:
+    levels = affine_levels(groups, best, scales, 15)
+    return (levels[::2] | (levels[1::2] << 4)).to(torch.uint8).view(128, -1)
 
 
 ROWS = (QuantType("Q4_K", 12, 256, 144, encode, decode),)

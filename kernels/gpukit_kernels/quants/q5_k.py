@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits import unpack_scales6
-from gpukit_kernels.search import AffineSearch, affine_blocks, affine_search, affine_values
+from gpukit_kernels.search import (
+    AffineSearch,
+    SixBits,
+    affine_levels,
+    affine_scales,
+    affine_search,
+    affine_values,
+)
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType
 
@@ -31,17 +38,19 @@ def decode(blocks: Tensor) -> Tensor:
 def encode(x: Tensor) -> Tensor:
     """uint8 `[176, lanes]` of float32 `[256, lanes]`."""
     groups = x.view(8, 32, -1)
-    return _finish(groups, affine_search(groups, 31, -0.5, 0.1, 15))
+    best = affine_search(groups.transpose(0, 1), 31, -0.5, 0.1, 15)
+    scales = affine_scales(best)
+    return torch.cat([scales.head, *_levels(groups, best, scales)])
 
 
 @stage
-def _finish(groups: Tensor, best: AffineSearch) -> Tensor:
-    head, levels = affine_blocks(groups, best, 31)
+def _levels(groups: Tensor, best: AffineSearch, scales: SixBits) -> tuple[Tensor, Tensor]:
+    levels = affine_levels(groups, best, scales, 31)
     high = torch.zeros_like(levels[0])
     for g in range(8):
         high = high | ((levels[g] >> 4) << g)
-    packed = [(levels[2 * g] & 15) | ((levels[2 * g + 1] & 15) << 4) for g in range(4)]
-    return torch.cat([head, high, *packed])
+    low = levels & 15
+    return high.to(torch.uint8), (low[::2] | (low[1::2] << 4)).to(torch.uint8).view(128, -1)
 
 
 ROWS = (QuantType("Q5_K", 13, 256, 176, encode, decode),)

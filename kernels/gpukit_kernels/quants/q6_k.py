@@ -21,7 +21,7 @@ from gpukit_kernels.bits import (
     nearest_level,
     word_bytes,
 )
-from gpukit_kernels.search import GROUP_EPS, ScaleSearch, scale_search
+from gpukit_kernels.search import GROUP_EPS, ScaleSearch, first_largest, scale_search
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType
 
@@ -40,34 +40,39 @@ def decode(blocks: Tensor) -> Tensor:
 def encode(x: Tensor) -> Tensor:
     """uint8 `[210, lanes]` of float32 `[256, lanes]`."""
     groups = x.view(16, 16, -1)
-    return _finish(groups, *scale_search(groups, 32))
+    best, zero = scale_search(groups.transpose(0, 1), 32)
+    scales, step, d, empty = _scales(best)
+    block = torch.cat([*_levels(groups, best, zero, step), scales, d])
+    return torch.where(empty, torch.zeros_like(block), block)
 
 
 @stage
-def _finish(groups: Tensor, best: ScaleSearch, zero: Tensor) -> Tensor:
-    top = torch.zeros_like(best.scale[0])
-    magnitude = torch.zeros_like(top)
-    for g in range(16):
-        a = best.scale[g].abs()
-        larger = a > magnitude
-        magnitude = torch.where(larger, a, magnitude)
-        top = torch.where(larger, best.scale[g], top)
-    empty = magnitude < GROUP_EPS
+def _scales(best: ScaleSearch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scales uint8 `[16, lanes]`, d * scale float32 `[16, lanes]`, d uint8 `[2, lanes]`, which are zero."""
+    top, magnitude = first_largest(best.scale)
     inverse = divide(-128.0, top)
     d = divide(1.0, inverse)
+    # The C goes through int8, which keeps the low byte.
     scales = nearest_int(inverse * best.scale).clamp(max=127).to(torch.int8)
-    step = (half_round(d) * scales.to(torch.float32))[:, None]
+    step = half_round(d) * scales.to(torch.float32)
+    return scales.view(torch.uint8), step, word_bytes(half_bits(d), 2), magnitude < GROUP_EPS
+
+
+@stage
+def _levels(groups: Tensor, best: ScaleSearch, zero: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Low four bits, uint8 `[128, lanes]`, and high two, uint8 `[64, lanes]`, of the levels."""
+    step = step[:, None]
     found = nearest_level(groups * best.inverse[:, None], -32, 31) + 32.0
     found = torch.where(zero[:, None], torch.zeros_like(found), found)
     level = nearest_level(groups / step, -32, 31) + 32.0
-    level = torch.where(step != 0, level, found).to(torch.int32).to(torch.uint8)
-    level = level.view(2, 4, 32, -1)
+    level = torch.where(step != 0, level, found).to(torch.int32).view(2, 4, 32, -1)
     low = level & 15
-    halves = [torch.cat([low[h, 0] | (low[h, 2] << 4), low[h, 1] | (low[h, 3] << 4)]) for h in (0, 1)]
-    top2 = level >> 4
-    highs = [top2[h, 0] | (top2[h, 1] << 2) | (top2[h, 2] << 4) | (top2[h, 3] << 6) for h in (0, 1)]
-    block = torch.cat([*halves, *highs, scales.view(torch.uint8), word_bytes(half_bits(d), 2)])
-    return torch.where(empty, torch.zeros_like(block), block)
+    high = level >> 4
+    high = high[:, 0] | (high[:, 1] << 2) | (high[:, 2] << 4) | (high[:, 3] << 6)
+    return (
+        (low[:, :2] | (low[:, 2:] << 4)).to(torch.uint8).view(128, -1),
+        high.to(torch.uint8).view(64, -1),
+    )
 
 
 ROWS = (QuantType("Q6_K", 14, 256, 210, encode, decode),)
