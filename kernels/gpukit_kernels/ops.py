@@ -11,7 +11,7 @@ call the op and name no device.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import compiled, tiles
+from gpukit_kernels import compiled, launch, tiles
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QuantType, by_name
 
@@ -123,7 +123,7 @@ def _quantize(values: Tensor, qtype: str, backend: str) -> Tensor:
     shape = (*values.shape[:-1], row.row_bytes(values.shape[-1]))
     blocks = values.reshape(-1, row.block)
     if backend == "triton":
-        out = tiles.encode_triton(blocks, row)
+        out = launch.encode_triton(blocks, row)
     elif backend == "compiled":
         out = compiled.encode(blocks, row)
     else:
@@ -143,7 +143,7 @@ def _dequantize(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) ->
     shape = (*blocks.shape[:-1], blocks.shape[-1] // row.nbytes * row.block)
     flat = blocks.reshape(-1, row.nbytes)
     if backend == "triton":
-        out = tiles.decode_triton(flat, row, dtype)
+        out = launch.decode_triton(flat, row, dtype)
     else:
         out = tiles.decode_eager(flat, row, dtype)
     return out.view(shape)

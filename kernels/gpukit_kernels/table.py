@@ -13,12 +13,28 @@ from gpukit_kernels.errors import QuantError
 
 
 @dataclass(frozen=True)
+class TritonPair:
+    """The Triton side of a type.
+
+    encode   kernel `(values, blocks, count, TILE)`: `count` blocks, a program `TILE` of them
+    decode   jit function `(pointer, element, mask)`: float32 values `element` of blocks at `pointer`
+    tile     blocks a program encodes
+    warps    warps of a program that encodes
+    """
+
+    encode: Any
+    decode: Any
+    tile: int
+    warps: int = 4
+
+
+@dataclass(frozen=True)
 class QuantType:
     """One type of GGUF data: its facts, its torch functions (the reference), its Triton functions.
 
     encode   float32 `[block, lanes]` -> uint8 `[nbytes, lanes]`, exact bytes
     decode   uint8 `[nbytes, lanes]` -> float32 `[block, lanes]`, exact values
-    triton   the jit functions that the launchers in `tiles.py` build kernels from
+    triton   the same as jit functions
     """
 
     name: str
@@ -27,7 +43,7 @@ class QuantType:
     nbytes: int
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
-    triton: Any = None
+    triton: TritonPair | None = None
 
     def row_bytes(self, n: int) -> int:
         """Bytes of a row of `n` values; `QuantError` when blocks do not divide it."""

@@ -10,6 +10,8 @@ x = (d * scale) * (level - 32). Source: block_q6_K, quantize_row_q6_K_ref in lla
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import (
@@ -23,7 +25,16 @@ from gpukit_kernels.bits import (
 )
 from gpukit_kernels.search import GROUP_EPS, ScaleSearch, first_largest, scale_search
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import (
+    first_largest_tl,
+    load_half_tl,
+    nearest_int_tl,
+    nearest_level_tl,
+    spread_tl,
+    store_half_tl,
+)
+from gpukit_kernels.triton_search import scale_search_tl, steps_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -75,4 +86,76 @@ def _levels(groups: Tensor, best: ScaleSearch, zero: Tensor, step: Tensor) -> tu
     )
 
 
-ROWS = (QuantType("Q6_K", 14, 256, 210, encode, decode),)
+@triton.jit
+def decode_tl(pointer, element, mask):
+    """float32 `[TILE, n]`: values `element` `[1, n]` of the blocks at `pointer` `[TILE, 1]`."""
+    half = element // 128
+    quarter = element // 32 % 4
+    at = element % 32
+    low = tl.load(pointer + half * 64 + quarter % 2 * 32 + at, mask=mask, other=0).to(tl.int32)
+    high = tl.load(pointer + 128 + half * 32 + at, mask=mask, other=0).to(tl.int32)
+    level = ((low >> (quarter // 2 * 4)) & 15) | (((high >> (quarter * 2)) & 3) << 4)
+    scale = tl.load(pointer + 192 + element // 16, mask=mask, other=0).to(tl.int8, bitcast=True)
+    step = load_half_tl(pointer + 208, mask) * scale.to(tl.float32)
+    return step * (level.to(tl.float32) - 32.0)
+
+
+@triton.jit
+def encode_kernel(values, blocks, count, TILE: tl.constexpr):
+    """A lane a group: the sixteen groups of a block are neighbours."""
+    first = tl.program_id(0).to(tl.int64) * TILE
+    group = first * 16 + tl.arange(0, TILE * 16)  # [TILE * 16]
+    x = load_group_tl(values, group, group < count * 16, 16)
+    scale, inverse, zero = scale_search_tl(x, 32, 16)
+    top = first_largest_tl(tl.reshape(scale, (TILE, 16)), 16)  # [TILE]
+    empty = tl.abs(top) < 1e-15
+    ratio = tl.div_rn(tl.full(top.shape, -128.0, tl.float32), top)
+    d = tl.where(empty, 0.0, tl.div_rn(tl.full(top.shape, 1.0, tl.float32), ratio))
+    code = tl.minimum(nearest_int_tl(spread_tl(ratio, TILE, 16) * scale), 127)
+    code = tl.where(spread_tl(empty, TILE, 16), 0, (code << 24) >> 24)
+    step = steps_tl(d, code, TILE, 16)
+    block = first + tl.arange(0, TILE)  # [TILE]
+    store_half_tl(blocks + block * 210 + 208, d, block < count)
+    at = blocks + group // 16 * 210 + 192 + group % 16
+    tl.store(at, code.to(tl.uint8), mask=group < count * 16)
+    store_levels_tl(x, step, inverse, zero | spread_tl(empty, TILE, 16), blocks, first, count, TILE)
+
+
+@triton.jit
+def level_tl(x, step, inverse, zero):
+    """int32 0..63: the level of one value, from the search where the step is zero."""
+    found = tl.where(zero, 0.0, nearest_level_tl(x * inverse, -32, 31) + 32.0)
+    level = nearest_level_tl(tl.div_rn(x, step), -32, 31) + 32.0
+    return tl.where(step != 0.0, level, found).to(tl.int32)
+
+
+@triton.jit
+def store_levels_tl(x, step, inverse, zero, blocks, first, count, TILE: tl.constexpr):
+    """Low four and high two bits. A group's number is half, quarter / 2, quarter % 2, 16s in it."""
+    low_index = tl.arange(0, TILE * 8)  # [TILE, half, quarter % 2, sixteen]
+    low_block = first + low_index // 8
+    low_at = low_index % 8 // 4 * 64 + low_index % 4 // 2 * 32 + low_index % 2 * 16
+    high_index = tl.arange(0, TILE * 4)  # [TILE, half, sixteen]
+    high_block = first + high_index // 4
+    high_at = 128 + high_index % 4 // 2 * 32 + high_index % 2 * 16
+    low_out = blocks + low_block * 210 + low_at
+    high_out = blocks + high_block * 210 + high_at
+    for word in tl.static_range(8):
+        low_bits = tl.zeros_like(low_index)
+        high_bits = tl.zeros_like(high_index)
+        for byte in tl.static_range(2):
+            level = level_tl(x[word * 2 + byte], step, inverse, zero)
+            by_quarter = tl.permute(tl.reshape(level, (TILE * 2, 2, 4)), (0, 2, 1))
+            front, back = tl.split(by_quarter)  # quarters 0, 1 and 2, 3: [TILE * 2, 4]
+            low = tl.reshape((front & 15) | ((back & 15) << 4), (TILE * 8,))
+            high = tl.reshape((front >> 4) | ((back >> 4) << 4), (TILE * 2, 2, 2))
+            even, odd = tl.split(tl.permute(high, (0, 2, 1)))  # [TILE * 2, 2]
+            low_bits = low_bits | (low << (8 * byte))
+            high_bits = high_bits | (tl.reshape(even | (odd << 2), (TILE * 4,)) << (8 * byte))
+        low_words = (low_out + word * 2).to(tl.pointer_type(tl.int16))
+        tl.store(low_words, low_bits.to(tl.int16), mask=low_block < count)
+        high_words = (high_out + word * 2).to(tl.pointer_type(tl.int16))
+        tl.store(high_words, high_bits.to(tl.int16), mask=high_block < count)
+
+
+ROWS = (QuantType("Q6_K", 14, 256, 210, encode, decode, TritonPair(encode_kernel, decode_tl, 8)),)
