@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,25 @@ def test_light_commands_load_no_torch(folder: Path) -> None:
 )  # fmt: skip
 def test_ages(seconds: float, text: str) -> None:
     assert human_age(seconds) == text
+
+
+def test_a_full_disk_in_the_middle_of_a_conversion(folder: Path) -> None:
+    source = ROOT / "tests" / "data" / "tiny-shakespeare"
+    (folder / "Modelfile").write_text(f"FROM {source}\n")
+    failed = gpukit(folder, "create", "tiny", "-q", "Q8_0", code=1, limit=1_000_000)
+    assert "File too large" in failed.stderr.splitlines()[-1]
+    assert list((folder / "models" / "blobs").iterdir()) == []
+    assert [path.name for path in (folder / "models" / ".gpukit").iterdir()] == ["lock"]
+    gpukit(folder, "create", "tiny", "-q", "Q8_0")
+
+
+def test_two_creates_at_once_share_their_blobs(folder: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: gpukit(folder, "create", name), "abcd"))
+    assert len(gpukit(folder, "list").stdout.splitlines()) == 5
+    blobs = folder / "models" / "blobs"
+    assert len(list(blobs.iterdir())) == 5
+    gpukit(folder, "rm", "a", "b", "c")
+    assert len(list(blobs.iterdir())) == 5
+    gpukit(folder, "rm", "d")
+    assert list(blobs.iterdir()) == []
