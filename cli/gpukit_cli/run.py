@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit.errors import ArgumentError
+from gpukit.events import Event, Warned
+from gpukit_cli.progress import reporter
+
 if TYPE_CHECKING:
     from gpukit.recipes.generate import Generation
     from gpukit.store.store import ResolvedModel
@@ -14,52 +18,61 @@ if TYPE_CHECKING:
 
 def run(
     model: Annotated[str, typer.Argument(help="A name in the store, a .gguf file or a folder.")],
-    prompt: Annotated[list[str] | None, typer.Argument(help="What to continue or answer.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Argument(help="What to answer or continue; stdin goes before it.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0: the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the K likeliest; 0: all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep what reaches this share.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Keep this share of the likeliest.")] = None,
     repeat_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
+    repeat_last_n: Annotated[
+        int | None, typer.Option(help="Tokens that penalties look back at; -1: all.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text.")] = None,
-    num_predict: Annotated[int | None, typer.Option(help="Tokens at most.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
+    num_predict: Annotated[int | None, typer.Option(help="Tokens at most; -1: no limit.")] = None,
     num_ctx: Annotated[int | None, typer.Option(help="Tokens of context.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     verbose: Annotated[bool, typer.Option("--verbose", help="Print times on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Run a model: print what it answers to PROMPT, or to what comes on stdin."""
-    text = _prompt(prompt or [])
     given = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
         "repeat_penalty": repeat_penalty,
+        "repeat_last_n": repeat_last_n,
         "seed": seed,
         "stop": stop,
         "num_predict": num_predict,
         "num_ctx": num_ctx,
     }
-    result = _speak(_resolve(model), text, given, device, quiet=json)
+    text = _prompt(prompt or [])
+    result, told = _speak(_resolve(model), text, given, device, quiet=json)
     if json:
         print(jsonlib.dumps({"model": model, **result.as_json()}, ensure_ascii=False))
     else:
-        print("\n")
+        print("\n", flush=True)
+    with reporter() as report:
+        for event in told:
+            report(event)
     if verbose:
         _print_times(result)
 
 
 def _prompt(words: list[str]) -> str:
-    from gpukit.errors import ArgumentError
-
-    text = " ".join(words)
-    if not sys.stdin.isatty():
-        try:
-            piped = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise ArgumentError(f"stdin is no UTF-8: {error}") from None
-        text = f"{piped} {text}".strip(" ") if piped else text
+    """What stdin holds when it is no terminal, then the words; `ArgumentError` for nothing."""
+    parts = [" ".join(words)]
+    try:
+        if not sys.stdin.isatty():
+            parts.insert(0, sys.stdin.read())
+        text = " ".join(part for part in parts if part)
+        text.encode()
+    except UnicodeError as error:
+        raise ArgumentError(f"the prompt is no UTF-8: {error}") from None
     if not text:
         raise ArgumentError('no prompt; give one, as in gpukit run MODEL "Once upon a time"')
     return text
@@ -69,18 +82,19 @@ def _resolve(model: str) -> "ResolvedModel":
     from gpukit.store import Store
     from gpukit.store.store import ResolvedModel
 
-    if Path(model).is_dir():
-        return ResolvedModel(Path(model))
+    path = Path(model).expanduser()
+    # A folder that holds no checkpoint does not hide a model of the same name.
+    if path.is_dir() and (model.startswith(("/", ".", "~")) or (path / "config.json").exists()):
+        return ResolvedModel(path)
     return Store().resolve(model)
 
 
 def _speak(
     found: "ResolvedModel", text: str, given: dict[str, Any], device: str, quiet: bool
-) -> "Generation":
-    from gpukit.events import Warned
+) -> "tuple[Generation, list[Event]]":
     from gpukit.recipes.generate import generate, load_model, options_from, prompt_ids
-    from gpukit_cli.progress import reporter
 
+    # The bars of a terminal are gone before the text comes.
     with reporter() as report:
         options = options_from(found.params, given, report)
         loaded = load_model(found.gguf, device)
@@ -88,7 +102,14 @@ def _speak(
             report(Warned("TEMPLATE is in Go's syntax and is not used; the prompt goes in bare"))
         messages = [{"role": m.role, "content": m.content} for m in found.messages]
         ids = prompt_ids(loaded, text, system=found.system, messages=messages, report=report)
-    return generate(loaded, ids, options, (lambda _piece: None) if quiet else _print)
+    # What there is to say meanwhile waits until the text is out.
+    told: list[Event] = []
+    result = generate(loaded, ids, options, _ignore if quiet else _print, told.append)
+    return result, told
+
+
+def _ignore(_piece: str) -> None:
+    pass
 
 
 def _print(piece: str) -> None:
@@ -96,22 +117,42 @@ def _print(piece: str) -> None:
 
 
 def _print_times(result: "Generation") -> None:
-    """Ollama's lines."""
+    """Ollama's lines; what is zero is left out."""
     answer = len(result.tokens)
-    total = result.load_seconds + result.prompt_seconds + result.seconds
-    rows = [
-        ("total duration:", f"{total:.3f}s"),
-        ("load duration:", f"{result.load_seconds:.3f}s"),
+    rows: list[tuple[str, str]] = [
+        ("total duration:", duration(result.total_seconds)),
+        ("load duration:", duration(result.load_seconds)),
         ("prompt eval count:", f"{result.prompt_tokens} token(s)"),
-        ("prompt eval duration:", f"{result.prompt_seconds:.3f}s"),
+        ("prompt eval duration:", duration(result.prompt_seconds)),
         ("prompt eval rate:", _rate(result.prompt_tokens, result.prompt_seconds)),
-        ("eval count:", f"{answer} token(s)"),
-        ("eval duration:", f"{result.seconds:.3f}s"),
-        ("eval rate:", _rate(answer, result.seconds)),
     ]
+    if answer:
+        rows += [
+            ("eval count:", f"{answer} token(s)"),
+            ("eval duration:", duration(result.seconds)),
+            ("eval rate:", _rate(answer, result.seconds)),
+        ]
     for name, value in rows:
         print(f"{name:<22}{value}", file=sys.stderr)
 
 
 def _rate(count: int, seconds: float) -> str:
     return f"{count / max(seconds, 1e-9):.2f} tokens/s"
+
+
+def duration(seconds: float) -> str:
+    """A duration as Go spells it: 1h2m3.5s, 4.2s, 15.000001ms, 7µs."""
+    nanoseconds = round(seconds * 1e9)
+    for unit, size in (("ns", 1), ("µs", 1_000), ("ms", 1_000_000)):
+        if nanoseconds < 1000 * size:
+            return _plain(nanoseconds, size) + unit
+    minutes, rest = divmod(nanoseconds, 60 * 1_000_000_000)
+    hours, minutes = divmod(minutes, 60)
+    front = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{front}{_plain(rest, 1_000_000_000)}s"
+
+
+def _plain(nanoseconds: int, size: int) -> str:
+    whole, rest = divmod(nanoseconds, size)
+    digits = f"{rest:0{len(str(size)) - 1}d}".rstrip("0") if rest else ""
+    return f"{whole}.{digits}" if digits else str(whole)

@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, type_sizes
+
+if TYPE_CHECKING:
+    from gpukit.models.decoder import Decoder
+    from gpukit.models.weights import Weights
 
 FILE_TYPE = "general.file_type"
 
@@ -98,6 +102,7 @@ class Architecture:
     fields    the architecture's own metadata, general.file_type included
     computed  tensors that no checkpoint holds, such as RoPE factors
     restore   metadata -> ModelConfig
+    build     the weights of a file -> a decoder that runs
     """
 
     name: str
@@ -107,6 +112,7 @@ class Architecture:
     fields: Callable[[ModelConfig], Sequence[Field]]
     computed: Callable[[ModelConfig], Sequence[PlannedTensor]]
     restore: Callable[[Mapping[str, Field]], ModelConfig]
+    build: Callable[[ModelConfig, "Weights"], "Decoder"]
     skipped: tuple[str, ...] = field(default=())  # endings of names that carry nothing
 
 

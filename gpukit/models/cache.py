@@ -19,25 +19,9 @@ class KVCache:
     def __init__(self, config: ModelConfig, n_ctx: int, device: torch.device) -> None:
         self.n_ctx = n_ctx
         self.length = 0
-        size = min(FIRST_POSITIONS, n_ctx)
-        shape = (config.n_head_kv, size, config.head_dim)
+        shape = (config.n_head_kv, min(FIRST_POSITIONS, n_ctx), config.head_dim)
         self._keys = [torch.empty(shape, device=device) for _ in range(config.n_layer)]
         self._values = [torch.empty(shape, device=device) for _ in range(config.n_layer)]
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put `[count, kv_heads, head_dim]` behind what is there; everything so far."""
-        end = self.length + k.shape[0]
-        for store, new in ((self._keys, k), (self._values, v)):
-            if store[layer].shape[1] < end:
-                store[layer] = self._grown(store[layer], end)
-            store[layer][:, self.length : end] = new.transpose(0, 1)
-        return self._keys[layer][:, :end], self._values[layer][:, :end]
-
-    def _grown(self, old: Tensor, end: int) -> Tensor:
-        size = min(max(2 * old.shape[1], end), self.n_ctx)
-        new = old.new_empty((old.shape[0], size, old.shape[2]))
-        new[:, : self.length] = old[:, : self.length]
-        return new
 
     def need(self, count: int) -> None:
         """`ArgumentError` where `count` more positions do not fit."""
@@ -47,6 +31,21 @@ class KVCache:
                 "shorten the prompt or raise --num-ctx"
             )
 
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put `[count, kv_heads, head_dim]` behind what is there; all keys and values so far."""
+        end = self.length + k.shape[0]
+        for store, new in ((self._keys, k), (self._values, v)):
+            if store[layer].shape[1] < end:
+                store[layer] = self._grown(store[layer], end)
+            store[layer][:, self.length : end] = new.transpose(0, 1)
+        return self._keys[layer][:, :end], self._values[layer][:, :end]
+
     def advance(self, count: int) -> None:
-        """Count what all layers have put in."""
+        """Count what every layer has put in."""
         self.length += count
+
+    def _grown(self, old: Tensor, end: int) -> Tensor:
+        size = min(max(2 * old.shape[1], end), self.n_ctx)
+        new = old.new_empty((old.shape[0], size, old.shape[2]))
+        new[:, : self.length] = old[:, : self.length]
+        return new

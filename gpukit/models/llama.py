@@ -1,4 +1,4 @@
-"""Llama 2, 3, 3.1 and 3.2: import from `LlamaForCausalLM` checkpoints.
+"""Llama 2, 3, 3.1 and 3.2: import from `LlamaForCausalLM` checkpoints, and the decoder.
 
 Facts: transformers' LlamaConfig (defaults), llama.cpp's converter (names, permutation, rope_freqs).
 """
@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpukit.errors import CheckpointError
+from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, f32, string, u32
 from gpukit.models.base import FILE_TYPE, Architecture, ModelConfig, PlannedTensor, Rule
-from gpukit.models.values import real, section, stored, whole
+from gpukit.models.decoder import Block, Decoder
+from gpukit.models.layers import Attention, GatedFeedForward, RMSNorm, Rope
+from gpukit.models.values import count, real, section, stored, whole
+from gpukit.models.weights import Linear, Weights
 
 NAME = "llama"
 
@@ -198,26 +201,92 @@ def rope_divisors(config: ModelConfig) -> Tensor:
 
 
 def restore(found: Mapping[str, Field]) -> ModelConfig:
-    """The configuration that a GGUF's metadata describes; `GGUFError` for what is missing."""
-    n_embd = stored(found, f"{NAME}.embedding_length")
-    n_head = stored(found, f"{NAME}.attention.head_count")
+    """The configuration that a GGUF's metadata describes; `GGUFError` for what is missing, makes no
+    sense, or cannot be run."""
+    n_embd = count(found, f"{NAME}.embedding_length")
+    n_head = count(found, f"{NAME}.attention.head_count")
     kind = found.get(f"{NAME}.rope.scaling.type")
     tokens = found.get("tokenizer.ggml.tokens")
-    return ModelConfig(
+    config = ModelConfig(
         arch=NAME,
-        n_layer=stored(found, f"{NAME}.block_count"),
-        n_ctx=stored(found, f"{NAME}.context_length"),
+        n_layer=count(found, f"{NAME}.block_count"),
+        n_ctx=count(found, f"{NAME}.context_length"),
         n_embd=n_embd,
-        n_ff=stored(found, f"{NAME}.feed_forward_length"),
+        n_ff=count(found, f"{NAME}.feed_forward_length"),
         n_head=n_head,
-        n_head_kv=stored(found, f"{NAME}.attention.head_count_kv", n_head),
-        head_dim=stored(found, f"{NAME}.attention.key_length", n_embd // n_head),
+        n_head_kv=count(found, f"{NAME}.attention.head_count_kv", n_head),
+        head_dim=count(found, f"{NAME}.attention.key_length", max(n_embd // n_head, 1)),
         rms_eps=stored(found, f"{NAME}.attention.layer_norm_rms_epsilon"),
         rope_theta=stored(found, f"{NAME}.rope.freq_base", 10000.0),
-        vocab_size=stored(found, f"{NAME}.vocab_size", len(tokens.value) if tokens else None),
+        vocab_size=count(found, f"{NAME}.vocab_size", len(tokens.value) if tokens else None),
         rope_scaling=str(kind.value) if kind else "none",
         rope_factor=stored(found, f"{NAME}.rope.scaling.factor", 1.0),
     )
+    _check_runnable(config, found)
+    return config
+
+
+def _check_runnable(config: ModelConfig, found: Mapping[str, Field]) -> None:
+    if config.rope_scaling not in ("none", "linear"):
+        raise GGUFError(
+            f"{NAME}.rope.scaling.type is {config.rope_scaling!r}; none and linear can be run"
+        )
+    if config.n_head % config.n_head_kv:
+        raise GGUFError(
+            f"{config.n_head} attention heads are no multiple of {config.n_head_kv} key-value heads"
+        )
+    if config.head_dim % 2:
+        raise GGUFError(f"{NAME}.attention.key_length is {config.head_dim}; RoPE rotates pairs")
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if (size := count(found, f"{NAME}.{key}", config.head_dim)) != config.head_dim:
+            raise GGUFError(f"{NAME}.{key} is {size}, the keys have {config.head_dim}")
+    experts = found.get(f"{NAME}.expert_count")
+    if experts is not None and experts.value != 0:
+        raise GGUFError(f"{NAME}.expert_count is {experts.value}; experts cannot be run yet")
+
+
+def build(config: ModelConfig, weights: Weights) -> Decoder:
+    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
+    vocab, n_embd = config.vocab_size, config.n_embd
+    embedding = weights.matrix("token_embd.weight", vocab, n_embd)
+    tied = "output.weight" not in weights
+    output = Linear(embedding) if tied else weights.linear("output", vocab, n_embd)
+    norm = RMSNorm(weights.vector("output_norm.weight", n_embd), config.rms_eps)
+    divisors = None
+    if "rope_freqs.weight" in weights:
+        divisors = weights.vector("rope_freqs.weight", config.head_dim // 2)
+    device = embedding.blocks.device
+    factor = config.rope_factor if config.rope_scaling == "linear" else 1.0
+    return Decoder(
+        config=config,
+        device=device,
+        embed=embedding.rows,
+        rope=Rope(config.head_dim, config.rope_theta, device, factor=factor, divisors=divisors),
+        blocks=[_block(layer, config, weights) for layer in range(config.n_layer)],
+        head=lambda x: output(norm(x)),
+    )
+
+
+def _block(layer: int, config: ModelConfig, weights: Weights) -> Block:
+    at, embd, ff = f"blk.{layer}", config.n_embd, config.n_ff
+    q, kv = config.n_head * config.head_dim, config.n_head_kv * config.head_dim
+    attention = Attention(
+        layer=layer,
+        q=weights.linear(f"{at}.attn_q", q, embd),
+        k=weights.linear(f"{at}.attn_k", kv, embd),
+        v=weights.linear(f"{at}.attn_v", kv, embd),
+        o=weights.linear(f"{at}.attn_output", embd, q),
+        head_dim=config.head_dim,
+        scale=config.head_dim**-0.5,
+    )
+    feed_forward = GatedFeedForward(
+        gate=weights.linear(f"{at}.ffn_gate", ff, embd),
+        up=weights.linear(f"{at}.ffn_up", ff, embd),
+        down=weights.linear(f"{at}.ffn_down", embd, ff),
+    )
+    attention_norm = RMSNorm(weights.vector(f"{at}.attn_norm.weight", embd), config.rms_eps)
+    feed_forward_norm = RMSNorm(weights.vector(f"{at}.ffn_norm.weight", embd), config.rms_eps)
+    return Block(attention_norm, attention, feed_forward_norm, feed_forward)
 
 
 ARCHITECTURES = (
@@ -229,6 +298,7 @@ ARCHITECTURES = (
         fields=fields,
         computed=computed,
         restore=restore,
+        build=build,
         skipped=(".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias"),
     ),
 )

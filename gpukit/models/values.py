@@ -55,3 +55,11 @@ def stored(fields: Mapping[str, Field], key: str, default: Any = None) -> Any:
     if not math.isfinite(value) or value <= 0:
         raise GGUFError(f"{key} is {value}; a finite positive number is needed")
     return value
+
+
+def count(fields: Mapping[str, Field], key: str, default: int | None = None) -> int:
+    """The value of a metadata number that counts something: positive and whole."""
+    value = stored(fields, key, default)
+    if not isinstance(value, int) or value >= 1 << 31:
+        raise GGUFError(f"{key} is {value}; a whole number below 2^31 is needed")
+    return value

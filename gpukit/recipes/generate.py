@@ -15,7 +15,7 @@ from gpukit.errors import ArgumentError, CheckpointError, GGUFError
 from gpukit.events import Report, Warned, ignore
 from gpukit.models.base import by_name
 from gpukit.models.decoder import Decoder
-from gpukit.models.layers import Weight
+from gpukit.models.weights import Weight, Weights
 from gpukit.recipes.sampling import Sampler, SamplingOptions
 from gpukit.recipes.source import GGUFSource, Source, open_source
 from gpukit.tokenizer import Tokenizer
@@ -61,13 +61,17 @@ class Generation:
     prompt_seconds: float
     seconds: float
 
+    @property
+    def total_seconds(self) -> float:
+        return self.load_seconds + self.prompt_seconds + self.seconds
+
     def as_json(self) -> dict[str, Any]:
         """Ollama's names; durations in nanoseconds."""
         return {
             "response": self.text,
             "done": True,
             "done_reason": self.done_reason,
-            "total_duration": _ns(self.load_seconds + self.prompt_seconds + self.seconds),
+            "total_duration": _ns(self.total_seconds),
             "load_duration": _ns(self.load_seconds),
             "prompt_eval_count": self.prompt_tokens,
             "prompt_eval_duration": _ns(self.prompt_seconds),
@@ -92,8 +96,6 @@ def options_from(
     sampling = {key: merged.pop(key) for key in known & merged.keys()}
     stop = merged.pop("stop", ())
     own = {key: merged.pop(key) for key in ("num_predict", "num_ctx") if key in merged}
-    if merged.get("typical_p") == 1:
-        del merged["typical_p"]
     for key in sorted(merged.keys() - MACHINE_PARAMETERS):
         report(Warned(f"parameter {key} is not used by gpukit run"))
     try:
@@ -123,7 +125,9 @@ def load_model(path: Path, device: str = "auto") -> LoadedModel:
         try:
             tokenizer = Tokenizer.from_fields(metadata)
             config = arch.restore(metadata)
-            decoder = Decoder(config, _weights(source, place))
+            weights = Weights(_weights(source, place))
+            decoder = arch.build(config, weights)
+            weights.check_all_taken()
         except (GGUFError, CheckpointError) as error:
             raise type(error)(f"{path}: {error}") from None
     if tokenizer.n_vocab > config.vocab_size:
@@ -158,21 +162,33 @@ def prompt_ids(
     messages: Sequence[Mapping[str, str]] = (),
     report: Report = ignore,
 ) -> list[int]:
-    """The tokens of a prompt: through the model's chat template when it has one, else as it is."""
+    """The tokens of a prompt: through the model's chat template when it has one, else as it is.
+
+    `system` and `messages` (role and content each) come before it; without a template they cannot,
+    which a warning tells. `CheckpointError` where the template refuses them.
+    """
     tokenizer = model.tokenizer
     if tokenizer.chat_template is None:
         if system or messages:
             report(Warned("the model has no chat template; SYSTEM and MESSAGE are not used"))
-        return tokenizer.encode(prompt)
-    turns = [dict(message) for message in messages]
-    if system:
-        turns.insert(0, {"role": "system", "content": system})
-    turns.append({"role": "user", "content": prompt})
-    bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
-    eos = "" if tokenizer.eos_id is None else tokenizer.token_text(tokenizer.eos_id)
-    text = render(tokenizer.chat_template, turns, bos_token=bos, eos_token=eos)
-    has_bos = bool(bos) and text.startswith(bos)
-    return tokenizer.encode(text, add_special=not has_bos, parse_special=True)
+        ids = tokenizer.encode(prompt)
+    else:
+        turns = [dict(message) for message in messages]
+        if system:
+            turns.insert(0, {"role": "system", "content": system})
+        turns.append({"role": "user", "content": prompt})
+        bos, eos = (_spelled(tokenizer, i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+        text = render(tokenizer.chat_template, turns, bos_token=bos, eos_token=eos)
+        # Many templates write BOS themselves, and it must not stand there twice.
+        has_bos = bool(bos) and text.startswith(bos)
+        ids = tokenizer.encode(text, add_special=not has_bos, parse_special=True)
+    if tokenizer.add_eos and ids and ids[-1] == tokenizer.eos_id:
+        del ids[-1]  # An end behind the prompt would leave nothing to say.
+    return ids
+
+
+def _spelled(tokenizer: Tokenizer, number: int | None) -> str:
+    return "" if number is None else tokenizer.token_text(number)
 
 
 def generate(
@@ -180,6 +196,7 @@ def generate(
     ids: Sequence[int],
     options: GenerateOptions | None = None,
     on_text: Callable[[str], None] = lambda _text: None,
+    report: Report = ignore,
 ) -> Generation:
     """Continue the tokens `ids`; `on_text` gets the text piece by piece, stop texts left out.
 
@@ -189,19 +206,16 @@ def generate(
     if not ids:
         raise ArgumentError("the prompt is empty; there is nothing to continue")
     decoder, tokenizer = model.decoder, model.tokenizer
-    cache = decoder.cache(_context(decoder, options))
-    cache.need(len(ids))
+    cache = decoder.cache(_context(decoder, options, report))
     sampler = Sampler(options.sampling)
-    text = _StopWatch(options.stop)
-    stream = tokenizer.stream().continued()
+    text, stream = _StopWatch(options.stop), tokenizer.stream().continued()
     started = time.monotonic()
-    logits = decoder.forward(torch.tensor(ids, device=decoder.device), cache)
+    logits = decoder.forward(ids, cache)
+    seen, reason = list(ids), "length"
     prompted = time.monotonic()
-    tokens: list[int] = []
-    reason = "length"
-    while options.num_predict < 0 or len(tokens) < options.num_predict:
-        token = sampler.pick(logits, [*ids, *tokens])
-        tokens.append(token)
+    while options.num_predict < 0 or len(seen) - len(ids) < options.num_predict:
+        token = sampler.pick(logits, seen)
+        seen.append(token)
         if token in tokenizer.eog_ids:
             reason = "stop"
             break
@@ -210,12 +224,14 @@ def generate(
             reason = "stop"
             break
         if cache.length == cache.n_ctx:
+            report(Warned(f"the context of {cache.n_ctx} tokens is full; --num-ctx sets its size"))
             break
-        logits = decoder.forward(torch.tensor([token], device=decoder.device), cache)
+        if len(seen) - len(ids) != options.num_predict:
+            logits = decoder.forward([token], cache)
     on_text(text.push(stream.flush()) + text.flush())
     return Generation(
         text=text.text,
-        tokens=tuple(tokens),
+        tokens=tuple(seen[len(ids) :]),
         done_reason=reason,
         prompt_tokens=len(ids),
         load_seconds=model.seconds,
@@ -224,12 +240,14 @@ def generate(
     )
 
 
-def _context(decoder: Decoder, options: GenerateOptions) -> int:
+def _context(decoder: Decoder, options: GenerateOptions, report: Report) -> int:
     most = decoder.config.n_ctx
     if options.num_ctx is None:
         return min(most, DEFAULT_CONTEXT)
     if options.num_ctx < 1:
-        raise ArgumentError(f"a context of {options.num_ctx} tokens; at least 1 is needed")
+        raise ArgumentError(f"num_ctx is {options.num_ctx}; at least 1 token is needed")
+    if options.num_ctx > most:
+        report(Warned(f"a context of {options.num_ctx} tokens; the model was made for {most}"))
     return min(options.num_ctx, most)
 
 

@@ -1,5 +1,10 @@
-"""Picks the next token: penalties, top-k, top-p, min-p, temperature, in llama.cpp's order."""
+"""Picks the next token: penalties, top-k, typical-p, top-p, min-p, temperature, then one draw.
 
+The order is that of llama.cpp's default chain. The filters take logits `[n]` sorted downwards with
+their token ids and give the same, shorter.
+"""
+
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,72 +14,86 @@ from torch import Tensor
 
 from gpukit.errors import ArgumentError, GpukitError
 
+# Options that are shares, from 0 to 1.
+SHARES = ("top_p", "min_p", "typical_p")
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are picked; the defaults are Ollama's. `seed` None or negative: another each time.
+    """How tokens are picked; the defaults are Ollama's.
 
-    A temperature of 0 takes the likeliest token; top_k 0 and top_p 1 and min_p 0 keep all tokens.
+    A temperature of 0 takes the likeliest token. top_k 0, top_p 1, min_p 0 and typical_p 1 keep all
+    tokens; penalties of 1 (repeat) and 0 change nothing; repeat_last_n -1 looks at all tokens. A
+    seed below 0 is another one each time. `ArgumentError` for values that make no sense.
     """
 
     temperature: float = 0.8
     top_k: int = 40
     top_p: float = 0.9
     min_p: float = 0.0
+    typical_p: float = 1.0
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    seed: int | None = None
+    seed: int = -1
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0.0, float("inf")),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high or value == float("inf"):
-                raise ArgumentError(f"{name} is {value}; a number from {low:g} to {high:g} fits")
-        if not 0 < self.repeat_penalty < float("inf"):
-            raise ArgumentError(f"repeat_penalty is {self.repeat_penalty}; a number over 0 fits")
+        if not 0 <= self.temperature < math.inf:
+            raise ArgumentError(f"temperature is {self.temperature}; it cannot be below 0")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; it goes from 0 to 1")
+        if not 0 < self.repeat_penalty < math.inf:
+            raise ArgumentError(f"repeat_penalty is {self.repeat_penalty}; it must be over 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise ArgumentError(f"{name} is {getattr(self, name)}; a finite number is needed")
+        if self.seed >= 1 << 63:
+            raise ArgumentError(f"seed is {self.seed}; the largest is {(1 << 63) - 1}")
 
 
 class Sampler:
-    """Draws tokens one after the other; the same seed gives the same tokens on the same device."""
+    """Draws tokens one after the other; one seed draws the same from the same logits."""
 
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
+        # On the CPU wherever the model is, so that a seed means the same everywhere.
         self._random = torch.Generator()
-        if options.seed is None or options.seed < 0:
+        if options.seed < 0:
             self._random.seed()
         else:
             self._random.manual_seed(options.seed)
 
     def pick(self, logits: Tensor, before: Sequence[int]) -> int:
-        """The next token, from float32 `logits` `[vocab]` and the tokens `before` it."""
+        """The next token, from float32 `logits` `[vocab]` and the tokens `before` it.
+
+        `GpukitError` where logits are no numbers, which only damaged weights lead to.
+        """
+        options = self.options
         logits = logits.to("cpu", torch.float32)
-        if bool(torch.isnan(logits).any()) or bool((logits == float("inf")).any()):
-            raise GpukitError("the model gave logits that are no numbers; its weights are damaged")
-        logits = penalise(logits, before, self.options)
-        if self.options.temperature == 0:
+        # NaN is the largest there is for max, so one look finds it as well as infinities.
+        if not math.isfinite(float(logits.max())):
+            raise GpukitError("the model gave logits that are no finite numbers: damaged weights")
+        logits = penalise(logits, before, options)
+        if options.temperature == 0:
             return int(logits.argmax())
-        logits, ids = top_k(logits, self.options.top_k)
-        logits, ids = top_p(logits, ids, self.options.top_p)
-        logits, ids = min_p(logits, ids, self.options.min_p)
-        probabilities = torch.softmax(logits / self.options.temperature, dim=-1)
-        return int(ids[torch.multinomial(probabilities, 1, generator=self._random)])
+        logits, ids = top_k(logits, options.top_k)
+        logits, ids = typical_p(logits, ids, options.typical_p)
+        logits, ids = top_p(logits, ids, options.top_p)
+        logits, ids = min_p(logits, ids, options.min_p)
+        return int(ids[draw(probabilities(logits, options.temperature), self._random)])
 
 
 def penalise(logits: Tensor, before: Sequence[int], options: SamplingOptions) -> Tensor:
-    """Logits of tokens among the last `repeat_last_n` (-1: all) made smaller."""
-    last = options.repeat_last_n
-    seen = Counter(before if last < 0 else before[len(before) - min(last, len(before)) :])
+    """Logits of tokens among the last `repeat_last_n` made smaller."""
+    last = options.repeat_last_n if options.repeat_last_n >= 0 else len(before)
     plain = options.repeat_penalty == 1 and not (
         options.presence_penalty or options.frequency_penalty
     )
-    if plain or not seen:
+    if plain or not last or not before:
         return logits
+    seen = Counter(before[-last:])
     ids = torch.tensor(list(seen))
     counts = torch.tensor(list(seen.values()), dtype=torch.float32)
     found = logits[ids]
@@ -84,24 +103,59 @@ def penalise(logits: Tensor, before: Sequence[int], options: SamplingOptions) ->
 
 
 def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest logits, largest first, and their ids; all of them for k <= 0."""
-    count = len(logits) if k <= 0 else min(k, len(logits))
-    found = torch.topk(logits, count)
-    return found.values, found.indices
+    """The k largest logits (all for k <= 0), largest first, and their ids; of equals the first."""
+    if k <= 0 or k >= len(logits):
+        found = torch.sort(logits, descending=True, stable=True)
+        return found.values, found.indices
+    # topk takes any of equal logits; all that equal the smallest kept are looked at again.
+    smallest = torch.topk(logits, k).values[-1]
+    ids = torch.nonzero(logits >= smallest).squeeze(1)
+    order = torch.sort(logits[ids], descending=True, stable=True)
+    return order.values[:k], ids[order.indices[:k]]
 
 
 def top_p(logits: Tensor, ids: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """Of logits sorted downwards the fewest whose probabilities reach p, at least one."""
+    """The fewest that have a share of p or more together, at least one."""
     if p >= 1:
         return logits, ids
-    before = torch.softmax(logits, dim=-1).cumsum(-1)
-    keep = int((before < p).sum()) + 1
+    keep = int((probabilities(logits).cumsum(-1) < p).sum()) + 1
     return logits[:keep], ids[:keep]
 
 
 def min_p(logits: Tensor, ids: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """Of logits sorted downwards those with at least p times the largest probability."""
+    """Those with at least p times the probability of the first."""
     if p <= 0:
         return logits, ids
-    keep = int((logits >= logits[0] + torch.log(torch.tensor(p))).sum())
+    keep = int((logits >= logits[0] + math.log(p)).sum())
     return logits[:keep], ids[:keep]
+
+
+def typical_p(logits: Tensor, ids: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """The fewest with a share over p, those first whose surprise is nearest to the mean surprise.
+
+    Source: locally typical sampling, https://arxiv.org/abs/2202.00666.
+    """
+    if p >= 1:
+        return logits, ids
+    shares = probabilities(logits)
+    surprise = -shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+    away = (surprise - (shares * surprise).sum()).abs()
+    order = torch.sort(away, stable=True).indices
+    keep = int((shares[order].cumsum(-1) <= p).sum()) + 1
+    kept = order[:keep].sort().values
+    return logits[kept], ids[kept]
+
+
+def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """float64 `[n]`: the softmax of logits over the temperature, however small that is."""
+    wide = logits.double()
+    return torch.softmax((wide - wide.max()) / temperature, dim=-1)
+
+
+def draw(shares: Tensor, random: torch.Generator) -> int:
+    """An index, each as often as its share of the sum says; one with no share never."""
+    ends = shares.cumsum(-1)
+    at = torch.rand((), dtype=torch.float64, generator=random) * ends[-1]
+    # Rounding can put `at` on the very end, behind the last index that has a share.
+    last = int(torch.searchsorted(ends, ends[-1]))
+    return min(int(torch.searchsorted(ends, at, right=True)), last)
