@@ -89,8 +89,7 @@ def encode_kernel(values, blocks, count, TILE: tl.constexpr):
     for word in tl.static_range(8):
         bits = tl.zeros_like(pair).to(tl.int32)
         for byte in tl.static_range(4):
-            i: tl.constexpr = word * 4 + byte
-            level = affine_level_tl(x[i], step, offset, inverse, shift, 15)
+            level = affine_level_tl(x[word * 4 + byte], step, offset, inverse, shift, 15)
             even, odd = tl.split(tl.reshape(level, (TILE * 4, 2)))
             bits = bits | ((even | (odd << 4)) << (8 * byte))
         tl.store((at + word * 4).to(tl.pointer_type(tl.int32)), bits, mask=pair < count * 4)

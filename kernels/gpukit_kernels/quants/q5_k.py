@@ -100,8 +100,7 @@ def encode_kernel(values, blocks, count, TILE: tl.constexpr):
         bits = tl.zeros_like(pair).to(tl.int32)
         high = tl.zeros_like(block).to(tl.int32)
         for byte in tl.static_range(4):
-            i: tl.constexpr = word * 4 + byte
-            level = affine_level_tl(x[i], step, offset, inverse, shift, 31)
+            level = affine_level_tl(x[word * 4 + byte], step, offset, inverse, shift, 31)
             even, odd = tl.split(tl.reshape(level & 15, (TILE * 4, 2)))
             bits = bits | ((even | (odd << 4)) << (8 * byte))
             fifth = tl.sum(tl.reshape(level >> 4, (TILE, 8)) << place, 1)

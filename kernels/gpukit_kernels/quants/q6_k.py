@@ -34,7 +34,7 @@ from gpukit_kernels.triton_bits import (
     spread_tl,
     store_half_tl,
 )
-from gpukit_kernels.triton_search import scale_search_tl, steps_tl
+from gpukit_kernels.triton_search import load_group_tl, scale_search_tl, steps_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
