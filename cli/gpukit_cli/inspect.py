@@ -47,18 +47,26 @@ def _print(found: Any) -> None:
               f"{human_bytes(t.nbytes):>8}")  # fmt: skip
     print("\nTypes")
     for row in found.totals:
-        print(f"  {row.type:<8} {row.tensors:>5} tensors {row.elements:>16,} weights "
-              f"{human_bytes(row.nbytes):>8}  {row.bits_per_weight:.2f} bits per weight")  # fmt: skip
-    if found.elements:
-        print(f"  {'all':<8} {len(found.tensors):>5} tensors {found.elements:>16,} weights "
-              f"{human_bytes(found.nbytes):>8}  "
-              f"{8 * found.nbytes / found.elements:.2f} bits per weight")  # fmt: skip
+        _print_total(row.type, row.tensors, row.elements, row.nbytes)
+    _print_total("all", len(found.tensors), found.elements, found.nbytes)
+
+
+def _print_total(name: str, tensors: int, weights: int, nbytes: int) -> None:
+    from gpukit_cli.progress import human_bytes
+
+    bits = 8 * nbytes / weights if weights else 0.0
+    print(
+        f"  {name:<8} {tensors:>5} tensors {weights:>16,} weights {human_bytes(nbytes):>8}  "
+        f"{bits:.2f} bits per weight"
+    )
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
         text = jsonlib.dumps(value, ensure_ascii=False)
-        return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}… ({len(value)} characters)"  # fmt: skip  # noqa: E501
+        if len(text) > SHOWN_CHARACTERS:
+            return f"{text[:SHOWN_CHARACTERS]}… ({len(value)} characters)"
+        return text
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

@@ -1,0 +1,5 @@
+"""`python -m gpukit_cli`."""
+
+from gpukit_cli.app import main
+
+main()

@@ -1,0 +1,217 @@
+"""Times one pass of gpukit beside llama.cpp's two steps on the same checkpoint, both cores.
+
+Reports nothing unless every tensor's bytes agree. See scripts/bench for the command.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.recipes.mixes import FILE_TYPES
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TOKENIZER = ROOT / "tests" / "data" / "tiny-shakespeare"
+
+# hidden, layers, heads, kv heads, feed-forward, vocabulary
+SIZES = {
+    "full": (2048, 15, 32, 8, 5632, 32000),
+    "small": (512, 4, 8, 4, 1536, 8192),
+}
+
+QUANTIZE = """
+import ctypes, sys, llama_cpp
+p = llama_cpp.llama_model_quantize_default_params()
+p.ftype, p.nthread = int(sys.argv[3]), int(sys.argv[4])
+source, out = sys.argv[1].encode(), sys.argv[2].encode()
+sys.exit(llama_cpp.llama_model_quantize(source, out, ctypes.byref(p)))
+"""
+
+
+def main() -> None:
+    args = _arguments()
+    work = Path(args.work or tempfile.mkdtemp(prefix="gpukit-bench-"))
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        report = _bench(args, work)
+    finally:
+        if args.work is None:
+            shutil.rmtree(work)
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peers", type=Path, required=True)
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--types", default="Q4_K_M,Q8_0")
+    parser.add_argument("--work")
+    parser.add_argument("--json")
+    return parser.parse_args()
+
+
+def _bench(args: argparse.Namespace, work: Path) -> dict[str, object]:
+    folder, weights = _checkpoint(work / "model", SIZES[args.size])
+    report: dict[str, object] = {
+        "command": "scripts/bench " + " ".join(f"--{k} {v}" for k, v in
+                                               (("size", args.size), ("types", args.types))),
+        "machine": f"{_cpu()}, {os.cpu_count()} cores",
+        "versions": {n: importlib.metadata.version(n) for n in ("torch", "gguf", "gpukit")},
+        "peer": "llama-cpp-python 0.3.36 (llama.cpp 0c1e5709)",
+        "weights": weights,
+        "source_bytes": sum(p.stat().st_size for p in folder.glob("*.safetensors")),
+        "rows": [],
+    }  # fmt: skip
+    print(f"{report['machine']}; {weights / 1e9:.2f} B weights BF16; peer: {report['peer']}")
+    for name in args.types.split(","):
+        row = _compare(args.peers, work, folder, name)
+        report["rows"].append(row)  # type: ignore[attr-defined]
+        print(json.dumps(row))
+    return report
+
+
+def _compare(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
+    ours, theirs, middle = work / "ours.gguf", work / "theirs.gguf", work / "middle.gguf"
+    for path in (ours, theirs, middle):
+        path.unlink(missing_ok=True)
+    _read_all(folder)
+    convert, convert_memory = _timed(_convert_command(peers, folder, middle))
+    quantize, quantize_memory = _timed(
+        [peers / "bin" / "python", "-c", QUANTIZE, middle, theirs,
+         str(FILE_TYPES[name].number), str(os.cpu_count())]
+    )  # fmt: skip
+    command = [sys.executable, "-m", "gpukit_cli", "convert", folder, ours, "--type", name]
+    cache = work / "cold-cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    first, _ = _timed(command, XDG_CACHE_HOME=str(cache))
+    _read_all(folder)
+    seconds, memory = _timed(command, XDG_CACHE_HOME=str(cache))
+    _same_bytes(ours, theirs)
+    return {
+        "type": name,
+        "convert_s": round(convert, 2),
+        "quantize_s": round(quantize, 2),
+        "peer_s": round(convert + quantize, 2),
+        "peer_peak_mib": max(convert_memory, quantize_memory),
+        "gpukit_s": round(seconds, 2),
+        "gpukit_first_run_s": round(first, 2),
+        "gpukit_peak_mib": memory,
+        "ratio": round(seconds / (convert + quantize), 3),
+    }
+
+
+def _convert_command(peers: Path, folder: Path, out: Path) -> list[object]:
+    (tree,) = (peers / "source").glob("llama_cpp_python-*/vendor/llama.cpp")
+    return [
+        "env", f"PYTHONPATH={tree / 'gguf-py'}", sys.executable, tree / "convert_hf_to_gguf.py",
+        folder, "--outfile", out, "--outtype", "bf16",
+    ]  # fmt: skip
+
+
+def _timed(command: list[object], **variables: str) -> tuple[float, int]:
+    """Wall seconds and peak memory in MiB (of its largest process) of a command."""
+    started = time.monotonic()
+    child = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **variables},
+    )
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.monotonic() - started
+    if status:
+        sys.exit(f"{' '.join(map(str, command))}: failed with status {status}")
+    return seconds, usage.ru_maxrss >> 10
+
+
+def _same_bytes(a: Path, b: Path) -> None:
+    """Refuse to report times of files that differ."""
+    with GGUFFile(a) as ours, GGUFFile(b) as theirs:
+        if set(ours.tensors) != set(theirs.tensors):
+            sys.exit(f"other tensors: {set(ours.tensors) ^ set(theirs.tensors)}")
+        for name, info in ours.tensors.items():
+            other = theirs.tensors[name]
+            same = info.type == other.type and _digest(ours, info) == _digest(theirs, other)
+            if not same:
+                sys.exit(f"{name}: {info.type} and {other.type} differ; no times are reported")
+
+
+def _digest(file: GGUFFile, info: object) -> str:
+    return hashlib.sha256(file.read(info)).hexdigest()  # type: ignore[arg-type]
+
+
+def _read_all(folder: Path) -> None:
+    """Bring the checkpoint into the page cache: every contender starts from memory."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def _checkpoint(folder: Path, size: tuple[int, ...]) -> tuple[Path, int]:
+    """A BF16 Llama with gaussian weights and the tokenizer of the test model; its weights."""
+    hidden, layers, heads, kv_heads, ff, vocabulary = size
+    head = hidden // heads
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (vocabulary, hidden),
+    }
+    for i in range(layers):
+        at = f"model.layers.{i}."
+        shapes |= {
+            at + "input_layernorm.weight": (hidden,),
+            at + "post_attention_layernorm.weight": (hidden,),
+            at + "self_attn.q_proj.weight": (hidden, hidden),
+            at + "self_attn.k_proj.weight": (kv_heads * head, hidden),
+            at + "self_attn.v_proj.weight": (kv_heads * head, hidden),
+            at + "self_attn.o_proj.weight": (hidden, hidden),
+            at + "mlp.gate_proj.weight": (ff, hidden),
+            at + "mlp.up_proj.weight": (ff, hidden),
+            at + "mlp.down_proj.weight": (hidden, ff),
+        }
+    weights = sum(int(np.prod(shape)) for shape in shapes.values())
+    if (folder / "model.safetensors").exists():
+        return folder, weights
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.model", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(TOKENIZER / name, folder / name)
+    config = json.loads((TOKENIZER / "config.json").read_text())
+    config |= {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "intermediate_size": ff, "vocab_size": vocabulary,
+        "head_dim": head, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        name: (torch.randn(shape, generator=random) * 0.02).bfloat16()
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder, weights
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    main()
