@@ -7,9 +7,29 @@ from torch import Tensor
 
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import load_float_tl
 
-# Values that a program decodes: with four warps eight a thread, enough loads in flight.
-DECODE_VALUES = 1024
+# Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
+# the memory's latency.
+DECODE_VALUES = 2048
+
+
+@triton.jit
+def encode_kernel(
+    values,
+    out,
+    count,
+    ENCODE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NBYTES: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """`count` rows of BLOCK values to blocks; a program encodes TILE of them."""
+    block = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    mask = block < count
+    place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]  # [TILE, BLOCK]
+    x = load_float_tl(values + place, mask[:, None])
+    ENCODE(x, out, block * NBYTES, mask)
 
 
 @triton.jit
@@ -22,55 +42,57 @@ def decode_kernel(
     NBYTES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """`count` blocks to values; a program decodes `TILE` blocks."""
-    block = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)[:, None]  # [TILE, 1]
-    element = tl.arange(0, BLOCK)[None, :]  # [1, BLOCK]
-    mask = (block < count) & (element < BLOCK)
-    x = DECODE(blocks + block * NBYTES, element, mask)
-    tl.store(out + block * BLOCK + element, x.to(out.dtype.element_ty), mask=mask)
+    """`count` blocks to values; a program decodes TILE of them."""
+    block = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    mask = block < count
+    x = DECODE(blocks, block * NBYTES, mask)  # [TILE, BLOCK]
+    place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    tl.store(out + place, x.to(out.dtype.element_ty), mask=mask[:, None])
 
 
 def encode_triton(values: Tensor, row: QuantType) -> Tensor:
     """uint8 `[blocks, nbytes]` of `[blocks, block]` float32, float16 or bfloat16."""
-    pair = _pair(row)
-    values = values.contiguous()
+    pair = triton_pair(row)
     count = values.shape[0]
     out = torch.empty((count, row.nbytes), dtype=torch.uint8, device=values.device)
     if count:
-        grid = (triton.cdiv(count, pair.tile),)
-        pair.encode[grid](
-            values,
-            out,
-            count,
-            TILE=pair.tile,
-            num_warps=pair.warps,
-            enable_fp_fusion=False,
-        )
+        with torch.cuda.device_of(values):
+            encode_kernel[(triton.cdiv(count, pair.tile),)](
+                values.contiguous(),
+                out,
+                count,
+                ENCODE=pair.encode,
+                BLOCK=row.block,
+                NBYTES=row.nbytes,
+                TILE=pair.tile,
+                enable_fp_fusion=False,
+            )
     return out
 
 
 def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
     """`dtype` `[blocks, block]` of uint8 `[blocks, nbytes]`."""
-    pair = _pair(row)
-    blocks = blocks.contiguous()
+    pair = triton_pair(row)
     count = blocks.shape[0]
     out = torch.empty((count, row.block), dtype=dtype, device=blocks.device)
     if count:
         tile = DECODE_VALUES // row.block
-        decode_kernel[(triton.cdiv(count, tile),)](
-            blocks,
-            out,
-            count,
-            DECODE=pair.decode,
-            BLOCK=row.block,
-            NBYTES=row.nbytes,
-            TILE=tile,
-            enable_fp_fusion=False,
-        )
+        with torch.cuda.device_of(blocks):
+            decode_kernel[(triton.cdiv(count, tile),)](
+                blocks.contiguous(),
+                out,
+                count,
+                DECODE=pair.decode,
+                BLOCK=row.block,
+                NBYTES=row.nbytes,
+                TILE=tile,
+                enable_fp_fusion=False,
+            )
     return out
 
 
-def _pair(row: QuantType) -> TritonPair:
+def triton_pair(row: QuantType) -> TritonPair:
+    """The row's Triton functions; `QuantError` for a type that has none."""
     if row.triton is None:
         raise QuantError(f"{row.name} has no Triton kernels")
     return row.triton

@@ -14,18 +14,17 @@ from gpukit_kernels.errors import QuantError
 
 @dataclass(frozen=True)
 class TritonPair:
-    """The Triton side of a type.
+    """The Triton side of a type: jit functions that `launch.py` and `matmul.py` build kernels from.
 
-    encode   kernel `(values, blocks, count, TILE)`: `count` blocks, a program `TILE` of them
-    decode   jit function `(pointer, element, mask)`: float32 values `element` of blocks at `pointer`
-    tile     blocks a program encodes
-    warps    warps of a program that encodes
+    encode   encode(x, out, at, mask): stores float32 `[TILE, block]` as blocks at byte
+             offsets `at`, int64 `[TILE]`, of the uint8 pointer `out`, which is aligned
+    decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`
+    tile     blocks that a program of four warps encodes
     """
 
     encode: Any
     decode: Any
     tile: int
-    warps: int = 4
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,73 @@
-"""The Triton twins of bits.py and of the searches' arithmetic: small jit helpers with one job each.
+"""Rounding, packing and access to blocks in Triton: the twins of bits.py, one job each.
 
 Exactness: kernels are launched with `enable_fp_fusion=False` (no FMA), divide with `tl.div_rn` and
-take roots with `tl.sqrt_rn`; plain `/` and `tl.sqrt` are approximate.
+take roots with `tl.sqrt_rn`; plain `/` and `tl.sqrt` are approximate. Before Triton 3.6 those two
+flush subnormals on a GPU. A NaN's bits differ between a GPU (0x7FFFFFFF) and x86 (0xFFC00000), so
+nothing here looks at them.
+
+`at` is an int64 `[TILE]` of byte offsets of blocks; blocks are a uint8 pointer.
 """
 
 import triton
 import triton.language as tl
 
+from gpukit_kernels import bits
+
+_MAGIC = tl.constexpr(bits.ROUND_MAGIC)
+_LOWEST = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def divide_tl(a, b):
+    """float32: the constant or tensor `a` truly divided by the tensor `b`."""
+    return tl.div_rn(tl.zeros_like(b) + a, b)
+
+
+@triton.jit
+def inverse_tl(d):
+    """float32: 1 / d, 0 where d is 0."""
+    return tl.where(d != 0.0, divide_tl(1.0, d), 0.0)
+
 
 @triton.jit
 def nearest_int_tl(v):
-    """int32: bits.nearest_int."""
-    return ((v + 12582912.0).to(tl.int32, bitcast=True) & 0x7FFFFF) - 0x400000
+    """int32: bits.nearest_int; 0 for NaN, which is what x86's NaN gives."""
+    moved = v + _MAGIC
+    mantissa = moved.to(tl.int32, bitcast=True) & 0x7FFFFF
+    return tl.where(moved == moved, mantissa - 0x400000, 0)
 
 
 @triton.jit
 def nearest_level_tl(v, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """float32: bits.nearest_level."""
-    return tl.minimum(tl.maximum(nearest_int_tl(v), LOW), HIGH).to(tl.float32)
+    """float32: bits.nearest_level; 0 for NaN."""
+    moved = v + _MAGIC
+    # One instruction: a NaN becomes -inf, whose mantissa is clamped to LOW; for LOW 0 that will do.
+    moved = tl.maximum(moved, _LOWEST) if LOW == 0 else tl.where(moved == moved, moved, _MAGIC)
+    pattern = (moved.to(tl.int32, bitcast=True) & 0x7FFFFF) | 0x4B000000
+    pattern = tl.minimum(tl.maximum(pattern, 0x4B400000 + LOW), 0x4B400000 + HIGH)
+    return pattern.to(tl.float32, bitcast=True) - _MAGIC
 
 
 @triton.jit
 def truncate_tl(v):
-    """int32: `v` towards zero; what does not fit becomes the least int, as on x86."""
+    """int32: `v` towards zero; NaN and what does not fit become the lowest int32, as on x86."""
     fits = tl.abs(v) < 2147483648.0
     return tl.where(fits, tl.where(fits, v, 0.0).to(tl.int32), -2147483648)
 
 
 @triton.jit
 def round_away_tl(v):
-    """int32: bits.round_away."""
+    """int32: bits.round_away, converted as `truncate_tl` does."""
     whole = truncate_tl(v)
     rest = tl.abs(v - whole.to(tl.float32))
-    away = tl.where(v < 0.0, -1, 1)
-    return whole + tl.where((rest >= 0.5) & (rest < 1.0), away, 0)
+    # The rest is 1 and more only where the conversion gave up.
+    return whole + tl.where((rest >= 0.5) & (rest < 1.0), tl.where(v < 0.0, -1, 1), 0)
+
+
+@triton.jit
+def signed_byte_tl(v):
+    """int32 -128..127: the low byte of int32 `v` as C's int8."""
+    return (v << 24) >> 24
 
 
 @triton.jit
@@ -41,7 +75,7 @@ def half_bits_tl(v):
     """int16: bits.half_bits."""
     plain = v.to(tl.float16).to(tl.int16, bitcast=True)
     sign = (v.to(tl.int32, bitcast=True) >> 16) & 0x8000
-    return tl.where(v != v, (sign | 0x7E00).to(tl.int16), plain)
+    return tl.where(v == v, plain, (sign | 0x7E00).to(tl.int16))
 
 
 @triton.jit
@@ -51,37 +85,110 @@ def half_round_tl(v):
 
 
 @triton.jit
-def inverse_tl(d):
-    """float32: 1 / d, 0 where d is 0."""
-    return tl.where(d != 0.0, tl.div_rn(tl.full(d.shape, 1.0, tl.float32), d), 0.0)
+def load_float_tl(pointer, mask):
+    """float32: the float32, float16 or bfloat16 at `pointer`; 0 where masked."""
+    if pointer.dtype.element_ty == tl.bfloat16:
+        # By bits: a conversion need not keep a NaN's, and the interpreter's loses subnormals.
+        word = tl.load(pointer.to(tl.pointer_type(tl.int16)), mask=mask, other=0)
+        return (word.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def load_half_tl(pointer, mask):
-    """float32: the fp16 at two-byte aligned `pointer` (uint8)."""
-    word = tl.load(pointer.to(tl.pointer_type(tl.uint16)), mask=mask, other=0)
-    return word.to(tl.float16, bitcast=True).to(tl.float32)
+def load_byte_tl(blocks, at, mask):
+    """int32: the byte at `at`, of any shape; 0 where masked."""
+    return tl.load(blocks + at, mask=mask, other=0).to(tl.int32)
 
 
 @triton.jit
-def store_half_tl(pointer, v, mask):
-    """Store `v` rounded to fp16 at two-byte aligned `pointer` (uint8)."""
-    tl.store(pointer.to(tl.pointer_type(tl.int16)), half_bits_tl(v), mask=mask)
+def load_half_tl(blocks, at, mask):
+    """float32: the fp16 at `at`. Two byte loads, since a view of a file may begin anywhere."""
+    word = load_byte_tl(blocks, at, mask) | (load_byte_tl(blocks, at + 1, mask) << 8)
+    return word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
-def first_largest_tl(x, BLOCK: tl.constexpr):
-    """float32 `[TILE]` of `[TILE, BLOCK]`: the first value of largest magnitude, with its sign."""
-    a = tl.abs(x)
-    element = tl.arange(0, BLOCK)[None, :]  # [1, BLOCK]
-    first = tl.min(tl.where(a == tl.max(a, 1)[:, None], element, BLOCK), 1)  # [TILE]
-    return tl.sum(tl.where(element == first[:, None], x, 0.0), 1)
+def store_word16_tl(out, at, word, mask):
+    """Store the low 16 bits of `word` at `at`, which is even."""
+    tl.store((out + at).to(tl.pointer_type(tl.int16)), word.to(tl.int16), mask=mask)
 
 
 @triton.jit
-def pairs_tl(v, TILE: tl.constexpr, HALF: tl.constexpr):
-    """The first and the second half of `[TILE, 2 * HALF]`, `[TILE, HALF]` each."""
-    return tl.split(tl.permute(tl.reshape(v, (TILE, 2, HALF)), (0, 2, 1)))
+def store_word32_tl(out, at, word, mask):
+    """Store int32 `word` at `at`, a multiple of four."""
+    tl.store((out + at).to(tl.pointer_type(tl.int32)), word, mask=mask)
+
+
+@triton.jit
+def load_nibbles_tl(blocks, at, mask):
+    """int32 `[TILE, 32]`: bits.unpack_nibbles of the 16 bytes at `at`."""
+    element = tl.arange(0, 32)[None, :]
+    byte = load_byte_tl(blocks, at[:, None] + element % 16, mask[:, None])
+    return (byte >> (element // 16 * 4)) & 15
+
+
+@triton.jit
+def store_nibbles_tl(out, at, levels, mask):
+    """Store bits.pack_nibbles of int32 `[TILE, 32]` in 0..15 at `at`, which is even."""
+    TILE: tl.constexpr = levels.shape[0]
+    # Two bytes a word: level 16 h + 2 j + p goes to word j, bits 8 p + 4 h.
+    index = tl.arange(0, 32)[None, :]
+    placed = levels << (index // 16 * 4 + index % 2 * 8)
+    pairs = tl.sum(tl.reshape(placed, (TILE, 2, 16)), axis=1)
+    words = tl.sum(tl.reshape(pairs, (TILE, 8, 2)), axis=2)
+    store_word16_tl(out, at[:, None] + tl.arange(0, 8)[None, :] * 2, words, mask[:, None])
+
+
+@triton.jit
+def load_scales6_tl(blocks, at, mask):
+    """Scales and mins, int32 `[TILE, 8]` each: bits.unpack_scales6 of the twelve bytes at `at`."""
+    group = tl.arange(0, 8)[None, :]
+    byte = at[:, None] + group % 4
+    first = load_byte_tl(blocks, byte, mask[:, None])
+    second = load_byte_tl(blocks, byte + 4, mask[:, None])
+    third = load_byte_tl(blocks, byte + 8, mask[:, None])
+    upper = group >= 4
+    scale = tl.where(upper, (third & 15) | ((first >> 6) << 4), first & 63)
+    low = tl.where(upper, (third >> 4) | ((second >> 6) << 4), second & 63)
+    return scale, low
+
+
+@triton.jit
+def store_scales6_tl(out, at, scale, low, mask):
+    """Store bits.pack_scales6 of two int32 `[TILE, 8]` at `at`, a multiple of four."""
+    group = tl.arange(0, 8)[None, :]
+    shift = group % 4 * 8
+    upper = group >= 4
+    first = tl.where(upper, (scale >> 4) << 6, scale)
+    second = tl.where(upper, (low >> 4) << 6, low)
+    third = tl.where(upper, (scale & 15) | ((low & 15) << 4), 0)
+    store_word32_tl(out, at, tl.sum(first << shift, axis=1), mask)
+    store_word32_tl(out, at + 4, tl.sum(second << shift, axis=1), mask)
+    store_word32_tl(out, at + 8, tl.sum(third << shift, axis=1), mask)
+
+
+@triton.jit
+def lanes_tl(x, N: tl.constexpr):
+    """A tuple of N tensors `[L]` of `[L, N]`, element i of every row; N is a power of two up to 32.
+
+    Each step parts the rows into even and odd elements. Compiled, the tile goes through shared
+    memory once, from where memory access is coalesced to where a thread holds a whole row.
+    """
+    rows: tl.constexpr = x.shape[0]
+    parts = (x,)
+    for k in tl.static_range(5):
+        if (1 << k) < N:
+            evens = ()
+            odds = ()
+            for i in tl.static_range(1 << k):
+                even, odd = tl.split(tl.reshape(parts[i], (rows, N >> (k + 1), 2)))
+                evens = evens + (even,)  # noqa: RUF005  (Triton 3.6 knows no stars)
+                odds = odds + (odd,)  # noqa: RUF005
+            parts = evens + odds
+    lanes = ()
+    for i in tl.static_range(N):
+        lanes = lanes + (tl.reshape(parts[i], (rows,)),)  # noqa: RUF005
+    return lanes
 
 
 @triton.jit

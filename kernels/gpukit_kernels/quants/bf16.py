@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import store_word16_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -31,23 +32,19 @@ def _round(v: Tensor) -> Tensor:
 
 
 @triton.jit
-def decode_tl(pointer, element, mask):
-    """float32 `[TILE, 1]`: the value of each block; `pointer` uint8 `[TILE, 1]`."""
-    word = tl.load((pointer + element).to(tl.pointer_type(tl.uint16)), mask=mask, other=0)
-    return (word.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 1]` of the blocks at byte offsets `at`."""
+    word = tl.load((blocks + at).to(tl.pointer_type(tl.int16)), mask=mask, other=0)
+    return tl.reshape((word.to(tl.int32) << 16).to(tl.float32, bitcast=True), (at.shape[0], 1))
 
 
 @triton.jit
-def encode_kernel(values, blocks, count, TILE: tl.constexpr):
-    """Two bytes a value."""
-    index = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)  # [TILE]
-    mask = index < count
-    x = tl.load(values + index, mask=mask, other=0.0).to(tl.float32)
-    bits = x.to(tl.int32, bitcast=True)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    quiet = (bits >> 16) | 64
-    word = tl.where(x != x, quiet, rounded).to(tl.int16)
-    tl.store(blocks.to(tl.pointer_type(tl.int16)) + index, word, mask=mask)
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 1]` as blocks at byte offsets `at`."""
+    bits = tl.reshape(x.to(tl.int32, bitcast=True), (at.shape[0],))
+    upper = bits >> 16
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    store_word16_tl(out, at, tl.where(nan, upper | 64, (bits + (0x7FFF + (upper & 1))) >> 16), mask)
 
 
-ROWS = (QuantType("BF16", 30, 1, 2, encode, decode, TritonPair(encode_kernel, decode_tl, 1024)),)
+ROWS = (QuantType("BF16", 30, 1, 2, encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gpukit_kernels.bits import half_bits
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import half_bits_tl, load_half_tl
+from gpukit_kernels.triton_bits import half_bits_tl, store_word16_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -30,18 +30,16 @@ def _round(v: Tensor) -> Tensor:
 
 
 @triton.jit
-def decode_tl(pointer, element, mask):
-    """float32 `[TILE, 1]`: the value of each block; `pointer` uint8 `[TILE, 1]`."""
-    return load_half_tl(pointer + element, mask)
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 1]` of the blocks at byte offsets `at`."""
+    word = tl.load((blocks + at).to(tl.pointer_type(tl.int16)), mask=mask, other=0)
+    return tl.reshape(word.to(tl.float16, bitcast=True).to(tl.float32), (at.shape[0], 1))
 
 
 @triton.jit
-def encode_kernel(values, blocks, count, TILE: tl.constexpr):
-    """Two bytes a value."""
-    index = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)  # [TILE]
-    mask = index < count
-    x = tl.load(values + index, mask=mask, other=0.0).to(tl.float32)
-    tl.store(blocks.to(tl.pointer_type(tl.int16)) + index, half_bits_tl(x), mask=mask)
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 1]` as blocks at byte offsets `at`."""
+    store_word16_tl(out, at, tl.reshape(half_bits_tl(x), (at.shape[0],)), mask)
 
 
-ROWS = (QuantType("F16", 1, 1, 2, encode, decode, TritonPair(encode_kernel, decode_tl, 1024)),)
+ROWS = (QuantType("F16", 1, 1, 2, encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import store_word32_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -19,18 +20,16 @@ def encode(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def decode_tl(pointer, element, mask):
-    """float32 `[TILE, 1]`: the value of each block; `pointer` uint8 `[TILE, 1]`."""
-    return tl.load(pointer.to(tl.pointer_type(tl.float32)) + element, mask=mask, other=0.0)
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 1]` of the blocks at byte offsets `at`."""
+    word = tl.load((blocks + at).to(tl.pointer_type(tl.int32)), mask=mask, other=0)
+    return tl.reshape(word.to(tl.float32, bitcast=True), (at.shape[0], 1))
 
 
 @triton.jit
-def encode_kernel(values, blocks, count, TILE: tl.constexpr):
-    """Four bytes a value."""
-    index = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)  # [TILE]
-    mask = index < count
-    x = tl.load(values + index, mask=mask, other=0.0).to(tl.float32)
-    tl.store(blocks.to(tl.pointer_type(tl.float32)) + index, x, mask=mask)
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 1]` as blocks at byte offsets `at`."""
+    store_word32_tl(out, at, tl.reshape(x.to(tl.int32, bitcast=True), (at.shape[0],)), mask)
 
 
-ROWS = (QuantType("F32", 0, 1, 4, encode, decode, TritonPair(encode_kernel, decode_tl, 1024)),)
+ROWS = (QuantType("F32", 0, 1, 4, encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)

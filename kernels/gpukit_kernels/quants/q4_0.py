@@ -16,7 +16,13 @@ from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibb
 from gpukit_kernels.search import signed_levels
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import load_half_tl, pairs_tl, store_half_tl
+from gpukit_kernels.triton_bits import (
+    half_bits_tl,
+    load_half_tl,
+    load_nibbles_tl,
+    store_nibbles_tl,
+    store_word16_tl,
+)
 from gpukit_kernels.triton_search import signed_levels_tl
 
 
@@ -34,24 +40,19 @@ def encode(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def decode_tl(pointer, element, mask):
-    """float32 `[TILE, n]`: values `element` `[1, n]` of the blocks at `pointer` `[TILE, 1]`."""
-    byte = tl.load(pointer + 2 + element % 16, mask=mask, other=0).to(tl.int32)
-    level = (byte >> (element // 16 * 4)) & 15
-    return (level.to(tl.float32) - 8.0) * load_half_tl(pointer, mask)
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 32]` of the blocks at byte offsets `at`."""
+    level = load_nibbles_tl(blocks, at + 2, mask).to(tl.float32) - 8.0
+    return level * load_half_tl(blocks, at, mask)[:, None]
 
 
 @triton.jit
-def encode_kernel(values, blocks, count, TILE: tl.constexpr):
-    """A row of 32 values a block."""
-    block = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)  # [TILE]
-    mask = block < count
-    d, level = signed_levels_tl(values, block, mask, 8, TILE)
-    low, high = pairs_tl(level, TILE, 16)
-    out = blocks + block * 18
-    store_half_tl(out, d, mask)
-    byte = (low | (high << 4)).to(tl.uint8)  # [TILE, 16]
-    tl.store(out[:, None] + 2 + tl.arange(0, 16)[None, :], byte, mask=mask[:, None])
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
+    d, levels = signed_levels_tl(x, 8)
+    store_word16_tl(out, at, half_bits_tl(d), mask)
+    # An infinite 1 / d leaves levels below zero; the C's bytes keep their low four bits, or'd.
+    store_nibbles_tl(out, at + 2, levels & 15, mask)
 
 
-ROWS = (QuantType("Q4_0", 2, 32, 18, encode, decode, TritonPair(encode_kernel, decode_tl, 32)),)
+ROWS = (QuantType("Q4_0", 2, 32, 18, encode, decode, TritonPair(encode_tl, decode_tl, tile=64)),)

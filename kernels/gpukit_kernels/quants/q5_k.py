@@ -26,16 +26,8 @@ from gpukit_kernels.search import (
 )
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import load_half_tl, store_half_tl
-from gpukit_kernels.triton_search import (
-    affine_level_tl,
-    affine_search_tl,
-    load_group_tl,
-    scales6_at_tl,
-    six_bits_tl,
-    steps_tl,
-    store_scales6_tl,
-)
+from gpukit_kernels.triton_bits import load_byte_tl, store_word32_tl
+from gpukit_kernels.triton_search import affine_encode_tl, affine_values_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -66,48 +58,27 @@ def _levels(groups: Tensor, best: AffineSearch, scales: SixBits) -> tuple[Tensor
 
 
 @triton.jit
-def decode_tl(pointer, element, mask):
-    """float32 `[TILE, n]`: values `element` `[1, n]` of the blocks at `pointer` `[TILE, 1]`."""
-    byte = tl.load(pointer + 48 + element // 64 * 32 + element % 32, mask=mask, other=0)
-    bits = tl.load(pointer + 16 + element % 32, mask=mask, other=0).to(tl.int32)
-    level = (byte.to(tl.int32) >> (element // 32 % 2 * 4)) & 15
-    level = level | (((bits >> (element // 32)) & 1) << 4)
-    scale, low = scales6_at_tl(pointer + 4, element // 32, mask)
-    step = load_half_tl(pointer, mask) * scale
-    return step * level.to(tl.float32) - load_half_tl(pointer + 2, mask) * low
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 256]` of the blocks at byte offsets `at`."""
+    group = tl.arange(0, 8)[None, :, None]
+    place = at[:, None, None] + tl.arange(0, 32)[None, None, :]
+    low = load_byte_tl(blocks, place + 48 + group // 2 * 32, mask[:, None, None])  # [TILE, 8, 32]
+    high = load_byte_tl(blocks, place + 16, mask[:, None, None])  # [TILE, 1, 32]
+    levels = ((low >> (group % 2 * 4)) & 15) | (((high >> group) & 1) << 4)
+    return affine_values_tl(blocks, at, levels, mask)
 
 
 @triton.jit
-def encode_kernel(values, blocks, count, TILE: tl.constexpr):
-    """A lane a group: the eight groups of a block are neighbours."""
-    first = tl.program_id(0).to(tl.int64) * TILE
-    group = first * 8 + tl.arange(0, TILE * 8)  # [TILE * 8]
-    x = load_group_tl(values, group, group < count * 8, 32)
-    scale, low, inverse, shift = affine_search_tl(x, 31, -0.5, 0.1, 15, 32)
-    scale6, d = six_bits_tl(scale, TILE, 8)
-    low6, dmin = six_bits_tl(0.0 - low, TILE, 8)
-    block = first + tl.arange(0, TILE)  # [TILE]
-    out = blocks + block * 176
-    store_half_tl(out, d, block < count)
-    store_half_tl(out + 2, dmin, block < count)
-    store_scales6_tl(out, scale6, low6, block < count, TILE)
-    step = steps_tl(d, scale6, TILE, 8)
-    offset = steps_tl(dmin, low6, TILE, 8)
-    pair = first * 4 + tl.arange(0, TILE * 4)  # [TILE * 4], two groups share a byte
-    at = blocks + pair // 4 * 176 + 48 + pair % 4 * 32
-    place = tl.arange(0, 8)[None, :]  # [1, 8], a bit a group
-    for word in tl.static_range(8):
-        bits = tl.zeros_like(pair).to(tl.int32)
-        high = tl.zeros_like(block).to(tl.int32)
-        for byte in tl.static_range(4):
-            level = affine_level_tl(x[word * 4 + byte], step, offset, inverse, shift, 31)
-            even, odd = tl.split(tl.reshape(level & 15, (TILE * 4, 2)))
-            bits = bits | ((even | (odd << 4)) << (8 * byte))
-            fifth = tl.sum(tl.reshape(level >> 4, (TILE, 8)) << place, 1)
-            high = high | (fifth << (8 * byte))
-        tl.store((at + word * 4).to(tl.pointer_type(tl.int32)), bits, mask=pair < count * 4)
-        words = (out + 16 + word * 4).to(tl.pointer_type(tl.int32))
-        tl.store(words, high, mask=block < count)
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 256]` as blocks at byte offsets `at`."""
+    words = affine_encode_tl(x, out, at, mask, 31, -0.5, 0.1, 15)
+    group = tl.arange(0, 8)[None, :]
+    place = at[:, None] + 48 + tl.arange(0, 4)[None, :] * 32
+    for i in tl.static_range(8):
+        high = tl.sum(((words[i] >> 4) & 0x01010101) << group, axis=1)
+        store_word32_tl(out, at + 16 + 4 * i, high, mask)
+        pairs = tl.reshape((words[i] & 0x0F0F0F0F) << (group % 2 * 4), (at.shape[0], 4, 2))
+        store_word32_tl(out, place + 4 * i, tl.sum(pairs, axis=2), mask[:, None])
 
 
-ROWS = (QuantType("Q5_K", 13, 256, 176, encode, decode, TritonPair(encode_kernel, decode_tl, 16)),)
+ROWS = (QuantType("Q5_K", 13, 256, 176, encode, decode, TritonPair(encode_tl, decode_tl, tile=16)),)

@@ -27,14 +27,21 @@ from gpukit_kernels.search import GROUP_EPS, ScaleSearch, first_largest, scale_s
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
-    first_largest_tl,
+    divide_tl,
+    half_bits_tl,
+    half_round_tl,
+    lanes_tl,
+    load_byte_tl,
     load_half_tl,
     nearest_int_tl,
     nearest_level_tl,
+    signed_byte_tl,
     spread_tl,
-    store_half_tl,
+    store_word16_tl,
 )
-from gpukit_kernels.triton_search import load_group_tl, scale_search_tl, steps_tl
+from gpukit_kernels.triton_search import first_largest_tl, scale_search_tl
+
+_GROUP_EPS = tl.constexpr(GROUP_EPS)
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -87,75 +94,76 @@ def _levels(groups: Tensor, best: ScaleSearch, zero: Tensor, step: Tensor) -> tu
 
 
 @triton.jit
-def decode_tl(pointer, element, mask):
-    """float32 `[TILE, n]`: values `element` `[1, n]` of the blocks at `pointer` `[TILE, 1]`."""
-    half = element // 128
-    quarter = element // 32 % 4
-    at = element % 32
-    low = tl.load(pointer + half * 64 + quarter % 2 * 32 + at, mask=mask, other=0).to(tl.int32)
-    high = tl.load(pointer + 128 + half * 32 + at, mask=mask, other=0).to(tl.int32)
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 256]` of the blocks at byte offsets `at`."""
+    group = tl.arange(0, 16)[None, :]
+    scale = signed_byte_tl(load_byte_tl(blocks, at[:, None] + 192 + group, mask[:, None]))
+    step = load_half_tl(blocks, at + 208, mask)[:, None] * scale.to(tl.float32)  # [TILE, 16]
+    # Groups number half, quarter, sixteen; a quarter is 32 levels.
+    group = group[:, :, None]
+    quarter = group // 2 % 4
+    within = group % 2 * 16 + tl.arange(0, 16)[None, None, :]
+    place = at[:, None, None] + within
+    masked = mask[:, None, None]
+    low = load_byte_tl(blocks, place + group // 8 * 64 + quarter % 2 * 32, masked)
+    high = load_byte_tl(blocks, place + 128 + group // 8 * 32, masked)
     level = ((low >> (quarter // 2 * 4)) & 15) | (((high >> (quarter * 2)) & 3) << 4)
-    scale = tl.load(pointer + 192 + element // 16, mask=mask, other=0).to(tl.int8, bitcast=True)
-    step = load_half_tl(pointer + 208, mask) * scale.to(tl.float32)
-    return step * (level.to(tl.float32) - 32.0)
+    return tl.reshape(step[:, :, None] * (level.to(tl.float32) - 32.0), (at.shape[0], 256))
 
 
 @triton.jit
-def encode_kernel(values, blocks, count, TILE: tl.constexpr):
-    """A lane a group: the sixteen groups of a block are neighbours."""
-    first = tl.program_id(0).to(tl.int64) * TILE
-    group = first * 16 + tl.arange(0, TILE * 16)  # [TILE * 16]
-    x = load_group_tl(values, group, group < count * 16, 16)
-    scale, inverse, zero = scale_search_tl(x, 32, 16)
-    top = first_largest_tl(tl.reshape(scale, (TILE, 16)), 16)  # [TILE]
-    empty = tl.abs(top) < 1e-15
-    ratio = tl.div_rn(tl.full(top.shape, -128.0, tl.float32), top)
-    d = tl.where(empty, 0.0, tl.div_rn(tl.full(top.shape, 1.0, tl.float32), ratio))
-    code = tl.minimum(nearest_int_tl(spread_tl(ratio, TILE, 16) * scale), 127)
-    code = tl.where(spread_tl(empty, TILE, 16), 0, (code << 24) >> 24)
-    step = steps_tl(d, code, TILE, 16)
-    block = first + tl.arange(0, TILE)  # [TILE]
-    store_half_tl(blocks + block * 210 + 208, d, block < count)
-    at = blocks + group // 16 * 210 + 192 + group % 16
-    tl.store(at, code.to(tl.uint8), mask=group < count * 16)
-    store_levels_tl(x, step, inverse, zero | spread_tl(empty, TILE, 16), blocks, first, count, TILE)
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 256]` as blocks at byte offsets `at`."""
+    TILE: tl.constexpr = x.shape[0]
+    lanes: tl.constexpr = TILE * 16
+    groups = lanes_tl(tl.reshape(x, (lanes, 16)), 16)
+    scale, inverse, zero = scale_search_tl(groups, 32, 16)
+    scale = tl.reshape(scale, (TILE, 16))
+    top = first_largest_tl(scale, 16)
+    full = tl.abs(top) >= _GROUP_EPS
+    ratio = divide_tl(-128.0, top)
+    d = tl.where(full, divide_tl(1.0, ratio), 0.0)
+    # The C goes through int8, which keeps the low byte.
+    code = signed_byte_tl(tl.minimum(nearest_int_tl(ratio[:, None] * scale), 127))
+    code = tl.where(full[:, None], code, 0)
+    place = at[:, None] + 192 + tl.arange(0, 8)[None, :] * 2
+    pairs = tl.reshape((code & 0xFF) << (tl.arange(0, 16)[None, :] % 2 * 8), (TILE, 8, 2))
+    store_word16_tl(out, place, tl.sum(pairs, axis=2), mask[:, None])
+    store_word16_tl(out, at + 208, half_bits_tl(d), mask)
+    step = spread_tl(half_round_tl(d), TILE, 16) * tl.reshape(code, (lanes,)).to(tl.float32)
+    # A zero block is zero bytes, so its levels are 0 as those of a zero group are.
+    zero = zero | (spread_tl(full.to(tl.int32), TILE, 16) == 0)
+    _store_levels_tl(groups, step, inverse, zero, out, at, mask)
 
 
 @triton.jit
-def level_tl(x, step, inverse, zero):
-    """int32 0..63: the level of one value, from the search where the step is zero."""
-    found = tl.where(zero, 0.0, nearest_level_tl(x * inverse, -32, 31) + 32.0)
-    level = nearest_level_tl(tl.div_rn(x, step), -32, 31) + 32.0
+def _level_tl(v, step, inverse, zero):
+    """int32 0..63: the level of one value, that of the search where the step is zero."""
+    found = tl.where(zero, 0.0, nearest_level_tl(v * inverse, -32, 31) + 32.0)
+    level = nearest_level_tl(tl.div_rn(v, step), -32, 31) + 32.0
     return tl.where(step != 0.0, level, found).to(tl.int32)
 
 
 @triton.jit
-def store_levels_tl(x, step, inverse, zero, blocks, first, count, TILE: tl.constexpr):
-    """Low four and high two bits. A group's number is half, quarter / 2, quarter % 2, 16s in it."""
-    low_index = tl.arange(0, TILE * 8)  # [TILE, half, quarter % 2, sixteen]
-    low_block = first + low_index // 8
-    low_at = low_index % 8 // 4 * 64 + low_index % 4 // 2 * 32 + low_index % 2 * 16
-    high_index = tl.arange(0, TILE * 4)  # [TILE, half, sixteen]
-    high_block = first + high_index // 4
-    high_at = 128 + high_index % 4 // 2 * 32 + high_index % 2 * 16
-    low_out = blocks + low_block * 210 + low_at
-    high_out = blocks + high_block * 210 + high_at
-    for word in tl.static_range(8):
-        low_bits = tl.zeros_like(low_index)
-        high_bits = tl.zeros_like(high_index)
-        for byte in tl.static_range(2):
-            level = level_tl(x[word * 2 + byte], step, inverse, zero)
-            by_quarter = tl.permute(tl.reshape(level, (TILE * 2, 2, 4)), (0, 2, 1))
-            front, back = tl.split(by_quarter)  # quarters 0, 1 and 2, 3: [TILE * 2, 4]
-            low = tl.reshape((front & 15) | ((back & 15) << 4), (TILE * 8,))
-            high = tl.reshape((front >> 4) | ((back >> 4) << 4), (TILE * 2, 2, 2))
-            even, odd = tl.split(tl.permute(high, (0, 2, 1)))  # [TILE * 2, 2]
-            low_bits = low_bits | (low << (8 * byte))
-            high_bits = high_bits | (tl.reshape(even | (odd << 2), (TILE * 4,)) << (8 * byte))
-        low_words = (low_out + word * 2).to(tl.pointer_type(tl.int16))
-        tl.store(low_words, low_bits.to(tl.int16), mask=low_block < count)
-        high_words = (high_out + word * 2).to(tl.pointer_type(tl.int16))
-        tl.store(high_words, high_bits.to(tl.int16), mask=high_block < count)
+def _store_levels_tl(groups, step, inverse, zero, out, at, mask):
+    """Store the low four and the high two bits; groups number half, quarter, sixteen."""
+    TILE: tl.constexpr = at.shape[0]
+    group = tl.arange(0, 16)[None, :]
+    half = at[:, None, None] + tl.arange(0, 2)[None, :, None] * 64  # [TILE, 2, 1]
+    low_place = half + tl.arange(0, 4)[None, None, :] * 16
+    half = at[:, None, None] + 128 + tl.arange(0, 2)[None, :, None] * 32
+    high_place = half + tl.arange(0, 2)[None, None, :] * 16
+    masked = mask[:, None, None]
+    for i in tl.static_range(8):
+        first = _level_tl(groups[2 * i], step, inverse, zero)
+        second = _level_tl(groups[2 * i + 1], step, inverse, zero)
+        word = tl.reshape(first | (second << 8), (TILE, 16))
+        low = (word & 0x0F0F) << (group // 4 % 2 * 4)
+        low = tl.sum(tl.reshape(low, (TILE, 2, 2, 4)), axis=2)
+        store_word16_tl(out, low_place + 2 * i, low, masked)
+        high = ((word >> 4) & 0x0303) << (group // 2 % 4 * 2)
+        high = tl.sum(tl.reshape(high, (TILE, 2, 4, 2)), axis=2)
+        store_word16_tl(out, high_place + 2 * i, high, masked)
 
 
-ROWS = (QuantType("Q6_K", 14, 256, 210, encode, decode, TritonPair(encode_kernel, decode_tl, 8)),)
+ROWS = (QuantType("Q6_K", 14, 256, 210, encode, decode, TritonPair(encode_tl, decode_tl, tile=8)),)

@@ -15,10 +15,14 @@ from gpukit_kernels.bits import divide, half_bits, half_value, round_away, word_
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
+    divide_tl,
+    half_bits_tl,
     inverse_tl,
+    load_byte_tl,
     load_half_tl,
     round_away_tl,
-    store_half_tl,
+    signed_byte_tl,
+    store_word16_tl,
 )
 
 
@@ -41,26 +45,28 @@ def encode(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def decode_tl(pointer, element, mask):
-    """float32 `[TILE, n]`: values `element` `[1, n]` of the blocks at `pointer` `[TILE, 1]`."""
-    level = tl.load(pointer + 2 + element, mask=mask, other=0).to(tl.int8, bitcast=True)
-    return load_half_tl(pointer, mask) * level.to(tl.float32)
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 32]` of the blocks at byte offsets `at`."""
+    element = tl.arange(0, 32)[None, :]
+    level = signed_byte_tl(load_byte_tl(blocks, at[:, None] + 2 + element, mask[:, None]))
+    return load_half_tl(blocks, at, mask)[:, None] * level.to(tl.float32)
 
 
 @triton.jit
-def encode_kernel(values, blocks, count, TILE: tl.constexpr):
-    """A row of 32 values a block."""
-    block = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)  # [TILE]
-    element = tl.arange(0, 32)[None, :]  # [1, 32]
-    mask = block < count
-    x = tl.load(values + block[:, None] * 32 + element, mask=mask[:, None], other=0.0)
-    x = x.to(tl.float32)  # [TILE, 32]
-    magnitude = tl.max(tl.abs(x), 1)
-    d = tl.div_rn(magnitude, tl.full(magnitude.shape, 127.0, tl.float32))
-    level = round_away_tl(x * inverse_tl(d)[:, None])
-    out = blocks + block * 34
-    store_half_tl(out, d, mask)
-    tl.store(out[:, None] + 2 + element, level.to(tl.uint8), mask=mask[:, None])
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
+    element = tl.arange(0, 32)[None, :]
+    # The C's maximum forgets what came before a NaN, and a NaN itself unless it is the last.
+    begin = tl.max(tl.where(x == x, -1, element), axis=1) + 1
+    largest = tl.max(tl.where(element >= begin[:, None], tl.abs(x), 0.0), axis=1)
+    largest = tl.where(begin == 32, float("nan"), largest)
+    d = divide_tl(largest, tl.full((1,), 127.0, tl.float32))
+    level = round_away_tl(x * inverse_tl(d)[:, None]) & 0xFF
+    store_word16_tl(out, at, half_bits_tl(d), mask)
+    # Two bytes a word, since a block begins at an even byte.
+    placed = tl.reshape(level << (element % 2 * 8), (at.shape[0], 16, 2))
+    byte = at[:, None] + 2 + tl.arange(0, 16)[None, :] * 2
+    store_word16_tl(out, byte, tl.sum(placed, axis=2), mask[:, None])
 
 
-ROWS = (QuantType("Q8_0", 8, 32, 34, encode, decode, TritonPair(encode_kernel, decode_tl, 32)),)
+ROWS = (QuantType("Q8_0", 8, 32, 34, encode, decode, TritonPair(encode_tl, decode_tl, tile=64)),)
