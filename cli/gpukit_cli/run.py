@@ -50,8 +50,8 @@ def run(
         "num_predict": num_predict,
         "num_ctx": num_ctx,
     }
-    text = _prompt(prompt or [])
-    result, told = _speak(_resolve(model), text, given, device, quiet=json)
+    found = _resolve(model)
+    result, told = _speak(found, _prompt(prompt or []), given, device, quiet=json)
     if json:
         print(jsonlib.dumps({"model": model, **result.as_json()}, ensure_ascii=False))
     else:

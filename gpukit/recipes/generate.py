@@ -39,6 +39,10 @@ class GenerateOptions:
     num_ctx: int | None = None
     stop: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.num_ctx is not None and self.num_ctx < 1:
+            raise ArgumentError(f"num_ctx is {self.num_ctx}; at least 1 token is needed")
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -244,8 +248,6 @@ def _context(decoder: Decoder, options: GenerateOptions, report: Report) -> int:
     most = decoder.config.n_ctx
     if options.num_ctx is None:
         return min(most, DEFAULT_CONTEXT)
-    if options.num_ctx < 1:
-        raise ArgumentError(f"num_ctx is {options.num_ctx}; at least 1 token is needed")
     if options.num_ctx > most:
         report(Warned(f"a context of {options.num_ctx} tokens; the model was made for {most}"))
     return min(options.num_ctx, most)

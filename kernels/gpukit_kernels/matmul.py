@@ -35,7 +35,10 @@ def matmul(x: Tensor, blocks: Tensor, qtype: str | QuantType) -> Tensor:
     return torch.ops.gpukit.matmul(x, blocks, row.name)
 
 
-@torch.library.custom_op("gpukit::matmul", mutates_args=())
+torch.library.define("gpukit::matmul", "(Tensor x, Tensor blocks, str qtype) -> Tensor")
+
+
+@torch.library.impl("gpukit::matmul", "default")
 def _matmul(x: Tensor, blocks: Tensor, qtype: str) -> Tensor:
     row = by_name(qtype)
     flat = x.reshape(-1, x.shape[-1])
@@ -47,7 +50,7 @@ def _matmul(x: Tensor, blocks: Tensor, qtype: str) -> Tensor:
     return out.view(*x.shape[:-1], blocks.shape[0])
 
 
-@_matmul.register_fake
+@torch.library.register_fake("gpukit::matmul")
 def _(x: Tensor, blocks: Tensor, qtype: str) -> Tensor:  # noqa: ARG001  (the op's signature)
     return x.new_empty((*x.shape[:-1], blocks.shape[0]))
 

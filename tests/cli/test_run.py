@@ -1,0 +1,177 @@
+"""`gpukit run` as a user calls it."""
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import DATA
+
+from gpukit.recipes.quantize import plan_quantize, run_plan
+from gpukit.recipes.source import open_source
+from gpukit_cli.app import main
+from gpukit_cli.run import duration
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = DATA / "tiny-shakespeare"
+GREEDY = "\nHe has a power to be authority\nWhich he hath made to be aged in re"
+FAST = ("--temperature", "0", "--num-predict", "24", "--device", "cpu")
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.gguf and a store that has it as `tiny`, with parameters."""
+    folder = tmp_path_factory.mktemp("run")
+    with open_source(TINY) as source:
+        run_plan(source, plan_quantize(source, "F16"), folder / "tiny.gguf")
+    (folder / "Modelfile").write_text(
+        "FROM ./tiny.gguf\nPARAMETER temperature 0\nPARAMETER num_predict 24\n"
+        'PARAMETER stop "hath"\nSYSTEM Speak.\n'
+    )
+    _gpukit(folder, "create", "tiny", "-f", "Modelfile")
+    return folder
+
+
+def _gpukit(folder: Path, *arguments: str, stdin: str = "") -> Done:
+    """The command in a process of its own, as a shell starts it."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from gpukit_cli.app import main; main()", *arguments],
+        cwd=folder, env=_environment(folder), input=stdin, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "cli")),
+        "GPUKIT_MODELS": str(folder / "models"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+class Caller:
+    """Calls `gpukit run` in this process, which has torch loaded already."""
+
+    def __init__(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        monkeypatch.chdir(home)
+        monkeypatch.setenv("GPUKIT_MODELS", str(home / "models"))
+
+    def __call__(self, *arguments: str, stdin: bytes = b"", code: int = 0) -> Done:
+        self._monkeypatch.setattr(sys, "argv", ["gpukit", "run", *arguments])
+        self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = self._capsys.readouterr()
+        assert (end.value.code or 0) == code, err
+        if code:
+            assert re.fullmatch(r"Error: [^\n]+\n", err), err
+            assert not out
+        return Done(arguments, code, out, err)
+
+
+@pytest.fixture
+def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Caller:
+    return Caller(home, monkeypatch, capsys)
+
+
+def test_a_file_continues_a_prompt_and_tells_its_times(home: Path) -> None:
+    done = _gpukit(home, "run", "tiny.gguf", "First", "Citizen:", *FAST, "--verbose")
+    assert done.stdout == GREEDY + "\n\n"
+    lines = [
+        r"total duration:       \d+(\.\d+)?m?s", r"load duration:        \d+(\.\d+)?m?s",
+        r"prompt eval count:    4 token\(s\)", r"prompt eval duration: \d+(\.\d+)?m?s",
+        r"prompt eval rate:     \d+\.\d\d tokens/s", r"eval count:           24 token\(s\)",
+        r"eval duration:        \d+(\.\d+)?m?s", r"eval rate:            \d+\.\d\d tokens/s",
+    ]  # fmt: skip
+    assert re.fullmatch("\n".join(lines) + "\n", done.stderr), done.stderr
+
+
+def test_json_is_one_document(run: Caller) -> None:
+    done = run("tiny.gguf", "First Citizen:", *FAST, "--json")
+    found = json.loads(done.stdout)
+    assert found["response"] == GREEDY
+    assert (found["model"], found["done_reason"]) == ("tiny.gguf", "length")
+    assert (found["prompt_eval_count"], found["eval_count"]) == (4, 24)
+    assert found["total_duration"] >= found["load_duration"] + found["eval_duration"] > 0
+    assert done.stderr == ""
+
+
+def test_a_stored_model_brings_its_parameters(run: Caller) -> None:
+    done = run("tiny", "First Citizen:")
+    assert done.stdout == GREEDY[: GREEDY.index("hath")] + "\n\n"
+    told = "warning: the model has no chat template; SYSTEM and MESSAGE are not used\n"
+    assert done.stderr == told
+    over = run("tiny", "First Citizen:", "--stop", "power", "--stop", "zzz")
+    assert over.stdout == GREEDY[: GREEDY.index("power")] + "\n\n"
+    seeded = ("tiny", "First Citizen:", "--temperature", "1", "--seed", "7")
+    seeds = [run(*seeded).stdout for _ in range(2)]
+    assert seeds[0] == seeds[1] != done.stdout
+
+
+def test_a_folder_runs(run: Caller) -> None:
+    assert run(str(TINY), "First Citizen:", *FAST).stdout == GREEDY + "\n\n"
+
+
+def test_stdin_is_the_prompt_or_goes_before_it(run: Caller) -> None:
+    assert run("tiny.gguf", *FAST, stdin=b"First Citizen:").stdout.startswith(GREEDY)
+    both = run("tiny.gguf", "Citizen:", *FAST, stdin=b"First")
+    assert both.stdout.startswith(GREEDY)
+
+
+def test_what_cannot_be_run_is_told_in_one_line(run: Caller, home: Path) -> None:
+    (home / "empty").mkdir()
+    (home / "cut.gguf").write_bytes((home / "tiny.gguf").read_bytes()[:100_000])
+    for arguments, stdin, code, told in (
+        (("none", "x"), b"", 1, "model 'none' not found"),
+        (("none.gguf", "x"), b"", 1, "none.gguf"),
+        (("./empty", "x"), b"", 1, "empty"),
+        (("empty", "x"), b"", 1, "model 'empty' not found"),
+        (("cut.gguf", "x"), b"", 1, "cut.gguf"),
+        (("tiny.gguf",), b"", 2, "no prompt"),
+        (("tiny.gguf",), b"\xff\xfe", 2, "the prompt is no UTF-8"),
+        (("tiny.gguf", "x", "--device", "gpu"), b"", 2, "unknown device 'gpu'"),
+        (("tiny.gguf", "x", "--temperature", "-1"), b"", 2, "temperature is -1"),
+        (("tiny.gguf", "x", "--num-ctx", "0"), b"", 2, "num_ctx is 0"),
+        (("tiny.gguf", "First Citizen:", "--num-ctx", "2"), b"", 2, "4 tokens do not fit"),
+    ):
+        assert told in run(*arguments, stdin=stdin, code=code).stderr
+
+
+def test_a_terminal_without_a_prompt_is_told(home: Path) -> None:
+    leader, follower = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "from gpukit_cli.app import main; main()", "run", "tiny.gguf"],
+            stdin=follower, cwd=home, env=_environment(home), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+    finally:
+        os.close(leader)
+        os.close(follower)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: no prompt; give one")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0ns"), (7e-9, "7ns"), (1.5e-6, "1.5µs"), (0.0123456, "12.3456ms"), (1, "1s"),
+        (1.734567891, "1.734567891s"), (59.9999999999, "1m0s"), (62.03, "1m2.03s"),
+        (3723.5, "1h2m3.5s"),
+    ],
+)  # fmt: skip
+def test_durations_read_as_in_go(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
