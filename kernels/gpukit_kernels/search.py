@@ -36,12 +36,16 @@ def added(terms: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Ten
     Compiled, the loop over a leading dimension is what `sum` becomes, in the same order, and the code
     is compact; eager `sum` takes another order, so there the loop is written out.
     """
+    found = terms(x)
     if torch.compiler.is_compiling():
-        return tuple(term.sum(dim=0) for term in terms(x))
-    totals = terms(x[0])
-    for i in range(1, x.shape[0]):
-        totals = tuple(total + term for total, term in zip(totals, terms(x[i]), strict=True))
-    return totals
+        return tuple(term.sum(dim=0) for term in found)
+    totals = []
+    for term in found:
+        total = term[0].clone()
+        for row in term[1:]:
+            total += row
+        totals.append(total)
+    return tuple(totals)
 
 
 def first_largest(x: Tensor) -> tuple[Tensor, Tensor]:

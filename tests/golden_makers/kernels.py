@@ -1,7 +1,7 @@
 """Blocks of every quant type as llama.cpp makes them: tests/data/golden/kernels.npz.
 
-    values/KIND        float32 [rows, 256]
-    blocks/TYPE/KIND   uint8 [rows, row_bytes]
+values/KIND        float32 [rows, 256]
+blocks/TYPE/KIND   uint8 [rows, row_bytes]
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import quant_kinds
 
 ROWS = 6
-TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "Q4_K", "Q5_K", "Q6_K")
+TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 
 
 def make(folder: Path) -> list[Path]:

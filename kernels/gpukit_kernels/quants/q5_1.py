@@ -1,0 +1,95 @@
+"""Q5_1: 32 values in 24 bytes, 6 bits a weight.
+
+    bytes 0-1    d, fp16
+    bytes 2-3    m, fp16
+    bytes 4-7    bit j: bit 4 of level j, little endian
+    bytes 8-23   byte j: low four bits of level j low, those of level j + 16 high
+
+x = d * level + m, d = (max - min) / 31, m = min.
+Source: block_q5_1, quantize_row_q5_1_ref in llama.cpp's ggml-quants.c.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels.bits import (
+    divide,
+    half_bits,
+    half_value,
+    pack_nibbles,
+    unpack_nibbles,
+    word_bytes,
+)
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import (
+    divide_tl,
+    half_bits_tl,
+    inverse_tl,
+    load_byte_tl,
+    load_half_tl,
+    load_nibbles_tl,
+    store_nibbles_tl,
+    store_word16_tl,
+    store_word32_tl,
+    truncate_tl,
+)
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[32, lanes]` of uint8 `[24, lanes]`."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)[None, :, None]
+    high = ((blocks[4:8, None] >> shifts) & 1).reshape(32, -1)
+    levels = (unpack_nibbles(blocks[8:]) | (high << 4)).to(torch.float32)
+    return levels * half_value(blocks, 0) + half_value(blocks, 2)
+
+
+@stage
+def encode(x: Tensor) -> Tensor:
+    """uint8 `[24, lanes]` of float32 `[32, lanes]`."""
+    # Strict comparisons: of zeros of both signs the first one scanned stays.
+    low = high = x[0]
+    for i in range(1, 32):
+        low = torch.where(x[i] < low, x[i], low)
+        high = torch.where(x[i] > high, x[i], high)
+    d = (high - low) / torch.full_like(low, 31.0)
+    inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
+    levels = ((x - low) * inverse + 0.5).to(torch.int32) & 0xFF
+    fifth = torch.zeros_like(levels[0])
+    for j in range(32):
+        fifth = fifth | (((levels[j] >> 4) & 1) << j)
+    packed = pack_nibbles((levels & 15).to(torch.uint8))
+    head = [word_bytes(half_bits(d), 2), word_bytes(half_bits(low), 2), word_bytes(fifth, 4)]
+    return torch.cat([*head, packed])
+
+
+@triton.jit
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 32]` of the blocks at byte offsets `at`."""
+    element = tl.arange(0, 32)[None, :]
+    byte = load_byte_tl(blocks, at[:, None] + 4 + element // 8, mask[:, None])
+    high = (byte >> (element % 8)) & 1
+    level = load_nibbles_tl(blocks, at + 8, mask) | (high << 4)
+    d = load_half_tl(blocks, at, mask)[:, None]
+    return level.to(tl.float32) * d + load_half_tl(blocks, at + 2, mask)[:, None]
+
+
+@triton.jit
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
+    element = tl.arange(0, 32)[None, :]
+    # The first of the least values: its zero keeps its sign.
+    first = tl.min(tl.where(x == tl.min(x, axis=1)[:, None], element, 32), axis=1)
+    bits = tl.where(element == first[:, None], x.to(tl.int32, bitcast=True), 0)
+    low = tl.sum(bits, axis=1).to(tl.float32, bitcast=True)
+    d = divide_tl(tl.max(x, axis=1) - low, tl.full(low.shape, 31.0, tl.float32))
+    level = truncate_tl((x - low[:, None]) * inverse_tl(d)[:, None] + 0.5) & 0xFF
+    store_word16_tl(out, at, half_bits_tl(d), mask)
+    store_word16_tl(out, at + 2, half_bits_tl(low), mask)
+    store_word32_tl(out, at + 4, tl.sum(((level >> 4) & 1) << element, axis=1), mask)
+    store_nibbles_tl(out, at + 8, level & 15, mask)
+
+
+ROWS = (QuantType("Q5_1", 7, 32, 24, encode, decode, TritonPair(encode_tl, decode_tl, tile=64)),)
