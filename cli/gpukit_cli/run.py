@@ -1,5 +1,6 @@
 """`gpukit run`: a model speaks."""
 
+import io
 import json as jsonlib
 import sys
 from pathlib import Path
@@ -50,6 +51,9 @@ def run(
         "num_predict": num_predict,
         "num_ctx": num_ctx,
     }
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without UTF-8 shows a model's every word as well as it can.
+        sys.stdout.reconfigure(errors="replace")
     found = _resolve(model)
     result, told = _speak(found, _prompt(prompt or []), given, device, quiet=json)
     if json:

@@ -144,17 +144,19 @@ def load_model(path: Path, device: str = "auto") -> LoadedModel:
 def _weights(source: Source, place: torch.device) -> dict[str, Weight]:
     weights = {}
     for index, tensor in enumerate(source.tensors):
-        if tensor.type not in kernels.QUANTS:
+        # A checkpoint's float32 weights stay float32, which a plain conversion would round.
+        kind = "F32" if tensor.type == "F32" else source.stored_type(index)
+        if kind not in kernels.QUANTS:
             known = ", ".join(kernels.QUANTS)
-            raise GGUFError(f"{tensor.name} is {tensor.type}; types that can be run: {known}")
+            raise GGUFError(f"{tensor.name} is {kind}; types that can be run: {known}")
         data = torch.from_numpy(np.empty(source.stored_bytes(index, tensor.rows), np.uint8))
         source.read(index, 0, data.numpy().data)
         if isinstance(source, GGUFSource):
-            blocks = data.view(tensor.rows, -1)
+            blocks = data.view(tensor.rows, tensor.row_bytes)
         else:
             values = source.values(index, 0, tensor.rows, data)
-            blocks = kernels.quantize(values, tensor.type)
-        weights[tensor.name] = Weight(blocks.to(place), tensor.type, tensor.ne[0])
+            blocks = kernels.quantize(values, kind)
+        weights[tensor.name] = Weight(blocks.to(place), kind, tensor.ne[0] if tensor.ne else 1)
     return weights
 
 

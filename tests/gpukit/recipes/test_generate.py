@@ -269,6 +269,12 @@ FAULTS: Mapping[str, tuple[Callable[[Fields, Tensors], object], str]] = {
         _tensor("blk.0.attn_q_norm.weight", (32,), "F32"),
         r"blk.0.attn_q_norm.weight: gpukit has no use for it",
     ),
+    "scalar": (_tensor("output_norm.weight", (), "F32"), r"1 rows of 1, .* say 1 of 256"),
+    "empty": (
+        _tensor("blk.0.attn_k.weight", (256, 0), "F16"),
+        r"blk.0.attn_k.weight has 0 rows of 256",
+    ),
+    "no width": (_tensor("blk.0.attn_k.weight", (0, 128), "F16"), r"128 rows of 0, the"),
     "type": (
         _tensor("blk.0.ffn_down.weight", (768, 256), "I32"),
         r"blk.0.ffn_down.weight is I32; types that can be run: F32, F16, Q4_0",
@@ -342,5 +348,6 @@ def test_devices_and_paths_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tied", "llama31", "biases", "padded-vocabulary", "f32"])
 def test_random_checkpoints_load_from_their_folders(name: str, tmp_path: Path) -> None:
     loaded = load_model(build(name, tmp_path), "cpu")
+    assert {w.weight.type for w in _linears(loaded)} == {"F32" if name == "f32" else "BF16"}
     result = generate(loaded, [1, 2, 3], GenerateOptions(GREEDY, num_predict=3))
     assert len(result.tokens) == 3 or result.done_reason == "stop"
