@@ -25,7 +25,8 @@ FILE_TYPE = "general.file_type"
 class ModelConfig:
     """Hyperparameters of a decoder, named as in llama.cpp; counts and sizes, no units.
 
-    `rope_scaling` is "none", "linear" or "llama3" (the last lives in the tensor rope_freqs.weight).
+    `rope_scaling` is "none", "linear", "yarn" or "llama3" (the last lives in the tensor
+    rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
     """
 
     arch: str
@@ -44,7 +45,10 @@ class ModelConfig:
     rope_low: float = 1.0
     rope_high: float = 4.0
     rope_original_ctx: int = 8192
+    rope_yarn: tuple[tuple[str, float], ...] = ()
     tied: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ def float_type(name: str, ne: Sequence[int], wanted: str) -> str:
 
 
 def auto_type(tensors: Sequence[PlannedTensor]) -> str:
-    """The type that llama.cpp's converter chooses by itself: BF16 for BF16 weights, else F16."""
-    first = next((t for t in tensors if t.sources and len(t.ne) >= 2), None)
-    return "BF16" if first is not None and first.dtype == "BF16" else "F16"
+    """The type that llama.cpp's converter chooses by itself: that of the first weight with two
+    dimensions in BF16 or F16, F16 where there is none."""
+    halves = (t.dtype for t in tensors if t.sources and len(t.ne) >= 2)
+    return next((dtype for dtype in halves if dtype in ("BF16", "F16")), "F16")

@@ -2,20 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from pathlib import Path
-from typing import Any
 
 from gpukit.errors import CheckpointError
-from gpukit.formats.gguf_fields import Field, u32
-from gpukit.formats.recorder import recorded, recorder
+from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import Checkpoint, StoredTensor
 from gpukit.models.base import Architecture, ImportPlan, PlannedTensor, Rule, by_class
+from gpukit.models.metadata import general_fields
 
 # Of the block layouts (GGML_QNT_VERSION).
 QUANTIZATION_VERSION = 2
 
 # What the converter sees of each dtype; others need a dequantiser of their own.
-DTYPES = {"BF16": "BF16", "F16": "F16", "F32": "F32", "F64": "F64"}
+DTYPES = {"BF16": "BF16", "F16": "F16", "F32": "F32", "F64": "F32"}
 
 
 def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPlan:
@@ -29,17 +27,16 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
     arch = by_class(checkpoint.config, str(checkpoint.folder / "config.json"))
     config = arch.read(checkpoint.config)
     tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config))]
+    parameters = sum(tensor.n_elements for tensor in tensors)
     fields = [
-        *_general(checkpoint.folder, arch.name, sum(t.n_elements for t in tensors), name),
+        *general_fields(checkpoint.folder, arch.name, parameters, name),
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
-        *vocabulary_fields(checkpoint.folder, {**checkpoint.config, **_sizes(config)}),
+        *vocabulary_fields(
+            checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}
+        ),
     ]
     return ImportPlan(config, tuple(fields), tuple(tensors))
-
-
-def _sizes(config: Any) -> dict[str, int]:
-    return {"vocab_size": config.vocab_size}
 
 
 def _tensors(
@@ -104,26 +101,3 @@ def _dtype(tensor: StoredTensor) -> str:
             f"{', '.join(DTYPES)} can be imported"
         )
     return DTYPES[tensor.dtype]
-
-
-def _general(folder: Path, arch: str, parameters: int, name: str | None) -> list[Field]:
-    """general.* from config.json, generation_config.json, model card and folder name."""
-    import gguf
-
-    folder = folder.resolve()
-    try:
-        metadata = gguf.Metadata.load(None, folder, name, parameters)
-    except Exception as error:  # a model card may hold anything; YAML alone raises a dozen types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{folder}: README.md or its JSON files: {reason}") from None
-    if metadata.sampling_penalty_repeat is None:
-        generation = gguf.Metadata.load_generation_config(folder)
-        metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
-    if metadata.name is None:
-        metadata.name = folder.name
-    if metadata.size_label is None:
-        metadata.size_label = gguf.size_label(parameters, parameters, 0, 0)
-    writer = recorder(arch)
-    writer.add_type("model")
-    metadata.set_gguf_meta_model(writer)
-    return recorded(writer)

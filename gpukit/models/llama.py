@@ -3,21 +3,19 @@
 Facts: transformers' LlamaConfig (defaults), llama.cpp's converter (names, permutation, rope_freqs).
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gpukit.errors import CheckpointError, GGUFError
-from gpukit.formats.gguf_fields import Field, f32, string, u32
+from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models.base import FILE_TYPE, Architecture, ModelConfig, PlannedTensor, Rule
 from gpukit.models.decoder import Block, Decoder
 from gpukit.models.layers import Attention, GatedFeedForward, RMSNorm, Rope
-from gpukit.models.values import count, real, section, stored, whole
+from gpukit.models.rope import rope_divisors, rope_fields, with_rope
+from gpukit.models.values import count, flag, real, section, stored, whole
 from gpukit.models.weights import Linear, Weights
 
 NAME = "llama"
@@ -34,7 +32,7 @@ LAYER = (
     ("mlp.up_proj.weight", "ffn_up.weight", ("ff", "embd")),
     ("mlp.down_proj.weight", "ffn_down.weight", ("embd", "ff")),
 )
-# Biases, where the checkpoint has them (attention_bias, mlp_bias).
+# Biases: always there with attention_bias and mlp_bias, used without them too where there are some.
 BIASES = (
     ("self_attn.q_proj.bias", "attn_q.bias", ("q",)),
     ("self_attn.k_proj.bias", "attn_k.bias", ("kv",)),
@@ -47,16 +45,14 @@ BIASES = (
 # Rotated tensors: Hugging Face rotates halves of a head, GGUF neighbouring pairs.
 ROTATED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
 
-# RoPE kinds that need nothing but their base.
-PLAIN_ROPE = ("default", "none")
+# What a config.json says beyond sizes that GGUF cannot say of this architecture.
+ACTIVATIONS = ("silu", "swish")
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
-    """The configuration in a config.json of transformers 4 or 5."""
-    n_embd, n_head = whole(config, "hidden_size"), whole(config, "num_attention_heads")
-    rope = section(config, "rope_parameters") or section(config, "rope_scaling")
-    kind = str(rope.get("rope_type") or rope.get("type") or "default").lower()
-    theta = real(rope, "rope_theta", real(config, "rope_theta", 10000.0))
+    """The configuration in a config.json of transformers 4 or 5, with LlamaConfig's defaults."""
+    _refuse_others(config)
+    n_embd, n_head = whole(config, "hidden_size", 4096), whole(config, "num_attention_heads", 32)
     n_head_kv = whole(config, "num_key_value_heads", n_head)
     head_dim = whole(config, "head_dim", max(n_embd // n_head, 1))
     if config.get("head_dim") is None and n_embd % n_head:
@@ -67,42 +63,39 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
         )
     if head_dim % 2:
         raise CheckpointError(f"config.json: head_dim {head_dim} is odd; RoPE rotates pairs")
-    n_ctx = whole(config, "max_position_embeddings", 2048)
     model = ModelConfig(
         arch=NAME,
-        n_layer=whole(config, "num_hidden_layers"),
-        n_ctx=n_ctx,
+        n_layer=whole(config, "num_hidden_layers", 32),
+        n_ctx=whole(config, "max_position_embeddings", 2048),
         n_embd=n_embd,
-        n_ff=whole(config, "intermediate_size"),
+        n_ff=whole(config, "intermediate_size", 11008),
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
         rms_eps=real(config, "rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        vocab_size=whole(config, "vocab_size"),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        rope_theta=10000.0,
+        vocab_size=whole(config, "vocab_size", 32000),
+        tied=flag(config, "tie_word_embeddings"),
+        attention_bias=flag(config, "attention_bias"),
+        mlp_bias=flag(config, "mlp_bias"),
     )
-    return _with_rope(model, kind, rope)
+    return with_rope(model, config)
 
 
-def _with_rope(model: ModelConfig, kind: str, rope: Mapping[str, Any]) -> ModelConfig:
-    if kind in PLAIN_ROPE:
-        return model
-    if kind == "linear":
-        return replace(model, rope_scaling="linear", rope_factor=real(rope, "factor"))
-    if kind == "llama3":
-        return replace(
-            model,
-            rope_scaling="llama3",
-            rope_factor=real(rope, "factor", 8.0),
-            rope_low=real(rope, "low_freq_factor", 1.0),
-            rope_high=real(rope, "high_freq_factor", 4.0),
-            rope_original_ctx=whole(rope, "original_max_position_embeddings", 8192),
+def _refuse_others(config: Mapping[str, Any]) -> None:
+    """`CheckpointError` for what would run as another model."""
+    activation = config.get("hidden_act")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"config.json: hidden_act is {activation!r}; a llama GGUF is run with silu"
         )
-    raise CheckpointError(
-        f"config.json: RoPE scaling {kind!r} is not supported for Llama; "
-        f"known: {', '.join(PLAIN_ROPE)}, linear, llama3"
-    )
+    quantized = section(config, "quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "unknown")
+        raise CheckpointError(
+            f"config.json: quantization_config: the weights are quantised ({method}); "
+            "fetch the checkpoint in BF16, F16 or F32"
+        )
 
 
 def rules(config: ModelConfig) -> list[Rule]:
@@ -120,15 +113,16 @@ def rules(config: ModelConfig) -> list[Rule]:
         Rule("lm_head.weight", "output.weight", vocabulary, required=not config.tied),
     ]
     for layer in range(config.n_layer):
-        for table, required in ((LAYER, True), (BIASES, False)):
+        for table in (LAYER, BIASES):
             for source, name, shape in table:
                 rotated = name in ROTATED
+                biased = config.mlp_bias if source.startswith("mlp") else config.attention_bias
                 found.append(
                     Rule(
                         f"model.layers.{layer}.{source}",
                         f"blk.{layer}.{name}",
                         tuple(sizes[size] for size in shape),
-                        required,
+                        table is LAYER or biased,
                         config.head_dim if rotated and len(shape) == 2 else 1,
                         partial(to_pairs, head_dim=config.head_dim) if rotated else None,
                     )
@@ -148,20 +142,14 @@ def to_pairs(slab: Tensor, head_dim: int) -> Tensor:
 
 def fields(config: ModelConfig) -> list[Field]:
     """The architecture's metadata, in the converter's order."""
-    found = [
+    return [
         u32(f"{NAME}.block_count", config.n_layer),
         u32(f"{NAME}.context_length", config.n_ctx),
         u32(f"{NAME}.embedding_length", config.n_embd),
         u32(f"{NAME}.feed_forward_length", config.n_ff),
         u32(f"{NAME}.attention.head_count", config.n_head),
         u32(f"{NAME}.attention.head_count_kv", config.n_head_kv),
-    ]
-    if config.rope_scaling == "linear":
-        found.append(string(f"{NAME}.rope.scaling.type", "linear"))
-        found.append(f32(f"{NAME}.rope.scaling.factor", config.rope_factor))
-    return [
-        *found,
-        f32(f"{NAME}.rope.freq_base", config.rope_theta),
+        *rope_fields(config),
         f32(f"{NAME}.attention.layer_norm_rms_epsilon", config.rms_eps),
         u32(f"{NAME}.attention.key_length", config.head_dim),
         u32(f"{NAME}.attention.value_length", config.head_dim),
@@ -177,27 +165,6 @@ def computed(config: ModelConfig) -> Sequence[PlannedTensor]:
         return ()
     factors = rope_divisors(config)
     return (PlannedTensor("rope_freqs.weight", (len(factors),), (), "F32", values=factors),)
-
-
-def rope_divisors(config: ModelConfig) -> Tensor:
-    """float32 `[head_dim / 2]`: 1 for short wavelengths, the factor for long ones, between them a
-    smooth passage; every step rounded to float32, as the converter does (its 0-d tensors).
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    short = config.rope_original_ctx / config.rope_high
-    long = config.rope_original_ctx / config.rope_low
-    divisors = []
-    for frequency in 1.0 / (config.rope_theta**exponents):
-        length = 2 * math.pi / frequency
-        if length < short:
-            divisors.append(1.0)
-        elif length > long:
-            divisors.append(config.rope_factor)
-        else:
-            span = config.rope_high - config.rope_low
-            smooth = (config.rope_original_ctx / length - config.rope_low) / span
-            divisors.append(float(1 / ((1 - smooth) / config.rope_factor + smooth)))
-    return torch.tensor(divisors, dtype=torch.float32)
 
 
 def restore(found: Mapping[str, Field]) -> ModelConfig:
@@ -292,7 +259,7 @@ def _block(layer: int, config: ModelConfig, weights: Weights) -> Block:
 ARCHITECTURES = (
     Architecture(
         name=NAME,
-        classes=("LlamaForCausalLM",),
+        classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
         read=read,
         rules=rules,
         fields=fields,

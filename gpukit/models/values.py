@@ -34,6 +34,14 @@ def real(config: Mapping[str, Any], key: str, default: float | None = None) -> f
     return float(value)
 
 
+def flag(config: Mapping[str, Any], key: str) -> bool:
+    """A truth value; null and a missing key mean no."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"config.json: {key} is {value!r}; true or false is needed")
+    return bool(value)
+
+
 def section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A JSON object; null and a missing key mean an empty one."""
     value = config.get(key)

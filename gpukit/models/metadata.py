@@ -1,0 +1,84 @@
+"""general.*: what a model is called, where it comes from, how its makers sample from it.
+
+Read by the gguf package, as llama.cpp's converter does, from the model card (README.md),
+generation_config.json, config.json and the folder's name; checked here before it is written.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from gpukit.errors import CheckpointError
+from gpukit.formats.gguf_fields import Field, ValueType
+from gpukit.formats.recorder import recorded, recorder
+
+# In a list of languages YAML takes `no` for a truth value.
+YAML_WORDS = {True: "yes", False: "no"}
+
+
+def general_fields(folder: Path, arch: str, parameters: int, name: str | None) -> list[Field]:
+    """The metadata of `folder` in the converter's order; `name` replaces general.name.
+
+    `parameters` counts the weights: a size in the folder's name that is far off is none.
+    `CheckpointError` for files that cannot be read and for values that cannot be written.
+    """
+    import gguf
+
+    # The package logs what it does not understand; without a handler Python would print that.
+    logging.getLogger("metadata").addHandler(logging.NullHandler())
+    # A link keeps its own name: those who made it chose it.
+    folder = Path(os.path.abspath(folder))
+    try:
+        metadata = gguf.Metadata.load(None, folder, name, parameters)
+        if metadata.sampling_penalty_repeat is None:
+            generation = gguf.Metadata.load_generation_config(folder)
+            metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
+        if metadata.name is None:
+            metadata.name = folder.name
+        if metadata.size_label is None:
+            metadata.size_label = gguf.size_label(parameters, parameters, 0, 0)
+        writer = recorder(arch)
+        writer.add_type("model")
+        metadata.set_gguf_meta_model(writer)
+    except Exception as error:  # a model card may hold anything; YAML alone raises a dozen types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{folder}: README.md or generation_config.json: {reason}; mend or remove it"
+        ) from None
+    return [checked(field, folder) for field in recorded(writer)]
+
+
+def checked(field: Field, folder: Path) -> Field:
+    """`field` with a value of its type; `CheckpointError` where there is none."""
+    try:
+        if field.type is ValueType.ARRAY:
+            values = [_text(value) for value in field.value]
+            return Field(field.key, field.type, values, ValueType.STRING)
+        if field.type is ValueType.STRING:
+            return Field(field.key, field.type, _text(field.value))
+        return Field(field.key, field.type, _number(field.value, field.type))
+    except (TypeError, ValueError, OverflowError):
+        raise CheckpointError(
+            f"{folder}: {field.key} would be {str(field.value)[:80]!r}, which is no "
+            f"{field.type.name.lower()}; mend README.md or generation_config.json"
+        ) from None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict | list | tuple | set) or value is None:
+        raise TypeError
+    text = YAML_WORDS[value] if isinstance(value, bool) else str(value)
+    text.encode()  # half a surrogate pair is no text
+    return text
+
+
+def _number(value: Any, kind: ValueType) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    if kind is ValueType.FLOAT32:
+        return float(value)
+    low = -(1 << 31) if kind is ValueType.INT32 else 0
+    if int(value) != value or not low <= value < low + (1 << 32):
+        raise ValueError
+    return int(value)

@@ -1,0 +1,107 @@
+"""RoPE as checkpoints describe it: read from config.json, written as metadata and as divisors.
+
+Facts: transformers' modeling_rope_utils (which of several values counts), llama.cpp's converter.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpukit.errors import CheckpointError
+from gpukit.formats.gguf_fields import Field, f32, string, u32
+from gpukit.models.base import ModelConfig
+from gpukit.models.values import real, section, whole
+
+# Kinds that need nothing but their base.
+PLAIN = ("default", "none")
+KNOWN = (*PLAIN, "linear", "llama3", "yarn")
+
+# What YaRN may be tuned with: names in config.json, the first that is there counts; end of the key.
+YARN = (
+    (("extrapolation_factor",), "ext_factor"),
+    (("attention_factor", "attn_factor"), "attn_factor"),
+    (("beta_fast",), "beta_fast"),
+    (("beta_slow",), "beta_slow"),
+)
+
+
+def with_rope(model: ModelConfig, config: Mapping[str, Any]) -> ModelConfig:
+    """`model` with the RoPE of a config.json of transformers 4 (`rope_scaling`, `rope_theta`) or 5
+    (`rope_parameters`); where both are there, `rope_scaling` counts, as in transformers.
+    """
+    rope = section(config, "rope_scaling") or section(config, "rope_parameters")
+    kind = str(rope.get("rope_type") or rope.get("type") or "default").lower()
+    model = replace(model, rope_theta=real(rope, "rope_theta", _theta(config)))
+    if kind in PLAIN:
+        return model
+    if kind not in KNOWN:
+        raise CheckpointError(
+            f"config.json: RoPE scaling {kind!r} cannot be written into a {model.arch} GGUF; "
+            f"known: {', '.join(KNOWN)}"
+        )
+    model = replace(model, rope_scaling=kind)
+    if kind == "linear":
+        return replace(model, rope_factor=real(rope, "factor"))
+    model = replace(
+        model, rope_original_ctx=whole(rope, "original_max_position_embeddings", model.n_ctx)
+    )
+    if kind == "yarn":
+        return replace(model, rope_factor=real(rope, "factor"), rope_yarn=_yarn(rope))
+    return replace(
+        model,
+        rope_factor=real(rope, "factor", 8.0),
+        rope_low=real(rope, "low_freq_factor", 1.0),
+        rope_high=real(rope, "high_freq_factor", 4.0),
+    )
+
+
+def _theta(config: Mapping[str, Any]) -> float:
+    return real(config, "rope_theta", 10000.0)
+
+
+def _yarn(rope: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    found = []
+    for names, key in YARN:
+        name = next((name for name in names if rope.get(name) is not None), None)
+        if name is not None:
+            found.append((key, real(rope, name)))
+    return tuple(found)
+
+
+def rope_fields(config: ModelConfig) -> list[Field]:
+    """The metadata of RoPE, in the converter's order; llama3 has its divisors instead."""
+    at, found = f"{config.arch}.rope", []
+    if config.rope_scaling in ("linear", "yarn"):
+        found.append(string(f"{at}.scaling.type", config.rope_scaling))
+        found.append(f32(f"{at}.scaling.factor", config.rope_factor))
+    if config.rope_scaling == "yarn":
+        found.append(u32(f"{at}.scaling.original_context_length", config.rope_original_ctx))
+        found += [f32(f"{at}.scaling.yarn_{key}", value) for key, value in config.rope_yarn]
+    return [*found, f32(f"{at}.freq_base", config.rope_theta)]
+
+
+def rope_divisors(config: ModelConfig) -> Tensor:
+    """What llama3 divides each frequency by: float32 `[head_dim / 2]`.
+
+    1 for short wavelengths, the factor for long ones, between them a smooth passage; every step is
+    rounded to float32, as in the converter, which works on tensors of no dimension.
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    short = config.rope_original_ctx / config.rope_high
+    long = config.rope_original_ctx / config.rope_low
+    divisors = []
+    for frequency in 1.0 / (config.rope_theta**exponents):
+        length = 2 * math.pi / frequency
+        if length < short:
+            divisors.append(1.0)
+        elif length > long:
+            divisors.append(config.rope_factor)
+        else:
+            span = config.rope_high - config.rope_low
+            smooth = (config.rope_original_ctx / length - config.rope_low) / span
+            divisors.append(float(1 / ((1 - smooth) / config.rope_factor + smooth)))
+    return torch.tensor(divisors, dtype=torch.float32)

@@ -1,0 +1,26 @@
+"""Runs llama.cpp's converter on many folders in one process: [TREE, [FOLDER, OUT, TYPE], ...]
+on standard input.
+
+It works in an interpreter of its own, since its gguf package stands in for the installed one.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    tree, *jobs = json.load(sys.stdin)
+    sys.path[:0] = [tree, str(Path(tree) / "gguf-py")]
+    import convert_hf_to_gguf as converter
+
+    for folder, out, kind in jobs:
+        sys.argv = ["convert_hf_to_gguf.py", folder, "--outfile", out, "--outtype", kind]
+        try:
+            converter.main()
+        except (Exception, SystemExit) as error:
+            sys.stderr.write(f"{folder}: {type(error).__name__}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
