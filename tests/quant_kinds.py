@@ -1,4 +1,4 @@
-"""Kinds of weights that take the quantisers through their corners, and the peer that knows the bytes.
+"""Kinds of weights that take the quantisers through their corners, and the peer with the bytes.
 
 A kind is float32 `[n, 256]`: n rows of one K block or of eight small ones.
 """

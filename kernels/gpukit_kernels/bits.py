@@ -6,14 +6,14 @@ Tiles are `[elements, lanes]`: element i of every block is one row, lanes (block
 import torch
 from torch import Tensor
 
-# 1.5 * 2**23: adding it to a float32 leaves the value rounded to an integer in the low mantissa bits.
+# 1.5 * 2**23: adding it to a float32 leaves the value rounded to an integer in the low bits.
 ROUND_MAGIC = 12582912.0
 
 
 def nearest_int(v: Tensor) -> Tensor:
-    """int32: `v` rounded half to even for |v| < 2**22; beyond that and for NaN the low mantissa bits.
+    """int32: `v` rounded half to even for |v| < 2**22; beyond that and for NaN the low bits.
 
-    That tail is no number, but llama.cpp stores what comes of it, so it is part of the format's bytes
+    That tail is no number, but llama.cpp stores what comes of it, so it is part of the format
     (`nearest_int` of ggml-quants.c).
     """
     return ((v + ROUND_MAGIC).view(torch.int32) & 0x7FFFFF) - 0x400000
@@ -42,10 +42,10 @@ def root(v: Tensor) -> Tensor:
 
 
 def half_bits(v: Tensor) -> Tensor:
-    """int32 in 0..65535: the fp16 pattern of `v`, rounded to even; every NaN is 0x7E00 plus sign."""
+    """int32 in 0..65535: the fp16 pattern of `v`, rounded to even; a NaN is 0x7E00 plus sign."""
     plain = v.to(torch.float16).view(torch.int16).to(torch.int32) & 0xFFFF
     sign = (v.view(torch.int32) >> 16) & 0x8000
-    return torch.where(v != v, sign | 0x7E00, plain)  # noqa: PLR0124  (NaN is what differs from itself)
+    return torch.where(v != v, sign | 0x7E00, plain)
 
 
 def half_round(v: Tensor) -> Tensor:

@@ -4,9 +4,11 @@
     gpukit::dequantize(blocks, qtype, backend)    blocks -> float32 values
     gpukit::matmul(x, blocks, qtype)              x @ W^T with W in blocks
 
-CPU tensors go to the torch reference, eager or compiled; CUDA tensors to Triton. Elsewhere in gpukit
-call the op and name no device.
+CPU tensors go to the torch reference, eager or compiled; CUDA tensors to Triton. Elsewhere in
+gpukit call the op and name no device.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ def quantize(
     """uint8 `[..., row_bytes]`: the rows of `values` as blocks of `qtype`, with llama.cpp's bytes.
 
     `values` is float32, float16 or bfloat16 `[..., n]` on any device, n a multiple of the block.
-    `backend` is "eager", "compiled" or "triton"; by default the device and the amount of work choose
+    `backend` is "eager", "compiled" or "triton"; by default device and amount of work choose
     (`plan_backend`). `QuantError` for a width, dtype, type or backend that does not fit.
     """
     row = by_name(qtype)
@@ -51,7 +53,10 @@ def dequantize(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """`dtype` `[..., n]`: the exact float32 values of uint8 `[..., row_bytes]`, then cast to `dtype`."""
+    """`dtype` `[..., n]`: the exact float32 values of uint8 `[..., row_bytes]`, cast to `dtype`.
+
+    The CPU decodes eagerly whether "eager" or "compiled" is asked for. Errors as for `quantize`.
+    """
     row = by_name(qtype)
     if blocks.dtype is not torch.uint8:
         raise QuantError(f"blocks are {blocks.dtype}; dequantize takes uint8")
@@ -117,39 +122,60 @@ def _check_backend(name: str) -> None:
         raise QuantError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
 
 
-@torch.library.custom_op("gpukit::quantize", mutates_args=())
+def _fill(
+    function: Callable[[Tensor, QuantType, Tensor], None],
+    source: Tensor,
+    row: QuantType,
+    unit: int,
+    out: Tensor,
+    out_unit: int,
+) -> None:
+    """Run `function` over the blocks of `source`, `unit` long each, into those of `out`."""
+    into = out.view(-1, out_unit)
+    at = 0
+    for slab in tiles.slabs(source, unit):
+        function(slab, row, into[at : at + slab.shape[0]])
+        at += slab.shape[0]
+
+
+# Registered by schema: `torch.library.custom_op` would import torch's compiler at the first call,
+# 1.5 s of every command.
+torch.library.define("gpukit::quantize", "(Tensor values, str qtype, str backend) -> Tensor")
+torch.library.define(
+    "gpukit::dequantize", "(Tensor blocks, str qtype, ScalarType dtype, str backend) -> Tensor"
+)
+
+
+@torch.library.impl("gpukit::quantize", "default")
 def _quantize(values: Tensor, qtype: str, backend: str) -> Tensor:
     row = by_name(qtype)
     shape = (*values.shape[:-1], row.row_bytes(values.shape[-1]))
-    blocks = values.reshape(-1, row.block)
     if backend == "triton":
-        out = launch.encode_triton(blocks, row)
-    elif backend == "compiled":
-        out = compiled.encode(blocks, row)
-    else:
-        out = tiles.encode_eager(blocks, row)
-    return out.view(shape)
+        return launch.encode_triton(values.reshape(-1, row.block), row).view(shape)
+    out = torch.empty(shape, dtype=torch.uint8, device=values.device)
+    encode = compiled.encode if backend == "compiled" else tiles.encode_eager
+    _fill(encode, values, row, row.block, out, row.nbytes)
+    return out
 
 
-@_quantize.register_fake
+@torch.library.register_fake("gpukit::quantize")
 def _(values: Tensor, qtype: str, backend: str) -> Tensor:  # noqa: ARG001  (the op's signature)
     shape = (*values.shape[:-1], by_name(qtype).row_bytes(values.shape[-1]))
     return values.new_empty(shape, dtype=torch.uint8)
 
 
-@torch.library.custom_op("gpukit::dequantize", mutates_args=())
+@torch.library.impl("gpukit::dequantize", "default")
 def _dequantize(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) -> Tensor:
     row = by_name(qtype)
     shape = (*blocks.shape[:-1], blocks.shape[-1] // row.nbytes * row.block)
-    flat = blocks.reshape(-1, row.nbytes)
     if backend == "triton":
-        out = launch.decode_triton(flat, row, dtype)
-    else:
-        out = tiles.decode_eager(flat, row, dtype)
-    return out.view(shape)
+        return launch.decode_triton(blocks.reshape(-1, row.nbytes), row, dtype).view(shape)
+    out = torch.empty(shape, dtype=dtype, device=blocks.device)
+    _fill(tiles.decode_eager, blocks, row, row.nbytes, out, row.block)
+    return out
 
 
-@_dequantize.register_fake
+@torch.library.register_fake("gpukit::dequantize")
 def _(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) -> Tensor:  # noqa: ARG001
     row = by_name(qtype)
     shape = (*blocks.shape[:-1], blocks.shape[-1] // row.nbytes * row.block)

@@ -33,8 +33,8 @@ GROUP_EPS = 1e-15
 def added(terms: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
     """Each of `terms(x)` added up over the elements, its first dimension, one after the other.
 
-    Compiled, the loop over a leading dimension is what `sum` becomes, in the same order, and the code
-    is compact; eager `sum` takes another order, so there the loop is written out.
+    Compiled, `sum` over a leading dimension becomes a loop in that order, and the code is compact;
+    eager `sum` takes another order, so there the loop is written out.
     """
     found = terms(x)
     if torch.compiler.is_compiling():
@@ -203,7 +203,7 @@ def scale_begin(x: Tensor, largest: Tensor, levels: int) -> ScaleSearch:
 def scale_step(
     x: Tensor, largest: Tensor, best: ScaleSearch, stretch: Tensor, levels: int
 ) -> ScaleSearch:
-    """Try one candidate, `stretch` levels up to the largest value (0-d float32), keep the better."""
+    """Try one candidate, `stretch` levels to the largest value (0-d float32); keep the better."""
     inverse = stretch / largest
     sum_lx, sum_l2 = _scale_sums(x, inverse, levels)
     better = (sum_l2 > 0) & (sum_lx * sum_lx > best.best * sum_l2)
@@ -225,7 +225,7 @@ def _scale_sums(x: Tensor, inverse: Tensor, levels: int) -> tuple[Tensor, ...]:
 
 
 def scale_search(x: Tensor, levels: int) -> tuple[ScaleSearch, Tensor]:
-    """The best scale for levels -`levels`..`levels` - 1 with weights x * x, and which groups are zero.
+    """The best scale for levels -`levels`..`levels` - 1, weights x * x, and which groups are zero.
 
     Candidates are `-(levels + 0.1 * k)` over the first largest value, k = -9..9.
     """
@@ -241,8 +241,8 @@ def scale_search(x: Tensor, levels: int) -> tuple[ScaleSearch, Tensor]:
 def signed_levels(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """d, float32 `[lanes]`, and int32 levels `[elements, lanes]` in 0..2 * `levels` - 1.
 
-    d = the first value of largest magnitude / -`levels`; level = trunc(x / d + levels + 0.5), where
-    x / d is x times the reciprocal of the unrounded d (quantize_row_q4_0_ref, quantize_row_q5_0_ref).
+    d = the first value of largest magnitude / -`levels`; level = trunc(x / d + levels + 0.5), x / d
+    being x times the reciprocal of the unrounded d (quantize_row_q4_0_ref, quantize_row_q5_0_ref).
     """
     largest, _ = first_largest(x)
     d = largest / torch.full_like(largest, -float(levels))
@@ -284,7 +284,7 @@ def affine_scales(best: AffineSearch) -> SixBits:
 def affine_levels(groups: Tensor, best: AffineSearch, scales: SixBits, levels: int) -> Tensor:
     """int32 `[8, 32, lanes]`: the levels, taken anew from what a reader will decode.
 
-    `groups` is `[8, 32, lanes]`. Where a group's scale decodes as zero, the levels of the search stay.
+    `groups` is `[8, 32, lanes]`. Where a group's scale decodes as zero, the search's levels stay.
     """
     step, offset = scales.step[:, None], scales.offset[:, None]
     found = nearest_level(best.inverse[:, None] * (groups - best.shift[:, None]), 0, levels)
@@ -299,7 +299,7 @@ def _six_bits(values: Tensor, top: Tensor) -> Tensor:
 
 
 def affine_values(blocks: Tensor, scale6: Tensor, low6: Tensor, levels: Tensor) -> Tensor:
-    """float32 `[256, lanes]` from the head of Q4_K and Q5_K blocks and uint8 levels `[8, 32, lanes]`."""
+    """float32 `[256, lanes]` of the blocks' heads and their levels, uint8 `[8, 32, lanes]`."""
     step = half_value(blocks, 0) * scale6.to(torch.float32)
     offset = half_value(blocks, 2) * low6.to(torch.float32)
     return (step[:, None] * levels.to(torch.float32) - offset[:, None]).view(256, -1)

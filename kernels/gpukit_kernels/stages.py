@@ -11,6 +11,7 @@ function.
 """
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -21,29 +22,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _mode = threading.local()
-
-
-class Stage(Generic[P, R]):
-    """A torch function and, once it is first wanted, its compiled form."""
-
-    def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
-        self.function = function
-        self.options = {**EXACT, **options}
-        self.__doc__ = function.__doc__
-        self._compiled: Callable[P, R] | None = None
-        self._lock = threading.Lock()
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if not getattr(_mode, "compiled", False):
-            return self.function(*args, **kwargs)
-        if self._compiled is None:
-            with self._lock:
-                if self._compiled is None:
-                    self._compiled = torch.compile(
-                        self.function, dynamic=False, fullgraph=True, options=self.options
-                    )
-        return self._compiled(*args, **kwargs)
-
+# One compilation at a time, and no thread waits in torch for another thread's.
+_compiling = threading.Lock()
 
 # Exactness: no contraction into FMA, no reassociation, no reciprocals for divisions.
 # (The config's defaults today; stated because the bytes depend on them.)
@@ -53,11 +33,42 @@ EXACT: dict[str, Any] = {
     # A round trip through fp16 is arithmetic here, not a cast to be optimised away.
     "emulate_precision_casts": True,
 }
-
-
-# For stages that add up: compute the terms in the loop that adds them, even where several sums share
-# one, instead of storing them. Elsewhere it would only make inductor slow.
+# For stages that add up: compute the terms in the loop that adds them, even where several sums
+# share one, instead of storing them. Elsewhere it would only make inductor slow.
 FUSED_SUMS: dict[str, Any] = {"realize_reads_threshold": 8}
+
+
+class Stage(Generic[P, R]):
+    """A torch function and, once it is first wanted, its compiled form."""
+
+    def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+        self._options = {**EXACT, **options}
+        self._compiled: Callable[P, R] | None = None
+        self._known: set[tuple[object, ...]] = set()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not getattr(_mode, "compiled", False):
+            return self.function(*args, **kwargs)
+        # What the code is specialised for: one shape and type of tile, and the number of levels.
+        key = tuple(
+            (arg.shape, arg.dtype) if isinstance(arg, torch.Tensor) else arg
+            for arg in args
+            if isinstance(arg, torch.Tensor | int)
+        )
+        if self._compiled is not None and key in self._known:
+            return self._compiled(*args, **kwargs)
+        with _compiling, warnings.catch_warnings():
+            # What torch deprecates in itself is no news to callers, nor an error under -W error.
+            warnings.simplefilter("ignore")
+            if self._compiled is None:
+                self._compiled = torch.compile(
+                    self.function, dynamic=False, fullgraph=True, options=self._options
+                )
+            result = self._compiled(*args, **kwargs)
+            self._known.add(key)
+            return result
 
 
 def stage(function: Callable[P, R]) -> Stage[P, R]:

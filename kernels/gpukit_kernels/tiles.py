@@ -1,4 +1,9 @@
-"""Runs the types' functions over whole tensors, tile by tile, so that scratch memory stays small."""
+"""Runs the types' torch functions over whole tensors, tile by tile: scratch memory stays small.
+
+A tile is `[elements, lanes]`: lanes are consecutive blocks, element i of all of them is one row.
+"""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -6,46 +11,60 @@ from torch import Tensor
 from gpukit_kernels.stages import compiled_stages, stage
 from gpukit_kernels.table import QuantType
 
-# Weights in a tile of the compiled path: 2 MiB as float32, which two cores hold in their second-level
-# caches while some twenty search steps pass over it. Every tile has this one shape (the last is
-# padded), so nothing is ever compiled twice.
+# Weights in a tile of the compiled path, a thread: 2 MiB as float32, which stays in the caches
+# while some twenty search steps pass over it, and enough work between the meetings of the threads.
+# Every tile has this one shape (the last is filled up), so nothing is ever compiled twice.
 COMPILED_TILE = 1 << 19
+MOST_THREADS = 16
 
-# Weights in a tile of the eager path, where each operation is a call of its own: larger tiles spread
-# the cost of the calls, and 2 M weights keep the scratch memory under 100 MB.
-EAGER_TILE = 1 << 21
+# Weights in a tile of the eager path, where each operation is a call of its own (measured: half and
+# four times as many are slower for the types with a search); scratch memory is some 20 MB.
+EAGER_TILE = 1 << 19
 
-
-def encode_eager(values: Tensor, row: QuantType) -> Tensor:
-    """uint8 `[blocks, nbytes]` of `[blocks, block]` float32, float16 or bfloat16, in eager torch."""
-    out = torch.empty((values.shape[0], row.nbytes), dtype=torch.uint8, device=values.device)
-    tile = EAGER_TILE // row.block
-    for at in range(0, values.shape[0], tile):
-        out[at : at + tile] = row.encode(_load(values[at : at + tile])).t()
-    return out
+# Values of a strided tensor that are copied at a time.
+SLAB = 1 << 22
 
 
-def decode_eager(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
-    """`dtype` `[blocks, block]` of uint8 `[blocks, nbytes]`, in eager torch."""
-    out = torch.empty((blocks.shape[0], row.block), dtype=dtype, device=blocks.device)
-    tile = EAGER_TILE // row.block
-    for at in range(0, blocks.shape[0], tile):
-        out[at : at + tile] = row.decode(blocks[at : at + tile].t().contiguous()).t()
-    return out
+def slabs(tensor: Tensor, unit: int) -> Iterator[Tensor]:
+    """Contiguous `[k, unit]` pieces of `tensor` in order; a strided one is copied in pieces."""
+    if tensor.is_contiguous() or tensor.ndim == 1 or tensor.numel() <= SLAB:
+        yield tensor.reshape(-1, unit)
+    elif tensor.shape[0] == 1:
+        yield from slabs(tensor[0], unit)
+    else:
+        for part in tensor.split(max(1, tensor.shape[0] * SLAB // tensor.numel())):
+            yield from slabs(part, unit)
 
 
-def encode_compiled(values: Tensor, row: QuantType) -> Tensor:
+def encode_eager(values: Tensor, row: QuantType, out: Tensor) -> None:
+    """Fills uint8 `out [blocks, nbytes]` from `[blocks, block]` float32, float16 or bfloat16."""
+    lanes = EAGER_TILE // row.block
+    for part, into in zip(values.split(lanes), out.split(lanes), strict=True):
+        into.copy_(row.encode(part.t().to(torch.float32).contiguous()).t())
+
+
+def decode_eager(blocks: Tensor, row: QuantType, out: Tensor) -> None:
+    """Fills `out [blocks, block]` of any float type from uint8 `[blocks, nbytes]`."""
+    lanes = EAGER_TILE // row.block
+    for part, into in zip(blocks.split(lanes), out.split(lanes), strict=True):
+        into.copy_(row.decode(part.t().contiguous()).t())
+
+
+def encode_compiled(values: Tensor, row: QuantType, out: Tensor) -> None:
     """As `encode_eager`, through `torch.compile`."""
-    out = torch.empty((values.shape[0], row.nbytes), dtype=torch.uint8, device=values.device)
-    tile = COMPILED_TILE // row.block
-    with compiled_stages():
-        for at in range(0, values.shape[0], tile):
-            part = values[at : at + tile]
-            count = part.shape[0]
-            if count < tile:
-                part = torch.cat([part, part.new_zeros((tile - count, row.block))])
-            out[at : at + tile] = row.encode(_load(part))[:, :count].t()
-    return out
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    lanes = threads * COMPILED_TILE // row.block
+    # Tiles of our own, made outside inference and gradient modes: the compiled code never sees
+    # anything that it would have to be specialised for.
+    with torch.inference_mode(False):
+        tile = torch.zeros((lanes, row.block), dtype=values.dtype)
+    for part, into in zip(values.split(lanes), out.split(lanes), strict=True):
+        count = part.shape[0]
+        with torch.inference_mode(False), torch.no_grad(), compiled_stages():
+            tile[:count] = part
+            x = tile.t().to(torch.float32) if row.block == 1 else _load(tile)
+            blocks = row.encode(x)
+        into.copy_(blocks[:, :count].t())
 
 
 @stage

@@ -1,4 +1,4 @@
-"""The torch reference against llama.cpp: the same bytes from an encoder, the same floats from a decoder."""
+"""The torch reference against llama.cpp: the same bytes encoded, the same floats decoded."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import quant_kinds
 import torch
+
 from gpukit_kernels import QUANTS, dequantize, quantize
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "kernels.npz"
@@ -28,8 +29,8 @@ def same_bytes(got: torch.Tensor, expected: np.ndarray, nbytes: int) -> None:
     if differ.size:
         at = differ[0]
         pytest.fail(
-            f"{differ.size} of {len(blocks)} blocks differ; block {at} is\n{blocks[at].tobytes().hex()}"
-            f"\nand should be\n{wanted[at].tobytes().hex()}"
+            f"{differ.size} of {len(blocks)} blocks differ; block {at} is\n"
+            f"{blocks[at].tobytes().hex()}\nand should be\n{wanted[at].tobytes().hex()}"
         )
 
 

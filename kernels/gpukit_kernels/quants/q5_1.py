@@ -49,9 +49,10 @@ def decode(blocks: Tensor) -> Tensor:
 @stage
 def encode(x: Tensor) -> Tensor:
     """uint8 `[24, lanes]` of float32 `[32, lanes]`."""
-    # Strict comparisons: of zeros of both signs the first one scanned stays.
-    low = high = x[0]
-    for i in range(1, 32):
+    # Strict comparisons: of zeros of both signs the first one scanned stays, and a NaN never does.
+    high = torch.full_like(x[0], torch.finfo(torch.float32).min)
+    low = -high
+    for i in range(32):
         low = torch.where(x[i] < low, x[i], low)
         high = torch.where(x[i] > high, x[i], high)
     d = (high - low) / torch.full_like(low, 31.0)

@@ -1,12 +1,13 @@
 """Q6_K: 256 values in 210 bytes, 6.5625 bits a weight; sixteen groups of 16 with an 8-bit scale.
 
-    bytes 0-127    half h of 64 bytes: byte j (0-31) holds the low four bits of level j low and of
-                   level 64 + j high, byte 32 + j those of level 32 + j and 96 + j (128 levels a half)
-    bytes 128-191  half h of 32 bytes: byte j holds the high two bits of levels j, 32 + j, 64 + j, 96 + j
+    bytes 0-127    64 for each half of 128 levels: byte j (0-31) holds the low four bits of level j
+                   low, of level 64 + j high; byte 32 + j those of level 32 + j and 96 + j
+    bytes 128-191  32 for each half: byte j, the high two bits of levels j, 32 + j, 64 + j, 96 + j
     bytes 192-207  scale of the groups, int8
     bytes 208-209  d, fp16
 
-x = (d * scale) * (level - 32). Source: block_q6_K, quantize_row_q6_K_ref in llama.cpp's ggml-quants.c.
+x = (d * scale) * (level - 32).
+Source: block_q6_K, quantize_row_q6_K_ref in llama.cpp's ggml-quants.c.
 """
 
 import torch
@@ -66,7 +67,7 @@ def encode(x: Tensor) -> Tensor:
 
 @stage
 def _scales(best: ScaleSearch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scales uint8 `[16, lanes]`, d * scale float32 `[16, lanes]`, d uint8 `[2, lanes]`, which are zero."""
+    """Scales uint8 `[16, lanes]`, d * scale float32, d uint8 `[2, lanes]`, which blocks are 0."""
     top, magnitude = first_largest(best.scale)
     inverse = divide(-128.0, top)
     d = divide(1.0, inverse)
