@@ -87,6 +87,7 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write a small file whole: `path` holds the old content or `data`, never less."""
     temporary = temporary_name(path)
     with disk_errors(path):
+        remove_abandoned(path.parent)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             try:

@@ -14,7 +14,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-from gpukit.errors import GGUFError
+from gpukit.errors import DiskError, GGUFError
 from gpukit.formats import atomic
 from gpukit.formats.gguf_fields import (
     CODES,
@@ -47,8 +47,15 @@ def plan_layout(
     """The header's bytes and the tensors' places; `GGUFError` for what no reader would take."""
     fields = list(fields)
     out = bytearray(MAGIC + struct.pack("<Iqq", VERSION, len(tensors), len(fields)))
+    declared = {f.key: f.value for f in fields}.get("general.alignment", DEFAULT_ALIGNMENT)
+    if alignment != declared:
+        raise GGUFError(f"alignment is {alignment}, general.alignment says {declared}")
+    if alignment < 1 or alignment & (alignment - 1):
+        raise GGUFError(f"alignment is {alignment}, which is no power of two")
     seen: set[str] = set()
     for field in fields:
+        if not field.key or "\0" in field.key:
+            raise GGUFError(f"metadata key {field.key!r} is empty or holds a NUL")
         if field.key in seen:
             raise GGUFError(f"metadata key {field.key!r} stands twice")
         seen.add(field.key)
@@ -66,8 +73,10 @@ def plan_layout(
 
 def _entry(tensor: TensorSpec, offset: int, seen: set[str]) -> bytes:
     name = tensor.name.encode()
-    if not 0 < len(name) <= MAX_NAME:
-        raise GGUFError(f"tensor name {tensor.name!r} has {len(name)} bytes, 1 to {MAX_NAME} fit")
+    if not 0 < len(name) <= MAX_NAME or b"\0" in name:
+        raise GGUFError(
+            f"tensor name {tensor.name!r} has {len(name)} bytes, 1 to {MAX_NAME} without NUL fit"
+        )
     if f"tensor {tensor.name}" in seen:
         raise GGUFError(f"tensor {tensor.name!r} stands twice")
     seen.add(f"tensor {tensor.name}")
@@ -90,11 +99,11 @@ def _value(field: Field) -> bytes:
             return _text(field.value)
         if field.type is not ValueType.ARRAY:
             return struct.pack("<" + CODES[field.type], field.value)
-        head = struct.pack("<IQ", field.item, len(field.value))
+        head = struct.pack("<IQ", _item(field), len(field.value))
         if field.item is ValueType.STRING:
             return head + b"".join(map(_text, field.value))
         return head + struct.pack(f"<{len(field.value)}{CODES[_item(field)]}", *field.value)
-    except (struct.error, TypeError, AttributeError, OverflowError) as error:
+    except (struct.error, TypeError, AttributeError, OverflowError, UnicodeEncodeError) as error:
         shown = repr(field.value)[:60]
         raise GGUFError(f"{field.key}: {shown} is no {field.type.name}: {error}") from None
 
@@ -135,7 +144,7 @@ class GGUFWriter:
         ends = [o + t.nbytes for o, t in zip(self.layout.offsets, self.tensors, strict=True)]
         self._after_padding = dict(zip(ends, self.layout.offsets[1:], strict=False))
         self._hash_lock = Lock()
-        self._missing = [tensor.nbytes for tensor in self.tensors]
+        self._written: list[list[tuple[int, int]]] = [[] for _ in self.tensors]
         self._lock = Lock()
         self._fd = -1
 
@@ -173,7 +182,7 @@ class GGUFWriter:
         with atomic.disk_errors(self.path):
             self._put(view, self.layout.offsets[index] + start)
         with self._lock:
-            self._missing[index] -= len(view)
+            self._written[index].append((start, start + len(view)))
 
     def _put(self, view: memoryview, at: int) -> None:
         write_at(self._fd, view, at)
@@ -205,12 +214,7 @@ class GGUFWriter:
             raise
 
     def _finish(self) -> None:
-        for tensor, missing in zip(self.tensors, self._missing, strict=True):
-            if missing:
-                raise GGUFError(
-                    f"{self.path}: {tensor.name}: {tensor.nbytes - missing} of {tensor.nbytes} "
-                    "bytes were written"
-                )
+        self._check_complete()
         with atomic.disk_errors(self.path):
             if self._hash is not None:
                 self._hash_rest(self._hash)
@@ -221,11 +225,33 @@ class GGUFWriter:
         os.close(self._fd)
         self._fd = -1
 
+    def _check_complete(self) -> None:
+        """Every byte of every tensor was written, and once: the digest has seen it only once."""
+        for tensor, parts in zip(self.tensors, self._written, strict=True):
+            at = 0
+            for start, end in sorted(part for part in parts if part[0] < part[1]):
+                if start != at:
+                    what = "were not written" if start > at else "were written twice"
+                    raise GGUFError(
+                        f"{self.path}: {tensor.name}: bytes {min(at, start)} to {max(at, start)} "
+                        f"of {tensor.nbytes} {what}"
+                    )
+                at = end
+            if at != tensor.nbytes:
+                raise GGUFError(
+                    f"{self.path}: {tensor.name}: {at} of {tensor.nbytes} bytes were written"
+                )
+
     def _hash_rest(self, digest: Any) -> None:
         buffer = memoryview(bytearray(min(HASH_CHUNK, max(self.size - self._hashed, 1))))
         while self._hashed < self.size:
             part = buffer[: min(len(buffer), self.size - self._hashed)]
             count = read_at(self._fd, part, self._hashed)
+            if count == 0:
+                raise DiskError(
+                    f"{self.path}: {self.size - self._hashed} bytes of {self.size} are gone: "
+                    "something else has changed the file while it was written"
+                )
             digest.update(part[:count])
             self._hashed += count
 

@@ -9,6 +9,7 @@ Format: 8 bytes header length, JSON header, data (https://github.com/huggingface
 import json
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from gpukit.errors import CheckpointError, SafetensorsError
-from gpukit.formats.positioned import read_at
+from gpukit.formats.positioned import one_line, read_at
 
 # Bits of a value of each dtype.
 DTYPE_BITS = {
@@ -31,6 +32,7 @@ DTYPE_BITS = {
 
 # The reference implementation reads no larger headers either.
 MAX_HEADER = 100_000_000
+MAX_DIMENSIONS = 64  # as many as torch and NumPy can have at most
 INDEX = "model.safetensors.index.json"
 
 
@@ -77,7 +79,8 @@ class SafetensorsFile:
             raise
 
     def _fail(self, what: str) -> NoReturn:
-        raise SafetensorsError(f"{self.path}: malformed safetensors file: {what}")
+        # Names come from the file: whatever they hold, the message stays one line.
+        raise SafetensorsError(f"{self.path}: malformed safetensors file: {one_line(what)}")
 
     def _header(self) -> tuple[dict[str, Any], int]:
         if self.size < 8:
@@ -102,8 +105,7 @@ class SafetensorsFile:
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
             self._fail(f"{twice!r} stands twice in the header")
         return found
 
@@ -120,6 +122,9 @@ class SafetensorsFile:
             self._fail(f"{name}: unknown dtype {dtype!r}; known: {', '.join(DTYPE_BITS)}")
         if not _naturals(shape):
             self._fail(f"{name}: shape {str(shape)[:80]} is no list of natural numbers")
+        if len(shape) > MAX_DIMENSIONS:
+            # Also keeps the product below from growing without bounds.
+            self._fail(f"{name}: {len(shape)} dimensions; {MAX_DIMENSIONS} are possible")
         if not _naturals(offsets) or len(offsets) != 2:
             self._fail(f"{name}: data_offsets {str(offsets)[:80]} are no pair of natural numbers")
         begin, end = offsets
@@ -131,8 +136,8 @@ class SafetensorsFile:
             )
         if start + end > self.size:
             raise SafetensorsError(
-                f"{self.path}: truncated: {name} needs bytes up to {start + end}, the file has "
-                f"{self.size}; fetch it again"
+                f"{self.path}: truncated: {one_line(name)} needs bytes up to {start + end}, "
+                f"the file has {self.size}; fetch it again"
             )
         return StoredTensor(name, dtype, tuple(shape), start + begin, end - begin, self.path)
 
@@ -231,8 +236,10 @@ class Checkpoint:
         if index is None:
             return None
         weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not all(
-            isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(n, str) and Path(n).name == n for n in weight_map.values())
         ):
             raise CheckpointError(f"{self.folder / INDEX}: no weight_map of file names")
         return weight_map
@@ -243,7 +250,8 @@ class Checkpoint:
             for name in sorted(file.tensors):
                 if name in tensors:
                     raise CheckpointError(
-                        f"{file.path}: {name} is also in {tensors[name].path.name}; remove one"
+                        f"{file.path}: {one_line(name)} is also in {tensors[name].path.name}; "
+                        "remove one"
                     )
                 tensors[name] = file.tensors[name]
         return tensors
@@ -257,7 +265,7 @@ class Checkpoint:
             ("does not list {} of its files", self.tensors.keys() - weight_map.keys()),
         ):
             if names:
-                shown = ", ".join(sorted(names)[:3])
+                shown = one_line(", ".join(sorted(names)[:3]))
                 raise CheckpointError(
                     f"{self.folder / INDEX}: {what.format(f'{len(names)} tensors')}: {shown}"
                 )
