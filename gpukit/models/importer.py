@@ -69,8 +69,9 @@ def _check_names(checkpoint: Checkpoint, arch: Architecture, rules: Mapping[str,
         r.source for r in rules.values() if r.required and r.source not in checkpoint.tensors
     ]
     if missing:
+        needed = sum(rule.required for rule in rules.values())
         raise CheckpointError(
-            f"{checkpoint.folder}: {_some(missing)} missing of {len(rules)} that config.json asks "
+            f"{checkpoint.folder}: {_some(missing)} missing of {needed} that config.json asks "
             "for; fetch the folder again or mend config.json"
         )
     left = [t.name for t in checkpoint if t.name not in rules and not t.name.endswith(arch.skipped)]

@@ -47,7 +47,8 @@ def _proto(tokens: Sequence[str], scores: Sequence[float], types: Sequence[Token
 
     model = pb2.ModelProto()
     model.trainer_spec.model_type = pb2.TrainerSpec.BPE
-    model.trainer_spec.byte_fallback = TokenType.BYTE in types
+    whole_bytes = types.count(TokenType.BYTE) == 256
+    model.trainer_spec.byte_fallback = whole_bytes
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
@@ -60,7 +61,10 @@ def _proto(tokens: Sequence[str], scores: Sequence[float], types: Sequence[Token
         # Cut out of the text before it comes here, so they are never looked for.
         TokenType.USER_DEFINED: pb2.ModelProto.SentencePiece.CONTROL,
         TokenType.UNUSED: pb2.ModelProto.SentencePiece.UNUSED,
-        TokenType.BYTE: pb2.ModelProto.SentencePiece.BYTE,
+        # The library wants all 256 of them or none.
+        TokenType.BYTE: pb2.ModelProto.SentencePiece.BYTE
+        if whole_bytes
+        else pb2.ModelProto.SentencePiece.CONTROL,
     }
     for text, score, kind in zip(tokens, scores, types, strict=False):
         model.pieces.add(piece=text, score=score, type=kinds[kind])

@@ -1,0 +1,111 @@
+"""What an import refuses, and the pieces of a plan that whole files do not show."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import build, weights
+from safetensors.torch import save_file
+
+from gpukit.errors import CheckpointError
+from gpukit.formats.safetensors import Checkpoint
+from gpukit.models.base import auto_type, float_type, with_file_type
+from gpukit.models.importer import plan_import
+from gpukit.models.llama import to_pairs
+
+
+def changed(folder: Path, **config: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return folder
+
+
+def plan(folder: Path) -> Any:
+    with Checkpoint(folder) as checkpoint:
+        return plan_import(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"architectures": ["LlamaForCausalLn"]}, "unknown architecture.*near: LlamaForCausalLM"),
+        ({"architectures": ["MambaForCausalLM"]}, "unknown architecture 'MambaForCausalLM'; known"),
+        ({"architectures": []}, "no architectures"),
+        ({"hidden_size": -4}, "hidden_size is -4; a positive whole number"),
+        ({"hidden_size": "many"}, "hidden_size is 'many'"),
+        ({"num_hidden_layers": 1.5}, "num_hidden_layers is 1.5"),
+        ({"num_key_value_heads": 3}, "8 heads are no multiple of 3"),
+        ({"head_dim": 31}, "head_dim 31 is odd"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rope_parameters": {"rope_type": "ntk", "factor": 2}}, "'ntk'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "no factor"),
+        ({"rope_parameters": 7}, "rope_parameters is 7; an object"),
+        ({"num_hidden_layers": 3}, "9 tensors .*missing of 30"),
+        ({"num_hidden_layers": 1}, "9 tensors .*unknown to llama"),
+        ({"intermediate_size": 500}, r"has shape \[256, 512\], config.json asks for \[256, 500\]"),
+        ({"vocab_size": 2049}, r"\[2048, 256\], config.json asks for \[2049, 256\]"),
+    ],
+)
+def test_configurations_that_do_not_fit(config: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folder = changed(build("plain", tmp_path), **config)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        plan(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_integer_weights_are_refused(tmp_path: Path) -> None:
+    folder = build("plain", tmp_path)
+    tensors = weights("plain")
+    tensors["model.norm.weight"] = torch.zeros(256, dtype=torch.int8)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is I8"):
+        plan(folder)
+
+
+def test_what_carries_nothing_is_skipped(tmp_path: Path) -> None:
+    folder = build("plain", tmp_path)
+    tensors = weights("plain")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(16)
+    save_file(tensors, folder / "model.safetensors")
+    assert len(plan(folder).tensors) == len(tensors) - 1
+
+
+def test_a_missing_head_is_an_error_unless_tied(tmp_path: Path) -> None:
+    folder = build("tied", tmp_path)
+    assert plan(folder).config.tied
+    with pytest.raises(CheckpointError, match=r"1 tensor \(lm_head.weight\) missing"):
+        plan(changed(folder, tie_word_embeddings=False))
+
+
+def test_the_permutation_is_local_to_heads() -> None:
+    whole = torch.arange(4 * 6 * 5).view(24, 5)
+    parts = torch.cat([to_pairs(whole[at : at + 12], 6) for at in (0, 12)])
+    assert torch.equal(to_pairs(whole, 6), parts)
+    bias = torch.arange(24).view(1, 24)
+    assert torch.equal(to_pairs(bias, 6)[0], to_pairs(bias.view(24, 1), 6)[:, 0])
+    assert to_pairs(bias, 6)[0, :6].tolist() == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "ne", "wanted", "kind"),
+    [
+        ("blk.0.attn_q.weight", (64, 64), "BF16", "BF16"),
+        ("blk.0.attn_norm.weight", (64,), "F16", "F32"),
+        ("blk.0.attn_q.bias", (64,), "F16", "F32"),
+        ("blk.0.ffn_gate_inp.weight", (64, 8), "Q8_0", "F32"),
+        ("blk.0.attn_q.weight", (33, 64), "Q8_0", "F16"),
+        ("blk.0.odd", (64, 64), "F16", "F32"),
+    ],
+)
+def test_float_types(name: str, ne: tuple[int, ...], wanted: str, kind: str) -> None:
+    assert float_type(name, ne, wanted) == kind
+
+
+@pytest.mark.parametrize(("name", "kind"), [("plain", "BF16"), ("f16", "F16"), ("f32", "F16")])
+def test_the_type_that_is_chosen_without_a_word(name: str, kind: str, tmp_path: Path) -> None:
+    found = plan(build(name, tmp_path))
+    assert auto_type(found.tensors) == kind
+    numbers = [f.value for f in with_file_type(found.fields, 7) if f.key == "general.file_type"]
+    assert numbers == [7]
