@@ -25,11 +25,13 @@ def encode_kernel(
     TILE: tl.constexpr,
 ):
     """`count` rows of BLOCK values to blocks; a program encodes TILE of them."""
-    block = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    mask = block < count
+    # 64 bits to the program's first block, 32 from there: half the registers for addresses.
+    first = tl.program_id(0).to(tl.int64) * TILE
+    block = tl.arange(0, TILE)
+    mask = block < count - first
     place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]  # [TILE, BLOCK]
-    x = load_float_tl(values + place, mask[:, None])
-    ENCODE(x, out, block * NBYTES, mask)
+    x = load_float_tl(values + first * BLOCK + place, mask[:, None])
+    ENCODE(x, out + first * NBYTES, block * NBYTES, mask)
 
 
 @triton.jit
@@ -43,11 +45,12 @@ def decode_kernel(
     TILE: tl.constexpr,
 ):
     """`count` blocks to values; a program decodes TILE of them."""
-    block = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    mask = block < count
-    x = DECODE(blocks, block * NBYTES, mask)  # [TILE, BLOCK]
+    first = tl.program_id(0).to(tl.int64) * TILE
+    block = tl.arange(0, TILE)
+    mask = block < count - first
+    x = DECODE(blocks + first * NBYTES, block * NBYTES, mask)  # [TILE, BLOCK]
     place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    tl.store(out + place, x.to(out.dtype.element_ty), mask=mask[:, None])
+    tl.store(out + first * BLOCK + place, x.to(out.dtype.element_ty), mask=mask[:, None])
 
 
 def encode_triton(values: Tensor, row: QuantType) -> Tensor:

@@ -17,7 +17,7 @@ class TritonPair:
     """The Triton side of a type: jit functions that `launch.py` and `matmul.py` build kernels from.
 
     encode   encode(x, out, at, mask): stores float32 `[TILE, block]` as blocks at byte
-             offsets `at`, int64 `[TILE]`, of the uint8 pointer `out`, which is aligned
+             offsets `at`, int32 `[TILE]`, of the uint8 pointer `out`, which is aligned
     decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`
     tile     blocks that a program of four warps encodes
     """

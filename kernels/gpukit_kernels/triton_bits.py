@@ -5,7 +5,7 @@ take roots with `tl.sqrt_rn`; plain `/` and `tl.sqrt` are approximate. Before Tr
 flush subnormals on a GPU. A NaN's bits differ between a GPU (0x7FFFFFFF) and x86 (0xFFC00000), so
 nothing here looks at them.
 
-`at` is an int64 `[TILE]` of byte offsets of blocks; blocks are a uint8 pointer.
+`at` is an int32 `[TILE]` of byte offsets of blocks; blocks are a uint8 pointer.
 """
 
 import triton
