@@ -114,8 +114,8 @@ VARIANTS = {
             },
             "generation_config.json": {"temperature": 0.6, "top_p": 0.9, "top_k": 20},
         },
-        card="---\nlicense: llama3.1\nlanguage:\n- en\n- de\ntags:\n- tiny\nbase_model: org/Base-1B\n"
-        "---\n# A model\n",
+        card="---\nlicense: llama3.1\nlanguage:\n- en\n- de\ntags:\n- tiny\n"
+        "base_model: org/Base-1B\n---\n# A model\n",
     ),
     "llama3-tokenizer": Variant(
         {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
@@ -136,7 +136,7 @@ def build(name: str, folder: Path) -> Path:
     config = {key: value for key, value in config.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(config))
     for path in variant.tokenizer.glob("tokenizer*"):
-        # One vocabulary a folder: with both files the converter would take this one.
+        # One vocabulary a folder: the converter prefers this one where both are there.
         if not (path.name == "tokenizer.json" and (variant.tokenizer / "tokenizer.model").exists()):
             shutil.copyfile(path, folder / path.name)
     for file, content in variant.extra.items():

@@ -125,6 +125,9 @@ def is_gguf(path: Path) -> bool:
 
 def _mapped(fd: int, size: int, path: Path) -> mmap.mmap:
     if size < 24:
+        start = os.pread(fd, len(MAGIC), 0)
+        if start and not MAGIC.startswith(start):
+            raise GGUFError(f"{path}: no GGUF file: it begins with {start!r}, not {MAGIC!r}")
         raise GGUFError(f"{path}: {size} bytes are too few for a GGUF header of 24")
     return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
 

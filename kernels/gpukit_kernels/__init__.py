@@ -1,4 +1,4 @@
-"""Quantise, dequantise and multiply in GGUF's block formats: the bytes of llama.cpp on every device."""
+"""Quantise, dequantise and multiply in GGUF's blocks: the bytes of llama.cpp on every device."""
 
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.matmul import matmul

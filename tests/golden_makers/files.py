@@ -1,7 +1,7 @@
 """Digests of whole files that llama.cpp makes of the checkpoints in tests/checkpoints.py.
 
-Needs llama.cpp's converter (GPUKIT_LLAMA_CPP: a folder with convert_hf_to_gguf.py) and a Python that
-has llama-cpp-python (GPUKIT_PEER_PYTHON); scripts/bench makes both in .venv-peers.
+Needs llama.cpp's converter (GPUKIT_LLAMA_CPP: a folder with convert_hf_to_gguf.py) and a Python
+that has llama-cpp-python (GPUKIT_PEER_PYTHON); scripts/bench makes both in .venv-peers.
 """
 
 import hashlib

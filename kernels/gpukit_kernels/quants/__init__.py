@@ -1,1 +1,1 @@
-"""One file a quant type: byte layout, torch decode and encode, their Triton pair, the table's row."""
+"""One file a quant type: byte layout, torch decode and encode, the Triton pair, the row."""

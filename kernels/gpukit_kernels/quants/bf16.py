@@ -1,4 +1,6 @@
-"""BF16: two bytes a value, the upper half of binary32, rounded to even; NaN keeps its upper bits, quiet.
+"""BF16: two bytes a value, the upper half of binary32, rounded to even.
+
+A NaN keeps its upper bits and is made quiet.
 
 Source: ggml_compute_fp32_to_bf16 in llama.cpp's ggml-impl.h.
 """
@@ -28,7 +30,7 @@ def _round(v: Tensor) -> Tensor:
     bits = v.view(torch.int32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     quiet = (bits >> 16) | 64
-    return torch.where(v != v, quiet, rounded).to(torch.int16)  # noqa: PLR0124  (NaN only)
+    return torch.where(v != v, quiet, rounded).to(torch.int16)
 
 
 @triton.jit

@@ -1,4 +1,6 @@
-"""F16: two bytes a value, IEEE binary16, little endian; rounded to even, NaN becomes 0x7E00 plus sign.
+"""F16: two bytes a value, IEEE binary16, little endian, rounded to even.
+
+A NaN becomes 0x7E00 plus its sign.
 
 Source: ggml_compute_fp32_to_fp16 in llama.cpp's ggml-impl.h.
 """

@@ -3,7 +3,8 @@
     bytes 0-1    d, fp16
     bytes 2-33   level 0-31, int8
 
-x = d * level, d = max|x| / 127. Source: block_q8_0, quantize_row_q8_0_ref in llama.cpp's ggml-quants.c.
+x = d * level, d = max|x| / 127.
+Source: block_q8_0, quantize_row_q8_0_ref in llama.cpp's ggml-quants.c.
 """
 
 import torch

@@ -1,0 +1,111 @@
+"""convert, quantize, inspect and doctor as a user meets them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import build
+
+
+def gpukit(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gpukit_cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("plain", tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def file(folder: Path) -> Path:
+    out = folder.parent / "plain.gguf"
+    done = gpukit("convert", folder, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_convert_prints_a_table(folder: Path, tmp_path: Path) -> None:
+    done = gpukit("convert", folder, tmp_path / "x.gguf", "--type", "q8_0")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == ["quantizing BF16 model to Q8_0"]
+    assert "bits per weight" in done.stdout
+    assert f"{tmp_path / 'x.gguf'}: " in done.stdout
+
+
+def test_convert_in_json(folder: Path, tmp_path: Path) -> None:
+    done = gpukit("convert", folder, tmp_path / "x.gguf", "--type", "Q4_K_M", "--json")
+    found = json.loads(done.stdout)
+    assert found["size"] == (tmp_path / "x.gguf").stat().st_size
+    assert set(found["types"]) == {"Q4_K", "Q6_K", "F32"}
+
+
+def test_a_dry_run_writes_nothing(file: Path, tmp_path: Path) -> None:
+    done = gpukit("quantize", file, tmp_path / "x.gguf", "Q4_K_M", "--dry-run")
+    assert done.returncode == 0
+    assert "token_embd.weight" in done.stdout
+    assert "nothing was written" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    words = ("--tensor-type", "attn_v=Q8_0", "--dry-run", "--json")
+    done = gpukit("quantize", file, tmp_path / "x.gguf", "Q4_K_M", *words)
+    rows = {row["name"]: row for row in json.loads(done.stdout)["tensors"]}
+    assert rows["blk.0.attn_v.weight"]["to"] == "Q8_0"
+
+
+def test_inspect(file: Path) -> None:
+    done = gpukit("inspect", file)
+    assert done.returncode == 0
+    assert "GGUF v3" in done.stdout
+    assert "llama.block_count" in done.stdout
+    assert "blk.1.ffn_down.weight" in done.stdout
+    found = json.loads(gpukit("inspect", file, "--json").stdout)
+    assert found["metadata"]["llama.block_count"] == {"type": "u32", "value": 2}
+    assert len(found["metadata"]["tokenizer.ggml.tokens"]["value"]) == 2048
+    assert found["parameters"] == sum(t["elements"] for t in found["types"].values())
+
+
+def test_doctor(tmp_path: Path) -> None:
+    done = gpukit("doctor", GPUKIT_MODELS=str(tmp_path / "store"))
+    assert done.returncode == 0
+    for word in ("torch", "triton", "C++ compiler", str(tmp_path / "store"), "free"):
+        assert word in done.stdout
+    found = json.loads(gpukit("doctor", "--json", GPUKIT_MODELS=str(tmp_path)).stdout)
+    assert found["devices"][0]["name"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("convert", "FOLDER", "OUT", "--type", "Q9"), 2, "unknown type 'Q9'; known: F32"),
+        (("convert", "/no/such", "OUT"), 2, "/no/such: no such file or folder"),
+        (("quantize", "README", "OUT", "Q8_0"), 1, "no GGUF file"),
+        (("inspect", "/no/such.gguf"), 1, "/no/such.gguf: no such file"),
+        (("inspect", "FOLDER"), 1, ""),
+        (("quantize", "FOLDER", "OUT", "Q8_0", "--tensor-type", "x"), 2, "REGEX=TYPE"),
+        (("convert", "FOLDER", "OUT", "--device", "tpu"), 2, "unknown device 'tpu'"),
+        (("convert", "FOLDER"), 2, "Missing argument"),
+        (("nonsense",), 2, "No such command"),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: tuple[str, ...], code: int, text: str, folder: Path, tmp_path: Path
+) -> None:
+    readme = tmp_path / "README"
+    readme.write_text("This is no model.")
+    places = {"FOLDER": folder, "OUT": tmp_path / "x.gguf", "README": readme}
+    done = gpukit(*(places.get(word, word) for word in words))
+    assert done.returncode == code, done.stderr
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x.gguf").exists()
+    if "Usage" not in done.stderr:
+        assert len([line for line in done.stderr.splitlines() if line.startswith("Error: ")]) == 1
