@@ -39,7 +39,7 @@ class Form:
     """`config` goes over CONFIG; `files` are written as they are (objects as JSON).
 
     `dtypes` gives tensors that end so another dtype than BF16; `biases` are the linear maps with
-    one; `added` are more tensors, of one value each.
+    one; `added` are more tensors. `types` are the converter's outtypes that are compared.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -48,6 +48,10 @@ class Form:
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    types: tuple[str, ...] = ("auto",)
+
+
+EVERY_TYPE = ("auto", "f32", "f16", "bf16", "q8_0")
 
 
 def _card(front: str) -> dict[str, str]:
@@ -114,11 +118,15 @@ FORMS: dict[str, Form] = {
     "many-eos": Form({"eos_token_id": [2, 3], "pad_token_id": 0}),
     # tensors
     "frequencies-stored": Form(added=("model.layers.0.self_attn.rotary_emb.inv_freq",)),
-    "f16": Form(dtypes={"": torch.float16}),
-    "f32": Form(dtypes={"": torch.float32}),
-    "f64": Form(dtypes={"": torch.float64}),
+    "odd-widths": Form(
+        {"hidden_size": 72, "intermediate_size": 100, "num_attention_heads": 6, "head_dim": 16},
+        types=EVERY_TYPE,
+    ),
+    "f16": Form(dtypes={"": torch.float16}, types=EVERY_TYPE),
+    "f32": Form(dtypes={"": torch.float32}, types=EVERY_TYPE),
+    "f64": Form(dtypes={"": torch.float64}, types=EVERY_TYPE),
     "f32-norms": Form(dtypes={"norm.weight": torch.float32}),
-    "f32-embedding": Form(dtypes={"embed_tokens.weight": torch.float32}),
+    "f32-embedding": Form(dtypes={"embed_tokens.weight": torch.float32}, types=EVERY_TYPE),
     "f16-after-f32": Form(dtypes={"": torch.float16, "embed_tokens.weight": torch.float32}),
     # names
     "instruct": Form(folder="Llama-3.2-1B-Instruct"),

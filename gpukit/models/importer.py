@@ -1,5 +1,6 @@
 """Plans the import of a checkpoint: every tensor accounted for, metadata as llama.cpp writes it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from math import prod
 
@@ -25,7 +26,10 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
     from gpukit.tokenizer import vocabulary_fields
 
     arch = by_class(checkpoint.config, str(checkpoint.folder / "config.json"))
-    config = arch.read(checkpoint.config)
+    try:
+        config = arch.read(checkpoint.config)
+    except CheckpointError as error:  # begins with config.json; say which
+        raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
     tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config))]
     parameters = sum(tensor.n_elements for tensor in tensors)
     fields = [
@@ -77,7 +81,8 @@ def _check_names(checkpoint: Checkpoint, arch: Architecture, rules: Mapping[str,
     left = [t.name for t in checkpoint if t.name not in rules and not t.name.endswith(arch.skipped)]
     if left:
         raise CheckpointError(
-            f"{checkpoint.folder}: {_some(left)} unknown to {arch.name}; nothing would use them"
+            f"{checkpoint.folder}: {_some(left)} unknown to {arch.name} with this config.json; "
+            "nothing would use them"
         )
 
 
@@ -91,7 +96,7 @@ def _check_shape(tensor: StoredTensor, rule: Rule) -> None:
         return
     raise CheckpointError(
         f"{tensor.path}: {tensor.name} has shape {list(tensor.shape)}, config.json asks for "
-        f"{list(rule.shape)}"
+        f"{list(rule.shape)}; fetch the folder again or mend config.json"
     )
 
 
@@ -99,6 +104,6 @@ def _dtype(tensor: StoredTensor) -> str:
     if tensor.dtype not in DTYPES:
         raise CheckpointError(
             f"{tensor.path}: {tensor.name} is {tensor.dtype} ({prod(tensor.shape)} values); "
-            f"{', '.join(DTYPES)} can be imported"
+            f"{', '.join(DTYPES)} can be imported: fetch the checkpoint in one of them"
         )
     return DTYPES[tensor.dtype]

@@ -6,6 +6,7 @@ generation_config.json, config.json and the folder's name; checked here before i
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ def general_fields(folder: Path, arch: str, parameters: int, name: str | None) -
     logging.getLogger("metadata").addHandler(logging.NullHandler())
     # A link keeps its own name: those who made it chose it.
     folder = Path(os.path.abspath(folder))
+    _loaded(folder, "README.md", gguf.Metadata.load_model_card)
+    generation = _loaded(folder, "generation_config.json", gguf.Metadata.load_generation_config)
     try:
         metadata = gguf.Metadata.load(None, folder, name, parameters)
         if metadata.sampling_penalty_repeat is None:
-            generation = gguf.Metadata.load_generation_config(folder)
             metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
         if metadata.name is None:
             metadata.name = folder.name
@@ -41,12 +43,27 @@ def general_fields(folder: Path, arch: str, parameters: int, name: str | None) -
         writer = recorder(arch)
         writer.add_type("model")
         metadata.set_gguf_meta_model(writer)
-    except Exception as error:  # a model card may hold anything; YAML alone raises a dozen types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fields = recorded(writer)
+    except Exception as error:  # the package trusts a card's values to be of their types
         raise CheckpointError(
-            f"{folder}: README.md or generation_config.json: {reason}; mend or remove it"
+            f"{folder}: the head of README.md or _name_or_path in config.json: {_reason(error)}; "
+            "mend or remove it"
         ) from None
-    return [checked(field, folder) for field in recorded(writer)]
+    return [checked(field, folder) for field in fields]
+
+
+def _loaded(folder: Path, file: str, load: Callable[[Path], Any]) -> dict[str, Any]:
+    try:
+        found = load(folder)
+    except Exception as error:  # YAML alone raises a dozen types
+        raise CheckpointError(f"{folder / file}: {_reason(error)}; mend or remove it") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / file}: no JSON object; mend or remove it")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def checked(field: Field, folder: Path) -> Field:
@@ -59,9 +76,11 @@ def checked(field: Field, folder: Path) -> Field:
             return Field(field.key, field.type, _text(field.value))
         return Field(field.key, field.type, _number(field.value, field.type))
     except (TypeError, ValueError, OverflowError):
+        settings = field.key.startswith("general.sampling.")
+        file = "generation_config.json" if settings else "README.md"
         raise CheckpointError(
-            f"{folder}: {field.key} would be {str(field.value)[:80]!r}, which is no "
-            f"{field.type.name.lower()}; mend README.md or generation_config.json"
+            f"{folder / file}: {field.key} would be {str(field.value)[:80]!r}, which is no "
+            f"{field.type.name.lower()}; mend or remove it"
         ) from None
 
 

@@ -21,16 +21,23 @@ def whole(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     return value
 
 
+# Metadata are float32; what is outside would become zero or infinity.
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+
+
 def real(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A finite positive number; null and a missing key mean the default."""
+    """A positive number in float32's range; null and a missing key mean the default."""
     value = config.get(key)
     value = default if value is None else value
     if value is None:
         raise CheckpointError(f"config.json: no {key}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CheckpointError(f"config.json: {key} is {value!r}; a number is needed")
-    if not math.isfinite(value) or value <= 0:
-        raise CheckpointError(f"config.json: {key} is {value}; a finite positive number is needed")
+    if not SMALLEST <= value <= LARGEST:
+        shown = str(value)[:40]
+        raise CheckpointError(
+            f"config.json: {key} is {shown}; a positive number in float32's range is needed"
+        )
     return float(value)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from gpukit.errors import CheckpointError
 from gpukit.formats.safetensors import Checkpoint
-from gpukit.models.base import auto_type, float_type, with_file_type
+from gpukit.models.base import PlannedTensor, auto_type, float_type, with_file_type
 from gpukit.models.importer import plan_import
 from gpukit.models.llama import to_pairs
 
@@ -38,7 +38,18 @@ def plan(folder: Path) -> Any:
         ({"num_hidden_layers": 1.5}, "num_hidden_layers is 1.5"),
         ({"num_key_value_heads": 3}, "8 heads are no multiple of 3"),
         ({"head_dim": 31}, "head_dim 31 is odd"),
+        ({"hidden_size": 260, "num_attention_heads": 8}, "hidden_size 260 is no multiple of 8"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rms_norm_eps": 1e-60}, "rms_norm_eps is 1e-60; .*float32's range"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'; a number"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; true or false"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; .*silu"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
+        ({"attention_bias": True}, r"8 tensors .*q_proj.bias.*missing"),
+        ({"mlp_bias": True}, r"6 tensors .*gate_proj.bias.*missing"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2}}, "'longrope' cannot be written"),
+        ({"rope_scaling": {"type": "yarn"}}, "no factor"),
         ({"rope_parameters": {"rope_type": "ntk", "factor": 2}}, "'ntk'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "no factor"),
         ({"rope_parameters": 7}, "rope_parameters is 7; an object"),
@@ -53,6 +64,7 @@ def test_configurations_that_do_not_fit(config: dict[str, Any], words: str, tmp_
     with pytest.raises(CheckpointError, match=words) as caught:
         plan(folder)
     assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
 
 
 def test_integer_weights_are_refused(tmp_path: Path) -> None:
@@ -109,3 +121,12 @@ def test_the_type_that_is_chosen_without_a_word(name: str, kind: str, tmp_path: 
     assert auto_type(found.tensors) == kind
     numbers = [f.value for f in with_file_type(found.fields, 7) if f.key == "general.file_type"]
     assert numbers == [7]
+
+
+def test_the_first_half_precision_weight_decides() -> None:
+    def tensor(dtype: str, *ne: int) -> PlannedTensor:
+        return PlannedTensor("blk.0.attn_q.weight", ne, ("x",), dtype)
+
+    assert auto_type([tensor("F16", 4), tensor("F32", 4, 4), tensor("BF16", 4, 4)]) == "BF16"
+    assert auto_type([tensor("F32", 4, 4), tensor("F16", 4, 4), tensor("BF16", 4, 4)]) == "F16"
+    assert auto_type([]) == "F16"
