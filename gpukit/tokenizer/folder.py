@@ -80,6 +80,7 @@ def _special(folder: Path, ids: Mapping[str, int] | None = None, **how: Any) -> 
         vocabulary = gguf.SpecialVocab(folder, **how)
         for name, number in (ids or {}).items():
             vocabulary._set_special_token(name, number)
+        _byte_level_flags(folder, vocabulary.add_special_token)
         writer = recorder("")
         vocabulary.add_to_gguf(writer, quiet=True)
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
@@ -88,6 +89,19 @@ def _special(folder: Path, ids: Mapping[str, int] | None = None, **how: Any) -> 
             f"{type(error).__name__}: {error}"
         ) from None
     return [field for field in recorded(writer) if field.key.startswith("tokenizer.")]
+
+
+def _byte_level_flags(folder: Path, flags: dict[str, bool]) -> None:
+    """A byte-level post-processor says that nothing is added, before any template says otherwise.
+
+    llama.cpp's own copy of the gguf package writes this, the released package does not yet.
+    """
+    post = (_json(folder / "tokenizer.json") or {}).get("post_processor") or {}
+    kinds = [step.get("type") for step in post.get("processors", [post])]
+    if "ByteLevel" in kinds:
+        found = {"bos": False, "eos": False, **flags}
+        flags.clear()
+        flags.update(found)
 
 
 def _listed(
