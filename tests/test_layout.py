@@ -71,3 +71,14 @@ def test_help_loads_no_heavy_library() -> None:
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_table_in_the_readme_is_the_table() -> None:
+    from gpukit_kernels import QUANTS
+
+    rows = {
+        f"| {row.name} | {row.block} | {row.nbytes} | {row.bits_per_weight:g} |"
+        for row in QUANTS.values()
+    }
+    text = (ROOT / "README.md").read_text()
+    assert {line for line in text.splitlines() if line.startswith(("| F", "| BF", "| Q"))} == rows
