@@ -58,6 +58,40 @@ def _card(front: str) -> dict[str, str]:
     return {"README.md": f"---\n{front}---\n# Title\n"}
 
 
+def _tokens(
+    post: Mapping[str, Any] | None = None, more: Mapping[str, Any] | None = None, **settings: Any
+) -> dict[str, Any]:
+    """tokenizer.json, of which special tokens and flags are read, and tokenizer_config.json."""
+    texts = ("<unk>", "<s>", "</s>", "<|end|>")
+    added = [{"id": i, "content": text, "special": True} for i, text in enumerate(texts)]
+    return {
+        "tokenizer.json": {"added_tokens": added, "post_processor": post, **(more or {})},
+        "tokenizer_config.json": settings,
+    }
+
+
+def _template(
+    first: str | None = None, last: str | None = None, middle: str = ""
+) -> dict[str, Any]:
+    """A TemplateProcessing with a token before and after a text; `middle` between two."""
+
+    def token(text: str | None) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": text, "type_id": 0}}] if text else []
+
+    a, b = ({"Sequence": {"id": text, "type_id": 0}} for text in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [*token(first), a, *token(last)],
+        "pair": [*token(first), a, *token(middle), b, *token(last)],
+    }
+
+
+def _steps(*steps: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "processors": list(steps)}
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
+NAMED = {"bos_token": "<s>", "eos_token": "</s>"}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
@@ -174,6 +208,89 @@ FORMS: dict[str, Form] = {
     "sampling-broken": Form(files={"generation_config.json": "{"}),
     # vocabulary
     "padded": Form({"vocab_size": 2050}),
+    "adds-bos": Form(files=_tokens(_template("<s>"), **NAMED)),
+    "adds-bos-unlike-settings": Form(
+        files=_tokens(_template("<s>"), **NAMED, add_bos_token=False, add_eos_token=True)
+    ),
+    "adds-both": Form(files=_tokens(_template("<s>", "</s>"), **NAMED, add_bos_token=True)),
+    "adds-other-end": Form(files=_tokens(_template("<s>", "<|end|>"), **NAMED)),
+    "adds-unnamed-bos": Form(files=_tokens(_template("<s>"), eos_token="</s>")),
+    "adds-other-bos": Form(files=_tokens(_template("<|end|>"), **NAMED)),
+    "adds-cls": Form(files=_tokens(_template("<s>", "</s>"), cls_token="<s>", sep_token="</s>")),
+    "adds-separator": Form(files=_tokens(_template("<s>", None, "</s>"), **NAMED)),
+    "adds-strange-middle": Form(files=_tokens(_template("<s>", None, "<|end|>"), **NAMED)),
+    "byte-level": Form(files=_tokens(BYTE_LEVEL, **NAMED, add_bos_token=True)),
+    "byte-level-template": Form(files=_tokens(_steps(BYTE_LEVEL, _template("<s>")), **NAMED)),
+    "template-byte-level": Form(
+        files=_tokens(_steps(_template("<s>", "</s>"), BYTE_LEVEL), **NAMED, add_bos_token=False)
+    ),
+    "roberta": Form(
+        files=_tokens({"type": "RobertaProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]}, **NAMED)
+    ),
+    "no-settings": Form(
+        files={k: v for k, v in _tokens(_template("<s>")).items() if k == "tokenizer.json"}
+    ),
+    "tokens-as-objects": Form(
+        files=_tokens(
+            None, bos_token={"content": "<s>"}, eos_token={"content": "<|end|>"}, pad_token=None,
+            unk_token="<unk>", mask_token="<mask>", add_bos_token=True, add_prefix_space=False,
+        )
+    ),
+    "lower-case": Form(
+        files=_tokens(
+            None,
+            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}},
+            **NAMED,
+        )
+    ),
+    "chat-template": Form(files=_tokens(chat_template="{{ 1 }}", add_bos_token=True)),
+    "chat-templates": Form(
+        files=_tokens(
+            chat_template=[
+                {"name": "default", "template": "{{ 1 }}"},
+                {"name": "tool use", "template": "{{ 2 }}"},
+                {"name": "empty"},
+            ]
+        )
+    ),
+    "chat-template-file": Form(files={**_tokens(), "chat_template.jinja": "{{ 'é' }}\n"}),
+    "chat-template-files": Form(
+        files={
+            **_tokens(), "chat_template.jinja": "{{ 1 }}",
+            "additional_chat_templates/tools.jinja": "{{ 2 }}",
+        }
+    ),
+    "chat-template-json": Form(
+        files={**_tokens(), "chat_template.json": {"chat_template": "{{ 1 }}"}}
+    ),
+    "chat-template-twice": Form(
+        files={**_tokens(chat_template="{{ 1 }}"), "chat_template.jinja": "{{ 2 }}"}
+    ),
+    "chat-template-null": Form(
+        files={**_tokens(chat_template=None), "chat_template.jinja": "{{ 2 }}"}
+    ),
+    "chat-template-number": Form(files=_tokens(chat_template=3)),
+    "bert": Form(
+        files=_tokens(
+            None,
+            {"normalizer": {"type": "BertNormalizer", "lowercase": False, "strip_accents": None}},
+        )
+    ),
+    "chat-template-alone": Form(files={"chat_template.jinja": "{{ 2 }}"}),
+    "added-tokens": Form(
+        {"vocab_size": 2052},
+        files={
+            "added_tokens.json": {"<extra>": 2048, "<|system|>": 2049},
+            "tokenizer_config.json": {
+                "added_tokens_decoder": {
+                    "0": {"content": "<unk>", "special": True},
+                    "2049": {"content": "<|system|>", "special": False},
+                    "2050": {"content": "\u2581a\u2581b", "special": False},
+                    "2090": {"content": "outside", "special": True},
+                }
+            },
+        },
+    ),
     "code-llama": Form({"vocab_size": 32016, "hidden_size": 32, "num_attention_heads": 4}),
 }  # fmt: skip
 
@@ -189,6 +306,7 @@ def build(name: str, root: Path) -> Path:
     files = {"config.json": {k: v for k, v in config.items() if k not in taken}, **form.files}
     for file, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)
+        (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_text(text, "utf-8")
     shutil.copyfile(VOCABULARY, folder / "tokenizer.model")
     save_file(tensors(name), folder / "model.safetensors", {"format": "pt"})

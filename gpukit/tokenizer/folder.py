@@ -5,15 +5,15 @@ Tried in this order: `tokenizer.model` (sentencepiece), `tokenizer.json` of a se
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gpukit.errors import TokenizerError
 from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string
-from gpukit.formats.recorder import recorded, recorder
+from gpukit.tokenizer.files import read_json
 from gpukit.tokenizer.pretokenizers import CHECK_TEXT, HASHES
+from gpukit.tokenizer.special import special_fields
 from gpukit.tokenizer.types import TokenType
 
 # What slots without a token hold, and the score of added tokens.
@@ -36,7 +36,7 @@ def vocabulary_fields(
     or larger than the embedding.
     """
     size = int(config["vocab_size"])
-    settings = _json(folder / "tokenizer_config.json") or {}
+    settings = read_json(folder / "tokenizer_config.json") or {}
     fields = []
     if (prefix := settings.get("add_prefix_space")) is not None:
         fields.append(boolean("tokenizer.ggml.add_space_prefix", bool(prefix)))
@@ -45,7 +45,7 @@ def vocabulary_fields(
     else:
         fields += _tokenizer_json(folder, size, pre)
     if size == CODE_LLAMA:
-        fields += _special(folder, ids=CODE_LLAMA_IDS)
+        fields += special_fields(folder, kinds=tuple(CODE_LLAMA_IDS), ids=CODE_LLAMA_IDS)
     if size == GRANITE_SMALL:
         fields.append(boolean("tokenizer.ggml.add_bos_token", False))
     return _last_values(fields)
@@ -54,54 +54,6 @@ def vocabulary_fields(
 def _last_values(fields: list[Field]) -> list[Field]:
     """A key set twice keeps its first place and its last value."""
     return list({field.key: field for field in fields}.values())
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path}: no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: no JSON object")
-    return value
-
-
-def _special(folder: Path, ids: Mapping[str, int] | None = None, **how: Any) -> list[Field]:
-    """Special ids, add_bos and its kin, merges and chat template, by the gguf package."""
-    import gguf
-
-    if ids is not None:
-        how = {"special_token_types": list(ids), "load_merges": False}
-    try:
-        vocabulary = gguf.SpecialVocab(folder, **how)
-        for name, number in (ids or {}).items():
-            vocabulary._set_special_token(name, number)
-        _byte_level_flags(folder, vocabulary.add_special_token)
-        writer = recorder("")
-        vocabulary.add_to_gguf(writer, quiet=True)
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise TokenizerError(
-            f"{folder}: tokenizer.json, tokenizer_config.json or config.json: "
-            f"{type(error).__name__}: {error}"
-        ) from None
-    return [field for field in recorded(writer) if field.key.startswith("tokenizer.")]
-
-
-def _byte_level_flags(folder: Path, flags: dict[str, bool]) -> None:
-    """A byte-level post-processor says that nothing is added, before any template says otherwise.
-
-    llama.cpp's own copy of the gguf package writes this, the released package does not yet.
-    """
-    post = (_json(folder / "tokenizer.json") or {}).get("post_processor") or {}
-    kinds = [step.get("type") for step in post.get("processors", [post])]
-    if "ByteLevel" in kinds:
-        found = {"bos": False, "eos": False, **flags}
-        flags.clear()
-        flags.update(found)
 
 
 def _listed(
@@ -132,7 +84,7 @@ def _sentencepiece(folder: Path, settings: Mapping[str, Any], size: int) -> list
     for number, text, kind in _added(folder, settings):
         if number < size:
             tokens[number], scores[number], types[number] = text, ADDED_SCORE, int(kind)
-    special = _special(folder, n_vocab=size)
+    special = special_fields(folder, size=size)
     return [*_listed("llama", "default", tokens, scores, types), *special]
 
 
@@ -165,7 +117,7 @@ def _piece_type(model: Any, number: int) -> TokenType:
 def _added(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, str, TokenType]]:
     """Tokens added after training: id, text and type."""
     path = folder / "added_tokens.json"
-    for text, number in (_json(path) or {}).items():
+    for text, number in (read_json(path) or {}).items():
         yield _number(number, path), text, TokenType.USER_DEFINED
     path = folder / "tokenizer_config.json"
     decoder = settings.get("added_tokens_decoder") or {}
@@ -201,7 +153,7 @@ def looks_special(text: str) -> bool:
 
 def _tokenizer_json(folder: Path, size: int, pre: str | None) -> list[Field]:
     path = folder / "tokenizer.json"
-    data = _json(path)
+    data = read_json(path)
     if data is None:
         raise TokenizerError(
             f"{folder}: no tokenizer.model and no tokenizer.json; copy the tokenizer of the model "
@@ -255,7 +207,7 @@ def _byte_fallback(folder: Path, path: Path, data: Mapping[str, Any], size: int)
     scores = [ADDED_SCORE] * len(tokens)
     return [
         *_listed("llama", "default", tokens, scores, types),
-        *_special(folder, n_vocab=len(tokens)),
+        *special_fields(folder, size=len(tokens)),
     ]
 
 
@@ -276,7 +228,7 @@ def _byte_level(
         tokens.append(text if text is not None else f"[PAD{number}]")
         types.append(int(kind))
     name = pre or recognise(library, path)
-    special = _special(folder, load_merges=True)
+    special = special_fields(folder, merges=True)
     return [*_listed("gpt2", name, tokens, None, types), *special]
 
 
