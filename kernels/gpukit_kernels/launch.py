@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import load_float_tl
+from gpukit_kernels.triton_bits import load_float_tl, store_float_tl
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.
@@ -50,7 +50,7 @@ def decode_kernel(
     mask = block < count - first
     x = DECODE(blocks + first * NBYTES, block * NBYTES, mask)  # [TILE, BLOCK]
     place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    tl.store(out + first * BLOCK + place, x.to(out.dtype.element_ty), mask=mask[:, None])
+    store_float_tl(out + first * BLOCK + place, x, mask[:, None])
 
 
 def encode_triton(values: Tensor, row: QuantType) -> Tensor:

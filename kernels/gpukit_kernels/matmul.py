@@ -49,7 +49,7 @@ def _reference(x: Tensor, blocks: Tensor, qtype: str) -> Tensor:
     row = by_name(qtype)
     flat = x.reshape(-1, x.shape[-1])
     out = flat.new_zeros((flat.shape[0], blocks.shape[0]))
-    if flat.numel():
+    if flat.numel() and blocks.numel():
         chunks = blocks.split(max(CHUNK_WEIGHTS // flat.shape[1], 1))
         if row.name in FLOATS:
             _add_floats(flat, chunks, FLOATS[row.name], out)

@@ -160,7 +160,7 @@ def matmul_triton(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
 
 
 def many_tile(row: QuantType, count: int) -> tuple[int, int, int]:
-    """Rows of W, of x, and blocks of a row in a tile of the second kernel, for `count` rows of x."""
+    """Rows of W, of x, and blocks of a row in a tile of the second kernel; x has `count` rows."""
     side = TILE_K if row.block == 256 else TILE
-    tile = 16 if count <= 16 else 32 if count <= 32 else side
+    tile = 16 if count <= 16 else side
     return side, tile, max(1, 64 // row.block)

@@ -79,6 +79,15 @@ def half_bits_tl(v):
 
 
 @triton.jit
+def bfloat_bits_tl(v):
+    """int16: the upper half of `v`, rounded to even; a NaN keeps its upper bits, made quiet."""
+    pattern = v.to(tl.int32, bitcast=True)
+    upper = pattern >> 16
+    nan = (pattern & 0x7FFFFFFF) > 0x7F800000
+    return tl.where(nan, upper | 64, (pattern + (0x7FFF + (upper & 1))) >> 16).to(tl.int16)
+
+
+@triton.jit
 def half_round_tl(v):
     """float32: bits.half_round."""
     return v.to(tl.float16).to(tl.float32)
@@ -88,10 +97,19 @@ def half_round_tl(v):
 def load_float_tl(pointer, mask):
     """float32: the float32, float16 or bfloat16 at `pointer`; 0 where masked."""
     if pointer.dtype.element_ty == tl.bfloat16:
-        # By bits: a conversion need not keep a NaN's, and the interpreter's loses subnormals.
+        # By bits: a conversion need not keep a NaN's, and the interpreter's is not exact.
         word = tl.load(pointer.to(tl.pointer_type(tl.int16)), mask=mask, other=0)
         return (word.to(tl.int32) << 16).to(tl.float32, bitcast=True)
     return tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_float_tl(pointer, v, mask):
+    """Store float32 `v` at `pointer`, rounded to its float32, float16 or bfloat16."""
+    if pointer.dtype.element_ty == tl.bfloat16:
+        tl.store(pointer.to(tl.pointer_type(tl.int16)), bfloat_bits_tl(v), mask=mask)
+    else:
+        tl.store(pointer, v.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit

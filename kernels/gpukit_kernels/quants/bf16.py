@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import store_word16_tl
+from gpukit_kernels.triton_bits import bfloat_bits_tl, store_word16_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -43,10 +43,7 @@ def decode_tl(blocks, at, mask):
 @triton.jit
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 1]` as blocks at byte offsets `at`."""
-    bits = tl.reshape(x.to(tl.int32, bitcast=True), (at.shape[0],))
-    upper = bits >> 16
-    nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    store_word16_tl(out, at, tl.where(nan, upper | 64, (bits + (0x7FFF + (upper & 1))) >> 16), mask)
+    store_word16_tl(out, at, tl.reshape(bfloat_bits_tl(x), (at.shape[0],)), mask)
 
 
 ROWS = (QuantType("BF16", 30, 1, 2, encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)

@@ -1,0 +1,220 @@
+"""What the Triton kernels compile to, without a GPU: registers, spills and FMAs of each.
+
+    python -m gpukit_kernels.resources [--arch 80,90,100] [--type Q4_K,...] [--dtype bf16] [--json]
+
+Each kernel is compiled as its launcher would have it compiled and its machine code is read with the
+tools that Triton ships. Not under TRITON_INTERPRET=1, which takes the compiler's place.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gpukit_kernels import launch, matmul_triton
+from gpukit_kernels.errors import QuantError
+from gpukit_kernels.table import QUANTS, QuantType, by_name
+
+ARCHES = (80, 90, 100)
+DTYPES = ("fp32", "fp16", "bf16")
+# Shared memory that one program may have, in bytes (CUDA C++ programming guide, table of compute
+# capabilities).
+SHARED = {80: 166912, 90: 232448, 100: 232448}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel with the types and constants that a launcher gives it; `exact` where bits matter."""
+
+    name: str
+    function: Any
+    pointers: dict[str, str]
+    integers: tuple[str, ...]
+    constants: dict[str, Any]
+    exact: bool
+    warps: int = 4
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The machine code of one kernel for one architecture.
+
+    `spills` counts loads and stores of registers to local memory, `stack` bytes a thread of it,
+    `fma` and `flushes` the instructions of PTX that fuse a product and a sum or flush subnormals
+    (the divisions' own code has FMAs by design, so machine code would not tell).
+    """
+
+    kernel: str
+    arch: int
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    fma: int
+    flushes: int
+    exact: bool
+
+    def fault(self) -> str | None:
+        """What is wrong with it, in one line, or None."""
+        if self.spills or self.stack:
+            return f"{self.spills} spills, {self.stack} bytes of stack"
+        if self.shared > SHARED.get(self.arch, self.shared):
+            return f"{self.shared} bytes of shared memory, there are {SHARED[self.arch]}"
+        if self.exact and (self.fma or self.flushes):
+            return f"{self.fma} FMAs and {self.flushes} flushes of subnormals in an exact kernel"
+        return None
+
+
+def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
+    """Every kernel of `row`; encode from and decode to each of `dtypes`, in Triton's names."""
+    pair = launch.triton_pair(row)
+    shape = {"BLOCK": row.block, "NBYTES": row.nbytes}
+    for dtype in dtypes:
+        yield Kernel(
+            f"{row.name} encode {dtype}",
+            launch.encode_kernel,
+            {"values": f"*{dtype}", "out": "*u8"},
+            ("count",),
+            {"ENCODE": pair.encode, **shape, "TILE": pair.tile},
+            True,
+        )
+        yield Kernel(
+            f"{row.name} decode {dtype}",
+            launch.decode_kernel,
+            {"blocks": "*u8", "out": f"*{dtype}"},
+            ("count",),
+            {"DECODE": pair.decode, **shape, "TILE": launch.DECODE_VALUES // row.block},
+            True,
+        )
+    pointers = {"x": "*fp32", "blocks": "*u8", "out": "*fp32"}
+    shape = {"DECODE": pair.decode, **shape}
+    tile = {
+        "ROWS": matmul_triton.VECTOR_ROWS,
+        "STEP": matmul_triton.VECTOR_WIDTH // row.block,
+    }
+    yield Kernel(
+        f"{row.name} matmul few",
+        matmul_triton.matmul_few_kernel,
+        pointers,
+        ("rows", "width"),
+        {**shape, **tile},
+        False,
+    )
+    for count in sorted({matmul_triton.many_tile(row, count)[1] for count in (16, 64)}):
+        rows, _, step = matmul_triton.many_tile(row, count)
+        yield Kernel(
+            f"{row.name} matmul {count}",
+            matmul_triton.matmul_many_kernel,
+            pointers,
+            ("count", "rows", "width"),
+            {**shape, "COUNT": count, "ROWS": rows, "STEP": step},
+            False,
+            matmul_triton.MANY_WARPS,
+            1,
+        )
+
+
+def usage(kernel: Kernel, arch: int) -> Usage:
+    """Compile `kernel` for compute capability `arch` (80 for 8.0) and read what came of it."""
+    if not isinstance(kernel.function, triton.JITFunction):
+        raise QuantError("TRITON_INTERPRET is set: nothing can be compiled; unset it")
+    signature = {
+        **kernel.pointers,
+        **dict.fromkeys(kernel.integers, "i32"),
+        **dict.fromkeys(kernel.constants, "constexpr"),
+    }
+    # What a launcher finds out of real arguments: pointers and most widths are multiples of 16.
+    order = list(kernel.function.arg_names)
+    aligned = [*kernel.pointers, *(name for name in kernel.integers if name == "width")]
+    attributes = {(order.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    compiled = triton.compile(
+        ASTSource(
+            fn=kernel.function,
+            signature={name: signature[name] for name in order},
+            constexprs=kernel.constants,
+            attrs=attributes,
+        ),
+        target=GPUTarget("cuda", arch, 32),
+        options={
+            "num_warps": kernel.warps,
+            "num_stages": kernel.stages,
+            "enable_fp_fusion": not kernel.exact,
+        },
+    )
+    ptx = compiled.asm["ptx"]
+    registers, stack, spills = _machine_code(compiled.asm["cubin"])
+    return Usage(
+        kernel.name,
+        arch,
+        registers,
+        stack,
+        spills,
+        compiled.metadata.shared,
+        len(re.findall(r"^\s*(?:@\S+\s+)?fma\.", ptx, re.MULTILINE)),
+        ptx.count(".ftz"),
+        kernel.exact,
+    )
+
+
+def _machine_code(cubin: bytes) -> tuple[int, int, int]:
+    """Registers and bytes of stack of a thread, and accesses to local memory."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        used = _run(tools / "cuobjdump", "-res-usage", file.name)
+        code = _run(tools / "cuobjdump", "-sass", file.name)
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", used)[-1]
+    return int(registers), int(stack), len(re.findall(r"\b(?:LDL|STL)\b", code))
+
+
+def _run(*command: Path | str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def main() -> int:
+    """Print the table; 1 when a kernel spills, outgrows its machine, or is not exact."""
+    parser = argparse.ArgumentParser(prog="gpukit_kernels.resources")
+    parser.add_argument("--arch", default=",".join(map(str, ARCHES)))
+    parser.add_argument("--type", default=",".join(QUANTS))
+    parser.add_argument("--dtype", default=",".join(DTYPES))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    found = []
+    write = sys.stdout.write
+    if not options.json:
+        head = ("kernel", "arch", "registers", "spills", "shared", "fma", "flushes")
+        write(_FORMAT.format(*head, ""))
+    for name in options.type.split(","):
+        for kernel in kernels(by_name(name), options.dtype.split(",")):
+            for arch in map(int, options.arch.split(",")):
+                use = usage(kernel, arch)
+                found.append(use)
+                if not options.json:
+                    facts = (use.registers, use.spills, use.shared, use.fma, use.flushes)
+                    write(_FORMAT.format(use.kernel, f"sm_{arch}", *facts, use.fault() or ""))
+                    sys.stdout.flush()
+    if options.json:
+        write(json.dumps([{**asdict(use), "fault": use.fault()} for use in found], indent=1) + "\n")
+    return int(any(use.fault() for use in found))
+
+
+_FORMAT = "{:20} {:7} {:>9} {:>7} {:>8} {:>5} {:>8}  {}\n"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except QuantError as error:
+        sys.exit(f"Error: {error}")

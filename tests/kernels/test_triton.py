@@ -1,0 +1,140 @@
+"""The Triton kernels against llama.cpp's bytes and the reference; off a GPU in the interpreter.
+
+The interpreter's time goes by operations, not by elements, so most tests widen a kernel's tile
+until one program does all the blocks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import quant_kinds
+import torch
+from torch import Tensor
+
+from gpukit_kernels import QUANTS, QuantType, dequantize, launch, quantize
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "kernels.npz"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+NAMES = list(QUANTS)
+KINDS = list(quant_kinds.FINITE)
+
+
+@pytest.fixture(autouse=True)
+def quiet_numpy() -> Iterator[None]:
+    """The interpreter computes with numpy, which warns where the format overflows on purpose."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def wide(row: QuantType, blocks: int) -> QuantType:
+    """`row` with a tile that holds `blocks` blocks."""
+    assert row.triton is not None
+    return replace(row, triton=replace(row.triton, tile=1 << (blocks - 1).bit_length()))
+
+
+def encode(values: Tensor, row: QuantType) -> Tensor:
+    """uint8 `[blocks, nbytes]` from the kernel, in one program off a GPU."""
+    values = values.reshape(-1, row.block).to(DEVICE)
+    if DEVICE.type == "cpu":
+        row = wide(row, len(values))
+    return launch.encode_triton(values, row).cpu()
+
+
+def assert_same_blocks(got: Tensor, wanted: Tensor, kinds: list[str]) -> None:
+    """Equal, or which kinds of values, in equal shares of the blocks, have how many wrong ones."""
+    differ = (got != wanted).any(dim=1).view(len(kinds), -1).sum(dim=1)
+    assert not differ.any(), {kind: int(n) for kind, n in zip(kinds, differ, strict=True) if n}
+
+
+def assert_same_floats(got: Tensor, wanted: Tensor) -> None:
+    """Equal in every bit; a NaN is a NaN."""
+    got = got.cpu()
+    bits = torch.int32 if got.dtype is torch.float32 else torch.int16
+    differ = (got.view(bits) != wanted.view(bits)) & ~(got.isnan() & wanted.isnan())
+    assert not differ.any(), f"{int(differ.sum())} of {differ.numel()} values differ"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "F32"])
+def test_golden_bytes_and_values(name: str) -> None:
+    row = QUANTS[name]
+    with np.load(GOLDEN) as golden:
+        values = torch.from_numpy(np.concatenate([golden[f"values/{kind}"] for kind in KINDS]))
+        blocks = np.concatenate([golden[f"blocks/{name}/{kind}"] for kind in KINDS])
+    wanted = torch.from_numpy(blocks).view(-1, row.nbytes)
+    assert_same_blocks(encode(values, row), wanted, KINDS)
+    decoded = dequantize(wanted.to(DEVICE), name, backend="triton")
+    expected = gguf.quants.dequantize(wanted.numpy(), gguf.GGMLQuantizationType[name])
+    assert_same_floats(decoded, torch.from_numpy(expected.astype(np.float32)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_reference_bytes(name: str, dtype: torch.dtype) -> None:
+    row = QUANTS[name]
+    made = np.concatenate([quant_kinds.make(kind, 8, seed=1) for kind in KINDS])
+    values = torch.from_numpy(made).clamp(-6e4, 6e4).to(dtype)
+    wanted = quantize(values, name, backend="eager").view(-1, row.nbytes)
+    assert_same_blocks(encode(values, row), wanted, KINDS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_launched_tile_and_its_odd_tail(name: str) -> None:
+    row = QUANTS[name]
+    assert row.triton is not None
+    count = row.triton.tile + 1
+    values = torch.randn(count, row.block, generator=torch.Generator().manual_seed(2))
+    got = quantize(values.to(DEVICE), name, backend="triton")
+    assert torch.equal(got.cpu(), quantize(values, name, backend="eager"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_bytes_decode_as_in_the_reference(name: str, dtype: torch.dtype) -> None:
+    row = QUANTS[name]
+    # Every pattern of scale occurs: subnormal, infinite and NaN too. An odd count leaves a tail.
+    count = 2 * launch.DECODE_VALUES // row.block + 1
+    blocks = torch.randint(
+        0, 256, (count, row.nbytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)
+    )
+    wanted = dequantize(blocks, name, dtype, backend="eager")
+    assert_same_floats(dequantize(blocks.to(DEVICE), name, dtype, backend="triton"), wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if QUANTS[name].block > 1])
+def test_blocks_may_begin_at_any_byte(name: str) -> None:
+    row = QUANTS[name]
+    blocks = quantize(torch.randn(5, row.block), name)
+    for shift in (1, 2, 3):
+        buffer = torch.zeros(blocks.numel() + shift, dtype=torch.uint8, device=DEVICE)
+        view = buffer[shift:].view_as(blocks)
+        view.copy_(blocks)
+        got = dequantize(view, name, backend="triton")
+        assert torch.equal(got.cpu(), dequantize(blocks, name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_written_beyond_the_last_block(name: str) -> None:
+    row = QUANTS[name]
+    pair = launch.triton_pair(row)
+    values = torch.randn(3, row.block, device=DEVICE)
+    blocks = torch.full((5, row.nbytes), 0xAA, dtype=torch.uint8, device=DEVICE)
+    facts = {"BLOCK": row.block, "NBYTES": row.nbytes, "TILE": 4, "enable_fp_fusion": False}
+    launch.encode_kernel[(1,)](values, blocks, 3, ENCODE=pair.encode, **facts)
+    assert torch.equal(blocks[:3].cpu(), quantize(values.cpu(), name, backend="eager"))
+    assert (blocks[3:] == 0xAA).all()
+    out = torch.full((5, row.block), torch.nan, device=DEVICE)
+    launch.decode_kernel[(1,)](blocks, out, 3, DECODE=pair.decode, **facts)
+    assert torch.equal(out[:3].cpu(), dequantize(blocks[:3].cpu(), name, backend="eager"))
+    assert out[3:].isnan().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_nothing(name: str) -> None:
+    row = QUANTS[name]
+    blocks = quantize(torch.empty(0, row.block, device=DEVICE), name, backend="triton")
+    assert blocks.shape == (0, row.nbytes)
+    assert dequantize(blocks, name, backend="triton").shape == (0, row.block)

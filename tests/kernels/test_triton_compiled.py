@@ -1,0 +1,68 @@
+"""Every Triton kernel of every type compiles for three generations of GPUs, without one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpukit_kernels import QUANTS
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+Usages = list[dict[str, object]]
+
+
+def start(*arguments: str, interpret: bool = False) -> subprocess.Popen[str]:
+    """`gpukit_kernels.resources` in its own process: ours may have the interpreter instead."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(KERNELS),
+        "TRITON_INTERPRET": str(int(interpret)),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "gpukit_kernels.resources", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def usages() -> Usages:
+    """Of every kernel; the compiler's work is shared by two processes."""
+    names = sorted(QUANTS, key=lambda name: QUANTS[name].block)
+    running = [
+        start("--json", "--dtype", "bf16", "--type", ",".join(names[i::2])) for i in range(2)
+    ]
+    found: Usages = []
+    for process in running:
+        out, err = process.communicate()
+        assert out, err
+        found += json.loads(out)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUANTS)
+def test_no_spill_no_fma_no_flush(usages: Usages, name: str) -> None:
+    mine = [usage for usage in usages if str(usage["kernel"]).split()[0] == name]
+    # Encode, decode, one product for few rows of x and two for many.
+    assert len(mine) == 5 * 3
+    faults = {f"{usage['kernel']} sm_{usage['arch']}": usage["fault"] for usage in mine}
+    assert set(faults.values()) == {None}, faults
+
+
+@pytest.mark.slow
+def test_products_do_fuse(usages: Usages) -> None:
+    """So that a count of no FMAs elsewhere says something."""
+    few = [usage for usage in usages if str(usage["kernel"]).endswith("matmul few")]
+    assert all(int(str(usage["fma"])) > 0 for usage in few)
+
+
+def test_nothing_is_compiled_in_the_interpreter() -> None:
+    out, err = start("--type", "F32", interpret=True).communicate()
+    assert "TRITON_INTERPRET is set" in err
+    assert "sm_" not in out
