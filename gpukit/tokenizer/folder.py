@@ -121,6 +121,8 @@ def _added(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, str
         yield _number(number, path), text, TokenType.USER_DEFINED
     path = folder / "tokenizer_config.json"
     decoder = settings.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise TokenizerError(f"{path}: added_tokens_decoder is no object")
     for key, entry in decoder.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise TokenizerError(f"{path}: added_tokens_decoder: {key!r} has no content")

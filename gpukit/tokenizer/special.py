@@ -239,8 +239,9 @@ def _templates(found: Any) -> Iterator[Field]:
     named: dict[str, str] = {}
     for entry in found:
         name = "".join(c if c in letters else "_" for c in entry.get("name", ""))
-        if name and entry.get("template") is not None:
-            named[name] = entry["template"]
+        if name and (text := entry.get("template")) is not None:
+            text.encode()  # a number or half a surrogate pair is no text
+            named[name] = text
     default = named.pop("default", "")
     for name, text in named.items():
         if text:
