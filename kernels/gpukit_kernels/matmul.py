@@ -47,7 +47,7 @@ torch.library.define("gpukit::matmul", "(Tensor x, Tensor blocks, str qtype) -> 
 @torch.library.impl("gpukit::matmul", "cpu")
 def _reference(x: Tensor, blocks: Tensor, qtype: str) -> Tensor:
     row = by_name(qtype)
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     out = flat.new_zeros((flat.shape[0], blocks.shape[0]))
     if flat.numel() and blocks.numel():
         chunks = blocks.split(max(CHUNK_WEIGHTS // flat.shape[1], 1))
@@ -60,7 +60,7 @@ def _reference(x: Tensor, blocks: Tensor, qtype: str) -> Tensor:
 
 @torch.library.impl("gpukit::matmul", "cuda")
 def _on_gpu(x: Tensor, blocks: Tensor, qtype: str) -> Tensor:
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     return matmul_triton(flat, blocks, by_name(qtype)).view(*x.shape[:-1], blocks.shape[0])
 
 
