@@ -89,6 +89,8 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"config.json: hidden_act is {activation!r}; a llama GGUF is run with silu"
         )
+    if config.get("is_causal") is False:
+        raise CheckpointError("config.json: is_causal is false; only causal attention can be run")
     quantized = section(config, "quantization_config")
     if quantized:
         method = quantized.get("quant_method", "unknown")

@@ -44,6 +44,7 @@ def plan(folder: Path) -> Any:
         ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'; a number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; true or false"),
+        ({"is_causal": False}, "is_causal is false"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; .*silu"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
         ({"attention_bias": True}, r"8 tensors .*q_proj.bias.*missing"),
