@@ -27,8 +27,8 @@ from torch import Tensor
 from gpukit_kernels import tiles
 from gpukit_kernels.table import QuantType
 
-# Weights from which on compiling repays itself on two cores, at the rates above: with nothing in the
-# cache it costs some 10 s, with the code there 4 s for importing torch's compiler and loading. A
+# Weights from which on compiling repays itself on two cores, at the rates above. With nothing in
+# the cache it costs some 10 s, with the code there 4 s to import torch's compiler and load it. A
 # type with a search gains 50 ns a weight, the others 1.7 ns. Casts are as fast in eager torch.
 REPAYS_SEARCH, REPAYS_SEARCH_CACHED = 200_000_000, 60_000_000
 REPAYS_PLAIN, REPAYS_PLAIN_CACHED = 6_000_000_000, 2_400_000_000
