@@ -73,8 +73,8 @@ def repays(row: QuantType, weights: int) -> bool:
     """Whether compiling `row` is worth it for `weights` weights in total."""
     if row.block == 1 or _failure is not None or compiler() is None:
         return False
-    if row.name in _trusted:
-        return True
+    if row.name in _trusted:  # loaded already: from some tiles on, the last of which is filled up
+        return row.block > 1 and weights >= 4 * tiles.COMPILED_TILE
     search, plain = REPAYS_SEARCH, REPAYS_PLAIN
     if _marker(row).exists():
         search, plain = REPAYS_SEARCH_CACHED, REPAYS_PLAIN_CACHED
