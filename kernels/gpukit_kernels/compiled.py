@@ -11,7 +11,7 @@ sums 6, the level again 7, error 6), 616 in all or 39 instructions on 16 lanes. 
 and 4 GHz that is 3.2 ns a weight. Measured are 7.3 ns in the candidates (both passes read the
 weights from the second-level cache, and no sum may start before the last one ends) and 2.7 ns in
 loading, packing and transposing. Q6_K has 19 candidates of one pass. The threads meet after every
-stage, so on a busy machine OMP_WAIT_POLICY=passive helps much.
+stage, so on a busy machine a GOMP_SPINCOUNT well below its default helps much.
 """
 
 import logging
@@ -30,7 +30,8 @@ from gpukit_kernels.table import QuantType
 # Weights from which on compiling repays itself on two cores, at the rates above. With nothing in
 # the cache it costs some 10 s, with the code there 4 s to import torch's compiler and load it. A
 # type with a search gains 50 ns a weight, the others 1.7 ns. Casts are as fast in eager torch.
-REPAYS_SEARCH, REPAYS_SEARCH_CACHED = 200_000_000, 60_000_000
+# Users convert more than once, so a search is compiled somewhat before its first use repays it.
+REPAYS_SEARCH, REPAYS_SEARCH_CACHED = 100_000_000, 40_000_000
 REPAYS_PLAIN, REPAYS_PLAIN_CACHED = 6_000_000_000, 2_400_000_000
 
 # Blocks that every type encodes both ways before its compiled code is trusted.

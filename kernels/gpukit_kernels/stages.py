@@ -21,6 +21,9 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# More than all types, float dtypes and tile sizes of one process; dynamo's own limit is 8.
+KINDS_OF_TILES = 256
+
 _mode = threading.local()
 # One compilation at a time, and no thread waits in torch for another thread's.
 _compiling = threading.Lock()
@@ -87,6 +90,8 @@ def compiled_stages() -> Iterator[None]:
     before = getattr(_mode, "compiled", False)
     _mode.compiled = True
     try:
-        yield
+        # A stage is compiled once for each kind of tile: types, float dtypes, sizes.
+        with torch._dynamo.config.patch(recompile_limit=KINDS_OF_TILES):
+            yield
     finally:
         _mode.compiled = before
