@@ -16,6 +16,8 @@ from gpukit_kernels.table import QuantType
 # while some twenty search steps pass over it, and enough work between the meetings of the threads.
 # Every tile has this one shape (the last is filled up), so nothing is ever compiled twice.
 COMPILED_TILE = 1 << 19
+# Lanes more than a power of two: else all rows of a tile fall into the same few sets of the cache.
+COMPILED_PAD = 16
 MOST_THREADS = 16
 
 # Weights in a tile of the eager path, where each operation is a call of its own: fewer, and Python
@@ -110,7 +112,7 @@ def _spread(
 def encode_compiled(values: Tensor, row: QuantType, out: Tensor) -> None:
     """As `encode_eager`, through `torch.compile`."""
     threads = min(torch.get_num_threads(), MOST_THREADS)
-    lanes = threads * COMPILED_TILE // row.block
+    lanes = threads * (COMPILED_TILE // row.block + COMPILED_PAD)
     # Tiles of our own, made outside inference and gradient modes: the compiled code never sees
     # anything that it would have to be specialised for.
     with torch.inference_mode(False):
