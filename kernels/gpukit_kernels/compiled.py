@@ -72,7 +72,7 @@ def compiler() -> str | None:
 
 def repays(row: QuantType, weights: int) -> bool:
     """Whether compiling `row` is worth it for `weights` weights in total."""
-    if row.block == 1 or _failure is not None or compiler() is None:
+    if row.block == 1 or not row.encodable or _failure is not None or compiler() is None:
         return False
     if row.name in _trusted:  # loaded already: from some tiles on, the last of which is filled up
         return row.block > 1 and weights >= 4 * tiles.COMPILED_TILE

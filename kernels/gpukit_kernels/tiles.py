@@ -38,9 +38,9 @@ def slabs(tensor: Tensor, unit: int) -> Iterator[Tensor]:
 
 def encode_eager(values: Tensor, row: QuantType, out: Tensor) -> None:
     """Fills uint8 `out [blocks, nbytes]` from `[blocks, block]` float32, float16 or bfloat16."""
-    lanes = EAGER_TILE // row.block
+    encode, lanes = row.encoder(), EAGER_TILE // row.block
     for part, into in zip(values.split(lanes), out.split(lanes), strict=True):
-        into.copy_(row.encode(part.t().to(torch.float32).contiguous()).t())
+        into.copy_(encode(part.t().to(torch.float32).contiguous()).t())
 
 
 def decode_eager(blocks: Tensor, row: QuantType, out: Tensor) -> None:
@@ -53,7 +53,7 @@ def decode_eager(blocks: Tensor, row: QuantType, out: Tensor) -> None:
 def encode_compiled(values: Tensor, row: QuantType, out: Tensor) -> None:
     """As `encode_eager`, through `torch.compile`."""
     threads = min(torch.get_num_threads(), MOST_THREADS)
-    lanes = threads * COMPILED_TILE // row.block
+    encode, lanes = row.encoder(), threads * COMPILED_TILE // row.block
     # Tiles of our own, made outside inference and gradient modes: the compiled code never sees
     # anything that it would have to be specialised for.
     with torch.inference_mode(False):
@@ -63,7 +63,7 @@ def encode_compiled(values: Tensor, row: QuantType, out: Tensor) -> None:
         with torch.inference_mode(False), torch.no_grad(), compiled_stages():
             tile[:count] = part
             x = tile.t().to(torch.float32) if row.block == 1 else _load(tile)
-            blocks = row.encode(x)
+            blocks = encode(x)
         into.copy_(blocks[:, :count].t())
 
 
