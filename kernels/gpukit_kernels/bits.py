@@ -26,12 +26,12 @@ def nearest_level(v: Tensor, low: int, high: int) -> Tensor:
 
 
 def round_away(v: Tensor) -> Tensor:
-    """`v` rounded to an integer, halves away from zero, as C's roundf; float32, |v| < 2**22.
+    """int32: `v` rounded, halves away from zero, as C's roundf; |v| < 2**22.
 
     The addend is the float below one half: with one half itself the float below 0.5 would become 1.
     """
     almost_half = torch.full((), 0.49999997, dtype=v.dtype, device=v.device)
-    return (v + torch.copysign(almost_half, v)).trunc()
+    return (v + torch.copysign(almost_half, v)).to(torch.int32)
 
 
 def divide(a: float, b: Tensor) -> Tensor:

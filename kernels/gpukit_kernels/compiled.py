@@ -4,7 +4,7 @@ Figures: one core of a 2-core AMD EPYC (Zen 5, AVX-512), torch 2.13, bf16 in, M 
 
              F16   BF16   Q8_0   Q4_0   Q5_0   Q4_K   Q5_K   Q6_K
     compiled 490    420    330    340    240    100    110    130
-    eager    500    500    155    190    120      8     10     19
+    eager    500    500    350    220    140      8     12     21
 
 The floor: a Q4_K weight goes through 22 candidates of some 28 operations (level 7, weight 2, three
 sums 6, the level again 7, error 6), 616 in all or 39 instructions on 16 lanes. At three a cycle
@@ -17,49 +17,28 @@ stage, so on a busy machine a GOMP_SPINCOUNT well below its default helps much.
 import logging
 import os
 import shutil
-import tempfile
 import threading
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gpukit_kernels import tiles
+from gpukit_kernels import cache, stages, tiles
 from gpukit_kernels.table import QuantType
 
-# Weights from which on compiling repays itself on two cores, at the rates above. With nothing in
-# the cache it costs some 10 s, with the code there 4 s to import torch's compiler and load it. A
-# type with a search gains 50 ns a weight, the others 1.7 ns. Casts are as fast in eager torch.
-# Users convert more than once, so a search is compiled somewhat before its first use repays it.
-REPAYS_SEARCH, REPAYS_SEARCH_CACHED = 100_000_000, 40_000_000
-REPAYS_PLAIN, REPAYS_PLAIN_CACHED = 6_000_000_000, 2_400_000_000
+# Weights from which on compiling a search repays itself on two cores, at the rates above. With
+# nothing in the cache it costs some 15 s, with the code there 2 s to import torch's compiler; it
+# gains 60 ns a weight. Users convert more than once, so it is done somewhat before its first use
+# repays it. Types without a search are as fast in eager torch.
+REPAYS, REPAYS_CACHED = 100_000_000, 30_000_000
 
 # Blocks that every type encodes both ways before its compiled code is trusted.
 CHECKED_BLOCKS = 256
-
-# Inductor reads this variable each time it looks for its folder, and sets it to a temporary folder
-# when it is first imported: what the user chose must be read before.
-CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-_CHOSEN = os.environ.get(CACHE_VARIABLE)
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _failure: str | None = None
 _trusted: set[str] = set()
-
-
-def cache_folder() -> Path:
-    """Where compiled code is kept between processes.
-
-    $TORCHINDUCTOR_CACHE_DIR, else below $XDG_CACHE_HOME, else below ~/.cache.
-    """
-    if _CHOSEN:
-        return Path(_CHOSEN)
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(base) if base else Path.home() / ".cache") / "gpukit" / "inductor"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / "gpukit" / "inductor"
 
 
 def compiler() -> str | None:
@@ -72,14 +51,11 @@ def compiler() -> str | None:
 
 def repays(row: QuantType, weights: int) -> bool:
     """Whether compiling `row` is worth it for `weights` weights in total."""
-    if row.block == 1 or not row.encodable or _failure is not None or compiler() is None:
+    if not row.search or _failure is not None or compiler() is None:
         return False
     if row.name in _trusted:  # loaded already: from some tiles on, the last of which is filled up
-        return row.block > 1 and weights >= 4 * tiles.COMPILED_TILE
-    search, plain = REPAYS_SEARCH, REPAYS_PLAIN
-    if _marker(row).exists():
-        search, plain = REPAYS_SEARCH_CACHED, REPAYS_PLAIN_CACHED
-    return weights >= (search if row.block == 256 else plain)
+        return weights >= 4 * tiles.COMPILED_TILE
+    return weights >= (REPAYS_CACHED if _marker(row).exists() else REPAYS)
 
 
 def encode(values: Tensor, row: QuantType, out: Tensor) -> None:
@@ -97,7 +73,7 @@ def status() -> str:
     path = compiler()
     if path is None:
         return "eager torch: no C++ compiler"
-    return f"compiled with {path} where the work repays it, code kept in {cache_folder()}"
+    return f"compiled with {path} where the work repays it, code kept in {cache.folder()}"
 
 
 def _ready(row: QuantType) -> bool:
@@ -105,10 +81,12 @@ def _ready(row: QuantType) -> bool:
     global _failure
     with _lock:
         if _failure is None and row.name not in _trusted:
-            os.environ[CACHE_VARIABLE] = str(cache_folder())
+            os.environ[cache.VARIABLE] = str(cache.folder())
             try:
+                if _marker(row).exists():
+                    stages.trust_compiler()
                 _compare(row)
-                _marker(row).parent.mkdir(parents=True, exist_ok=True)
+                cache.folder().mkdir(parents=True, exist_ok=True)
                 _marker(row).touch()
             except Exception as error:
                 _failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
@@ -140,6 +118,5 @@ def _compare(row: QuantType) -> None:
 
 
 def _marker(row: QuantType) -> Path:
-    # The number of threads decides the size of a tile, and inductor writes it into its code.
-    name = f"{row.name}-torch{torch.__version__}-{torch.get_num_threads()}.compiled"
-    return cache_folder() / name
+    """Exists once the code of `row` was compiled and found exact on this machine."""
+    return cache.place(row.name)

@@ -53,6 +53,19 @@ def first_largest(x: Tensor) -> tuple[Tensor, Tensor]:
 
     The first one where several are as large; zero where there is none (a NaN never is).
     """
+    if torch.compiler.is_compiling():
+        return _first_largest_in_turn(x)
+    high, low = x.amax(dim=0), x.amin(dim=0)
+    magnitude = torch.maximum(high, -low) + 0.0  # no zero keeps a sign
+    largest = torch.where(high == magnitude, magnitude, -magnitude)
+    # Few lanes reach both ends, or hold a NaN: there the order decides.
+    unclear = (high == -low) & (magnitude != 0) | (magnitude != magnitude)
+    if bool(unclear.any()):
+        largest[unclear], magnitude[unclear] = _first_largest_in_turn(x[:, unclear])
+    return largest, magnitude
+
+
+def _first_largest_in_turn(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = torch.zeros_like(x[0])
     magnitude = torch.zeros_like(largest)
     for i in range(x.shape[0]):

@@ -10,20 +10,23 @@ compiled step called some twenty times on a tile that fits the second-level cach
 function.
 """
 
+import logging
+import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 
+from gpukit_kernels import cache
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# More than all types, float dtypes and tile sizes of one process; dynamo's own limit is 8.
-KINDS_OF_TILES = 256
-
+_log = logging.getLogger(__name__)
 _mode = threading.local()
 # One compilation at a time, and no thread waits in torch for another thread's.
 _compiling = threading.Lock()
@@ -42,36 +45,79 @@ FUSED_SUMS: dict[str, Any] = {"realize_reads_threshold": 8}
 
 
 class Stage(Generic[P, R]):
-    """A torch function and, once it is first wanted, its compiled form."""
+    """A torch function and its compiled forms: one for each kind of tile, kept in files."""
 
     def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
         self.function = function
         self.__doc__ = function.__doc__
         self._options = {**EXACT, **options}
-        self._compiled: Callable[P, R] | None = None
-        self._known: set[tuple[object, ...]] = set()
+        self._compiled: dict[Hashable, Callable[P, R]] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if not getattr(_mode, "compiled", False):
             return self.function(*args, **kwargs)
-        # What the code is specialised for: one shape and type of tile, and the number of levels.
-        key = tuple(
-            (arg.shape, arg.dtype) if isinstance(arg, torch.Tensor) else arg
-            for arg in args
-            if isinstance(arg, torch.Tensor | int)
+        key = _kind(args)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            with _compiling, warnings.catch_warnings():
+                # What torch deprecates in itself is no news to callers, nor an error for them.
+                warnings.simplefilter("ignore")
+                compiled = self._compiled.get(key) or self._load(key) or self._compile(key, args)
+                self._compiled[key] = compiled
+        return compiled(*args, **kwargs)
+
+    def _path(self, key: Hashable) -> Path:
+        name = f"{self.function.__module__}.{self.function.__qualname__}".replace("<", "")
+        return cache.place(name.replace(">", ""), (key, sorted(self._options.items())))
+
+    def _load(self, key: Hashable) -> Callable[P, R] | None:
+        """What an earlier process compiled: tracing it again would take as long as the work."""
+        try:
+            with open(self._path(key), "rb") as file:
+                return _unguarded(torch.compiler.load_compiled_function(file))
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # damaged, or torch no longer reads it
+            _log.info("%s: %s", self._path(key), error)
+            return None
+
+    def _compile(self, key: Hashable, args: Any) -> Callable[P, R]:
+        function: Any = torch.compile(
+            self.function, dynamic=False, fullgraph=True, options=self._options
         )
-        if self._compiled is not None and key in self._known:
-            return self._compiled(*args, **kwargs)
-        with _compiling, warnings.catch_warnings():
-            # What torch deprecates in itself is no news to callers, nor an error under -W error.
-            warnings.simplefilter("ignore")
-            if self._compiled is None:
-                self._compiled = torch.compile(
-                    self.function, dynamic=False, fullgraph=True, options=self._options
-                )
-            result = self._compiled(*args, **kwargs)
-            self._known.add(key)
-            return result
+        compiled = function.aot_compile((args, {}))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "stage"
+            compiled.save_compiled_function(path)
+            cache.write(self._path(key), path.read_bytes())
+        return _unguarded(compiled)
+
+
+def _unguarded(compiled: Any) -> Any:
+    """Without torch's checks of every call: `_kind` and the caller's modes cover what they ask."""
+    compiled.disable_guard_check()
+    return compiled
+
+
+def _kind(args: Any) -> tuple[Hashable, ...]:
+    """What code is specialised for: shapes, strides, dtypes, and numbers such as levels."""
+    return tuple(
+        (arg.shape, arg.stride(), arg.dtype)
+        if isinstance(arg, torch.Tensor)
+        else _kind(arg)
+        if isinstance(arg, tuple)
+        else arg
+        for arg in args
+    )
+
+
+def trust_compiler() -> None:
+    """Spare inductor its trial of every vector instruction set, a second, which it made before."""
+    with suppress(Exception):  # only a matter of time
+        from torch._inductor import config, cpu_vec_isa
+
+        with config.patch({"cpp.vec_isa_ok": True}):
+            cpu_vec_isa.valid_vec_isa_list()
 
 
 def stage(function: Callable[P, R]) -> Stage[P, R]:
@@ -90,8 +136,6 @@ def compiled_stages() -> Iterator[None]:
     before = getattr(_mode, "compiled", False)
     _mode.compiled = True
     try:
-        # A stage is compiled once for each kind of tile: types, float dtypes, sizes.
-        with torch._dynamo.config.patch(recompile_limit=KINDS_OF_TILES):
-            yield
+        yield
     finally:
         _mode.compiled = before

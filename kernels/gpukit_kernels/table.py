@@ -40,6 +40,7 @@ class QuantType:
              that is only read
     decode   uint8 `[nbytes, lanes]` -> float32 `[block, lanes]`, exact values
     triton   the same as jit functions
+    search   encoding tries many candidates a weight: worth compiling
     """
 
     name: str
@@ -49,6 +50,7 @@ class QuantType:
     encode: Callable[[Tensor], Tensor] | None
     decode: Callable[[Tensor], Tensor]
     triton: TritonPair | None = None
+    search: bool = False
 
     def row_bytes(self, n: int) -> int:
         """Bytes of a row of `n` values; `QuantError` when blocks do not divide it."""

@@ -3,7 +3,8 @@
 A tile is `[elements, lanes]`: lanes are consecutive blocks, element i of all of them is one row.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from gpukit_kernels.table import QuantType
 COMPILED_TILE = 1 << 19
 MOST_THREADS = 16
 
-# Weights in a tile of the eager path, where each operation is a call of its own (measured: half and
-# four times as many are slower for the types with a search); scratch memory is some 20 MB.
-EAGER_TILE = 1 << 19
+# Weights in a tile of the eager path, where each operation is a call of its own: fewer, and Python
+# is what takes time; more, and scratch tensors leave the second-level cache and malloc's own pool
+# (measured: half and twice as many are slower for every type). Scratch is some 5 MB a thread.
+EAGER_TILE = 1 << 17
 
 # Values of a strided tensor that are copied at a time.
 SLAB = 1 << 22
@@ -38,16 +40,72 @@ def slabs(tensor: Tensor, unit: int) -> Iterator[Tensor]:
 
 def encode_eager(values: Tensor, row: QuantType, out: Tensor) -> None:
     """Fills uint8 `out [blocks, nbytes]` from `[blocks, block]` float32, float16 or bfloat16."""
-    encode, lanes = row.encoder(), EAGER_TILE // row.block
-    for part, into in zip(values.split(lanes), out.split(lanes), strict=True):
-        into.copy_(encode(part.t().to(torch.float32).contiguous()).t())
+    encoder = row.encoder()
+
+    def encode(part: Tensor, into: Tensor) -> None:
+        into.copy_(encoder(part.t().to(torch.float32).contiguous()).t())
+
+    _spread(encode, values, out, EAGER_TILE // row.block)
 
 
 def decode_eager(blocks: Tensor, row: QuantType, out: Tensor) -> None:
     """Fills `out [blocks, block]` of any float type from uint8 `[blocks, nbytes]`."""
-    lanes = EAGER_TILE // row.block
-    for part, into in zip(blocks.split(lanes), out.split(lanes), strict=True):
+
+    def decode(part: Tensor, into: Tensor) -> None:
         into.copy_(row.decode(part.t().contiguous()).t())
+
+    _spread(decode, blocks, out, EAGER_TILE // row.block)
+
+
+# One spread at a time: torch's number of threads belongs to the process.
+_spreading = threading.Lock()
+
+
+def _spread(
+    work: Callable[[Tensor, Tensor], None], source: Tensor, out: Tensor, lanes: int
+) -> None:
+    """`work(part, into)` for each `lanes` rows of `source` and `out`, on torch's number of threads.
+
+    A thread takes whole tiles and runs each operation alone: short operations on all threads meet
+    some hundred times a tile and reach half the speed.
+    """
+    tiles = zip(source.split(lanes), out.split(lanes), strict=True)
+    if source.shape[0] <= lanes or not _spreading.acquire(blocking=False):
+        for part, into in tiles:
+            work(part, into)
+        return
+    failures: list[BaseException] = []
+    turn = threading.Lock()
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                while not failures:
+                    with turn:
+                        tile = next(tiles, None)
+                    if tile is None:
+                        return
+                    work(*tile)
+        except BaseException as error:  # handed to the caller below
+            failures.append(error)
+
+    count = torch.get_num_threads()
+    try:
+        threads = [
+            threading.Thread(target=run, name="gpukit-tiles", daemon=True)
+            for _ in range(min(count, MOST_THREADS))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        # What a thread has set for itself counts for every thread that begins later, too.
+        torch.set_num_threads(count)
+        _spreading.release()
+    if failures:
+        raise failures[0]
 
 
 def encode_compiled(values: Tensor, row: QuantType, out: Tensor) -> None:

@@ -70,4 +70,8 @@ def encode_tl(x, out, at, mask):
         store_word32_tl(out, place + 4 * i, tl.sum(pairs, axis=2), mask[:, None])
 
 
-ROWS = (QuantType("Q4_K", 12, 256, 144, encode, decode, TritonPair(encode_tl, decode_tl, tile=16)),)
+ROWS = (
+    QuantType(
+        "Q4_K", 12, 256, 144, encode, decode, TritonPair(encode_tl, decode_tl, tile=16), search=True
+    ),
+)

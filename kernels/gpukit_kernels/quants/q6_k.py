@@ -167,4 +167,8 @@ def _store_levels_tl(groups, step, inverse, zero, out, at, mask):
         store_word16_tl(out, high_place + 2 * i, high, masked)
 
 
-ROWS = (QuantType("Q6_K", 14, 256, 210, encode, decode, TritonPair(encode_tl, decode_tl, tile=8)),)
+ROWS = (
+    QuantType(
+        "Q6_K", 14, 256, 210, encode, decode, TritonPair(encode_tl, decode_tl, tile=8), search=True
+    ),
+)

@@ -1,0 +1,60 @@
+"""Where compiled CPU code is kept between processes, and under which names.
+
+Two kinds of files lie in one folder: inductor's own (sources and shared libraries) and ours, one a
+stage: what torch needs to call that library without tracing the stage again.
+"""
+
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Hashable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+
+# Inductor reads this variable each time it looks for its folder, and sets it to a temporary folder
+# when it is first imported: what the user chose must be read before.
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_CHOSEN = os.environ.get(VARIABLE)
+
+
+def folder() -> Path:
+    """$TORCHINDUCTOR_CACHE_DIR, else below $XDG_CACHE_HOME, else below ~/.cache."""
+    if _CHOSEN:
+        return Path(_CHOSEN)
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "gpukit" / "inductor"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "gpukit" / "inductor"
+
+
+def place(name: str, key: Hashable = ()) -> Path:
+    """The file of `name` compiled for `key` on this machine; other code has other names."""
+    digest = hashlib.sha256(f"{_machine()} {torch.get_num_threads()} {key}".encode())
+    return folder() / f"{name}-{digest.hexdigest()[:16]}.compiled"
+
+
+@cache
+def _machine() -> str:
+    """What compiled code depends on besides its arguments: our sources, versions, the processor."""
+    sources = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        sources.update(path.read_bytes())
+    processor = platform.processor()
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        processor = next(line for line in lines if line.startswith(("flags", "Features")))
+    return f"{sources.hexdigest()} {torch.__version__} {sys.version} {processor}"
+
+
+def write(path: Path, data: bytes) -> None:
+    """Leave `data` at `path`, whole; where it cannot be kept, the next process compiles again."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(data)
+        os.replace(file.name, path)
