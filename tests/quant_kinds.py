@@ -1,6 +1,7 @@
 """Kinds of weights that take the quantisers through their corners, and the peer with the bytes.
 
-A kind is float32 `[n, 256]`: n rows of one K block or of eight small ones.
+A kind is float32 `[n, 256]`: n rows of one K block or of eight small ones. For types that are only
+read there are blocks of random bytes instead.
 """
 
 import ctypes
@@ -8,9 +9,13 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+
+from gpukit_kernels import QuantType, quantize
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -89,6 +94,35 @@ def make(kind: str, n: int, seed: int = 0) -> Floats:
         return {**FINITE, **NOT_FINITE}[kind](n, np.random.default_rng([seed, len(kind)]))
 
 
+def random_blocks(name: str, count: int, seed: int = 0, least: float = 0.0) -> Bytes:
+    """uint8 `[count, nbytes]`: random blocks of the type `name`, all of whose values are finite.
+
+    With `least` the largest magnitude of a block lies between it and eight times as much.
+    """
+    kind = gguf.GGMLQuantizationType[name]
+    rng = np.random.default_rng([seed, kind.value])
+    found: list[Bytes] = []
+    while not found or sum(map(len, found)) < count:
+        shape = (count + 64, gguf.constants.GGML_QUANT_SIZES[kind][1])
+        blocks = rng.integers(0, 256, shape, dtype=np.uint8)
+        with np.errstate(all="ignore"):
+            largest = np.abs(gguf.quants.dequantize(blocks, kind)).max(axis=1)
+        fits = np.isfinite(largest)
+        if least:
+            fits &= (largest >= least) & (largest <= 8 * least)
+        found.append(blocks[fits])
+    return np.concatenate(found)[:count]
+
+
+def blocks_of(row: QuantType, rows: int, width: int, seed: int = 0) -> torch.Tensor:
+    """uint8 `[rows, row_bytes]`: gaussian values in blocks; random blocks of a type only read."""
+    if row.encodable:
+        random = torch.Generator().manual_seed(seed)
+        return quantize(torch.randn(rows, width, generator=random), row, backend="eager")
+    blocks = random_blocks(row.name, rows * (width // row.block), seed)
+    return torch.from_numpy(blocks).view(rows, row.row_bytes(width))
+
+
 class Peer:
     """llama.cpp's own quantisers, from the library inside xllamacpp."""
 
@@ -119,6 +153,17 @@ class Peer:
             id, values.ctypes.data, out.ctypes.data, 0, rows, n, None
         )
         assert written == out.size
+        return out
+
+    def dequantize(self, blocks: Bytes, name: str, block: int) -> Floats:
+        """float32 `[count, block]` of uint8 `[count, nbytes]`: the values that the C reads."""
+        # The C's names: q4_0, q4_K, iq2_xxs.
+        decode = self._ggml[f"dequantize_row_{name.lower().replace('_k', '_K')}"]
+        decode.restype = None
+        decode.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        blocks = np.ascontiguousarray(blocks)
+        out = np.full((len(blocks), block), np.nan, np.float32)
+        decode(blocks.ctypes.data, out.ctypes.data, out.size)
         return out
 
 

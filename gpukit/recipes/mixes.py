@@ -309,6 +309,9 @@ def make_overrides(
 def _tensor_type(name: str) -> str:
     from gpukit_kernels import QUANTS
 
-    if name.upper() not in QUANTS:
-        raise ArgumentError(f"unknown tensor type {name!r}; known: {', '.join(QUANTS)}")
-    return name.upper()
+    row = QUANTS.get(name.upper())
+    if row is None or not row.encodable:
+        what = "gpukit only reads" if row else "unknown"
+        known = ", ".join(kind for kind, row in QUANTS.items() if row.encodable)
+        raise ArgumentError(f"{what} tensor type {name!r}; known: {known}")
+    return row.name

@@ -35,8 +35,15 @@ def encode_kernel(
 
 
 @triton.jit
+def decode_blocks_tl(blocks, table, at, mask, DECODE: tl.constexpr):
+    """float32 `[TILE, block]`: DECODE of the blocks at `at`; `table` is None if it takes none."""
+    return DECODE(blocks, at, mask) if table is None else DECODE(blocks, at, mask, table)
+
+
+@triton.jit
 def decode_kernel(
     blocks,
+    table,
     out,
     count,
     DECODE: tl.constexpr,
@@ -48,7 +55,7 @@ def decode_kernel(
     first = tl.program_id(0).to(tl.int64) * TILE
     block = tl.arange(0, TILE)
     mask = block < count - first
-    x = DECODE(blocks + first * NBYTES, block * NBYTES, mask)  # [TILE, BLOCK]
+    x = decode_blocks_tl(blocks + first * NBYTES, table, block * NBYTES, mask, DECODE)
     place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     store_float_tl(out + first * BLOCK + place, x, mask[:, None])
 
@@ -83,6 +90,7 @@ def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
         with torch.cuda.device_of(blocks):
             decode_kernel[(triton.cdiv(count, tile),)](
                 blocks.contiguous(),
+                device_table(pair, blocks.device),
                 out,
                 count,
                 DECODE=pair.decode,
@@ -92,6 +100,11 @@ def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
                 enable_fp_fusion=False,
             )
     return out
+
+
+def device_table(pair: TritonPair, device: torch.device) -> Tensor | None:
+    """The constants on `device` that `pair.decode` reads, None where it reads none."""
+    return pair.table(device) if pair.table else None
 
 
 def triton_pair(row: QuantType) -> TritonPair:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.launch import triton_pair
+from gpukit_kernels.launch import decode_blocks_tl, device_table, triton_pair
 from gpukit_kernels.table import QuantType
 
 # Rows of x up to which W is decoded again for each of them: below, a tile of the tensor cores, 16
@@ -31,6 +31,7 @@ MANY_WARPS = 8
 @triton.jit
 def decode_rows_tl(
     blocks,
+    table,
     first,
     rows,
     per_row,
@@ -45,7 +46,9 @@ def decode_rows_tl(
     block = first + tl.arange(0, STEP)
     mask = (row < rows)[:, None] & (block < per_row)[None, :]
     at = (row[:, None] * per_row + block[None, :]) * NBYTES  # [ROWS, STEP]
-    values = DECODE(blocks, tl.reshape(at, (ROWS * STEP,)), tl.reshape(mask, (ROWS * STEP,)))
+    at = tl.reshape(at, (ROWS * STEP,))
+    mask = tl.reshape(mask, (ROWS * STEP,))
+    values = decode_blocks_tl(blocks, table, at, mask, DECODE)
     return tl.reshape(values, (ROWS, STEP * BLOCK))
 
 
@@ -53,6 +56,7 @@ def decode_rows_tl(
 def matmul_few_kernel(
     x,
     blocks,
+    table,
     out,
     rows,
     width,
@@ -72,7 +76,7 @@ def matmul_few_kernel(
     total = tl.zeros((ROWS, STEP * BLOCK), tl.float32)
     for first in range(0, per_row, STEP):
         weights = decode_rows_tl(
-            blocks, first, rows - first_row, per_row, DECODE, BLOCK, NBYTES, ROWS, STEP
+            blocks, table, first, rows - first_row, per_row, DECODE, BLOCK, NBYTES, ROWS, STEP
         )
         k = first * BLOCK + tl.arange(0, STEP * BLOCK)
         total += weights * tl.load(x + k, mask=k < width, other=0.0)[None, :]
@@ -84,6 +88,7 @@ def matmul_few_kernel(
 def matmul_many_kernel(
     x,
     blocks,
+    table,
     out,
     count,
     rows,
@@ -109,7 +114,7 @@ def matmul_many_kernel(
     total = tl.zeros((COUNT, ROWS), tl.float32)
     for first in range(0, per_row, STEP):
         weights = decode_rows_tl(
-            blocks, first, rows - first_row, per_row, DECODE, BLOCK, NBYTES, ROWS, STEP
+            blocks, table, first, rows - first_row, per_row, DECODE, BLOCK, NBYTES, ROWS, STEP
         )
         k = first * BLOCK + tl.arange(0, STEP * BLOCK)
         mask = (m < count - first_m)[:, None] & (k < width)[None, :]
@@ -131,13 +136,15 @@ def matmul_triton(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
     out = torch.empty((count, rows), dtype=torch.float32, device=x.device)
     if not out.numel():
         return out
-    shape = {"DECODE": triton_pair(row).decode, "BLOCK": row.block, "NBYTES": row.nbytes}
+    pair = triton_pair(row)
+    table = device_table(pair, blocks.device)
+    shape = {"DECODE": pair.decode, "BLOCK": row.block, "NBYTES": row.nbytes}
     with torch.cuda.device_of(x):
         if count <= FEW_ROWS:
             grid = (triton.cdiv(rows, VECTOR_ROWS), count)
             step = VECTOR_WIDTH // row.block
             matmul_few_kernel[grid](
-                x, blocks, out, rows, width, **shape, ROWS=VECTOR_ROWS, STEP=step
+                x, blocks, table, out, rows, width, **shape, ROWS=VECTOR_ROWS, STEP=step
             )
         else:
             side, tile, step = many_tile(row, count)
@@ -145,6 +152,7 @@ def matmul_triton(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
             matmul_many_kernel[grid](
                 x,
                 blocks,
+                table,
                 out,
                 count,
                 rows,

@@ -32,9 +32,11 @@ def quantize(
 
     `values` is float32, float16 or bfloat16 `[..., n]` on any device, n a multiple of the block.
     `backend` is "eager", "compiled" or "triton"; by default device and amount of work choose
-    (`plan_backend`). `QuantError` for a width, dtype, type or backend that does not fit.
+    (`plan_backend`). `QuantError` for a width, dtype, type or backend that does not fit, and for
+    a type that is only read.
     """
     row = by_name(qtype)
+    row.encoder()
     if importance is not None:
         raise QuantError(f"importance weights are not supported for {row.name}; pass none")
     if values.dtype not in FLOATS:

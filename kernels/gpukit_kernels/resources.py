@@ -80,25 +80,28 @@ def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
     """Every kernel of `row`; encode from and decode to each of `dtypes`, in Triton's names."""
     pair = launch.triton_pair(row)
     shape = {"BLOCK": row.block, "NBYTES": row.nbytes}
+    # A table is a pointer to int16, or the constant None.
+    table = {"table": "*i16"} if pair.table else {}
+    decoder = {"DECODE": pair.decode, **({} if table else {"table": None}), **shape}
     for dtype in dtypes:
-        yield Kernel(
-            f"{row.name} encode {dtype}",
-            launch.encode_kernel,
-            {"values": f"*{dtype}", "out": "*u8"},
-            ("count",),
-            {"ENCODE": pair.encode, **shape, "TILE": pair.tile},
-            True,
-        )
+        if row.encodable:
+            yield Kernel(
+                f"{row.name} encode {dtype}",
+                launch.encode_kernel,
+                {"values": f"*{dtype}", "out": "*u8"},
+                ("count",),
+                {"ENCODE": pair.encode, **shape, "TILE": pair.tile},
+                True,
+            )
         yield Kernel(
             f"{row.name} decode {dtype}",
             launch.decode_kernel,
-            {"blocks": "*u8", "out": f"*{dtype}"},
+            {"blocks": "*u8", **table, "out": f"*{dtype}"},
             ("count",),
-            {"DECODE": pair.decode, **shape, "TILE": launch.DECODE_VALUES // row.block},
+            {**decoder, "TILE": launch.DECODE_VALUES // row.block},
             True,
         )
-    pointers = {"x": "*fp32", "blocks": "*u8", "out": "*fp32"}
-    shape = {"DECODE": pair.decode, **shape}
+    pointers = {"x": "*fp32", "blocks": "*u8", **table, "out": "*fp32"}
     tile = {
         "ROWS": matmul_triton.VECTOR_ROWS,
         "STEP": matmul_triton.VECTOR_WIDTH // row.block,
@@ -108,7 +111,7 @@ def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
         matmul_triton.matmul_few_kernel,
         pointers,
         ("rows", "width"),
-        {**shape, **tile},
+        {**decoder, **tile},
         False,
     )
     for count in sorted({matmul_triton.many_tile(row, count)[1] for count in (16, 64)}):
@@ -118,7 +121,7 @@ def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
             matmul_triton.matmul_many_kernel,
             pointers,
             ("count", "rows", "width"),
-            {**shape, "COUNT": count, "ROWS": rows, "STEP": step},
+            {**decoder, "COUNT": count, "ROWS": rows, "STEP": step},
             False,
             matmul_triton.MANY_WARPS,
             1,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpukit_kernels.errors import QuantError
@@ -17,21 +18,26 @@ class TritonPair:
     """The Triton side of a type: jit functions that `launch.py` and `matmul.py` build kernels from.
 
     encode   encode(x, out, at, mask): stores float32 `[TILE, block]` as blocks at byte
-             offsets `at`, int32 `[TILE]`, of the uint8 pointer `out`, which is aligned
-    decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`
+             offsets `at`, int32 `[TILE]`, of the uint8 pointer `out`, which is aligned; None
+             for a type that is only read
+    decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`; with a
+             table decode(blocks, at, mask, table)
     tile     blocks that a program of four warps encodes
+    table    the constants that `decode` reads, as a tensor on a device; None where it reads none
     """
 
     encode: Any
     decode: Any
-    tile: int
+    tile: int = 0
+    table: Callable[[torch.device], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class QuantType:
     """One type of GGUF data: its facts, its torch functions (the reference), its Triton functions.
 
-    encode   float32 `[block, lanes]` -> uint8 `[nbytes, lanes]`, exact bytes
+    encode   float32 `[block, lanes]` -> uint8 `[nbytes, lanes]`, exact bytes; None for a type
+             that is only read
     decode   uint8 `[nbytes, lanes]` -> float32 `[block, lanes]`, exact values
     triton   the same as jit functions
     search   encoding tries many candidates a weight: worth compiling
@@ -41,7 +47,7 @@ class QuantType:
     id: int
     block: int
     nbytes: int
-    encode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor] | None
     decode: Callable[[Tensor], Tensor]
     triton: TritonPair | None = None
     search: bool = False
@@ -51,6 +57,18 @@ class QuantType:
         if n % self.block:
             raise QuantError(f"rows of {n} are no multiple of {self.block} ({self.name})")
         return n // self.block * self.nbytes
+
+    @property
+    def encodable(self) -> bool:
+        """Whether values can be written in this type; if not, they can only be read."""
+        return self.encode is not None
+
+    def encoder(self) -> Callable[[Tensor], Tensor]:
+        """`encode`; `QuantError` for a type that is only read, naming those that are not."""
+        if self.encode is None:
+            known = ", ".join(name for name, row in QUANTS.items() if row.encodable)
+            raise QuantError(f"{self.name} can only be read; types that can be written: {known}")
+        return self.encode
 
     @property
     def bits_per_weight(self) -> float:

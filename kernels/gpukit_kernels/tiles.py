@@ -42,9 +42,10 @@ def slabs(tensor: Tensor, unit: int) -> Iterator[Tensor]:
 
 def encode_eager(values: Tensor, row: QuantType, out: Tensor) -> None:
     """Fills uint8 `out [blocks, nbytes]` from `[blocks, block]` float32, float16 or bfloat16."""
+    encoder = row.encoder()
 
     def encode(part: Tensor, into: Tensor) -> None:
-        into.copy_(row.encode(part.t().to(torch.float32).contiguous()).t())
+        into.copy_(encoder(part.t().to(torch.float32).contiguous()).t())
 
     _spread(encode, values, out, EAGER_TILE // row.block)
 
@@ -112,7 +113,7 @@ def _spread(
 def encode_compiled(values: Tensor, row: QuantType, out: Tensor) -> None:
     """As `encode_eager`, through `torch.compile`."""
     threads = min(torch.get_num_threads(), MOST_THREADS)
-    lanes = threads * (COMPILED_TILE // row.block + COMPILED_PAD)
+    encode, lanes = row.encoder(), threads * (COMPILED_TILE // row.block + COMPILED_PAD)
     # Tiles of our own, made outside inference and gradient modes: the compiled code never sees
     # anything that it would have to be specialised for.
     with torch.inference_mode(False):
@@ -122,7 +123,7 @@ def encode_compiled(values: Tensor, row: QuantType, out: Tensor) -> None:
         with torch.inference_mode(False), torch.no_grad(), compiled_stages():
             tile[:count] = part
             x = tile.t().to(torch.float32) if row.block == 1 else _load(tile)
-            blocks = row.encode(x)
+            blocks = encode(x)
         into.copy_(blocks[:, :count].t())
 
 

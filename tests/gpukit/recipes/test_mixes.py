@@ -144,6 +144,7 @@ def test_overrides() -> None:
         (["=Q8_0"], "REGEX=TYPE is needed"),
         (["(=Q8_0"], "no regular expression"),
         (["a=Q9"], "unknown tensor type 'Q9'; known: F32"),
+        (["a=iq2_xs"], "gpukit only reads tensor type 'iq2_xs'; known: F32"),
     ],
 )
 def test_bad_overrides(patterns: list[str], words: str) -> None:

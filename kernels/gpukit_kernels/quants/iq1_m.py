@@ -1,0 +1,64 @@
+"""IQ1_M: 256 values in 56 bytes, 1.75 bits a weight; read only.
+
+    bytes 0-31   one an octet: its row of the codebook, low 8 bits
+    bytes 32-47  four bits an octet: the three high bits of its row, and its shift
+    bytes 48-55  two for each 64 values: the scale of each 16, 3 bits, and on top four bits of d,
+                 fp16, the lowest first
+
+x = (d * (2 * scale + 1)) * (level - 1 + 1/8), or - 1/8 where the shift is 1.
+Source: block_iq1_m, dequantize_row_iq1_m in llama.cpp's ggml-quants.c.
+"""
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels import grids
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import load_byte_tl
+
+# The codebook of IQ1_S.
+GRID = partial(grids.grid, "IQ1_S")
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[256, lanes]` of uint8 `[56, lanes]`."""
+    high = grids.fields(blocks[32:48], 4, 2).to(torch.int32)
+    levels = grids.rows(GRID(blocks.device), blocks[:32].to(torch.int32) | ((high & 7) << 8), 8)
+    word = grids.words(blocks[48:], 2)
+    top = word >> 12
+    d = top[0] | (top[1] << 4) | (top[2] << 8) | (top[3] << 12)
+    d = d.to(torch.int16).view(torch.float16).to(torch.float32)
+    # An eighth of the step times eight times the level is exact.
+    step = d * (2 * grids.fields(word, 3, 4) + 1).to(torch.float32) * 0.125
+    return grids.scaled(step, grids.iq1_levels(levels, high >> 3))
+
+
+@triton.jit
+def decode_tl(blocks, at, mask, table):
+    """float32 `[TILE, 256]` of the blocks at byte offsets `at`."""
+    octet = tl.arange(0, 32)[None, :]
+    start = at[:, None]
+    masked = mask[:, None]
+    high = load_byte_tl(blocks, start + 32 + octet // 2, masked) >> (octet % 2 * 4)
+    low = load_byte_tl(blocks, start + octet, masked)
+    levels = grids.rows_of_eight_tl(table, low | ((high & 7) << 8))
+    word = grids.load_word_tl(blocks, start + 48 + octet // 8 * 2, 2, masked)
+    scale = (2 * ((word >> (octet // 2 % 4 * 3)) & 7) + 1).to(tl.float32)
+    step = _scale_tl(blocks, at, mask)[:, None] * scale * 0.125
+    return grids.scaled_tl(step, grids.iq1_levels_tl(levels, (high >> 3) & 1))
+
+
+@triton.jit
+def _scale_tl(blocks, at, mask):
+    """float32 `[TILE]`: d, whose bits stand in four places."""
+    word = tl.zeros_like(at)
+    for i in tl.static_range(4):
+        word = word | ((load_byte_tl(blocks, at + 49 + 2 * i, mask) >> 4) << (4 * i))
+    return word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+ROWS = (QuantType("IQ1_M", 29, 256, 56, None, decode, TritonPair(None, decode_tl, table=GRID)),)

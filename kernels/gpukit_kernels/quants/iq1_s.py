@@ -1,0 +1,50 @@
+"""IQ1_S: 256 values in 50 bytes, 1.5625 bits a weight; read only.
+
+    bytes 0-1    d, fp16
+    bytes 2-33   one an octet: its row of the codebook, low 8 bits
+    bytes 34-49  two for each 32 values: the three high bits of the four rows, the scale, 3 bits,
+                 and the shift, one bit
+
+x = (d * (2 * scale + 1)) * (level - 1 + 1/8), or - 1/8 where the shift is 1.
+Source: block_iq1_s, dequantize_row_iq1_s in llama.cpp's ggml-quants.c.
+"""
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels import grids
+from gpukit_kernels.bits import half_value
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
+
+GRID = partial(grids.grid, "IQ1_S")
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[256, lanes]` of uint8 `[50, lanes]`."""
+    word = grids.words(blocks[34:], 2)
+    index = blocks[2:34].to(torch.int32) | (grids.fields(word, 3, 4) << 8)
+    levels = grids.rows(GRID(blocks.device), index, 8)
+    # An eighth of the step times eight times the level is exact.
+    step = half_value(blocks, 0) * (2 * ((word >> 12) & 7) + 1).to(torch.float32) * 0.125
+    return grids.scaled(step, grids.iq1_levels(levels, word >> 15))
+
+
+@triton.jit
+def decode_tl(blocks, at, mask, table):
+    """float32 `[TILE, 256]` of the blocks at byte offsets `at`."""
+    octet = tl.arange(0, 32)[None, :]
+    start = at[:, None]
+    word = grids.load_word_tl(blocks, start + 34 + octet // 4 * 2, 2, mask[:, None])
+    low = load_byte_tl(blocks, start + 2 + octet, mask[:, None])
+    levels = grids.rows_of_eight_tl(table, low | (((word >> (octet % 4 * 3)) & 7) << 8))
+    scale = (2 * ((word >> 12) & 7) + 1).to(tl.float32)
+    step = load_half_tl(blocks, at, mask)[:, None] * scale * 0.125
+    return grids.scaled_tl(step, grids.iq1_levels_tl(levels, word >> 15))
+
+
+ROWS = (QuantType("IQ1_S", 19, 256, 50, None, decode, TritonPair(None, decode_tl, table=GRID)),)

@@ -1,0 +1,52 @@
+"""IQ2_S: 256 values in 82 bytes, 2.5625 bits a weight; read only.
+
+    bytes 0-1    d, fp16
+    bytes 2-33   one an octet: its row of the codebook, low 8 bits
+    bytes 34-65  one an octet: its signs
+    bytes 66-73  one for each 32 values: the two high bits of the four rows
+    bytes 74-81  scale of each 16 values, 4 bits
+
+x = ±(d * (scale + 1/2) / 4) * magnitude.
+Source: block_iq2_s, dequantize_row_iq2_s in llama.cpp's ggml-quants.c.
+"""
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels import grids
+from gpukit_kernels.bits import half_value
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
+
+GRID = partial(grids.grid, "IQ2_S")
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[256, lanes]` of uint8 `[82, lanes]`."""
+    high = grids.fields(blocks[66:74], 2, 4).to(torch.int32)
+    index = blocks[2:34].to(torch.int32) | (high << 8)
+    levels = grids.iq2_magnitudes(grids.rows(GRID(blocks.device), index, 8))
+    step = grids.iq2_steps(half_value(blocks, 0), grids.fields(blocks[74:], 4, 2))
+    return grids.scaled(step, grids.signed(levels, blocks[34:66]))
+
+
+@triton.jit
+def decode_tl(blocks, at, mask, table):
+    """float32 `[TILE, 256]` of the blocks at byte offsets `at`."""
+    octet = tl.arange(0, 32)[None, :]
+    start = at[:, None]
+    masked = mask[:, None]
+    high = load_byte_tl(blocks, start + 66 + octet // 4, masked) >> (octet % 4 * 2)
+    index = load_byte_tl(blocks, start + 2 + octet, masked) | ((high & 3) << 8)
+    levels = grids.iq2_magnitudes_tl(grids.rows_of_eight_tl(table, index))
+    scales = load_byte_tl(blocks, start + 74 + octet // 4, masked)
+    step = grids.iq2_steps_tl(load_half_tl(blocks, at, mask), (scales >> (octet // 2 % 2 * 4)) & 15)
+    signs = load_byte_tl(blocks, start + 34 + octet, masked)
+    return grids.scaled_tl(step, grids.signed_tl(levels, signs))
+
+
+ROWS = (QuantType("IQ2_S", 22, 256, 82, None, decode, TritonPair(None, decode_tl, table=GRID)),)

@@ -1,0 +1,46 @@
+"""IQ2_XS: 256 values in 74 bytes, 2.3125 bits a weight; read only.
+
+    bytes 0-1    d, fp16
+    bytes 2-65   two an octet: its row of the codebook, 9 bits, its signs, 7 bits
+                 (grids.eight_signs)
+    bytes 66-73  scale of each 16 values, 4 bits
+
+x = ±(d * (scale + 1/2) / 4) * magnitude.
+Source: block_iq2_xs, dequantize_row_iq2_xs in llama.cpp's ggml-quants.c.
+"""
+
+from functools import partial
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels import grids
+from gpukit_kernels.bits import half_value
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
+
+GRID = partial(grids.grid, "IQ2_XS")
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[256, lanes]` of uint8 `[74, lanes]`."""
+    word = grids.words(blocks[2:66], 2)
+    levels = grids.iq2_magnitudes(grids.rows(GRID(blocks.device), word & 511, 8))
+    step = grids.iq2_steps(half_value(blocks, 0), grids.fields(blocks[66:], 4, 2))
+    return grids.scaled(step, grids.signed(levels, grids.eight_signs(word >> 9)))
+
+
+@triton.jit
+def decode_tl(blocks, at, mask, table):
+    """float32 `[TILE, 256]` of the blocks at byte offsets `at`."""
+    octet = tl.arange(0, 32)[None, :]
+    start = at[:, None]
+    word = grids.load_word_tl(blocks, start + 2 + 2 * octet, 2, mask[:, None])
+    levels = grids.iq2_magnitudes_tl(grids.rows_of_eight_tl(table, word & 511))
+    scales = load_byte_tl(blocks, start + 66 + octet // 4, mask[:, None])
+    step = grids.iq2_steps_tl(load_half_tl(blocks, at, mask), (scales >> (octet // 2 % 2 * 4)) & 15)
+    return grids.scaled_tl(step, grids.signed_tl(levels, grids.eight_signs_tl(word >> 9)))
+
+
+ROWS = (QuantType("IQ2_XS", 17, 256, 74, None, decode, TritonPair(None, decode_tl, table=GRID)),)

@@ -1,0 +1,55 @@
+"""IQ3_S: 256 values in 110 bytes, 3.4375 bits a weight; read only.
+
+    bytes 0-1      d, fp16
+    bytes 2-65     two an octet: the rows of the codebook of its halves, low 8 bits
+    bytes 66-73    one for each 32 values: the high bits of the eight rows
+    bytes 74-105   one an octet: its signs
+    bytes 106-109  scale of each 32 values, 4 bits
+
+x = ±(d * (2 * scale + 1)) * (2 * level + 1).
+Source: block_iq3_s, dequantize_row_iq3_s in llama.cpp's ggml-quants.c.
+"""
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels import grids
+from gpukit_kernels.bits import half_value
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
+
+GRID = partial(grids.grid, "IQ3_S")
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[256, lanes]` of uint8 `[110, lanes]`."""
+    high = grids.fields(blocks[66:74], 1, 8).to(torch.int32)
+    index = blocks[2:66].to(torch.int32) | (high << 8)
+    levels = 2 * grids.rows(GRID(blocks.device), index, 4) + 1
+    scales = grids.fields(blocks[106:], 4, 2)
+    step = half_value(blocks, 0) * (2 * scales + 1).to(torch.float32)
+    return grids.scaled(step, grids.signed(levels, blocks[74:106]))
+
+
+@triton.jit
+def decode_tl(blocks, at, mask, table):
+    """float32 `[TILE, 256]` of the blocks at byte offsets `at`."""
+    octet = tl.arange(0, 32)[None, :]
+    start = at[:, None]
+    masked = mask[:, None]
+    high = load_byte_tl(blocks, start + 66 + octet // 4, masked) >> (octet % 4 * 2)
+    first = load_byte_tl(blocks, start + 2 + 2 * octet, masked) | ((high & 1) << 8)
+    second = load_byte_tl(blocks, start + 3 + 2 * octet, masked) | ((high & 2) << 7)
+    levels = 2 * grids.rows_of_four_tl(table, first, second) + 1
+    signs = load_byte_tl(blocks, start + 74 + octet, masked)
+    scales = load_byte_tl(blocks, start + 106 + octet // 8, masked)
+    scale = 2 * ((scales >> (octet // 4 % 2 * 4)) & 15) + 1
+    step = load_half_tl(blocks, at, mask)[:, None] * scale.to(tl.float32)
+    return grids.scaled_tl(step, grids.signed_tl(levels, signs))
+
+
+ROWS = (QuantType("IQ3_S", 21, 256, 110, None, decode, TritonPair(None, decode_tl, table=GRID)),)

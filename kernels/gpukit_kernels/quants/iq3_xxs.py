@@ -1,0 +1,55 @@
+"""IQ3_XXS: 256 values in 98 bytes, 3.0625 bits a weight; read only.
+
+    bytes 0-1    d, fp16
+    bytes 2-65   two an octet: the rows of the codebook of its halves
+    bytes 66-97  a word for each 32 values: the octets' signs, 7 bits each (grids.eight_signs), and
+                 on top the scale, 4 bits
+
+x = ±(d * (scale + 1/2) / 2) * magnitude, magnitudes 4, 12, 20, 28, 36, 44, 52, 62.
+Source: block_iq3_xxs, dequantize_row_iq3_xxs in llama.cpp's ggml-quants.c.
+"""
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels import grids
+from gpukit_kernels.bits import half_value
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
+
+GRID = partial(grids.grid, "IQ3_XXS")
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[256, lanes]` of uint8 `[98, lanes]`."""
+    levels = grids.rows(GRID(blocks.device), blocks[2:66].to(torch.int32), 4)
+    # Eight a level, but the last is 62.
+    levels = 4 + 8 * levels + 2 * ((levels + 1) >> 3)
+    word = grids.words(blocks[66:], 4)
+    signs = grids.eight_signs(grids.fields(word, 7, 4))
+    step = half_value(blocks, 0) * (((word >> 28) & 15).to(torch.float32) + 0.5) * 0.5
+    return grids.scaled(step, grids.signed(levels, signs))
+
+
+@triton.jit
+def decode_tl(blocks, at, mask, table):
+    """float32 `[TILE, 256]` of the blocks at byte offsets `at`."""
+    octet = tl.arange(0, 32)[None, :]
+    start = at[:, None]
+    masked = mask[:, None]
+    first = load_byte_tl(blocks, start + 2 + 2 * octet, masked)
+    second = load_byte_tl(blocks, start + 3 + 2 * octet, masked)
+    levels = grids.rows_of_four_tl(table, first, second)
+    levels = 4 + 8 * levels + 2 * ((levels + 1) >> 3)
+    word = grids.load_word_tl(blocks, start + 66 + octet // 4 * 4, 4, masked)
+    signs = grids.eight_signs_tl((word >> (octet % 4 * 7)) & 127)
+    scale = ((word >> 28) & 15).to(tl.float32)
+    step = load_half_tl(blocks, at, mask)[:, None] * (scale + 0.5) * 0.5
+    return grids.scaled_tl(step, grids.signed_tl(levels, signs))
+
+
+ROWS = (QuantType("IQ3_XXS", 18, 256, 98, None, decode, TritonPair(None, decode_tl, table=GRID)),)

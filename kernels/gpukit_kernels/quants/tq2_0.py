@@ -1,0 +1,37 @@
+"""TQ2_0: 256 values in 66 bytes, 2.0625 bits a weight; read only.
+
+    bytes 0-63   32 for each half of 128 levels: byte j, levels j, 32 + j, 64 + j, 96 + j, two bits
+                 each
+    bytes 64-65  d, fp16
+
+x = d * (level - 1).
+Source: block_tq2_0, dequantize_row_tq2_0 in llama.cpp's ggml-quants.c.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels.bits import half_value
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[256, lanes]` of uint8 `[66, lanes]`."""
+    packed = blocks[:64].view(2, 32, -1)
+    levels = torch.stack([(packed >> (2 * k)) & 3 for k in range(4)], dim=1).view(256, -1)
+    return (levels.to(torch.float32) - 1.0) * half_value(blocks, 64)
+
+
+@triton.jit
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 256]` of the blocks at byte offsets `at`."""
+    value = tl.arange(0, 256)[None, :]
+    byte = load_byte_tl(blocks, at[:, None] + value // 128 * 32 + value % 32, mask[:, None])
+    level = ((byte >> (value // 32 % 4 * 2)) & 3).to(tl.float32)
+    return (level - 1.0) * load_half_tl(blocks, at + 64, mask)[:, None]
+
+
+ROWS = (QuantType("TQ2_0", 35, 256, 66, None, decode, TritonPair(None, decode_tl)),)
