@@ -265,6 +265,43 @@ def signed_levels(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     return d, level.clamp(max=2 * levels - 1)
 
 
+def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest of float32 `[elements, lanes]`, by strict comparisons in turn.
+
+    They begin at the ends of float32: of zeros of both signs the first one stays, a NaN never does.
+    """
+    if torch.compiler.is_compiling():
+        return _extremes_in_turn(x)
+    low, high = x.amin(dim=0), x.amax(dim=0)
+    most = torch.finfo(torch.float32).max
+    # Few lanes end at a zero, or hold what is not finite: there the order decides.
+    unclear = (low == 0) | (high == 0) | ~((low >= -most) & (high <= most))
+    if bool(unclear.any()):
+        low[unclear], high[unclear] = _extremes_in_turn(x[:, unclear])
+    return low, high
+
+
+def _extremes_in_turn(x: Tensor) -> tuple[Tensor, Tensor]:
+    high = torch.full_like(x[0], torch.finfo(torch.float32).min)
+    low = -high
+    for i in range(x.shape[0]):
+        low = torch.where(x[i] < low, x[i], low)
+        high = torch.where(x[i] > high, x[i], high)
+    return low, high
+
+
+def offset_levels(x: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """d and low, float32 `[lanes]`, and int32 `[elements, lanes]`: trunc((x - low) / d + 0.5).
+
+    d = (high - low) / `levels`; / d is times the reciprocal of the unrounded d
+    (quantize_row_q4_1_ref, quantize_row_q5_1_ref). What does not fit becomes the lowest int32.
+    """
+    low, high = extremes(x)
+    d = (high - low) / torch.full_like(low, float(levels))
+    inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
+    return d, low, ((x - low) * inverse + 0.5).to(torch.int32)
+
+
 class SixBits(NamedTuple):
     """The scales of Q4_K and Q5_K blocks as stored, and what a reader makes of them."""
 

@@ -238,3 +238,16 @@ def scale_search_tl(x, LEVELS: tl.constexpr, SIZE: tl.constexpr):
         scale = tl.where(better, new_scale, scale)
     zero = magnitude < _GROUP_EPS
     return tl.where(zero, 0.0, scale), inverse, zero
+
+
+@triton.jit
+def offset_levels_tl(x, levels: tl.constexpr):
+    """float32 `[TILE]` twice and int32 `[TILE, N]`: search.offset_levels along the rows."""
+    N: tl.constexpr = x.shape[1]
+    element = tl.arange(0, N)[None, :]
+    # The first of the least values: its zero keeps its sign.
+    first = tl.min(tl.where(x == tl.min(x, axis=1)[:, None], element, N), axis=1)
+    bits = tl.where(element == first[:, None], x.to(tl.int32, bitcast=True), 0)
+    low = tl.sum(bits, axis=1).to(tl.float32, bitcast=True)
+    d = divide_tl(tl.max(x, axis=1) - low, tl.full(low.shape, levels, tl.float32))
+    return d, low, truncate_tl((x - low[:, None]) * inverse_tl(d)[:, None] + 0.5)

@@ -17,7 +17,7 @@ from checkpoints import VARIANTS, build
 from gpukit.recipes.mixes import FILE_TYPES
 
 CONVERTED = ("f32", "f16", "bf16", "q8_0")
-QUANTIZED = ("Q4_0", "Q5_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K")
+QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K")
 
 QUANTIZE = """
 import ctypes, sys, llama_cpp

@@ -11,7 +11,7 @@ import numpy as np
 import quant_kinds
 
 ROWS = 6
-TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 
 
 def make(folder: Path) -> list[Path]:

@@ -15,27 +15,25 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import (
-    divide,
     half_bits,
     half_value,
     pack_nibbles,
     unpack_nibbles,
     word_bytes,
 )
+from gpukit_kernels.search import offset_levels
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
-    divide_tl,
     half_bits_tl,
-    inverse_tl,
     load_byte_tl,
     load_half_tl,
     load_nibbles_tl,
     store_nibbles_tl,
     store_word16_tl,
     store_word32_tl,
-    truncate_tl,
 )
+from gpukit_kernels.triton_search import offset_levels_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -49,15 +47,8 @@ def decode(blocks: Tensor) -> Tensor:
 @stage
 def encode(x: Tensor) -> Tensor:
     """uint8 `[24, lanes]` of float32 `[32, lanes]`."""
-    # Strict comparisons: of zeros of both signs the first one scanned stays, and a NaN never does.
-    high = torch.full_like(x[0], torch.finfo(torch.float32).min)
-    low = -high
-    for i in range(32):
-        low = torch.where(x[i] < low, x[i], low)
-        high = torch.where(x[i] > high, x[i], high)
-    d = (high - low) / torch.full_like(low, 31.0)
-    inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
-    levels = ((x - low) * inverse + 0.5).to(torch.int32) & 0xFF
+    d, low, levels = offset_levels(x, 31)
+    levels = levels & 0xFF
     fifth = torch.zeros_like(levels[0])
     for j in range(32):
         fifth = fifth | (((levels[j] >> 4) & 1) << j)
@@ -81,12 +72,8 @@ def decode_tl(blocks, at, mask):
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
     element = tl.arange(0, 32)[None, :]
-    # The first of the least values: its zero keeps its sign.
-    first = tl.min(tl.where(x == tl.min(x, axis=1)[:, None], element, 32), axis=1)
-    bits = tl.where(element == first[:, None], x.to(tl.int32, bitcast=True), 0)
-    low = tl.sum(bits, axis=1).to(tl.float32, bitcast=True)
-    d = divide_tl(tl.max(x, axis=1) - low, tl.full(low.shape, 31.0, tl.float32))
-    level = truncate_tl((x - low[:, None]) * inverse_tl(d)[:, None] + 0.5) & 0xFF
+    d, low, level = offset_levels_tl(x, 31)
+    level = level & 0xFF
     store_word16_tl(out, at, half_bits_tl(d), mask)
     store_word16_tl(out, at + 2, half_bits_tl(low), mask)
     store_word32_tl(out, at + 4, tl.sum(((level >> 4) & 1) << element, axis=1), mask)

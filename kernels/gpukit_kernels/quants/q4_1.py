@@ -1,0 +1,67 @@
+"""Q4_1: 32 values in 20 bytes, 5 bits a weight.
+
+    bytes 0-1   d, fp16
+    bytes 2-3   m, fp16
+    bytes 4-19  byte j: level j low, level j + 16 high
+
+x = d * level + m, d = (max - min) / 15, m = min.
+Source: block_q4_1, quantize_row_q4_1_ref in llama.cpp's ggml-quants.c.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
+from gpukit_kernels.search import offset_levels
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import (
+    half_bits_tl,
+    load_half_tl,
+    load_nibbles_tl,
+    signed_byte_tl,
+    store_nibbles_tl,
+    store_word16_tl,
+)
+from gpukit_kernels.triton_search import offset_levels_tl
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[32, lanes]` of uint8 `[20, lanes]`."""
+    levels = unpack_nibbles(blocks[4:]).to(torch.float32)
+    return levels * half_value(blocks, 0) + half_value(blocks, 2)
+
+
+@stage
+def encode(x: Tensor) -> Tensor:
+    """uint8 `[20, lanes]` of float32 `[32, lanes]`."""
+    d, low, levels = offset_levels(x, 15)
+    # The C goes through int8 before it takes the minimum.
+    levels = levels.to(torch.int8).to(torch.int32).clamp(max=15)
+    head = [word_bytes(half_bits(d), 2), word_bytes(half_bits(low), 2)]
+    return torch.cat([*head, pack_nibbles(levels.to(torch.uint8))])
+
+
+@triton.jit
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 32]` of the blocks at byte offsets `at`."""
+    level = load_nibbles_tl(blocks, at + 4, mask).to(tl.float32)
+    return (
+        level * load_half_tl(blocks, at, mask)[:, None]
+        + load_half_tl(blocks, at + 2, mask)[:, None]
+    )
+
+
+@triton.jit
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
+    d, low, level = offset_levels_tl(x, 15)
+    level = tl.minimum(signed_byte_tl(level), 15)
+    store_word16_tl(out, at, half_bits_tl(d), mask)
+    store_word16_tl(out, at + 2, half_bits_tl(low), mask)
+    store_nibbles_tl(out, at + 4, level & 15, mask)
+
+
+ROWS = (QuantType("Q4_1", 3, 32, 20, encode, decode, TritonPair(encode_tl, decode_tl, tile=64)),)
