@@ -94,6 +94,15 @@ def make(kind: str, n: int, seed: int = 0) -> Floats:
         return {**FINITE, **NOT_FINITE}[kind](n, np.random.default_rng([seed, len(kind)]))
 
 
+def importance(width: int, seed: int = 0) -> Floats:
+    """float32 `[width]`: what an imatrix may hold, some columns and one whole block never used."""
+    rng = np.random.default_rng([seed, width])
+    found = (rng.standard_exponential(width) ** 3).astype(np.float32)
+    found[rng.random(width) < 0.1] = 0
+    found[:32] = 0
+    return found
+
+
 def random_blocks(name: str, count: int, seed: int = 0, least: float = 0.0) -> Bytes:
     """uint8 `[count, nbytes]`: random blocks of the type `name`, all of whose values are finite.
 
@@ -144,13 +153,19 @@ class Peer:
     def row_bytes(self, id: int, n: int) -> int:
         return int(self._ggml.ggml_row_size(id, n))
 
-    def quantize(self, values: Floats, id: int) -> Bytes:
-        """uint8 `[rows, row_bytes]` of float32 `[rows, n]`."""
+    def quantize(self, values: Floats, id: int, importance: Floats | None = None) -> Bytes:
+        """uint8 `[rows, row_bytes]` of float32 `[rows, n]`, with float32 `importance` `[n]`."""
         values = np.ascontiguousarray(values, dtype=np.float32)
         rows, n = values.shape
         out = np.empty((rows, self.row_bytes(id, n)), np.uint8)
         written = self._ggml.ggml_quantize_chunk(
-            id, values.ctypes.data, out.ctypes.data, 0, rows, n, None
+            id,
+            values.ctypes.data,
+            out.ctypes.data,
+            0,
+            rows,
+            n,
+            None if importance is None else importance.ctypes.data,
         )
         assert written == out.size
         return out

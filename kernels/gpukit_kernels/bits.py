@@ -25,6 +25,15 @@ def nearest_level(v: Tensor, low: int, high: int) -> Tensor:
     return bits.clamp(0x4B400000 + low, 0x4B400000 + high).view(torch.float32) - ROUND_MAGIC
 
 
+def clamped_level(v: Tensor, high: int) -> Tensor:
+    """float32: `v` clamped to 0..`high`, then rounded half to even; 0 for NaN.
+
+    It differs from `nearest_level` only where that meets what is no number.
+    """
+    clamped = torch.where(v > 0, v, torch.zeros_like(v)).clamp(max=high)
+    return (clamped + ROUND_MAGIC) - ROUND_MAGIC
+
+
 def round_away(v: Tensor) -> Tensor:
     """int32: `v` rounded, halves away from zero, as C's roundf; |v| < 2**22.
 
@@ -75,6 +84,22 @@ def pack_nibbles(levels: Tensor) -> Tensor:
 def unpack_nibbles(packed: Tensor) -> Tensor:
     """uint8 `[32, lanes]` of uint8 `[16, lanes]`."""
     return torch.cat([packed & 0x0F, packed >> 4])
+
+
+def pack_crumbs(levels: Tensor) -> Tensor:
+    """uint8 `[64, lanes]` of int32 `[256, lanes]` in 0..3 (`qs` of block_q2_K, block_q3_K).
+
+    Byte 32 h + j: levels j, j + 32, j + 64 and j + 96 of half h, two bits each from below.
+    """
+    parts = levels.view(2, 4, 32, -1)
+    packed = parts[:, 0] | (parts[:, 1] << 2) | (parts[:, 2] << 4) | (parts[:, 3] << 6)
+    return packed.to(torch.uint8).view(64, -1)
+
+
+def unpack_crumbs(packed: Tensor) -> Tensor:
+    """uint8 `[256, lanes]` of uint8 `[64, lanes]`."""
+    parts = packed.view(2, 32, -1)
+    return torch.stack([(parts >> (2 * k)) & 3 for k in range(4)], dim=1).view(256, -1)
 
 
 def pack_scales6(scale: Tensor, low: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ import logging
 import os
 import shutil
 import threading
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -49,21 +48,25 @@ def compiler() -> str | None:
     return None
 
 
-def repays(row: QuantType, weights: int) -> bool:
+def repays(row: QuantType, weights: int, importance: bool = False) -> bool:
     """Whether compiling `row` is worth it for `weights` weights in total."""
-    if not row.search or _failure is not None or compiler() is None:
+    weighted = importance and row.weighted is not None
+    if not (row.search or weighted) or _failure is not None or compiler() is None:
         return False
-    if row.name in _trusted:  # loaded already: from some tiles on, the last of which is filled up
+    name = _name(row, weighted)
+    if name in _trusted:  # loaded already: from some tiles on, the last of which is filled up
         return weights >= 4 * tiles.COMPILED_TILE
-    return weights >= (REPAYS_CACHED if _marker(row).exists() else REPAYS)
+    return weights >= (REPAYS_CACHED if cache.place(name).exists() else REPAYS)
 
 
-def encode(values: Tensor, row: QuantType, out: Tensor) -> None:
+def encode(
+    values: Tensor, row: QuantType, out: Tensor, importance: tiles.Importance | None = None
+) -> None:
     """`tiles.encode_compiled`; eager torch for good once compiling has failed."""
-    if _ready(row):
-        tiles.encode_compiled(values, row, out)
+    if _ready(row, importance is not None and row.weighted is not None):
+        tiles.encode_compiled(values, row, out, importance)
     else:
-        tiles.encode_eager(values, row, out)
+        tiles.encode_eager(values, row, out, importance)
 
 
 def status() -> str:
@@ -76,27 +79,34 @@ def status() -> str:
     return f"compiled with {path} where the work repays it, code kept in {cache.folder()}"
 
 
-def _ready(row: QuantType) -> bool:
+def _ready(row: QuantType, weighted: bool) -> bool:
     """Whether the compiled code of `row` works and gives the reference's bytes, tried once."""
     global _failure
+    name = _name(row, weighted)
     with _lock:
-        if _failure is None and row.name not in _trusted:
+        if _failure is None and name not in _trusted:
             os.environ[cache.VARIABLE] = str(cache.folder())
+            # The marker: this code was compiled and found exact on this machine.
+            marker = cache.place(name)
             try:
-                if _marker(row).exists():
+                if marker.exists():
                     stages.trust_compiler()
-                _compare(row)
+                _compare(row, weighted)
                 cache.folder().mkdir(parents=True, exist_ok=True)
-                _marker(row).touch()
+                marker.touch()
             except Exception as error:
                 _failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-                _log.info("%s: going on in eager torch: %s", row.name, _failure)
+                _log.info("%s: going on in eager torch: %s", name, _failure)
             else:
-                _trusted.add(row.name)
+                _trusted.add(name)
     return _failure is None
 
 
-def _compare(row: QuantType) -> None:
+def _name(row: QuantType, weighted: bool) -> str:
+    return f"{row.name}-importance" if weighted else row.name
+
+
+def _compare(row: QuantType, weighted: bool) -> None:
     """Compile `row`; raise where its bytes are not those of the reference.
 
     The order of additions and the rounding of divisions are up to inductor and the C++ compiler,
@@ -106,17 +116,15 @@ def _compare(row: QuantType) -> None:
     values = torch.randn((CHECKED_BLOCKS, row.block), generator=random)
     values *= torch.exp2(torch.randint(-20, 20, (CHECKED_BLOCKS, 1), generator=random))
     values[::16, ::2] = 0.0
+    importance = None
+    if weighted:
+        importance = tiles.Importance(torch.rand((2, row.block), generator=random))
     expected, got = (torch.empty((CHECKED_BLOCKS, row.nbytes), dtype=torch.uint8) for _ in range(2))
-    tiles.encode_eager(values, row, expected)
-    tiles.encode_compiled(values, row, got)
+    tiles.encode_eager(values, row, expected, importance)
+    tiles.encode_compiled(values, row, got, importance)
     wrong = int((got != expected).any(dim=1).sum())
     if wrong:
         raise RuntimeError(
-            f"compiled {row.name} gets {wrong} of {CHECKED_BLOCKS} blocks wrong with "
+            f"compiled {_name(row, weighted)} gets {wrong} of {CHECKED_BLOCKS} blocks wrong with "
             f"torch {torch.__version__} and {compiler()}"
         )
-
-
-def _marker(row: QuantType) -> Path:
-    """Exists once the code of `row` was compiled and found exact on this machine."""
-    return cache.place(row.name)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import load_float_tl, store_float_tl
+from gpukit_kernels.triton_bits import divide_tl, load_float_tl, store_float_tl
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.
@@ -60,23 +60,94 @@ def decode_kernel(
     store_float_tl(out + first * BLOCK + place, x, mask[:, None])
 
 
-def encode_triton(values: Tensor, row: QuantType) -> Tensor:
-    """uint8 `[blocks, nbytes]` of `[blocks, block]` float32, float16 or bfloat16."""
+@triton.jit
+def weighted_kernel(
+    values,
+    importance,
+    means,
+    out,
+    count,
+    row_blocks,
+    part_blocks,
+    ENCODE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NBYTES: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """As `encode_kernel` with importance: a row of it for each `part_blocks` blocks of values.
+
+    `means` holds the mean square of each row of `row_blocks` blocks, or is None.
+    """
+    first = tl.program_id(0).to(tl.int64) * TILE
+    block = tl.arange(0, TILE)
+    mask = block < count - first
+    element = tl.arange(0, BLOCK)[None, :]
+    x = load_float_tl(values + first * BLOCK + block[:, None] * BLOCK + element, mask[:, None])
+    row = (first + block) // row_blocks
+    column = (first + block) // part_blocks * row_blocks + (first + block) % row_blocks
+    place = importance + column[:, None] * BLOCK + element
+    weights = tl.load(place, mask=mask[:, None], other=0.0)
+    mean = None if means is None else tl.load(means + row, mask=mask, other=0.0)
+    ENCODE(x, weights, mean, out + first * NBYTES, block * NBYTES, mask)
+
+
+@triton.jit
+def mean_squares_kernel(values, out, rows, width, ROWS: tl.constexpr):
+    """The mean of x * x over each of `rows` rows, added up from the first value on."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    mask = row < rows
+    total = tl.zeros((ROWS,), tl.float32)
+    for column in range(width):
+        x = load_float_tl(values + row * width + column, mask)
+        total = total + x * x
+    tl.store(out + row, divide_tl(total, tl.zeros_like(total) + width), mask=mask)
+
+
+# Rows that a program of `mean_squares_kernel` adds up, one a lane.
+MEAN_ROWS = 32
+
+
+def encode_triton(values: Tensor, row: QuantType, importance: Tensor | None = None) -> Tensor:
+    """uint8 `[blocks, nbytes]` of `[..., n]` float32, float16 or bfloat16.
+
+    `importance` is float32 `[n]`, or `[experts, n]` for `[experts, rows, n]`: one launch for all.
+    """
     pair = triton_pair(row)
-    count = values.shape[0]
+    count = values.numel() // row.block
     out = torch.empty((count, row.nbytes), dtype=torch.uint8, device=values.device)
-    if count:
-        with torch.cuda.device_of(values):
+    if not count:
+        return out
+    values = values.contiguous()
+    shape = {"BLOCK": row.block, "NBYTES": row.nbytes, "enable_fp_fusion": False}
+    with torch.cuda.device_of(values):
+        if importance is None:
             encode_kernel[(triton.cdiv(count, pair.tile),)](
-                values.contiguous(),
-                out,
-                count,
-                ENCODE=pair.encode,
-                BLOCK=row.block,
-                NBYTES=row.nbytes,
-                TILE=pair.tile,
-                enable_fp_fusion=False,
+                values, out, count, ENCODE=pair.encode, TILE=pair.tile, **shape
             )
+            return out
+        tile = pair.weighted_tile or pair.tile
+        width = values.shape[-1]
+        weighted_kernel[(triton.cdiv(count, tile),)](
+            values,
+            importance.contiguous(),
+            _mean_squares(values) if row.row_mean else None,
+            out,
+            count,
+            width // row.block,
+            count // (importance.numel() // width),
+            ENCODE=pair.weighted,
+            TILE=tile,
+            **shape,
+        )
+    return out
+
+
+def _mean_squares(values: Tensor) -> Tensor:
+    rows = values.numel() // values.shape[-1]
+    out = torch.empty(rows, dtype=torch.float32, device=values.device)
+    mean_squares_kernel[(triton.cdiv(rows, MEAN_ROWS),)](
+        values, out, rows, values.shape[-1], ROWS=MEAN_ROWS, num_warps=1, enable_fp_fusion=False
+    )
     return out
 
 

@@ -1,14 +1,15 @@
 """The torch ops: schemas, checks, shape functions, and the one place that chooses a device.
 
-    gpukit::quantize(values, qtype, backend)      values -> blocks
-    gpukit::dequantize(blocks, qtype, backend)    blocks -> float32 values
-    gpukit::matmul(x, blocks, qtype)              x @ W^T with W in blocks
+    gpukit::quantize(values, qtype, importance, backend)   values -> blocks
+    gpukit::dequantize(blocks, qtype, dtype, backend)      blocks -> float32 values
+    gpukit::matmul(x, blocks, qtype)                       x @ W^T with W in blocks
 
 CPU tensors go to the torch reference, eager or compiled; CUDA tensors to Triton. Elsewhere in
 gpukit call the op and name no device.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,21 +32,40 @@ def quantize(
     """uint8 `[..., row_bytes]`: the rows of `values` as blocks of `qtype`, with llama.cpp's bytes.
 
     `values` is float32, float16 or bfloat16 `[..., n]` on any device, n a multiple of the block.
-    `backend` is "eager", "compiled" or "triton"; by default device and amount of work choose
-    (`plan_backend`). `QuantError` for a width, dtype, type or backend that does not fit, and for
-    a type that is only read.
+    `importance`, float32 `[n]`, or `[experts, n]` for `[experts, rows, n]`, says how much an error
+    in each column counts; types that llama.cpp quantises without it take no notice. `backend` is
+    "eager", "compiled" or "triton"; by default device and amount of work choose (`plan_backend`).
+    `QuantError` for a width, dtype, type or backend that does not fit, and for a type that is only
+    read.
     """
     row = by_name(qtype)
     row.encoder()
-    if importance is not None:
-        raise QuantError(f"importance weights are not supported for {row.name}; pass none")
     if values.dtype not in FLOATS:
         raise QuantError(f"values are {values.dtype}; quantize takes float32, float16 or bfloat16")
     if values.ndim == 0:
         raise QuantError("values are a scalar; quantize takes rows [..., n]")
     row.row_bytes(values.shape[-1])
-    chosen = _backend(backend, row, values.numel(), values.device)
-    return torch.ops.gpukit.quantize(values, row.name, chosen)
+    if importance is not None:
+        _check_importance(importance, values)
+        if row.weighted is None:
+            importance = None
+    weighted = importance is not None
+    chosen = _backend(backend, row, values.numel(), values.device, weighted)
+    return torch.ops.gpukit.quantize(values, row.name, importance, chosen)
+
+
+def _check_importance(importance: Tensor, values: Tensor) -> None:
+    fitting = [values.shape[-1:], (*values.shape[:-2], values.shape[-1])]
+    if importance.shape not in fitting:
+        raise QuantError(
+            f"importance is {list(importance.shape)}, values are {list(values.shape)}; "
+            f"one number for each of {values.shape[-1]} columns is needed"
+        )
+    if importance.dtype is not torch.float32 or importance.device != values.device:
+        raise QuantError(
+            f"importance is {importance.dtype} on {importance.device}; "
+            f"float32 on {values.device} is needed"
+        )
 
 
 def dequantize(
@@ -72,7 +92,9 @@ def dequantize(
     return torch.ops.gpukit.dequantize(blocks, row.name, dtype, chosen)
 
 
-def plan_backend(qtype: str | QuantType, weights: int, device: torch.device | str) -> str:
+def plan_backend(
+    qtype: str | QuantType, weights: int, device: torch.device | str, importance: bool = False
+) -> str:
     """The backend for `weights` weights of `qtype` in total: "eager", "compiled" or "triton".
 
     On the CPU compiling pays from some millions of weights on and needs a C++ compiler.
@@ -80,7 +102,7 @@ def plan_backend(qtype: str | QuantType, weights: int, device: torch.device | st
     row = by_name(qtype)
     if torch.device(device).type == "cuda":
         return "triton"
-    return "compiled" if compiled.repays(row, weights) else "eager"
+    return "compiled" if compiled.repays(row, weights, importance) else "eager"
 
 
 def device(name: str = "auto") -> torch.device:
@@ -110,9 +132,11 @@ def devices() -> list[tuple[str, str, int, int]]:
     return found
 
 
-def _backend(wanted: str | None, row: QuantType, weights: int, where: torch.device) -> str:
+def _backend(
+    wanted: str | None, row: QuantType, weights: int, where: torch.device, importance: bool
+) -> str:
     if wanted is None:
-        return plan_backend(row, weights, where)
+        return plan_backend(row, weights, where, importance)
     _check_backend(wanted)
     if wanted == "compiled" and where.type != "cpu":
         raise QuantError(f"the compiled backend is for the CPU, the values are on {where}")
@@ -142,26 +166,36 @@ def _fill(
 
 # Registered by schema: `torch.library.custom_op` would import torch's compiler at the first call,
 # 1.5 s of every command.
-torch.library.define("gpukit::quantize", "(Tensor values, str qtype, str backend) -> Tensor")
+torch.library.define(
+    "gpukit::quantize", "(Tensor values, str qtype, Tensor? importance, str backend) -> Tensor"
+)
 torch.library.define(
     "gpukit::dequantize", "(Tensor blocks, str qtype, ScalarType dtype, str backend) -> Tensor"
 )
 
 
 @torch.library.impl("gpukit::quantize", "default")
-def _quantize(values: Tensor, qtype: str, backend: str) -> Tensor:
+def _quantize(values: Tensor, qtype: str, importance: Tensor | None, backend: str) -> Tensor:
     row = by_name(qtype)
     shape = (*values.shape[:-1], row.row_bytes(values.shape[-1]))
     if backend == "triton":
-        return launch.encode_triton(values.reshape(-1, row.block), row).view(shape)
+        return launch.encode_triton(values, row, importance).view(shape)
     out = torch.empty(shape, dtype=torch.uint8, device=values.device)
     encode = compiled.encode if backend == "compiled" else tiles.encode_eager
-    _fill(encode, values, row, row.block, out, row.nbytes)
+    if importance is None or not values.numel():
+        _fill(encode, values, row, row.block, out, row.nbytes)
+        return out
+    columns = importance.reshape(-1, values.shape[-1] // row.block, row.block)
+    count = max(len(columns), 1)
+    parts = values.reshape(count, -1, values.shape[-1]) if count > 1 else [values]
+    for part, into, some in zip(parts, out.view(count, -1), columns, strict=True):
+        function = partial(encode, importance=tiles.Importance(some.contiguous()))
+        _fill(function, part, row, row.block, into, row.nbytes)
     return out
 
 
 @torch.library.register_fake("gpukit::quantize")
-def _(values: Tensor, qtype: str, backend: str) -> Tensor:  # noqa: ARG001  (the op's signature)
+def _(values: Tensor, qtype: str, importance: Tensor | None, backend: str) -> Tensor:  # noqa: ARG001
     shape = (*values.shape[:-1], by_name(qtype).row_bytes(values.shape[-1]))
     return values.new_empty(shape, dtype=torch.uint8)
 

@@ -93,6 +93,31 @@ def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
                 {"ENCODE": pair.encode, **shape, "TILE": pair.tile},
                 True,
             )
+        if pair.weighted:
+            means = {"means": "*fp32"} if row.row_mean else {}
+            yield Kernel(
+                f"{row.name} weighted {dtype}",
+                launch.weighted_kernel,
+                {"values": f"*{dtype}", "importance": "*fp32", **means, "out": "*u8"},
+                ("count", "row_blocks", "part_blocks"),
+                {
+                    "ENCODE": pair.weighted,
+                    **shape,
+                    "TILE": pair.weighted_tile or pair.tile,
+                    **({} if means else {"means": None}),
+                },
+                True,
+            )
+        if row.row_mean:
+            yield Kernel(
+                f"{row.name} mean squares {dtype}",
+                launch.mean_squares_kernel,
+                {"values": f"*{dtype}", "out": "*fp32"},
+                ("rows", "width"),
+                {"ROWS": launch.MEAN_ROWS},
+                True,
+                warps=1,
+            )
         yield Kernel(
             f"{row.name} decode {dtype}",
             launch.decode_kernel,
@@ -213,7 +238,7 @@ def main() -> int:
     return int(any(use.fault() for use in found))
 
 
-_FORMAT = "{:20} {:7} {:>9} {:>7} {:>8} {:>5} {:>8}  {}\n"
+_FORMAT = "{:24} {:7} {:>9} {:>7} {:>8} {:>5} {:>8}  {}\n"
 
 
 if __name__ == "__main__":

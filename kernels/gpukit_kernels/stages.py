@@ -41,7 +41,7 @@ EXACT: dict[str, Any] = {
 }
 # For stages that add up: compute the terms in the loop that adds them, even where several sums
 # share one, instead of storing them. Elsewhere it would only make inductor slow.
-FUSED_SUMS: dict[str, Any] = {"realize_reads_threshold": 8}
+FUSED_SUMS: dict[str, Any] = {"realize_reads_threshold": 8, "realize_opcount_threshold": 200}
 
 
 class Stage(Generic[P, R]):

@@ -20,15 +20,20 @@ class TritonPair:
     encode   encode(x, out, at, mask): stores float32 `[TILE, block]` as blocks at byte
              offsets `at`, int32 `[TILE]`, of the uint8 pointer `out`, which is aligned; None
              for a type that is only read
+    weighted weighted(x, importance, mean_square, out, at, mask): `encode` with importance
+             float32 `[TILE, block]` and the rows' mean squares `[TILE]`
     decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`; with a
              table decode(blocks, at, mask, table)
     tile     blocks that a program of four warps encodes
+    weighted_tile   the same with importance, `tile` where it is 0
     table    the constants that `decode` reads, as a tensor on a device; None where it reads none
     """
 
     encode: Any
     decode: Any
+    weighted: Any = None
     tile: int = 0
+    weighted_tile: int = 0
     table: Callable[[torch.device], Tensor] | None = None
 
 
@@ -39,8 +44,12 @@ class QuantType:
     encode   float32 `[block, lanes]` -> uint8 `[nbytes, lanes]`, exact bytes; None for a type
              that is only read
     decode   uint8 `[nbytes, lanes]` -> float32 `[block, lanes]`, exact values
+    weighted as `encode`, with the importance of each value, float32 `[block, lanes]`, and the
+             mean of x * x over each block's row, float32 `[lanes]`; None for a type that takes
+             no notice of importance
+    row_mean `weighted` looks at the rows' mean squares; zeros will do where it does not
     triton   the same as jit functions
-    search   encoding tries many candidates a weight: worth compiling
+    search   encoding tries many candidates a weight: worth compiling; with importance all do
     """
 
     name: str
@@ -51,6 +60,8 @@ class QuantType:
     decode: Callable[[Tensor], Tensor]
     triton: TritonPair | None = None
     search: bool = False
+    weighted: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    row_mean: bool = False
 
     def row_bytes(self, n: int) -> int:
         """Bytes of a row of `n` values; `QuantError` when blocks do not divide it."""

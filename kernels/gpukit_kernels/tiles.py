@@ -5,7 +5,9 @@ A tile is `[elements, lanes]`: lanes are consecutive blocks, element i of all of
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -40,41 +42,85 @@ def slabs(tensor: Tensor, unit: int) -> Iterator[Tensor]:
             yield from slabs(part, unit)
 
 
-def encode_eager(values: Tensor, row: QuantType, out: Tensor) -> None:
-    """Fills uint8 `out [blocks, nbytes]` from `[blocks, block]` float32, float16 or bfloat16."""
+class Importance(NamedTuple):
+    """The importance of the values of a row, in blocks."""
+
+    columns: Tensor  # float32 [blocks of a row, block]
+
+    def at(self, first: int, lanes: int) -> Tensor:
+        """float32 `[lanes, block]`: that of `lanes` blocks in a row's order from `first` on."""
+        count = self.columns.shape[0]
+        return self.columns[torch.arange(first, first + lanes) % count]
+
+    def mean_squares(self, values: Tensor) -> Tensor:
+        """float32 `[blocks]`: for each of `values [blocks, block]` the mean of x * x over its row.
+
+        A row is added up from its first value on, one after the other, in float32.
+        """
+        count = self.columns.shape[0]
+        rows = values.view(-1, self.columns.numel())
+        sums = torch.empty(rows.shape[0], dtype=torch.float32)
+        part = max(1, SLAB // 4 // rows.shape[1])
+        for some, into in zip(rows.split(part), sums.split(part), strict=True):
+            squares = some.to(torch.float32).square().numpy()
+            with numpy.errstate(all="ignore"):
+                into.copy_(torch.from_numpy(numpy.add.accumulate(squares, axis=1)[:, -1]))
+        return (sums / rows.shape[1]).repeat_interleave(count)
+
+
+def encode_eager(
+    values: Tensor, row: QuantType, out: Tensor, importance: Importance | None = None
+) -> None:
+    """Fills uint8 `out [blocks, nbytes]` from `[blocks, block]` float32, float16 or bfloat16.
+
+    With `importance` the blocks are whole rows.
+    """
     encoder = row.encoder()
+    weighted = row.weighted if importance else None
+    means = _means(values, row, importance)
 
-    def encode(part: Tensor, into: Tensor) -> None:
-        into.copy_(encoder(part.t().to(torch.float32).contiguous()).t())
+    def encode(start: int, stop: int) -> None:
+        x = values[start:stop].t().to(torch.float32).contiguous()
+        if weighted and importance:
+            weights = importance.at(start, stop - start).t().contiguous()
+            blocks = weighted(x, weights, means[start:stop])
+        else:
+            blocks = encoder(x)
+        out[start:stop].copy_(blocks.t())
 
-    _spread(encode, values, out, EAGER_TILE // row.block)
+    _spread(encode, len(values), EAGER_TILE // row.block)
+
+
+def _means(values: Tensor, row: QuantType, importance: Importance | None) -> Tensor:
+    """float32 `[blocks]`: the rows' mean squares, zeros for a type that does not look at them."""
+    if importance and row.weighted and row.row_mean and len(values):
+        return importance.mean_squares(values)
+    return torch.zeros(len(values) if importance else 0)
 
 
 def decode_eager(blocks: Tensor, row: QuantType, out: Tensor) -> None:
     """Fills `out [blocks, block]` of any float type from uint8 `[blocks, nbytes]`."""
 
-    def decode(part: Tensor, into: Tensor) -> None:
-        into.copy_(row.decode(part.t().contiguous()).t())
+    def decode(start: int, stop: int) -> None:
+        out[start:stop].copy_(row.decode(blocks[start:stop].t().contiguous()).t())
 
-    _spread(decode, blocks, out, EAGER_TILE // row.block)
+    _spread(decode, len(blocks), EAGER_TILE // row.block)
 
 
 # One spread at a time: torch's number of threads belongs to the process.
 _spreading = threading.Lock()
 
 
-def _spread(
-    work: Callable[[Tensor, Tensor], None], source: Tensor, out: Tensor, lanes: int
-) -> None:
-    """`work(part, into)` for each `lanes` rows of `source` and `out`, on torch's number of threads.
+def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
+    """`work(start, stop)` for each `lanes` of `count` blocks, on torch's number of threads.
 
     A thread takes whole tiles and runs each operation alone: short operations on all threads meet
     some hundred times a tile and reach half the speed.
     """
-    tiles = zip(source.split(lanes), out.split(lanes), strict=True)
-    if source.shape[0] <= lanes or not _spreading.acquire(blocking=False):
-        for part, into in tiles:
-            work(part, into)
+    tiles = iter([(start, min(start + lanes, count)) for start in range(0, count, lanes)])
+    if count <= lanes or not _spreading.acquire(blocking=False):
+        for tile in tiles:
+            work(*tile)
         return
     failures: list[BaseException] = []
     turn = threading.Lock()
@@ -92,11 +138,11 @@ def _spread(
         except BaseException as error:  # handed to the caller below
             failures.append(error)
 
-    count = torch.get_num_threads()
+    number = torch.get_num_threads()
     try:
         threads = [
             threading.Thread(target=run, name="gpukit-tiles", daemon=True)
-            for _ in range(min(count, MOST_THREADS))
+            for _ in range(min(number, MOST_THREADS))
         ]
         for thread in threads:
             thread.start()
@@ -104,27 +150,38 @@ def _spread(
             thread.join()
     finally:
         # What a thread has set for itself counts for every thread that begins later, too.
-        torch.set_num_threads(count)
+        torch.set_num_threads(number)
         _spreading.release()
     if failures:
         raise failures[0]
 
 
-def encode_compiled(values: Tensor, row: QuantType, out: Tensor) -> None:
+def encode_compiled(
+    values: Tensor, row: QuantType, out: Tensor, importance: Importance | None = None
+) -> None:
     """As `encode_eager`, through `torch.compile`."""
     threads = min(torch.get_num_threads(), MOST_THREADS)
     encode, lanes = row.encoder(), threads * (COMPILED_TILE // row.block + COMPILED_PAD)
+    weighted = row.weighted if importance else None
+    means = _means(values, row, importance)
     # Tiles of our own, made outside inference and gradient modes: the compiled code never sees
     # anything that it would have to be specialised for.
     with torch.inference_mode(False):
         tile = torch.zeros((lanes, row.block), dtype=values.dtype)
-    for part, into in zip(values.split(lanes), out.split(lanes), strict=True):
-        count = part.shape[0]
+        if weighted:
+            weights, mean = torch.zeros((lanes, row.block)), torch.zeros(lanes)
+    for start in range(0, len(values), lanes):
+        count = min(lanes, len(values) - start)
         with torch.inference_mode(False), torch.no_grad(), compiled_stages():
-            tile[:count] = part
+            tile[:count] = values[start : start + count]
             x = tile.t().to(torch.float32) if row.block == 1 else _load(tile)
-            blocks = encode(x)
-        into.copy_(blocks[:, :count].t())
+            if weighted and importance:
+                weights.copy_(importance.at(start, lanes))
+                mean[:count] = means[start : start + count]
+                blocks = weighted(x, _load(weights), mean)
+            else:
+                blocks = encode(x)
+        out[start : start + count].copy_(blocks[:, :count].t())
 
 
 @stage

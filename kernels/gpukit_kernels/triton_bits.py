@@ -49,6 +49,12 @@ def nearest_level_tl(v, LOW: tl.constexpr, HIGH: tl.constexpr):
 
 
 @triton.jit
+def clamped_level_tl(v, HIGH: tl.constexpr):
+    """float32: bits.clamped_level."""
+    return (tl.where(v > 0.0, tl.minimum(v, HIGH * 1.0), 0.0) + _MAGIC) - _MAGIC
+
+
+@triton.jit
 def truncate_tl(v):
     """int32: `v` towards zero; NaN and what does not fit become the lowest int32, as on x86."""
     fits = tl.abs(v) < 2147483648.0
@@ -158,6 +164,30 @@ def store_nibbles_tl(out, at, levels, mask):
 
 
 @triton.jit
+def load_crumbs_tl(blocks, at, mask):
+    """int32 `[TILE, 16, 16]`: bits.unpack_crumbs of the 64 bytes at `at`, in groups of 16."""
+    group = tl.arange(0, 16)[None, :, None]
+    within = group // 8 * 32 + group % 2 * 16 + tl.arange(0, 16)[None, None, :]
+    byte = load_byte_tl(blocks, at[:, None, None] + within, mask[:, None, None])
+    return (byte >> (group // 2 % 4 * 2)) & 3
+
+
+@triton.jit
+def store_crumbs_tl(out, at, i: tl.constexpr, word, mask):
+    """Store levels 2 i and 2 i + 1 of 16 groups by bits.pack_crumbs at `at`, which is even.
+
+    int32 `word` `[TILE, 16]` holds them in bits 0 and 1 and bits 8 and 9.
+    """
+    # Groups number half, quarter, sixteen; the quarters share a byte.
+    quarter = tl.arange(0, 16)[None, :] // 2 % 4
+    packed = tl.reshape((word & 0x0303) << (quarter * 2), (word.shape[0], 2, 4, 2))
+    packed = tl.sum(packed, axis=2)
+    half = at[:, None, None] + tl.arange(0, 2)[None, :, None] * 32
+    place = half + tl.arange(0, 2)[None, None, :] * 16 + 2 * i
+    store_word16_tl(out, place, packed, mask[:, None, None])
+
+
+@triton.jit
 def load_scales6_tl(blocks, at, mask):
     """Scales and mins, int32 `[TILE, 8]` each: bits.unpack_scales6 of the twelve bytes at `at`."""
     group = tl.arange(0, 8)[None, :]
@@ -186,6 +216,22 @@ def store_scales6_tl(out, at, scale, low, mask):
 
 
 @triton.jit
+def spilled6_tl(scale, low):
+    """Scales and mins as a reader finds them where codes above 63 spill into others' bits."""
+    return _spilled6_tl(scale), _spilled6_tl(low)
+
+
+@triton.jit
+def _spilled6_tl(code):
+    TILE: tl.constexpr = code.shape[0]
+    halves = tl.reshape(code, (TILE, 2, 4))
+    first = tl.arange(0, 2)[None, :, None] == 0
+    lower = tl.sum(tl.where(first, halves, 0), axis=1)[:, None, :]
+    upper = (halves & 15) | ((((lower >> 6) | (halves >> 4)) & 3) << 4)
+    return tl.reshape(tl.where(first, halves & 63, upper), (TILE, 8))
+
+
+@triton.jit
 def lanes_tl(x, N: tl.constexpr):
     """A tuple of N tensors `[L]` of `[L, N]`, element i of every row; N is a power of two up to 32.
 
@@ -207,6 +253,22 @@ def lanes_tl(x, N: tl.constexpr):
     for i in tl.static_range(N):
         lanes = lanes + (tl.reshape(parts[i], (rows,)),)  # noqa: RUF005
     return lanes
+
+
+@triton.jit
+def rows_tl(lanes, N: tl.constexpr):
+    """`[L, N]` of a tuple of N tensors `[L]`: the inverse of `lanes_tl`."""
+    rows: tl.constexpr = lanes[0].shape[0]
+    parts = lanes
+    for k in tl.static_range(5):
+        # From N / 2 down to one.
+        if (N >> (k + 1)) > 0:
+            joined = ()
+            for i in tl.static_range(N >> (k + 1)):
+                pair = tl.join(parts[i], parts[i + (N >> (k + 1))])
+                joined = joined + (tl.reshape(pair, (rows, 2 << k)),)  # noqa: RUF005
+            parts = joined
+    return parts[0]
 
 
 @triton.jit

@@ -82,6 +82,29 @@ def test_every_kind_gives_the_bytes_of_the_reference(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("name", [name for name, row in QUANTS.items() if row.weighted])
+def test_every_kind_gives_the_bytes_of_the_reference_with_importance(name: str) -> None:
+    row = QUANTS[name]
+    rows = max(64, 2048 * row.block // quant_kinds.WIDTH)
+    importance = torch.from_numpy(quant_kinds.importance(quant_kinds.WIDTH))
+    for kind in quant_kinds.FINITE:
+        values = torch.from_numpy(quant_kinds.make(kind, rows))
+        expected = quantize(values, name, importance, backend="eager")
+        got = quantize(values, name, importance, backend="compiled")
+        wrong = (got != expected).view(-1, row.nbytes).any(dim=1).sum()
+        assert wrong == 0, f"{kind}: {wrong} blocks differ"
+    # More blocks than a tile, and rows that do not end with it.
+    wide = torch.randn(1030, 2816, generator=torch.Generator().manual_seed(0)).bfloat16()
+    importance = torch.from_numpy(quant_kinds.importance(2816))
+    assert torch.equal(
+        quantize(wide, name, importance, backend="compiled"),
+        quantize(wide, name, importance, backend="eager"),
+    )
+    assert "compiled with" in compiled.status()
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")
+@pytest.mark.usefixtures("threads")
 def test_other_inputs_are_not_compiled_again() -> None:
     from torch._dynamo.utils import counters
 

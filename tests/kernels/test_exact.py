@@ -8,10 +8,12 @@ import pytest
 import quant_kinds
 import torch
 
-from gpukit_kernels import QUANTS, dequantize, quantize
+from gpukit_kernels import QUANTS, QuantError, dequantize, quantize
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "kernels.npz"
 WRITTEN = [name for name, row in QUANTS.items() if row.encodable]
+WEIGHTED = [name for name, row in QUANTS.items() if row.weighted]
+WIDTHS = (32, 64, 256, 288, 4096, 11008, 28672)
 # Blocks of each kind and type in the comparison with the peer.
 BLOCKS = 2048
 
@@ -59,9 +61,20 @@ def test_golden(golden: dict[str, np.ndarray], name: str, kind: str) -> None:
     same_floats(dequantize(torch.from_numpy(blocks), name), gguf_values(blocks, name))
 
 
+@pytest.mark.parametrize("kind", quant_kinds.FINITE)
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_golden_with_importance(golden: dict[str, np.ndarray], name: str, kind: str) -> None:
+    values = torch.from_numpy(golden[f"values/{kind}"])
+    importance = torch.from_numpy(golden["importance"])
+    blocks = quantize(values, name, importance, backend="eager")
+    same_bytes(blocks, golden[f"weighted/{name}/{kind}"], QUANTS[name].nbytes)
+
+
 def test_every_type_has_golden_bytes(golden: dict[str, np.ndarray]) -> None:
     made = {key.split("/")[1] for key in golden if key.startswith("blocks/")}
     assert made == set(WRITTEN) - {"F32"}
+    made = {key.split("/")[1] for key in golden if key.startswith("weighted/")}
+    assert made == set(WEIGHTED)
 
 
 @pytest.mark.parametrize("kind", [*quant_kinds.FINITE, *quant_kinds.NOT_FINITE])
@@ -76,6 +89,37 @@ def test_peer(name: str, kind: str) -> None:
     same_bytes(quantize(torch.from_numpy(values), name, backend="eager"), expected, row.nbytes)
     if name != "F32":
         same_floats(dequantize(torch.from_numpy(expected), name), gguf_values(expected, name))
+
+
+@pytest.mark.parametrize("kind", quant_kinds.FINITE)
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.peer
+def test_peer_with_importance(name: str, kind: str) -> None:
+    row = QUANTS[name]
+    values = quant_kinds.make(kind, max(64, BLOCKS * row.block // quant_kinds.WIDTH))
+    importance = quant_kinds.importance(quant_kinds.WIDTH)
+    expected = quant_kinds.need_peer().quantize(values, row.id, importance)
+    got = quantize(torch.from_numpy(values), name, torch.from_numpy(importance), backend="eager")
+    same_bytes(got, expected, row.nbytes)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.peer
+def test_widths(name: str, width: int) -> None:
+    row, peer = QUANTS[name], quant_kinds.need_peer()
+    if width % row.block:
+        with pytest.raises(QuantError, match=f"rows of {width} are no multiple of {row.block}"):
+            quantize(torch.zeros(1, width), name)
+        return
+    rng = np.random.default_rng(width)
+    values = rng.standard_t(4, (5, width)).astype(np.float32)
+    expected = peer.quantize(values, row.id)
+    same_bytes(quantize(torch.from_numpy(values), name, backend="eager"), expected, row.nbytes)
+    importance = quant_kinds.importance(width)
+    expected = peer.quantize(values, row.id, importance)
+    got = quantize(torch.from_numpy(values), name, torch.from_numpy(importance), backend="eager")
+    same_bytes(got, expected, row.nbytes)
 
 
 def any_bytes(name: str) -> np.ndarray:

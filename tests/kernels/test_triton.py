@@ -21,6 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "kernels.npz"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NAMES = list(QUANTS)
 WRITTEN = [name for name in NAMES if QUANTS[name].encodable]
+WEIGHTED = [name for name in NAMES if QUANTS[name].weighted]
 KINDS = list(quant_kinds.FINITE)
 
 
@@ -34,15 +35,17 @@ def quiet_numpy() -> Iterator[None]:
 def wide(row: QuantType, blocks: int) -> QuantType:
     """`row` with a tile that holds `blocks` blocks."""
     assert row.triton is not None
-    return replace(row, triton=replace(row.triton, tile=1 << (blocks - 1).bit_length()))
+    tile = 1 << (blocks - 1).bit_length()
+    return replace(row, triton=replace(row.triton, tile=tile, weighted_tile=tile))
 
 
-def encode(values: Tensor, row: QuantType) -> Tensor:
+def encode(values: Tensor, row: QuantType, importance: Tensor | None = None) -> Tensor:
     """uint8 `[blocks, nbytes]` from the kernel, in one program off a GPU."""
-    values = values.reshape(-1, row.block).to(DEVICE)
     if DEVICE.type == "cpu":
-        row = wide(row, len(values))
-    return launch.encode_triton(values, row).cpu()
+        row = wide(row, values.numel() // row.block)
+    if importance is not None:
+        importance = importance.to(DEVICE)
+    return launch.encode_triton(values.to(DEVICE), row, importance).cpu()
 
 
 def assert_same_blocks(got: Tensor, wanted: Tensor, kinds: list[str]) -> None:
@@ -70,6 +73,31 @@ def test_golden_bytes_and_values(name: str) -> None:
     decoded = dequantize(wanted.to(DEVICE), name, backend="triton")
     expected = gguf.quants.dequantize(wanted.numpy(), gguf.GGMLQuantizationType[name])
     assert_same_floats(decoded, torch.from_numpy(expected.astype(np.float32)))
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_golden_bytes_with_importance(name: str) -> None:
+    with np.load(GOLDEN) as golden:
+        values = torch.from_numpy(np.concatenate([golden[f"values/{kind}"] for kind in KINDS]))
+        blocks = np.concatenate([golden[f"weighted/{name}/{kind}"] for kind in KINDS])
+        importance = torch.from_numpy(golden["importance"])
+    wanted = torch.from_numpy(blocks).view(-1, QUANTS[name].nbytes)
+    assert_same_blocks(encode(values, QUANTS[name], importance), wanted, KINDS)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_experts_have_an_importance_each(name: str) -> None:
+    # Rows of three blocks, and a tile that takes the end of one expert and half the next.
+    width = 3 * QUANTS[name].block
+    random = torch.Generator().manual_seed(5)
+    values = torch.randn(3, 5, width, generator=random).bfloat16()
+    importance = torch.rand(3, width, generator=random)
+    wanted = quantize(values, name, importance, backend="eager")
+    row = wide(QUANTS[name], 32)
+    got = launch.encode_triton(values.to(DEVICE), row, importance.to(DEVICE))
+    assert torch.equal(got.cpu().view_as(wanted), wanted)
+    each = [quantize(v, name, w, backend="eager") for v, w in zip(values, importance, strict=True)]
+    assert torch.equal(torch.stack(each), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
-from gpukit_kernels.search import signed_levels
+from gpukit_kernels.scale_search import found_levels, scale_search
+from gpukit_kernels.search import importance_weights, signed_levels
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
@@ -23,6 +24,7 @@ from gpukit_kernels.triton_bits import (
     store_nibbles_tl,
     store_word16_tl,
 )
+from gpukit_kernels.triton_scale import signed_search_tl
 from gpukit_kernels.triton_search import signed_levels_tl
 
 
@@ -36,6 +38,21 @@ def decode(blocks: Tensor) -> Tensor:
 def encode(x: Tensor) -> Tensor:
     """uint8 `[18, lanes]` of float32 `[32, lanes]`."""
     d, levels = signed_levels(x, 8)
+    return _packed(d, levels)
+
+
+def weighted(x: Tensor, importance: Tensor, mean_square: Tensor) -> Tensor:
+    """`encode` with float32 `importance` `[32, lanes]`; mean squares of the rows, `[lanes]`."""
+    best, zero = scale_search(x, importance_weights(x, importance, mean_square), 8)
+    return _weighted_block(x, best.scale, best.inverse, zero)
+
+
+@stage
+def _weighted_block(x: Tensor, d: Tensor, inverse: Tensor, zero: Tensor) -> Tensor:
+    return _packed(d, found_levels(x, inverse, zero, 8).to(torch.int32))
+
+
+def _packed(d: Tensor, levels: Tensor) -> Tensor:
     return torch.cat([word_bytes(half_bits(d), 2), pack_nibbles(levels.to(torch.uint8))])
 
 
@@ -50,9 +67,33 @@ def decode_tl(blocks, at, mask):
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
     d, levels = signed_levels_tl(x, 8)
+    _store_tl(d, levels, out, at, mask)
+
+
+@triton.jit
+def weighted_tl(x, importance, mean_square, out, at, mask):
+    """`encode_tl` with float32 `importance` `[TILE, 32]` and `mean_square` `[TILE]`."""
+    d, levels = signed_search_tl(x, importance, mean_square, 8)
+    _store_tl(d, levels, out, at, mask)
+
+
+@triton.jit
+def _store_tl(d, levels, out, at, mask):
     store_word16_tl(out, at, half_bits_tl(d), mask)
     # An infinite 1 / d leaves levels below zero; the C's bytes keep their low four bits, or'd.
     store_nibbles_tl(out, at + 2, levels & 15, mask)
 
 
-ROWS = (QuantType("Q4_0", 2, 32, 18, encode, decode, TritonPair(encode_tl, decode_tl, tile=64)),)
+ROWS = (
+    QuantType(
+        "Q4_0",
+        2,
+        32,
+        18,
+        encode,
+        decode,
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=64, weighted_tile=128),
+        weighted=weighted,
+        row_mean=True,
+    ),
+)

@@ -13,10 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gpukit_kernels.affine_search import WITH_IMPORTANCE, AffineSearch, affine_search, found_levels
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
-from gpukit_kernels.search import offset_levels
+from gpukit_kernels.search import importance_weights, offset_levels
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_affine import offset_search_tl
 from gpukit_kernels.triton_bits import (
     half_bits_tl,
     load_half_tl,
@@ -39,7 +41,22 @@ def encode(x: Tensor) -> Tensor:
     """uint8 `[20, lanes]` of float32 `[32, lanes]`."""
     d, low, levels = offset_levels(x, 15)
     # The C goes through int8 before it takes the minimum.
-    levels = levels.to(torch.int8).to(torch.int32).clamp(max=15)
+    return _packed(d, low, levels.to(torch.int8).to(torch.int32).clamp(max=15))
+
+
+def weighted(x: Tensor, importance: Tensor, mean_square: Tensor) -> Tensor:
+    """`encode` with float32 `importance` `[32, lanes]`; mean squares of the rows, `[lanes]`."""
+    weights = importance_weights(x, importance, mean_square)
+    best, _ = affine_search(x, weights, 15, *WITH_IMPORTANCE)
+    return _weighted_block(x, best)
+
+
+@stage
+def _weighted_block(x: Tensor, best: AffineSearch) -> Tensor:
+    return _packed(best.scale, best.low, found_levels(x, best, 15).to(torch.int32))
+
+
+def _packed(d: Tensor, low: Tensor, levels: Tensor) -> Tensor:
     head = [word_bytes(half_bits(d), 2), word_bytes(half_bits(low), 2)]
     return torch.cat([*head, pack_nibbles(levels.to(torch.uint8))])
 
@@ -58,10 +75,33 @@ def decode_tl(blocks, at, mask):
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
     d, low, level = offset_levels_tl(x, 15)
-    level = tl.minimum(signed_byte_tl(level), 15)
+    _store_tl(d, low, tl.minimum(signed_byte_tl(level), 15), out, at, mask)
+
+
+@triton.jit
+def weighted_tl(x, importance, mean_square, out, at, mask):
+    """`encode_tl` with float32 `importance` `[TILE, 32]` and `mean_square` `[TILE]`."""
+    d, low, level = offset_search_tl(x, importance, mean_square, 15)
+    _store_tl(d, low, level, out, at, mask)
+
+
+@triton.jit
+def _store_tl(d, low, level, out, at, mask):
     store_word16_tl(out, at, half_bits_tl(d), mask)
     store_word16_tl(out, at + 2, half_bits_tl(low), mask)
     store_nibbles_tl(out, at + 4, level & 15, mask)
 
 
-ROWS = (QuantType("Q4_1", 3, 32, 20, encode, decode, TritonPair(encode_tl, decode_tl, tile=64)),)
+ROWS = (
+    QuantType(
+        "Q4_1",
+        3,
+        32,
+        20,
+        encode,
+        decode,
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=64, weighted_tile=128),
+        weighted=weighted,
+        row_mean=True,
+    ),
+)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gpukit_kernels.affine_search import WITH_IMPORTANCE, AffineSearch, affine_search, found_levels
 from gpukit_kernels.bits import (
     half_bits,
     half_value,
@@ -21,9 +22,10 @@ from gpukit_kernels.bits import (
     unpack_nibbles,
     word_bytes,
 )
-from gpukit_kernels.search import offset_levels
+from gpukit_kernels.search import importance_weights, offset_levels
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_affine import offset_search_tl
 from gpukit_kernels.triton_bits import (
     half_bits_tl,
     load_byte_tl,
@@ -48,7 +50,22 @@ def decode(blocks: Tensor) -> Tensor:
 def encode(x: Tensor) -> Tensor:
     """uint8 `[24, lanes]` of float32 `[32, lanes]`."""
     d, low, levels = offset_levels(x, 31)
-    levels = levels & 0xFF
+    return _packed(d, low, levels & 0xFF)
+
+
+def weighted(x: Tensor, importance: Tensor, mean_square: Tensor) -> Tensor:
+    """`encode` with float32 `importance` `[32, lanes]`; mean squares of the rows, `[lanes]`."""
+    weights = importance_weights(x, importance, mean_square)
+    best, _ = affine_search(x, weights, 31, *WITH_IMPORTANCE)
+    return _weighted_block(x, best)
+
+
+@stage
+def _weighted_block(x: Tensor, best: AffineSearch) -> Tensor:
+    return _packed(best.scale, best.low, found_levels(x, best, 31).to(torch.int32))
+
+
+def _packed(d: Tensor, low: Tensor, levels: Tensor) -> Tensor:
     fifth = torch.zeros_like(levels[0])
     for j in range(32):
         fifth = fifth | (((levels[j] >> 4) & 1) << j)
@@ -71,13 +88,36 @@ def decode_tl(blocks, at, mask):
 @triton.jit
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
-    element = tl.arange(0, 32)[None, :]
     d, low, level = offset_levels_tl(x, 31)
-    level = level & 0xFF
+    _store_tl(d, low, level & 0xFF, out, at, mask)
+
+
+@triton.jit
+def weighted_tl(x, importance, mean_square, out, at, mask):
+    """`encode_tl` with float32 `importance` `[TILE, 32]` and `mean_square` `[TILE]`."""
+    d, low, level = offset_search_tl(x, importance, mean_square, 31)
+    _store_tl(d, low, level, out, at, mask)
+
+
+@triton.jit
+def _store_tl(d, low, level, out, at, mask):
+    element = tl.arange(0, 32)[None, :]
     store_word16_tl(out, at, half_bits_tl(d), mask)
     store_word16_tl(out, at + 2, half_bits_tl(low), mask)
     store_word32_tl(out, at + 4, tl.sum(((level >> 4) & 1) << element, axis=1), mask)
     store_nibbles_tl(out, at + 8, level & 15, mask)
 
 
-ROWS = (QuantType("Q5_1", 7, 32, 24, encode, decode, TritonPair(encode_tl, decode_tl, tile=64)),)
+ROWS = (
+    QuantType(
+        "Q5_1",
+        7,
+        32,
+        24,
+        encode,
+        decode,
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=64, weighted_tile=128),
+        weighted=weighted,
+        row_mean=True,
+    ),
+)

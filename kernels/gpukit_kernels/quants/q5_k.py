@@ -15,19 +15,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.bits import unpack_scales6
-from gpukit_kernels.search import (
+from gpukit_kernels.affine_search import (
+    WITH_IMPORTANCE,
     AffineSearch,
-    SixBits,
-    affine_levels,
-    affine_scales,
+    Steps,
     affine_search,
     affine_values,
+    read_levels,
+    root_mean_square,
+    scales6,
+    weighted_scales6,
 )
+from gpukit_kernels.bits import unpack_scales6
+from gpukit_kernels.search import importance_weights, squares
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl
 from gpukit_kernels.triton_bits import load_byte_tl, store_word32_tl
-from gpukit_kernels.triton_search import affine_encode_tl, affine_values_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -42,14 +46,26 @@ def decode(blocks: Tensor) -> Tensor:
 def encode(x: Tensor) -> Tensor:
     """uint8 `[176, lanes]` of float32 `[256, lanes]`."""
     groups = x.view(8, 32, -1)
-    best = affine_search(groups.transpose(0, 1), 31, -0.5, 0.1, 15)
-    scales = affine_scales(best)
-    return torch.cat([scales.head, *_levels(groups, best, scales)])
+    elements = groups.transpose(0, 1)
+    best, _ = affine_search(elements, root_mean_square(elements), 31, -0.5, 0.1, 15)
+    head, steps = scales6(best)
+    return torch.cat([head, *_levels(groups, best, steps, False)])
+
+
+def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
+    """`encode` with float32 `importance` `[256, lanes]`."""
+    groups = x.view(8, 32, -1)
+    weights = importance_weights(x, importance, 2 * squares(x) / 256).view(8, 32, -1)
+    best, weight = affine_search(
+        groups.transpose(0, 1), weights.transpose(0, 1), 31, *WITH_IMPORTANCE
+    )
+    head, steps = weighted_scales6(best, weight)
+    return torch.cat([head, *_levels(groups, best, steps, True)])
 
 
 @stage
-def _levels(groups: Tensor, best: AffineSearch, scales: SixBits) -> tuple[Tensor, Tensor]:
-    levels = affine_levels(groups, best, scales, 31)
+def _levels(groups: Tensor, best: AffineSearch, steps: Steps, given: bool) -> tuple[Tensor, Tensor]:
+    levels = read_levels(groups, best, steps, 31, given)
     high = torch.zeros_like(levels[0])
     for g in range(8):
         high = high | ((levels[g] >> 4) << g)
@@ -71,7 +87,19 @@ def decode_tl(blocks, at, mask):
 @triton.jit
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 256]` as blocks at byte offsets `at`."""
-    words = affine_encode_tl(x, out, at, mask, 31, -0.5, 0.1, 15)
+    words = affine_encode_tl(x, None, out, at, mask, 31, -0.5, 0.1, 15)
+    _store_levels_tl(words, out, at, mask)
+
+
+@triton.jit
+def weighted_tl(x, importance, _, out, at, mask):
+    """`encode_tl` with float32 `importance` `[TILE, 256]`."""
+    words = affine_encode_tl(x, importance, out, at, mask, 31, -0.9, 0.05, 36)
+    _store_levels_tl(words, out, at, mask)
+
+
+@triton.jit
+def _store_levels_tl(words, out, at, mask):
     group = tl.arange(0, 8)[None, :]
     place = at[:, None] + 48 + tl.arange(0, 4)[None, :] * 32
     for i in tl.static_range(8):
@@ -83,6 +111,14 @@ def encode_tl(x, out, at, mask):
 
 ROWS = (
     QuantType(
-        "Q5_K", 13, 256, 176, encode, decode, TritonPair(encode_tl, decode_tl, tile=16), search=True
+        "Q5_K",
+        13,
+        256,
+        176,
+        encode,
+        decode,
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=16),
+        search=True,
+        weighted=weighted,
     ),
 )

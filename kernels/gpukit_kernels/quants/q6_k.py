@@ -24,7 +24,8 @@ from gpukit_kernels.bits import (
     nearest_level,
     word_bytes,
 )
-from gpukit_kernels.search import GROUP_EPS, ScaleSearch, first_largest, scale_search
+from gpukit_kernels.scale_search import ScaleSearch, found_levels, scale_search
+from gpukit_kernels.search import GROUP_EPS, first_largest
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
@@ -40,7 +41,8 @@ from gpukit_kernels.triton_bits import (
     spread_tl,
     store_word16_tl,
 )
-from gpukit_kernels.triton_search import first_largest_tl, scale_search_tl
+from gpukit_kernels.triton_scale import found_level_tl, scale_search_tl
+from gpukit_kernels.triton_search import first_largest_tl
 
 _GROUP_EPS = tl.constexpr(GROUP_EPS)
 
@@ -58,8 +60,16 @@ def decode(blocks: Tensor) -> Tensor:
 
 def encode(x: Tensor) -> Tensor:
     """uint8 `[210, lanes]` of float32 `[256, lanes]`."""
-    groups = x.view(16, 16, -1)
-    best, zero = scale_search(groups.transpose(0, 1), 32)
+    return _encode(x.view(16, 16, -1), None)
+
+
+def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
+    """`encode` with float32 `importance` `[256, lanes]`."""
+    return _encode(x.view(16, 16, -1), importance.view(16, 16, -1).transpose(0, 1))
+
+
+def _encode(groups: Tensor, weights: Tensor | None) -> Tensor:
+    best, zero = scale_search(groups.transpose(0, 1), weights, 32)
     scales, step, d, empty = _scales(best)
     block = torch.cat([*_levels(groups, best, zero, step), scales, d])
     return torch.where(empty, torch.zeros_like(block), block)
@@ -81,8 +91,7 @@ def _scales(best: ScaleSearch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _levels(groups: Tensor, best: ScaleSearch, zero: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """Low four bits, uint8 `[128, lanes]`, and high two, uint8 `[64, lanes]`, of the levels."""
     step = step[:, None]
-    found = nearest_level(groups * best.inverse[:, None], -32, 31) + 32.0
-    found = torch.where(zero[:, None], torch.zeros_like(found), found)
+    found = found_levels(groups, best.inverse[:, None], zero[:, None], 32)
     level = nearest_level(groups / step, -32, 31) + 32.0
     level = torch.where(step != 0, level, found).to(torch.int32).view(2, 4, 32, -1)
     low = level & 15
@@ -115,10 +124,22 @@ def decode_tl(blocks, at, mask):
 @triton.jit
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 256]` as blocks at byte offsets `at`."""
-    TILE: tl.constexpr = x.shape[0]
+    _encode_tl(lanes_tl(tl.reshape(x, (x.shape[0] * 16, 16)), 16), None, out, at, mask)
+
+
+@triton.jit
+def weighted_tl(x, importance, _, out, at, mask):
+    """`encode_tl` with float32 `importance` `[TILE, 256]`."""
+    lanes: tl.constexpr = x.shape[0] * 16
+    weights = lanes_tl(tl.reshape(importance, (lanes, 16)), 16)
+    _encode_tl(lanes_tl(tl.reshape(x, (lanes, 16)), 16), weights, out, at, mask)
+
+
+@triton.jit
+def _encode_tl(groups, weights, out, at, mask):
+    TILE: tl.constexpr = at.shape[0]
     lanes: tl.constexpr = TILE * 16
-    groups = lanes_tl(tl.reshape(x, (lanes, 16)), 16)
-    scale, inverse, zero = scale_search_tl(groups, 32, 16)
+    scale, inverse, zero = scale_search_tl(groups, weights, 32, 16)
     scale = tl.reshape(scale, (TILE, 16))
     top = first_largest_tl(scale, 16)
     full = tl.abs(top) >= _GROUP_EPS
@@ -140,7 +161,7 @@ def encode_tl(x, out, at, mask):
 @triton.jit
 def _level_tl(v, step, inverse, zero):
     """int32 0..63: the level of one value, that of the search where the step is zero."""
-    found = tl.where(zero, 0.0, nearest_level_tl(v * inverse, -32, 31) + 32.0)
+    found = found_level_tl(v, inverse, zero, 32)
     level = nearest_level_tl(tl.div_rn(v, step), -32, 31) + 32.0
     return tl.where(step != 0.0, level, found).to(tl.int32)
 
@@ -169,6 +190,14 @@ def _store_levels_tl(groups, step, inverse, zero, out, at, mask):
 
 ROWS = (
     QuantType(
-        "Q6_K", 14, 256, 210, encode, decode, TritonPair(encode_tl, decode_tl, tile=8), search=True
+        "Q6_K",
+        14,
+        256,
+        210,
+        encode,
+        decode,
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=8),
+        search=True,
+        weighted=weighted,
     ),
 )

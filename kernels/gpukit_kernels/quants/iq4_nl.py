@@ -1,0 +1,103 @@
+"""IQ4_NL: 32 values in 18 bytes, 4.5 bits a weight; levels are places in an uneven codebook.
+
+    bytes 0-1    d, fp16
+    bytes 2-17   byte j: level j low, level j + 16 high
+
+x = d * CODEBOOK[level].
+Source: block_iq4_nl, quantize_row_iq4_nl_impl in llama.cpp's ggml-quants.c.
+"""
+
+import torch
+import triton
+import triton.language as tl  # noqa: F401  (jit functions must see it)
+from torch import Tensor
+
+from gpukit_kernels.bits import (
+    divide,
+    half_bits,
+    half_value,
+    pack_nibbles,
+    unpack_nibbles,
+    word_bytes,
+)
+from gpukit_kernels.codebook_search import codebook_search, codebook_values, nearest_code
+from gpukit_kernels.search import importance_weights, squares
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import (
+    half_bits_tl,
+    inverse_tl,
+    lanes_tl,
+    load_half_tl,
+    load_nibbles_tl,
+    store_nibbles_tl,
+    store_word16_tl,
+)
+from gpukit_kernels.triton_scale import codebook_search_tl, codebook_values_tl, nearest_code_tl
+from gpukit_kernels.triton_search import importance_weights_tl, squares_tl
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[32, lanes]` of uint8 `[18, lanes]`."""
+    return codebook_values(unpack_nibbles(blocks[2:])) * half_value(blocks, 0)
+
+
+def encode(x: Tensor) -> Tensor:
+    """uint8 `[18, lanes]` of float32 `[32, lanes]`."""
+    return _block(x, codebook_search(x, None))
+
+
+def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
+    """`encode` with float32 `importance` `[32, lanes]`."""
+    weights = importance_weights(x, importance, squares(x) * (2 / 32))
+    return _block(x, codebook_search(x, weights))
+
+
+@stage
+def _block(x: Tensor, d: Tensor) -> Tensor:
+    inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
+    levels = nearest_code(inverse * x).to(torch.uint8)
+    return torch.cat([word_bytes(half_bits(d), 2), pack_nibbles(levels)])
+
+
+@triton.jit
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 32]` of the blocks at byte offsets `at`."""
+    number = codebook_values_tl(load_nibbles_tl(blocks, at + 2, mask))
+    return number * load_half_tl(blocks, at, mask)[:, None]
+
+
+@triton.jit
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
+    _store_tl(x, codebook_search_tl(lanes_tl(x, 32), None, 32), out, at, mask)
+
+
+@triton.jit
+def weighted_tl(x, importance, _, out, at, mask):
+    """`encode_tl` with float32 `importance` `[TILE, 32]`."""
+    lanes = lanes_tl(x, 32)
+    variance = squares_tl(lanes, 32) * (2.0 / 32)
+    weights = importance_weights_tl(lanes, lanes_tl(importance, 32), variance, 32)
+    _store_tl(x, codebook_search_tl(lanes, weights, 32), out, at, mask)
+
+
+@triton.jit
+def _store_tl(x, d, out, at, mask):
+    store_word16_tl(out, at, half_bits_tl(d), mask)
+    store_nibbles_tl(out, at + 2, nearest_code_tl(inverse_tl(d)[:, None] * x), mask)
+
+
+ROWS = (
+    QuantType(
+        "IQ4_NL",
+        20,
+        32,
+        18,
+        encode,
+        decode,
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=128),
+        search=True,
+        weighted=weighted,
+    ),
+)

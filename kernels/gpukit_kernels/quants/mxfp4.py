@@ -1,0 +1,140 @@
+"""MXFP4: 32 values in 17 bytes, 4.25 bits a weight; E2M1 numbers under a power of two.
+
+    byte 0      e, the exponent of the scale with a bias of 127 (E8M0)
+    bytes 1-16  byte j: number j low, number j + 16 high; its sign is the fourth bit
+
+x = NUMBERS[magnitude] * 2^(e - 128), negative where the sign is set; the numbers are doubled.
+Source: block_mxfp4, quantize_row_mxfp4_ref in llama.cpp's ggml-quants.c; the format is that of the
+OCP Microscaling Formats specification, version 1.0.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels.bits import pack_nibbles, unpack_nibbles
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.triton_bits import load_byte_tl, load_nibbles_tl
+
+# The eight magnitudes of E2M1, doubled to be whole.
+NUMBERS = (0, 1, 2, 3, 4, 6, 8, 12)
+# How far from 1 a power of two lies, at the least, and how many more floats below it log2f rounds.
+ROUNDED = ((2, 1), (4, 1), (8, 3), (16, 6), (32, 11), (64, 22), (128, 44))
+
+_NUMBERS = tl.constexpr(NUMBERS)
+_ROUNDED = tl.constexpr(ROUNDED)
+
+
+def decode(blocks: Tensor) -> Tensor:
+    """float32 `[32, lanes]` of uint8 `[17, lanes]`."""
+    level = unpack_nibbles(blocks[1:]).to(torch.int32)
+    number = torch.tensor(NUMBERS, dtype=torch.float32, device=blocks.device)[level & 7]
+    # A number of zero has no sign.
+    number = torch.where((level & 8) != 0, 0.0 - number, number)
+    return number * _scale(blocks[0].to(torch.int32))
+
+
+@stage
+def encode(x: Tensor) -> Tensor:
+    """uint8 `[17, lanes]` of float32 `[32, lanes]`."""
+    largest = torch.zeros_like(x[0])
+    for row in x:
+        magnitude = row.abs()
+        largest = torch.where(largest < magnitude, magnitude, largest)
+    e = _exponent(largest)
+    scale = _scale(e)
+    magnitude = x.abs()
+    error = magnitude
+    level = torch.zeros_like(x, dtype=torch.int32)
+    for i, number in enumerate(NUMBERS[1:], 1):
+        tried = (number * scale - magnitude).abs()
+        better = tried < error
+        error = torch.where(better, tried, error)
+        level = torch.where(better, i, level)
+    level = level | (((x < 0) & (level != 0)).to(torch.int32) << 3)
+    return torch.cat([e.to(torch.uint8)[None], pack_nibbles(level.to(torch.uint8))])
+
+
+def _exponent(largest: Tensor) -> Tensor:
+    """int32 0..255: the C's (uint8) (floorf(log2f(largest)) - 2 + 127), 0 for 0 and infinity.
+
+    log2f rounds, so it reaches the next whole number for some floats below a power of two: below
+    2^k those nearer than ln 2 / 2^24 times the power of two below |k|.
+    """
+    tiny = largest < 2.0**-126
+    bits = torch.where(tiny, largest * 2.0**24, largest).view(torch.int32)
+    power = (bits >> 23) - 127 - 24 * tiny.to(torch.int32)
+    above = power + 1
+    distance = torch.where(above > 0, above - 1, -above)
+    near = torch.zeros_like(distance)
+    for least, more in ROUNDED:
+        near = near + more * (distance >= least).to(torch.int32)
+    power = power + (0x800000 - (bits & 0x7FFFFF) <= near).to(torch.int32)
+    e = (power + 125) & 0xFF
+    return torch.where((largest > 0) & (largest < float("inf")), e, torch.zeros_like(e))
+
+
+def _scale(e: Tensor) -> Tensor:
+    """float32: 2^(e - 128) of int32 0..255; below e = 2 it is subnormal."""
+    subnormal = torch.bitwise_left_shift(torch.full_like(e, 0x200000), e.clamp(max=1))
+    return torch.where(e < 2, subnormal, (e - 1) << 23).view(torch.float32)
+
+
+@triton.jit
+def decode_tl(blocks, at, mask):
+    """float32 `[TILE, 32]` of the blocks at byte offsets `at`."""
+    level = load_nibbles_tl(blocks, at + 1, mask)
+    number = tl.zeros_like(level)
+    for i in tl.static_range(1, 8):
+        number = number + tl.where((level & 7) >= i, _NUMBERS[i] - _NUMBERS[i - 1], 0)
+    number = tl.where((level & 8) != 0, -number, number).to(tl.float32)
+    return number * _scale_tl(load_byte_tl(blocks, at, mask))[:, None]
+
+
+@triton.jit
+def encode_tl(x, out, at, mask):
+    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
+    magnitude = tl.abs(x)
+    # A NaN is never larger.
+    e = _exponent_tl(tl.max(tl.where(x == x, magnitude, 0.0), axis=1))
+    scale = _scale_tl(e)[:, None]
+    error = magnitude
+    level = tl.zeros_like(x).to(tl.int32)
+    for i in tl.static_range(1, 8):
+        tried = tl.abs(_NUMBERS[i] * scale - magnitude)
+        better = tried < error
+        error = tl.where(better, tried, error)
+        level = tl.where(better, i, level)
+    level = level | tl.where((x < 0.0) & (level != 0), 8, 0)
+    half = tl.arange(0, 32)[None, :] // 16
+    packed = tl.sum(tl.reshape(level << (half * 4), (x.shape[0], 2, 16)), axis=1)
+    tl.store(out + at, e.to(tl.uint8), mask=mask)
+    place = at[:, None] + 1 + tl.arange(0, 16)[None, :]
+    tl.store(out + place, packed.to(tl.uint8), mask=mask[:, None])
+
+
+@triton.jit
+def _exponent_tl(largest):
+    """int32 0..255: `_exponent`."""
+    tiny = largest < 1.1754943508222875e-38
+    bits = tl.where(tiny, largest * 16777216.0, largest).to(tl.int32, bitcast=True)
+    power = (bits >> 23) - tl.where(tiny, 151, 127)
+    above = power + 1
+    distance = tl.where(above > 0, above - 1, -above)
+    near = tl.zeros_like(distance)
+    for i in tl.static_range(7):
+        near = near + tl.where(distance >= _ROUNDED[i][0], _ROUNDED[i][1], 0)
+    power = power + tl.where(0x800000 - (bits & 0x7FFFFF) <= near, 1, 0)
+    return tl.where((largest > 0.0) & (largest < float("inf")), (power + 125) & 0xFF, 0)
+
+
+@triton.jit
+def _scale_tl(e):
+    """float32: `_scale` of int32 0..255."""
+    subnormal = tl.where(e == 0, 0x200000, 0x400000)
+    return tl.where(e < 2, subnormal, (e - 1) << 23).to(tl.float32, bitcast=True)
+
+
+ROWS = (QuantType("MXFP4", 39, 32, 17, encode, decode, TritonPair(encode_tl, decode_tl, tile=64)),)

@@ -1,0 +1,160 @@
+"""The Triton twins of scale_search.py and codebook_search.py: one lane a group."""
+
+import triton
+import triton.language as tl
+
+from gpukit_kernels import codebook_search, search
+from gpukit_kernels.triton_bits import divide_tl, lanes_tl, nearest_level_tl, rows_tl
+from gpukit_kernels.triton_refine import refined_tl
+from gpukit_kernels.triton_search import importance_weights_tl, lanes_range_tl
+
+_GROUP_EPS = tl.constexpr(search.GROUP_EPS)
+_TRIES = tl.constexpr(codebook_search.TRIES)
+_LOWEST = tl.constexpr(codebook_search.CODEBOOK[0])
+_CODEBOOK = tl.constexpr(codebook_search.CODEBOOK)
+_MIDDLES = tl.constexpr(codebook_search.MIDDLES)
+# Four numbers of the codebook a word, as signed bytes.
+_WORDS = tl.constexpr(
+    tuple(
+        int.from_bytes(
+            bytes(v & 0xFF for v in codebook_search.CODEBOOK[i : i + 4]), "little", signed=True
+        )
+        for i in range(0, 16, 4)
+    )
+)
+
+
+@triton.jit
+def scale_sums_tl(x, weights, inverse, LEVELS: tl.constexpr, SIZE: tl.constexpr):
+    """Sums of w * x * level and w * level * level over the elements.
+
+    `weights` is a tuple as `x` is, or None for w = x * x.
+    """
+    sum_lx = tl.zeros_like(inverse)
+    sum_l2 = tl.zeros_like(inverse)
+    for i in tl.static_range(SIZE):
+        level = nearest_level_tl(inverse * x[i], -LEVELS, LEVELS - 1)
+        w = x[i] * x[i] if weights is None else weights[i]
+        sum_lx = sum_lx + w * x[i] * level
+        sum_l2 = sum_l2 + w * level * level
+    return sum_lx, sum_l2
+
+
+@triton.jit
+def scale_search_tl(x, weights, LEVELS: tl.constexpr, SIZE: tl.constexpr):
+    """scale, inverse, float32 `[lanes]`, and which lanes are zero: scale_search.scale_search."""
+    largest, magnitude = lanes_range_tl(x, SIZE)
+    inverse = divide_tl(-1.0 * LEVELS, largest)
+    sum_lx, sum_l2 = scale_sums_tl(x, weights, inverse, LEVELS, SIZE)
+    scale = tl.where(sum_l2 != 0.0, tl.div_rn(sum_lx, sum_l2), 0.0)
+    best = scale * sum_lx
+    step = tl.zeros_like(largest) - 9.0
+    for _ in range(18):
+        tried = tl.div_rn(-(LEVELS + 0.1 * step), largest)
+        # -9..9 without 0, which is where the search began.
+        step = tl.where(step == -1.0, 1.0, step + 1.0)
+        sum_lx, sum_l2 = scale_sums_tl(x, weights, tried, LEVELS, SIZE)
+        better = (sum_l2 > 0.0) & (sum_lx * sum_lx > best * sum_l2)
+        new_scale = tl.div_rn(sum_lx, sum_l2)
+        inverse = tl.where(better, tried, inverse)
+        best = tl.where(better, new_scale * sum_lx, best)
+        scale = tl.where(better, new_scale, scale)
+    zero = magnitude < _GROUP_EPS
+    return tl.where(zero, 0.0, scale), inverse, zero
+
+
+@triton.jit
+def found_level_tl(v, inverse, zero, LEVELS: tl.constexpr):
+    """float32: scale_search.found_levels of one element of each lane."""
+    level = nearest_level_tl(v * inverse, -LEVELS, LEVELS - 1) + LEVELS
+    return tl.where(zero, 0.0, level)
+
+
+@triton.jit
+def signed_search_tl(x, importance, mean_square, LEVELS: tl.constexpr):
+    """d, float32 `[TILE]`, and levels, int32 `[TILE, 32]`, of float32 `[TILE, 32]`, weighted."""
+    lanes = lanes_tl(x, 32)
+    weights = importance_weights_tl(lanes, lanes_tl(importance, 32), mean_square, 32)
+    scale, inverse, zero = scale_search_tl(lanes, weights, LEVELS, 32)
+    # From the lanes: the tile need not be kept during the search.
+    levels = ()
+    for i in tl.static_range(32):
+        levels = levels + (found_level_tl(lanes[i], inverse, zero, LEVELS),)  # noqa: RUF005
+    return scale, rows_tl(levels, 32).to(tl.int32)
+
+
+@triton.jit
+def refined_search_tl(x, LEVELS: tl.constexpr, SIZE: tl.constexpr):
+    """scale, float32 `[lanes]`, and a tuple of SIZE levels: scale_search.refined_search."""
+    largest, magnitude = lanes_range_tl(x, SIZE)
+    inverse = divide_tl(-1.0 * LEVELS, largest)
+    levels = ()
+    for i in tl.static_range(SIZE):
+        levels = levels + (nearest_level_tl(inverse * x[i], -LEVELS, LEVELS - 1),)  # noqa: RUF005
+    sum_lx, sum_l2 = scale_sums_tl(x, None, inverse, LEVELS, SIZE)
+    levels, sum_lx, sum_l2 = refined_tl(x, None, levels, sum_lx, sum_l2, -LEVELS, LEVELS - 1, SIZE)
+    zero = magnitude < _GROUP_EPS
+    scale = tl.where(sum_l2 > 0.0, tl.div_rn(sum_lx, sum_l2), 0.0)
+    moved = ()
+    for i in tl.static_range(SIZE):
+        moved = moved + (tl.where(zero, 0.0, levels[i] + LEVELS),)  # noqa: RUF005
+    return tl.where(zero, 0.0, scale), moved
+
+
+@triton.jit
+def nearest_number_tl(v):
+    """float32: the number of the codebook nearest to `v`; a NaN gets the last."""
+    number = tl.zeros_like(v) + _CODEBOOK[15]
+    for k in tl.static_range(15):
+        number = number - tl.where(v < _MIDDLES[k], _CODEBOOK[k + 1] - _CODEBOOK[k] + 0.0, 0.0)
+    return number
+
+
+@triton.jit
+def nearest_code_tl(v):
+    """int32 0..15: codebook_search.nearest_code."""
+    code = tl.full(v.shape, 15, tl.int32)
+    for k in tl.static_range(15):
+        code = code - tl.where(v < _MIDDLES[k], 1, 0)
+    return code
+
+
+@triton.jit
+def codebook_values_tl(code):
+    """float32: codebook_search.codebook_values of int32 0..15."""
+    low = tl.where((code & 4) != 0, _WORDS[1], _WORDS[0])
+    high = tl.where((code & 4) != 0, _WORDS[3], _WORDS[2])
+    word = tl.where((code & 8) != 0, high, low)
+    return ((word << (24 - (code & 3) * 8)) >> 24).to(tl.float32)
+
+
+@triton.jit
+def codebook_sums_tl(x, weights, inverse, SIZE: tl.constexpr):
+    """Sums of w * number * x and w * number * number; `weights` None means x * x."""
+    sum_qx = tl.zeros_like(inverse)
+    sum_q2 = tl.zeros_like(inverse)
+    for i in tl.static_range(SIZE):
+        number = nearest_number_tl(inverse * x[i])
+        w = x[i] * x[i] if weights is None else weights[i]
+        sum_qx = sum_qx + w * number * x[i]
+        sum_q2 = sum_q2 + w * number * number
+    return sum_qx, sum_q2
+
+
+@triton.jit
+def codebook_search_tl(x, weights, SIZE: tl.constexpr):
+    """float32 `[lanes]`: codebook_search.codebook_search."""
+    largest, magnitude = lanes_range_tl(x, SIZE)
+    inverse = divide_tl(1.0, tl.div_rn(-largest, tl.zeros_like(largest) + _LOWEST))
+    sum_qx, sum_q2 = codebook_sums_tl(x, weights, inverse, SIZE)
+    scale = tl.where(sum_q2 > 0.0, tl.div_rn(sum_qx, sum_q2), 0.0)
+    best = scale * sum_qx
+    number = tl.zeros_like(largest) + (_LOWEST - _TRIES)
+    for _ in range(2 * _TRIES + 1):
+        sum_qx, sum_q2 = codebook_sums_tl(x, weights, tl.div_rn(number, largest), SIZE)
+        number = number + 1.0
+        better = (sum_q2 > 0.0) & (sum_qx * sum_qx > best * sum_q2)
+        new_scale = tl.div_rn(sum_qx, sum_q2)
+        best = tl.where(better, new_scale * sum_qx, best)
+        scale = tl.where(better, new_scale, scale)
+    return tl.where(magnitude < _GROUP_EPS, 0.0, scale)
