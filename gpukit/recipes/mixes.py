@@ -38,15 +38,23 @@ FILE_TYPES = {
         FileType("Q5_0", 8, "Q5_0"),
         FileType("Q5_1", 9, "Q5_1"),
         FileType("Q8_0", 7, "Q8_0"),
+        FileType("Q2_K", 10, "Q2_K"),
+        FileType("Q2_K_S", 21, "Q2_K"),
+        FileType("Q3_K_S", 11, "Q3_K"),
+        FileType("Q3_K_M", 12, "Q3_K"),
+        FileType("Q3_K_L", 13, "Q3_K"),
         FileType("Q4_K_S", 14, "Q4_K"),
         FileType("Q4_K_M", 15, "Q4_K"),
         FileType("Q5_K_S", 16, "Q5_K"),
         FileType("Q5_K_M", 17, "Q5_K"),
         FileType("Q6_K", 18, "Q6_K"),
+        FileType("IQ4_NL", 25, "IQ4_NL"),
+        FileType("IQ4_XS", 30, "IQ4_XS"),
+        FileType("MXFP4_MOE", 38, "MXFP4"),
     )
 }
 
-ALIASES = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def by_name(name: str) -> FileType:
@@ -74,14 +82,19 @@ class Mix:
     """The facts of a model that rules look at, and how many tensors of a kind have gone by."""
 
     file_type: FileType
+    arch: str
     n_layer: int
     n_v: int
     n_expert: int
     gqa: int
     tied: bool
-    falcon: bool
     is_70b: bool
-    seen: dict[str, int] = field(default_factory=lambda: {"v": 0, "down": 0, "gate": 0, "up": 0})
+    importance: bool
+    seen: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def falcon(self) -> bool:
+        return self.arch == "falcon"
 
 
 # Kinds of tensors by what their name contains; the first that fits counts.
@@ -97,43 +110,80 @@ KINDS = (
     ("ffn_down", "down"),
 )
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+ENDS = (*EMBEDDINGS, "output.weight")
 
-# Where in the model a rule applies: i of n tensors of the kind have gone by.
-WHERE: Mapping[str, Callable[[int, int], bool]] = {
-    "everywhere": lambda _i, _n: True,
-    "first four": lambda i, _n: i < 4,
-    "first eighth": lambda i, n: i < n // 8,
-    "first sixteenth": lambda i, n: i < n // 16,
-    "more": lambda i, n: i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2,
+# Where a rule applies: i of n tensors of the kind have gone by.
+WHERE: Mapping[str, Callable[[Mix, int, int], bool]] = {
+    "everywhere": lambda _mix, _i, _n: True,
+    "first two": lambda _mix, i, _n: i < 2,
+    "first four": lambda _mix, i, _n: i < 4,
+    "first eighth": lambda _mix, i, n: i < n // 8,
+    "first sixteenth": lambda _mix, i, n: i < n // 16,
+    "more": lambda _mix, i, n: i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2,
+    "shared by four": lambda mix, _i, _n: mix.gqa >= 4,
+    "first eighth, weighted": lambda mix, i, n: mix.importance and i < n // 8,
+    "first eighth, not weighted": lambda mix, i, n: not mix.importance and i < n // 8,
 }
 
 # Kind -> file type -> (where, type), the first that applies; elsewhere the default type.
 RULES: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
     "v": {
+        "Q2_K": (("shared by four", "Q4_K"), ("everywhere", "Q3_K")),
+        "Q2_K_S": (("shared by four", "Q4_K"),),
+        "Q3_K_M": (("first two", "Q5_K"), ("everywhere", "Q4_K")),
+        "Q3_K_L": (("everywhere", "Q5_K"),),
         "Q4_K_S": (("first four", "Q5_K"),),
         "Q4_K_M": (("more", "Q6_K"),),
         "Q5_K_M": (("more", "Q6_K"),),
+        "IQ4_NL": (("shared by four", "Q5_K"),),
+        "IQ4_XS": (("shared by four", "Q5_K"),),
     },
     "down": {
+        "Q4_0": (("first eighth, weighted", "Q4_1"),),
+        "Q5_0": (("first eighth, weighted", "Q5_1"),),
+        "Q2_K": (("everywhere", "Q3_K"),),
+        "Q2_K_S": (("first eighth", "Q4_K"),),
+        "Q3_K_M": (("first sixteenth", "Q5_K"), ("everywhere", "Q4_K")),
+        "Q3_K_L": (("everywhere", "Q5_K"),),
         "Q4_K_S": (("first eighth", "Q5_K"),),
         "Q4_K_M": (("more", "Q6_K"),),
         "Q5_K_M": (("more", "Q6_K"),),
+        "IQ4_NL": (("first eighth, not weighted", "Q5_K"),),
+        "IQ4_XS": (("first eighth, not weighted", "Q5_K"),),
+    },
+    "o": {
+        "Q2_K": (("everywhere", "Q3_K"),),
+        "Q3_K_M": (("everywhere", "Q4_K"),),
+        "Q3_K_L": (("everywhere", "Q5_K"),),
     },
 }
 FALCON_RULES: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
     "v": RULES["v"],
     "down": {
+        **RULES["down"],
+        "Q3_K_M": (("first sixteenth", "Q5_K"), ("more", "Q4_K")),
+        "Q3_K_L": (("everywhere", "Q4_K"),),
+        "Q4_K_S": (),
         "Q4_K_M": (("first sixteenth", "Q6_K"), ("more", "Q5_K")),
-        "Q5_K_M": (("more", "Q6_K"),),
     },
+    "o": {"Q3_K_L": (("everywhere", "Q4_K"),)},
 }
-# Attention outputs of models with eight experts.
-EIGHT_EXPERTS_O = {"Q4_K_S": "Q5_K", "Q4_K_M": "Q5_K"}
+# File types that lift the attention outputs of models with eight experts to Q5_K.
+EIGHT_EXPERTS_O = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS")
+# Architectures with a model of this many layers that llama.cpp calls 70B.
+LAYERS_70B = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 # Attention values of 70B Llamas, whose eight heads share them, are lifted from these types.
 LIFTED_70B = {"Q3_K": "Q5_K", "Q4_K": "Q5_K"}
 
 # What takes a type's place where its blocks do not divide the rows; behind these F16.
-FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+FALLBACKS = {
+    **dict.fromkeys(("Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"), "IQ4_NL"),
+    **dict.fromkeys(("IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
+}
 
 # Tensors that keep their type whatever the file type, by what their name contains.
 KEPT = (
@@ -147,6 +197,17 @@ KEPT = (
     "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger", "a.rvq.codebook",
     "mm.a.code_embd",
 )  # fmt: skip
+# The same for one architecture.
+KEPT_IN = {
+    "glm5-next": (
+        "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate",
+        "indexer_compressor_ape", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight",
+        "ssm_g_b.weight", "ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight",
+        "attn_v_b.weight",
+    ),
+}  # fmt: skip
+# Tensors of one architecture that are never less than Q8_0.
+AT_LEAST_Q8_0 = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
 KEPT_NAMES = ("position_embd.weight", "token_types.weight")
 
 
@@ -155,18 +216,28 @@ def choose_types(
     metadata: Callable[[str, Any], Any],
     file_type: FileType,
     overrides: Overrides | None = None,
+    importance: bool = False,
 ) -> list[str]:
     """The type of each tensor; `tensors` in output order with their source types.
 
-    `metadata` is a `get(key, default)` over the model's fields.
+    `metadata` is a `get(key, default)` over the model's fields; `importance` says whether there
+    are importance weights, which some rules look at.
     """
     overrides = overrides or Overrides()
-    mix = _mix(tensors, metadata, file_type)
+    mix = _mix(tensors, metadata, file_type, importance)
     return [_choose(tensor, mix, overrides) for tensor in tensors]
 
 
+def needs_importance(name: str, kind: str, file_type: FileType) -> bool:
+    """Whether llama-quantize refuses to make tensor `name` a `kind` without importance weights."""
+    return file_type.name == "Q2_K_S" and kind == "Q2_K" and name not in ENDS
+
+
 def _mix(
-    tensors: Sequence[TensorSpec], metadata: Callable[[str, Any], Any], file_type: FileType
+    tensors: Sequence[TensorSpec],
+    metadata: Callable[[str, Any], Any],
+    file_type: FileType,
+    importance: bool,
 ) -> Mix:
     arch = metadata("general.architecture", "")
 
@@ -183,20 +254,21 @@ def _mix(
     n_expert = number("expert_count")
     return Mix(
         file_type=file_type,
+        arch=arch,
         n_layer=n_layer,
         n_v=sum(_kind(tensor.name) == "v" for tensor in tensors),
         n_expert=n_expert,
         gqa=n_head // n_head_kv if n_head_kv else 0,
         tied=all(tensor.name != "output.weight" for tensor in tensors),
-        falcon=arch == "falcon",
-        is_70b=(arch == "llama" and n_layer == 80 and n_expert != 8 and n_head != n_head_kv)
-        or (arch == "qwen2" and n_layer == 80),
+        is_70b=LAYERS_70B.get(arch) == n_layer
+        and (arch != "llama" or (n_expert != 8 and n_head != n_head_kv)),
+        importance=importance,
     )
 
 
 def _choose(tensor: TensorSpec, mix: Mix, overrides: Overrides) -> str:
     name = tensor.name
-    if not quantizable(tensor) or (overrides.leave_output and name == "output.weight"):
+    if not quantizable(tensor, mix.arch) or (overrides.leave_output and name == "output.weight"):
         return tensor.type
     if overrides.embedding_type and name in EMBEDDINGS:
         return overrides.embedding_type
@@ -210,14 +282,14 @@ def _choose(tensor: TensorSpec, mix: Mix, overrides: Overrides) -> str:
     return _fitting(tensor, wanted)
 
 
-def quantizable(tensor: TensorSpec) -> bool:
+def quantizable(tensor: TensorSpec, arch: str = "") -> bool:
     """Whether a tensor may change its type: a weight of two dimensions that is no exception."""
     dims = [n for n in tensor.ne[1:] if n != 1]
     return (
         bool(dims)
         and tensor.name.endswith("weight")
         and tensor.name not in KEPT_NAMES
-        and not any(part in tensor.name for part in KEPT)
+        and not any(part in tensor.name for part in (*KEPT, *KEPT_IN.get(arch, ())))
     )
 
 
@@ -227,13 +299,21 @@ def _kind(name: str) -> str | None:
 
 def _mixed(tensor: TensorSpec, mix: Mix) -> str:
     default = mix.file_type.default
+    if any(part in tensor.name for part in AT_LEAST_Q8_0.get(mix.arch, ())):
+        return "Q8_0"
+    moe = mix.file_type.name == "MXFP4_MOE"
     if tensor.name == "output.weight" or (mix.tied and tensor.name in EMBEDDINGS):
-        if mix.falcon or tensor.ne[0] % type_sizes()[default].block:
+        if moe or mix.falcon or tensor.ne[0] % type_sizes()[default].block:
             return "Q8_0"
         return default if default == "Q8_0" else "Q6_K"
+    kind = _kind(tensor.name)
+    if moe:
+        # Experts are stacked in a third dimension; in one architecture other tensors are, too.
+        stacked = len(tensor.ne) > 2 and tensor.ne[2] > 1
+        feed_forward = mix.arch != "bailingmoe3" or kind in ("up", "gate", "down")
+        return default if stacked and feed_forward else "Q8_0"
     if tensor.name in EMBEDDINGS:
         return default
-    kind = _kind(tensor.name)
     chosen = _by_rule(tensor.name, kind, mix)
     if kind == "v" and mix.is_70b:
         chosen = LIFTED_70B.get(chosen, chosen)
@@ -241,20 +321,21 @@ def _mixed(tensor: TensorSpec, mix: Mix) -> str:
         if kind in ("v", "k"):
             return "Q8_0"
         if kind == "o" and not mix.falcon:
-            return EIGHT_EXPERTS_O.get(mix.file_type.name, chosen)
+            return "Q5_K" if mix.file_type.name in EIGHT_EXPERTS_O else default
     return chosen
 
 
 def _by_rule(name: str, kind: str | None, mix: Mix) -> str:
-    if kind not in mix.seen:
+    if kind is None:
         return mix.file_type.default
-    index, count = mix.seen[kind], mix.n_v if kind == "v" else mix.n_layer
-    mix.seen[kind] += 1
+    index, count = mix.seen.get(kind, 0), mix.n_v if kind == "v" else mix.n_layer
+    mix.seen[kind] = index + 1
     if mix.n_expert > 1 and kind != "v":
         index = max(layer_of(name), 0)
     rules = (FALCON_RULES if mix.falcon else RULES).get(kind, {}).get(mix.file_type.name, ())
     return next(
-        (wanted for where, wanted in rules if WHERE[where](index, count)), mix.file_type.default
+        (wanted for where, wanted in rules if WHERE[where](mix, index, count)),
+        mix.file_type.default,
     )
 
 
