@@ -5,6 +5,7 @@
     │   └── ModelfileError       a Modelfile that cannot be read as one
     ├── FormatError              a file is not what it claims to be
     │   ├── GGUFError
+    │   ├── PytorchError
     │   └── SafetensorsError
     ├── CheckpointError          a model folder lacks something or contradicts itself
     │   └── TokenizerError       a vocabulary that is missing, unknown or contradicts the model
@@ -37,6 +38,10 @@ class FormatError(GpukitError):
 
 class GGUFError(FormatError):
     """A GGUF file that is malformed or truncated."""
+
+
+class PytorchError(FormatError):
+    """A file of torch.save that is malformed, or holds more than tensors."""
 
 
 class SafetensorsError(FormatError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gpukit.errors import ArgumentError, CheckpointError, FormatError, ModelfileError, StoreError
 from gpukit.events import Report, Status, Step
+from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.store import blobs
 from gpukit.store.changes import Change
@@ -243,22 +244,23 @@ def _single_gguf(folder: Path) -> Path | None:
             f"{folder}: an adapter, not a model: FROM wants the base model, and adapters are not "
             "supported by this version"
         )
-    if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
-        return None
+    check_files(folder)
     found = sorted(folder.glob("*.gguf"))
+    if has_weights(folder) and ((folder / "config.json").exists() or not found):
+        return None
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(path.name for path in found[:4])
         raise CheckpointError(f"{folder}: {len(found)} .gguf files ({names}): name one in FROM")
     raise CheckpointError(
-        f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with "
-        "model.safetensors and config.json, or a .gguf file"
+        f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with config.json "
+        "and weights (.safetensors, .bin or .pth), or a .gguf file"
     )
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.gguf", "config.json"))
+    return has_weights(folder) or any(any(folder.glob(end)) for end in ("*.gguf", "config.json"))
 
 
 def _expanded(text: str, folder: Path) -> Path:

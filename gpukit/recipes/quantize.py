@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gpukit.errors import ArgumentError
-from gpukit.events import Report, ignore
+from gpukit.events import Report, Warned, ignore
 from gpukit.formats.gguf_fields import Field, TensorSpec, u32
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter, plan_layout
 from gpukit.models.base import FILE_TYPE, float_type, with_file_type
-from gpukit.models.importer import QUANTIZATION_VERSION
+from gpukit.models.importer import QUANTIZATION_VERSION, some
 from gpukit.recipes.mixes import (
     FILE_TYPES,
     FileType,
@@ -212,6 +212,8 @@ def run_plan(
     finite, `DiskError` where the disk refuses, and the errors of the source's reader.
     """
     _check_target(source, out)
+    if source.left_out:
+        report(Warned(f"{source.path}: left out: {some(source.left_out)} without use in a GGUF"))
     started = time.monotonic()
     with GGUFWriter(out, plan.fields, plan.specs, digest=digest) as writer:
         read_bytes = run_pipeline(source, plan.outputs, writer, plan.title, device, budget, report)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from gpukit.errors import ArgumentError
+from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, TensorSpec
 from gpukit.formats.gguf_reader import GGUFFile
-from gpukit.formats.safetensors import Checkpoint
 from gpukit.models.base import PlannedTensor, auto_type, float_type
+from gpukit.models.fp8 import FP8, read_scale, scaled
 from gpukit.models.importer import plan_import
 
 TORCH_TYPES = {
@@ -22,6 +23,7 @@ TORCH_TYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+STORED_TYPES = {**TORCH_TYPES, **FP8}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Source(ABC):
     fields: tuple[Field, ...]
     tensors: tuple[SourceTensor, ...]
     is_checkpoint: bool
+    left_out: tuple[str, ...] = ()  # tensors that nothing uses, by their names in the source
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a metadata field."""
@@ -109,7 +112,9 @@ class CheckpointSource(Source):
             self._checkpoint.close()
             raise
         self.fields = plan.fields
+        self.left_out = plan.left_out
         self._planned = plan.tensors
+        self._scales = plan.scales.by_weight
         self._auto = auto_type(plan.tensors)
         self.tensors = tuple(self._tensor(planned) for planned in plan.tensors)
 
@@ -134,7 +139,7 @@ class CheckpointSource(Source):
 
     def _dtype(self, index: int) -> torch.dtype:
         stored = self._checkpoint.tensors[self._planned[index].sources[0]]
-        return TORCH_TYPES[stored.dtype]
+        return STORED_TYPES[stored.dtype]
 
     def stored_bytes(self, index: int, rows: int) -> int:
         if self._planned[index].values is not None:
@@ -152,9 +157,15 @@ class CheckpointSource(Source):
         if planned.values is not None:
             return planned.values.view(-1, planned.ne[0])[row : row + rows]
         found = data.view(self._dtype(index)).view(rows, planned.ne[0])
-        if found.dtype is torch.float64:
-            found = found.to(torch.float32)
+        found = self._decoded(planned.sources[0], row, found)
         return planned.transform(found) if planned.transform is not None else found
+
+    def _decoded(self, name: str, row: int, stored: Tensor) -> Tensor:
+        """Rows of the stored tensor `name`, the first being row `row`, in a type of the kernels."""
+        if (scale := self._scales.get(name)) is not None:
+            return scaled(stored, row, scale, read_scale(self._checkpoint, scale))
+        wide = stored.dtype is torch.float64 or stored.dtype in FP8.values()
+        return stored.to(torch.float32) if wide else stored
 
     def close(self) -> None:
         self._checkpoint.close()
