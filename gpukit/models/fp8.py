@@ -171,6 +171,8 @@ def read_scale(checkpoint: Checkpoint, scale: Scale) -> Tensor:
 def scaled(stored: Tensor, row: int, scale: Scale, scales: Tensor) -> Tensor:
     """float32 `[rows, width]` of 8-bit floats `[rows, width]`, the first being row `row` of the
     weight; `scales` as `read_scale` gives them."""
+    scales = scales.to(stored.device)
     rows = torch.arange(row, row + stored.shape[0]).div(scale.rows, rounding_mode="floor")
     columns = torch.arange(stored.shape[1]).div(scale.columns, rounding_mode="floor")
-    return stored.to(torch.float32) * scales[rows][:, columns]
+    each = scales[rows.to(scales.device)][:, columns.to(scales.device)]
+    return stored.to(torch.float32) * each
