@@ -20,6 +20,12 @@ ImatrixFile = Annotated[
     Path | None,
     typer.Option("--imatrix", metavar="FILE", help="Importance matrix, .gguf or .dat."),
 ]
+Pre = Annotated[
+    str | None,
+    typer.Option(
+        "--pre", metavar="NAME", help="Pre-tokenizer, such as llama-bpe, where none is recognised."
+    ),
+]
 SplitMaxSize = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Split into files with at most SIZE of data, as 500M or 2G."),
@@ -40,13 +46,14 @@ def convert(
     ] = None,
     imatrix: ImatrixFile = None,
     split_max_size: SplitMaxSize = None,
+    pre: Pre = None,
     device: Device = "auto",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
     options = _options(imatrix=imatrix, split_max_size=split_max_size)
-    _run(folder, out, type, options, device, dry_run, json)
+    _run(folder, out, type, options, device, dry_run, json, pre)
 
 
 def quantize(
@@ -77,6 +84,7 @@ def quantize(
         bool, typer.Option("--keep-split", help="As many files as the split GGUF has.")
     ] = False,
     split_max_size: SplitMaxSize = None,
+    pre: Pre = None,
     device: Device = "auto",
     dry_run: DryRun = False,
     json: Json = False,
@@ -97,7 +105,7 @@ def quantize(
             embedding_type=token_embedding_type,
         ),
     )
-    _run(source, out, type, options, device, dry_run, json)
+    _run(source, out, type, options, device, dry_run, json, pre)
 
 
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
@@ -120,11 +128,12 @@ def _run(
     device: str,
     dry_run: bool,
     json: bool,
+    pre: str | None,
 ) -> None:
     from gpukit.recipes.quantize import plan_quantize, run_plan
     from gpukit.recipes.source import open_source
 
-    with open_source(path) as source:
+    with open_source(path, pre) as source:
         plan = plan_quantize(source, file_type, options)
         if dry_run:
             _print_plan(plan, json)

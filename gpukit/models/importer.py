@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from gpukit.errors import CheckpointError
+from gpukit.errors import ArgumentError, CheckpointError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import StoredTensor
@@ -12,6 +12,7 @@ from gpukit.models.base import Architecture, ImportPlan, PlannedTensor, Rule, by
 from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import general_fields
 
+PRE = "tokenizer.ggml.pre"
 # Of the block layouts (GGML_QNT_VERSION).
 QUANTIZATION_VERSION = 2
 
@@ -21,9 +22,13 @@ DTYPES = {
 }  # fmt: skip
 
 
-def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPlan:
-    """The GGUF that `checkpoint` becomes; `name` replaces general.name.
+def plan_import(
+    checkpoint: Checkpoint, *, name: str | None = None, pre: str | None = None
+) -> ImportPlan:
+    """The GGUF that `checkpoint` becomes; `name` replaces general.name, `pre` names the
+    pre-tokenizer of a byte-level BPE that is not recognised.
 
+    `ArgumentError` for a `pre` that nobody knows or that the vocabulary has no use for,
     `CheckpointError` for an unknown architecture, for values in config.json that make no sense, for
     tensors that are missing, left over, of another shape or of an integer dtype.
     """
@@ -42,9 +47,13 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
         *vocabulary_fields(
-            checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}
+            checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}, pre=pre
         ),
     ]
+    if pre is not None and not any(f.key == PRE and f.value == pre for f in fields):
+        raise ArgumentError(
+            f"{checkpoint.folder}: --pre {pre}: this vocabulary is no byte-level BPE; leave it out"
+        )
     left_out = [t.name for t in checkpoint if t.name.endswith(arch.skipped)]
     return ImportPlan(config, tuple(fields), tuple(tensors), scales, (*left_out, *scales.unused))
 

@@ -34,12 +34,14 @@ PATH_STARTS = ("/", "./", "../", "~", ".\\")
 @dataclass(frozen=True)
 class Work:
     """How weights are converted: the file type wanted (None: the source's own), the device, the
-    bound on host memory in bytes, and who hears of it."""
+    bound on host memory in bytes, who hears of it, and the pre-tokenizer where none is recognised.
+    """
 
     file_type: str | None
     device: str
     budget: int
     report: Report
+    pre: str | None = None
 
 
 class Origin(Protocol):
@@ -86,6 +88,8 @@ def open_origin(store: Store, source: Path | ModelName, work: Work) -> Origin:
 
     Raises the errors of the source's readers.
     """
+    if work.pre is not None and (isinstance(source, ModelName) or not source.is_dir()):
+        raise ArgumentError("--pre is for a FROM that is a model folder; this has its vocabulary")
     if isinstance(source, ModelName):
         return _stored(store, source, work)
     if source.is_dir():
@@ -213,7 +217,7 @@ def _converted(path: Path, work: Work, opening: str) -> _Converted:
     from gpukit.recipes.quantize import plan_quantize
     from gpukit.recipes.source import open_source
 
-    source = open_source(path)
+    source = open_source(path, work.pre)
     try:
         return _Converted(source, plan_quantize(source, work.file_type), work, opening)
     except BaseException:

@@ -105,12 +105,17 @@ class Source(ABC):
         self.close()
 
 
-def open_source(path: Path) -> Source:
-    """The model at `path`: a folder with a checkpoint, or a GGUF file; the errors of its reader."""
+def open_source(path: Path, pre: str | None = None) -> Source:
+    """The model at `path`: a folder with a checkpoint, or a GGUF file; the errors of its reader.
+
+    `pre` names the pre-tokenizer of a folder with a byte-level BPE.
+    """
     if path.is_dir():
-        return CheckpointSource(path)
+        return CheckpointSource(path, pre)
     if not path.exists():
         raise ArgumentError(f"{path}: no such file or folder")
+    if pre is not None:
+        raise ArgumentError(f"{path}: a GGUF has its pre-tokenizer; --pre is for model folders")
     return GGUFSource(path)
 
 
@@ -119,11 +124,11 @@ class CheckpointSource(Source):
 
     is_checkpoint = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pre: str | None = None) -> None:
         self.path = path
         self._checkpoint = Checkpoint(path)
         try:
-            plan = plan_import(self._checkpoint)
+            plan = plan_import(self._checkpoint, pre=pre)
         except BaseException:
             self._checkpoint.close()
             raise

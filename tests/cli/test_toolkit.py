@@ -86,6 +86,8 @@ def test_doctor(tmp_path: Path) -> None:
     ("words", "code", "text"),
     [
         (("convert", "FOLDER", "OUT", "--type", "Q9"), 2, "unknown type 'Q9'; known: F32"),
+        (("convert", "FOLDER", "OUT", "--pre", "qwen2"), 2, "--pre qwen2: this vocabulary is no"),
+        (("quantize", "FILE", "OUT", "Q8_0", "--pre", "qwen2"), 2, "--pre is for model folders"),
         (("convert", "/no/such", "OUT"), 2, "/no/such: no such file or folder"),
         (("quantize", "README", "OUT", "Q8_0"), 1, "no GGUF file"),
         (("inspect", "/no/such.gguf"), 1, "/no/such.gguf: no such file"),
@@ -97,11 +99,11 @@ def test_doctor(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    words: tuple[str, ...], code: int, text: str, folder: Path, tmp_path: Path
+    words: tuple[str, ...], code: int, text: str, folder: Path, file: Path, tmp_path: Path
 ) -> None:
     readme = tmp_path / "README"
     readme.write_text("This is no model.")
-    places = {"FOLDER": folder, "OUT": tmp_path / "x.gguf", "README": readme}
+    places = {"FOLDER": folder, "FILE": file, "OUT": tmp_path / "x.gguf", "README": readme}
     done = gpukit(*(places.get(word, word) for word in words))
     assert done.returncode == code, done.stderr
     assert text in done.stderr
