@@ -9,6 +9,7 @@
     │   └── SafetensorsError
     ├── CheckpointError          a model folder lacks something or contradicts itself
     │   └── TokenizerError       a vocabulary that is missing, unknown or contradicts the model
+    ├── HubError                 the Hugging Face hub lacks it, refuses it or cannot be reached
     ├── StoreError               a name that is not in the store, a blob that is missing or damaged
     └── DiskError                no room, no permission, a write that failed
 
@@ -54,6 +55,10 @@ class CheckpointError(GpukitError):
 
 class TokenizerError(CheckpointError):
     """A vocabulary that is missing, unknown or contradicts the model."""
+
+
+class HubError(GpukitError):
+    """The Hugging Face hub does not have something, refuses it or cannot be reached."""
 
 
 class StoreError(GpukitError):

@@ -1,6 +1,7 @@
 """A model folder: which of its files hold the weights, its JSON files, and where links may lead."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -63,6 +64,17 @@ def has_weights(folder: Path) -> bool:
 def file_names(folder: Path) -> list[str]:
     """The names of everything in `folder` that is no folder; links count, wherever they lead."""
     return [path.name for path in folder.iterdir() if path.is_symlink() or path.is_file()]
+
+
+def model_name(folder: Path) -> str:
+    """What the model in `folder` is called: the folder's name, or for a snapshot in Hugging Face's
+    cache, whose name is a commit, that of its repository."""
+    # A link keeps its own name: those who made it chose it.
+    folder = Path(os.path.abspath(folder))
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return folder.name
 
 
 def read_json(path: Path, kind: type[CheckpointError] = CheckpointError) -> dict[str, Any] | None:

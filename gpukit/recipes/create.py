@@ -41,7 +41,7 @@ def create(
     model = store.find(name)
     _refuse_unsupported(modelfile)
     work = Work(_file_type(quantize) if quantize else None, device, budget, report, pre)
-    source = locate(store, modelfile)
+    source = locate(store, modelfile, report)
     for warning in modelfile.warnings:
         report(Warned(warning))
     base = _base(store, source)

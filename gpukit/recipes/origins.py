@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gpukit.errors import ArgumentError, CheckpointError, FormatError, ModelfileError, StoreError
-from gpukit.events import Report, Status, Step
+from gpukit.events import Report, Status, Step, ignore
 from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.recipes.hub import HOSTS, located
 from gpukit.store import blobs
 from gpukit.store.changes import Change
 from gpukit.store.config import file_type_name
@@ -54,11 +55,13 @@ class Origin(Protocol):
     def close(self) -> None: ...
 
 
-def locate(store: Store, modelfile: Modelfile) -> Path | ModelName:
-    """What FROM names: an existing folder or file, else a model of the store.
+def locate(store: Store, modelfile: Modelfile, report: Report = ignore) -> Path | ModelName:
+    """What FROM names: an existing folder or file, else a model of the store, else, where it begins
+    with hf.co/, one of the Hugging Face hub, which is fetched.
 
     A folder without weights gives way to a model of the same name. Raises ModelfileError where
-    a path does not exist and StoreError where a name is not in the store.
+    a path does not exist, StoreError where a name is not in the store, HubError where the hub does
+    not give it.
     """
     text = modelfile.source
     path = _expanded(text, modelfile.folder)
@@ -69,14 +72,18 @@ def locate(store: Store, modelfile: Modelfile) -> Path | ModelName:
         if path.exists():
             return path
         raise ModelfileError(f"FROM {text}: {path}: no such file or folder")
+    on_hub = text.startswith(HOSTS)
     try:
         name = store.find(text)
+        if store.has(name):
+            return name
     except ArgumentError as error:
-        raise ModelfileError(f"FROM {text}: no such file or folder, and {error}") from None
-    if store.has(name):
-        return name
+        if not on_hub:
+            raise ModelfileError(f"FROM {text}: no such file or folder, and {error}") from None
     if path.exists():
         return path
+    if on_hub:
+        return located(Path(text), report)
     raise StoreError(
         f"FROM {text}: there is no file or folder {path}, and no model '{name.display}' in "
         f"{store.root}"
