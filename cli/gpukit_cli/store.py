@@ -29,6 +29,10 @@ def create(
     quantize: Annotated[
         str | None, typer.Option("--quantize", "-q", help="Quantise to this type, as Q4_K_M.")
     ] = None,
+    pre: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Pre-tokenizer of a folder, where none is recognised."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Json = False,
 ) -> None:
@@ -46,7 +50,7 @@ def create(
     from gpukit.recipes.create import create as create_model
 
     with reporter() as report:
-        model = create_model(store, name, parsed, quantize, device=device, report=report)
+        model = create_model(store, name, parsed, quantize, device=device, pre=pre, report=report)
     if json:
         made = store.describe(model)
         print(jsonlib.dumps({"name": model.display, "digest": made.digest, "size": made.size}))

@@ -16,6 +16,7 @@ from gpukit.formats.gguf_fields import Field, type_sizes
 
 if TYPE_CHECKING:
     from gpukit.models.decoder import Decoder
+    from gpukit.models.fp8 import Scales
     from gpukit.models.weights import Weights
 
 FILE_TYPE = "general.file_type"
@@ -77,12 +78,15 @@ class PlannedTensor:
 class ImportPlan:
     """A checkpoint as a GGUF to be: metadata and tensors in the order of llama.cpp's converter.
 
-    `fields` has general.file_type in its place with the value 0; see `with_file_type`.
+    `fields` has general.file_type in its place with the value 0; see `with_file_type`. `scales`
+    belong to weights in 8-bit floats; `left_out` are tensors of the checkpoint that nothing uses.
     """
 
     config: ModelConfig
     fields: tuple[Field, ...]
     tensors: tuple[PlannedTensor, ...]
+    scales: "Scales"
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,31 @@ import os
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from gpukit.errors import CheckpointError
+from gpukit.errors import ArgumentError, CheckpointError
+from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import u32
-from gpukit.formats.safetensors import Checkpoint, StoredTensor
+from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.base import Architecture, ImportPlan, PlannedTensor, Rule, by_class
+from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import general_fields
 
+PRE = "tokenizer.ggml.pre"
 # Of the block layouts (GGML_QNT_VERSION).
 QUANTIZATION_VERSION = 2
 
 # What the converter sees of each dtype; others need a dequantiser of their own.
-DTYPES = {"BF16": "BF16", "F16": "F16", "F32": "F32", "F64": "F32"}
+DTYPES = {
+    "BF16": "BF16", "F16": "F16", "F32": "F32", "F64": "F32", "F8_E4M3": "F32", "F8_E5M2": "F32",
+}  # fmt: skip
 
 
-def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPlan:
-    """The GGUF that `checkpoint` becomes; `name` replaces general.name.
+def plan_import(
+    checkpoint: Checkpoint, *, name: str | None = None, pre: str | None = None
+) -> ImportPlan:
+    """The GGUF that `checkpoint` becomes; `name` replaces general.name, `pre` names the
+    pre-tokenizer of a byte-level BPE that is not recognised.
 
+    `ArgumentError` for a `pre` that nobody knows or that the vocabulary has no use for,
     `CheckpointError` for an unknown architecture, for values in config.json that make no sense, for
     tensors that are missing, left over, of another shape or of an integer dtype.
     """
@@ -30,29 +39,34 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
         config = arch.read(checkpoint.config)
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
-    tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config))]
+    scales = find_scales(checkpoint)
+    tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config), scales)]
     parameters = sum(tensor.n_elements for tensor in tensors)
     fields = [
         *general_fields(checkpoint.folder, arch.name, parameters, name),
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
         *vocabulary_fields(
-            checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}
+            checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}, pre=pre
         ),
     ]
-    return ImportPlan(config, tuple(fields), tuple(tensors))
+    if pre is not None and not any(f.key == PRE and f.value == pre for f in fields):
+        raise ArgumentError(
+            f"{checkpoint.folder}: --pre {pre}: this vocabulary is no byte-level BPE; leave it out"
+        )
+    left_out = [t.name for t in checkpoint if t.name.endswith(arch.skipped)]
+    return ImportPlan(config, tuple(fields), tuple(tensors), scales, (*left_out, *scales.unused))
 
 
 def _tensors(
-    checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule]
+    checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule], scales: Scales
 ) -> list[PlannedTensor]:
     """In the order of the checkpoint, as the converter reads it."""
     by_source = {rule.source: rule for rule in rules}
-    _check_names(checkpoint, arch, by_source)
+    weights = [t for t in checkpoint if t.name not in scales and not t.name.endswith(arch.skipped)]
+    _check_names(checkpoint, weights, arch, by_source)
     planned = []
-    for tensor in checkpoint:
-        if tensor.name.endswith(arch.skipped):
-            continue
+    for tensor in weights:
         rule = by_source[tensor.name]
         _check_shape(tensor, rule)
         planned.append(
@@ -68,25 +82,31 @@ def _tensors(
     return planned
 
 
-def _check_names(checkpoint: Checkpoint, arch: Architecture, rules: Mapping[str, Rule]) -> None:
+def _check_names(
+    checkpoint: Checkpoint,
+    weights: Sequence[StoredTensor],
+    arch: Architecture,
+    rules: Mapping[str, Rule],
+) -> None:
     missing = [
         r.source for r in rules.values() if r.required and r.source not in checkpoint.tensors
     ]
     if missing:
         needed = sum(rule.required for rule in rules.values())
         raise CheckpointError(
-            f"{checkpoint.folder}: {_some(missing)} missing of {needed} that config.json asks "
+            f"{checkpoint.folder}: {some(missing)} missing of {needed} that config.json asks "
             "for; fetch the folder again or mend config.json"
         )
-    left = [t.name for t in checkpoint if t.name not in rules and not t.name.endswith(arch.skipped)]
+    left = [tensor.name for tensor in weights if tensor.name not in rules]
     if left:
         raise CheckpointError(
-            f"{checkpoint.folder}: {_some(left)} unknown to {arch.name} with this config.json; "
+            f"{checkpoint.folder}: {some(left)} unknown to {arch.name} with this config.json; "
             "nothing would use them"
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """How many tensors, with the names of the first."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
 

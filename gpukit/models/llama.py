@@ -15,7 +15,7 @@ from gpukit.models.base import FILE_TYPE, Architecture, ModelConfig, PlannedTens
 from gpukit.models.decoder import Block, Decoder
 from gpukit.models.layers import Attention, GatedFeedForward, RMSNorm, Rope
 from gpukit.models.rope import rope_divisors, rope_fields, with_rope
-from gpukit.models.values import count, flag, real, section, stored, whole
+from gpukit.models.values import count, flag, real, stored, whole
 from gpukit.models.weights import Linear, Weights
 
 NAME = "llama"
@@ -91,13 +91,6 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
         )
     if config.get("is_causal") is False:
         raise CheckpointError("config.json: is_causal is false; only causal attention can be run")
-    quantized = section(config, "quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "unknown")
-        raise CheckpointError(
-            f"config.json: quantization_config: the weights are quantised ({method}); "
-            "fetch the checkpoint in BF16, F16 or F32"
-        )
 
 
 def rules(config: ModelConfig) -> list[Rule]:

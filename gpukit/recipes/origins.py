@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gpukit.errors import ArgumentError, CheckpointError, FormatError, ModelfileError, StoreError
-from gpukit.events import Report, Status, Step
+from gpukit.events import Report, Status, Step, ignore
+from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.recipes.hub import HOSTS, located
 from gpukit.store import blobs
 from gpukit.store.changes import Change
 from gpukit.store.config import file_type_name
@@ -33,12 +35,14 @@ PATH_STARTS = ("/", "./", "../", "~", ".\\")
 @dataclass(frozen=True)
 class Work:
     """How weights are converted: the file type wanted (None: the source's own), the device, the
-    bound on host memory in bytes, and who hears of it."""
+    bound on host memory in bytes, who hears of it, and the pre-tokenizer where none is recognised.
+    """
 
     file_type: str | None
     device: str
     budget: int
     report: Report
+    pre: str | None = None
 
 
 class Origin(Protocol):
@@ -51,11 +55,13 @@ class Origin(Protocol):
     def close(self) -> None: ...
 
 
-def locate(store: Store, modelfile: Modelfile) -> Path | ModelName:
-    """What FROM names: an existing folder or file, else a model of the store.
+def locate(store: Store, modelfile: Modelfile, report: Report = ignore) -> Path | ModelName:
+    """What FROM names: an existing folder or file, else a model of the store, else, where it begins
+    with hf.co/, one of the Hugging Face hub, which is fetched.
 
     A folder without weights gives way to a model of the same name. Raises ModelfileError where
-    a path does not exist and StoreError where a name is not in the store.
+    a path does not exist, StoreError where a name is not in the store, HubError where the hub does
+    not give it.
     """
     text = modelfile.source
     path = _expanded(text, modelfile.folder)
@@ -66,14 +72,18 @@ def locate(store: Store, modelfile: Modelfile) -> Path | ModelName:
         if path.exists():
             return path
         raise ModelfileError(f"FROM {text}: {path}: no such file or folder")
+    on_hub = text.startswith(HOSTS)
     try:
         name = store.find(text)
+        if store.has(name):
+            return name
     except ArgumentError as error:
-        raise ModelfileError(f"FROM {text}: no such file or folder, and {error}") from None
-    if store.has(name):
-        return name
+        if not on_hub:
+            raise ModelfileError(f"FROM {text}: no such file or folder, and {error}") from None
     if path.exists():
         return path
+    if on_hub:
+        return located(Path(text), report)
     raise StoreError(
         f"FROM {text}: there is no file or folder {path}, and no model '{name.display}' in "
         f"{store.root}"
@@ -85,6 +95,8 @@ def open_origin(store: Store, source: Path | ModelName, work: Work) -> Origin:
 
     Raises the errors of the source's readers.
     """
+    if work.pre is not None and (isinstance(source, ModelName) or not source.is_dir()):
+        raise ArgumentError("--pre is for a FROM that is a model folder; this has its vocabulary")
     if isinstance(source, ModelName):
         return _stored(store, source, work)
     if source.is_dir():
@@ -212,7 +224,7 @@ def _converted(path: Path, work: Work, opening: str) -> _Converted:
     from gpukit.recipes.quantize import plan_quantize
     from gpukit.recipes.source import open_source
 
-    source = open_source(path)
+    source = open_source(path, work.pre)
     try:
         return _Converted(source, plan_quantize(source, work.file_type), work, opening)
     except BaseException:
@@ -243,22 +255,23 @@ def _single_gguf(folder: Path) -> Path | None:
             f"{folder}: an adapter, not a model: FROM wants the base model, and adapters are not "
             "supported by this version"
         )
-    if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
-        return None
+    check_files(folder)
     found = sorted(folder.glob("*.gguf"))
+    if has_weights(folder) and ((folder / "config.json").exists() or not found):
+        return None
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(path.name for path in found[:4])
         raise CheckpointError(f"{folder}: {len(found)} .gguf files ({names}): name one in FROM")
     raise CheckpointError(
-        f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with "
-        "model.safetensors and config.json, or a .gguf file"
+        f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with config.json "
+        "and weights (.safetensors, .bin or .pth), or a .gguf file"
     )
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.gguf", "config.json"))
+    return has_weights(folder) or any(any(folder.glob(end)) for end in ("*.gguf", "config.json"))
 
 
 def _expanded(text: str, folder: Path) -> Path:
