@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -27,6 +28,9 @@ class ModelConfig:
 
     `rope_scaling` is "none", "linear", "yarn" or "llama3" (the last lives in the tensor
     rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
+    `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
+    sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
+    whether it is one (empty: every layer is).
     """
 
     arch: str
@@ -49,6 +53,13 @@ class ModelConfig:
     tied: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    head_dim_said: bool = True
+    window: int = 0
+    windowed: tuple[bool, ...] = ()
+
+    def window_of(self, layer: int) -> int:
+        """How many positions `layer` sees, the own one included; 0: all."""
+        return self.window if not self.windowed or self.windowed[layer] else 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,15 @@ class Rule:
     transform: Callable[[Tensor], Tensor] | None = None
 
 
+class Vocabulary(Protocol):
+    """Folder and config.json -> every tokenizer.* field, in the converter's order; `pre` names the
+    pre-tokenizer of a byte-level BPE that is not recognised."""
+
+    def __call__(
+        self, folder: Path, config: Mapping[str, Any], *, pre: str | None = None
+    ) -> list[Field]: ...
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One architecture: how it is imported and how it is read back.
@@ -104,9 +124,12 @@ class Architecture:
     read      config.json -> ModelConfig, CheckpointError where a value makes no sense
     rules     the tensors that a checkpoint of this configuration has
     fields    the architecture's own metadata, general.file_type included
-    computed  tensors that no checkpoint holds, such as RoPE factors
+    vocabulary  the vocabulary of a folder as metadata
     restore   metadata -> ModelConfig
     build     the weights of a file -> a decoder that runs
+    computed  tensors that no checkpoint holds, such as RoPE factors
+
+    Several classes may become one GGUF architecture; `restore` and `build` are then the same.
     """
 
     name: str
@@ -114,9 +137,10 @@ class Architecture:
     read: Callable[[Mapping[str, Any]], ModelConfig]
     rules: Callable[[ModelConfig], Sequence[Rule]]
     fields: Callable[[ModelConfig], Sequence[Field]]
-    computed: Callable[[ModelConfig], Sequence[PlannedTensor]]
+    vocabulary: Vocabulary
     restore: Callable[[Mapping[str, Field]], ModelConfig]
     build: Callable[[ModelConfig, "Weights"], "Decoder"]
+    computed: Callable[[ModelConfig], Sequence[PlannedTensor]] = lambda _config: ()
     skipped: tuple[str, ...] = field(default=())  # endings of names that carry nothing
 
 
@@ -151,7 +175,7 @@ def by_name(name: str | None, where: str) -> Architecture:
     for arch in architectures():
         if arch.name == name:
             return arch
-    known = ", ".join(sorted(arch.name for arch in architectures()))
+    known = ", ".join(sorted({arch.name for arch in architectures()}))
     raise GGUFError(f"{where}: cannot run architecture {name!r}; known: {known}")
 
 

@@ -23,8 +23,6 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
     `CheckpointError` for an unknown architecture, for values in config.json that make no sense, for
     tensors that are missing, left over, of another shape or of an integer dtype.
     """
-    from gpukit.tokenizer import vocabulary_fields
-
     arch = by_class(checkpoint.config, str(checkpoint.folder / "config.json"))
     try:
         config = arch.read(checkpoint.config)
@@ -36,9 +34,7 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
         *general_fields(checkpoint.folder, arch.name, parameters, name),
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
-        *vocabulary_fields(
-            checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}
-        ),
+        *arch.vocabulary(checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}),
     ]
     return ImportPlan(config, tuple(fields), tuple(tensors))
 

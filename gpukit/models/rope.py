@@ -4,7 +4,7 @@ Facts: transformers' modeling_rope_utils (which of several values counts), llama
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from gpukit.models.values import real, section, whole
 
 # Kinds that need nothing but their base.
 PLAIN = ("default", "none")
-KNOWN = (*PLAIN, "linear", "llama3", "yarn")
 
 # What YaRN may be tuned with: names in config.json, the first that is there counts; end of the key.
 YARN = (
@@ -29,19 +28,24 @@ YARN = (
 )
 
 
-def with_rope(model: ModelConfig, config: Mapping[str, Any]) -> ModelConfig:
+def with_rope(
+    model: ModelConfig, config: Mapping[str, Any], scalings: Sequence[str]
+) -> ModelConfig:
     """`model` with the RoPE of a config.json of transformers 4 (`rope_scaling`, `rope_theta`) or 5
     (`rope_parameters`); where both are there, `rope_scaling` counts, as in transformers.
+
+    `scalings` are the kinds that the architecture's GGUFs can hold; `model` has the default theta.
     """
     rope = section(config, "rope_scaling") or section(config, "rope_parameters")
     kind = str(rope.get("rope_type") or rope.get("type") or "default").lower()
-    model = replace(model, rope_theta=real(rope, "rope_theta", _theta(config)))
+    theta = real(rope, "rope_theta", real(config, "rope_theta", model.rope_theta))
+    model = replace(model, rope_theta=theta)
     if kind in PLAIN:
         return model
-    if kind not in KNOWN:
+    if kind not in scalings:
         raise CheckpointError(
             f"config.json: RoPE scaling {kind!r} cannot be written into a {model.arch} GGUF; "
-            f"known: {', '.join(KNOWN)}"
+            f"known: {', '.join((*PLAIN, *scalings))}"
         )
     model = replace(model, rope_scaling=kind)
     if kind == "linear":
@@ -57,10 +61,6 @@ def with_rope(model: ModelConfig, config: Mapping[str, Any]) -> ModelConfig:
         rope_low=real(rope, "low_freq_factor", 1.0),
         rope_high=real(rope, "high_freq_factor", 4.0),
     )
-
-
-def _theta(config: Mapping[str, Any]) -> float:
-    return real(config, "rope_theta", 10000.0)
 
 
 def _yarn(rope: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:

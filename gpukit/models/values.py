@@ -41,12 +41,12 @@ def real(config: Mapping[str, Any], key: str, default: float | None = None) -> f
     return float(value)
 
 
-def flag(config: Mapping[str, Any], key: str) -> bool:
-    """A truth value; null and a missing key mean no."""
+def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """A truth value; null and a missing key mean the default."""
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
         raise CheckpointError(f"config.json: {key} is {value!r}; true or false is needed")
-    return bool(value)
+    return default if value is None else value
 
 
 def section(config: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ CODE_LLAMA_IDS = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 3201
 def vocabulary_fields(
     folder: Path, config: Mapping[str, Any], *, pre: str | None = None
 ) -> list[Field]:
-    """Every tokenizer.* field for `folder`, in the converter's order.
+    """Every tokenizer.* field for a Llama in `folder`, in the converter's order.
 
     `config` is config.json (its vocab_size counts); `pre` names the pre-tokenizer of a byte-level
     BPE that is not recognised. `TokenizerError` for a vocabulary that is missing, unknown, broken
@@ -41,7 +41,7 @@ def vocabulary_fields(
     if (prefix := settings.get("add_prefix_space")) is not None:
         fields.append(boolean("tokenizer.ggml.add_space_prefix", bool(prefix)))
     if (folder / "tokenizer.model").is_file():
-        fields += _sentencepiece(folder, settings, size)
+        fields += sentencepiece_fields(folder, size)
     else:
         fields += _tokenizer_json(folder, size, pre)
     if size == CODE_LLAMA:
@@ -69,7 +69,9 @@ def _listed(
     return [*fields, array("tokenizer.ggml.token_type", ValueType.INT32, types)]
 
 
-def _sentencepiece(folder: Path, settings: Mapping[str, Any], size: int) -> list[Field]:
+def sentencepiece_fields(folder: Path, size: int) -> list[Field]:
+    """The fields of a folder with a tokenizer.model, padded to `size` tokens."""
+    settings = read_json(folder / "tokenizer_config.json") or {}
     pieces = _pieces(folder / "tokenizer.model")
     if len(pieces) > size:
         raise TokenizerError(
@@ -153,7 +155,25 @@ def looks_special(text: str) -> bool:
     )
 
 
+def byte_level_fields(folder: Path, size: int, pre: str | None) -> list[Field]:
+    """The fields of a folder with a byte-level BPE in tokenizer.json, padded to `size` tokens."""
+    data = _bpe(folder)
+    if data["model"].get("byte_fallback"):
+        raise TokenizerError(
+            f"{folder / 'tokenizer.json'}: a sentencepiece vocabulary; copy the model's "
+            "tokenizer.model into the folder"
+        )
+    return _byte_level(folder, folder / "tokenizer.json", data, size, pre)
+
+
 def _tokenizer_json(folder: Path, size: int, pre: str | None) -> list[Field]:
+    data = _bpe(folder)
+    if data["model"].get("byte_fallback"):
+        return _byte_fallback(folder, folder / "tokenizer.json", data, size)
+    return _byte_level(folder, folder / "tokenizer.json", data, size, pre)
+
+
+def _bpe(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     data = read_json(path)
     if data is None:
@@ -165,9 +185,7 @@ def _tokenizer_json(folder: Path, size: int, pre: str | None) -> list[Field]:
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
         raise TokenizerError(f"{path}: model {kind!r}; BPE can be imported")
-    if model.get("byte_fallback"):
-        return _byte_fallback(folder, path, data, size)
-    return _byte_level(folder, path, data, size, pre)
+    return data
 
 
 def _vocabulary(path: Path, data: Mapping[str, Any], size: int) -> dict[int, str]:

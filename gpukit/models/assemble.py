@@ -1,0 +1,104 @@
+"""Puts a decoder together from the weights of a file; an architecture says in a `Style` how."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from gpukit.models.attention import Attention
+from gpukit.models.base import ModelConfig
+from gpukit.models.decoder import Block, Decoder
+from gpukit.models.layers import GatedFeedForward, RMSNorm, Rope, rotate_halves
+from gpukit.models.weights import Linear, Weights
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an architecture does what all of them do.
+
+    rotate      the pairs of a head that RoPE turns
+    qk_norms    a norm over each head of queries and keys, before RoPE
+    activation  of the gate
+    """
+
+    rotate: Callable[[Tensor, Tensor], Tensor] = rotate_halves
+    qk_norms: bool = False
+    activation: Callable[[Tensor], Tensor] = silu
+
+
+def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
+    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
+    vocab, n_embd = config.vocab_size, config.n_embd
+    embedding = weights.matrix("token_embd.weight", vocab, n_embd)
+    tied = "output.weight" not in weights
+    output = Linear(embedding) if tied else weights.linear("output", vocab, n_embd)
+    last_norm = norm("output_norm", n_embd, config, weights)
+    rope = _rope(config, weights, embedding.blocks.device)
+    return Decoder(
+        config=config,
+        device=embedding.blocks.device,
+        embed=embedding.rows,
+        ropes=[rope] * config.n_layer,
+        blocks=[_block(layer, config, weights, style) for layer in range(config.n_layer)],
+        head=lambda x: output(last_norm(x)),
+    )
+
+
+def norm(name: str, width: int, config: ModelConfig, weights: Weights) -> RMSNorm:
+    """The norm with the weight `name`."""
+    return RMSNorm(weights.vector(f"{name}.weight", width), config.rms_eps)
+
+
+def _rope(config: ModelConfig, weights: Weights, device: torch.device) -> Rope:
+    divisors = None
+    if "rope_freqs.weight" in weights:
+        divisors = weights.vector("rope_freqs.weight", config.head_dim // 2)
+    factor = config.rope_factor if config.rope_scaling == "linear" else 1.0
+    return Rope(config.head_dim, config.rope_theta, device, factor=factor, divisors=divisors)
+
+
+def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> Block:
+    at, embd = f"blk.{layer}", config.n_embd
+    return Block(
+        attention_norm=norm(f"{at}.attn_norm", embd, config, weights),
+        attention=_attention(layer, config, weights, style),
+        feed_forward_norm=norm(f"{at}.ffn_norm", embd, config, weights),
+        feed_forward=_feed_forward(at, config, weights, style),
+    )
+
+
+def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) -> Attention:
+    at, embd, head_dim = f"blk.{layer}", config.n_embd, config.head_dim
+    q, kv = config.n_head * head_dim, config.n_head_kv * head_dim
+    norms = None
+    if style.qk_norms:
+        norms = (
+            norm(f"{at}.attn_q_norm", head_dim, config, weights),
+            norm(f"{at}.attn_k_norm", head_dim, config, weights),
+        )
+    return Attention(
+        layer=layer,
+        q=weights.linear(f"{at}.attn_q", q, embd),
+        k=weights.linear(f"{at}.attn_k", kv, embd),
+        v=weights.linear(f"{at}.attn_v", kv, embd),
+        o=weights.linear(f"{at}.attn_output", embd, q),
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rotate=style.rotate,
+        window=config.window_of(layer),
+        norms=norms,
+    )
+
+
+def _feed_forward(
+    at: str, config: ModelConfig, weights: Weights, style: Style
+) -> Callable[[Tensor], Tensor]:
+    embd, ff = config.n_embd, config.n_ff
+    return GatedFeedForward(
+        gate=weights.linear(f"{at}.ffn_gate", ff, embd),
+        up=weights.linear(f"{at}.ffn_up", ff, embd),
+        down=weights.linear(f"{at}.ffn_down", embd, ff),
+        activation=style.activation,
+    )

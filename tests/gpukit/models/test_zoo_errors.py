@@ -1,0 +1,142 @@
+"""What the importers refuse, and metadata that contradict themselves: one line with both sides."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+from zoo import build, tensors
+
+from gpukit.errors import CheckpointError, GGUFError, GpukitError
+from gpukit.formats.gguf_fields import Field, ValueType, array, u32
+from gpukit.formats.safetensors import Checkpoint
+from gpukit.models.base import by_name
+from gpukit.models.importer import plan_import
+
+
+def plan(folder: Path, **config: Any) -> Any:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    with Checkpoint(folder) as checkpoint:
+        return plan_import(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "words"),
+    [
+        ("qwen2", {"head_dim": 48}, "8 heads of head_dim 48 are not hidden_size 256, which a qwen2"),
+        ("qwen2", {"rope_scaling": {"type": "llama3", "factor": 8}}, "'llama3' cannot be written"),
+        ("qwen2", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; a qwen2 GGUF is run with silu"),
+        ("qwen2-window", {"layer_types": ["full_attention"]}, "1 layer_types for 3 num_hidden_la"),
+        ("qwen2-window", {"layer_types": ["linear"] * 3}, "layer_types hold other than sliding_at"),
+        ("qwen2-window", {"max_window_layers": -1}, "max_window_layers is -1"),
+        ("qwen2-window", {"sliding_window": 0}, "sliding_window is 0"),
+        ("qwen3", {"head_dim": 32}, r"config.json asks for \[256, 256\]|\[32\]"),
+        ("qwen3", {"attention_bias": True}, r"8 tensors .*q_proj.bias.*missing of"),
+        ("mistral-nemo", {"head_dim": 16}, r"has shape \[48, 96\], config.json asks for \[32, 96\]"),
+        ("mistral-v0.1", {"sliding_window": "wide"}, "sliding_window is 'wide'"),
+    ],
+)  # fmt: skip
+def test_configurations_that_do_not_fit(
+    name: str, config: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    folder = build(name, tmp_path)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        plan(folder, **config)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("qwen2", {"model.layers.1.self_attn.k_proj.bias": None}, r"k_proj.bias\) missing of 27"),
+        ("qwen3", {"model.layers.0.self_attn.q_norm.weight": None}, r"q_norm.weight\) missing of"),
+        ("mistral-v0.3", {"model.layers.0.self_attn.q_proj.bias": 96}, "bias.* unknown to llama"),
+        ("qwen3-untied", {"lm_head.weight": None}, r"1 tensor \(lm_head.weight\) missing"),
+    ],
+)
+def test_tensors_that_do_not_fit(
+    name: str, changes: dict[str, int | None], words: str, tmp_path: Path
+) -> None:
+    folder, found = build(name, tmp_path), tensors(name)
+    for key, width in changes.items():
+        if width is None:
+            del found[key]
+        else:
+            found[key] = next(iter(found.values()))[0, :width].clone()
+    save_file(found, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=words):
+        plan(folder)
+
+
+def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
+    folder = build("mistral-v0.1", tmp_path)
+    assert plan(folder).config.window == 40
+    for window in (None, 512, 4096):
+        assert plan(folder, sliding_window=window).config.window == 0
+    # Where config.json does not say, MistralConfig does.
+    config = json.loads((folder / "config.json").read_text())
+    del config["sliding_window"]
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+    with Checkpoint(folder) as checkpoint:
+        assert plan_import(checkpoint).config.window == 4096
+
+
+def test_windows_of_qwen_layers(tmp_path: Path) -> None:
+    folder = build("qwen2-window", tmp_path)
+    assert plan(folder).config.windowed == (False, True, True)
+    assert plan(folder, max_window_layers=0).config.windowed == ()
+    assert plan(folder, max_window_layers=3).config.window == 0
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    assert plan(folder, layer_types=kinds).config.windowed == (True, False, False)
+    assert plan(folder, use_sliding_window=False).config.window == 0
+
+
+def _fields(folder: Path, *changes: Field) -> dict[str, Field]:
+    found = {field.key: field for field in plan(folder).fields}
+    return {**found, **{field.key: field for field in changes}}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (
+            "qwen2-window",
+            array("qwen2.attention.sliding_window_pattern", ValueType.BOOL, [True]),
+            "sliding_window_pattern has 1 entries for 3 layers",
+        ),
+        ("qwen3", u32("qwen3.attention.value_length", 7), "value_length is 7, the keys have 48"),
+        ("mistral-nemo", u32("llama.rope.dimension_count", 16), "is 16, the keys have 24"),
+        ("mistral-nemo", u32("llama.expert_count", 3), "expert_count is 3"),
+    ],
+)
+def test_metadata_that_contradict_themselves(
+    name: str, change: Field, words: str, tmp_path: Path
+) -> None:
+    found = _fields(build(name, tmp_path), change)
+    with pytest.raises(GGUFError, match=words):
+        by_name(found["general.architecture"].value, "x").restore(found)
+
+
+def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -> None:
+    for name in ("qwen2-window", "mistral-v0.1", "qwen3-untied"):
+        config = plan(build(name, tmp_path)).config
+        found = _fields(tmp_path / name)
+        restored = by_name(config.arch, "x").restore(found)
+        assert (restored.window, restored.windowed) == (config.window, config.windowed)
+        assert (restored.head_dim, restored.n_head_kv) == (config.head_dim, config.n_head_kv)
+
+
+def test_a_period_of_windows_is_read(tmp_path: Path) -> None:
+    period = u32("qwen2.attention.sliding_window_pattern", 3)
+    restored = by_name("qwen2", "x").restore(_fields(build("qwen2-window", tmp_path), period))
+    assert [restored.window_of(layer) for layer in range(3)] == [32, 32, 0]
+
+
+def test_an_unknown_architecture_is_told_with_the_known_ones() -> None:
+    with pytest.raises(
+        GpukitError, match=r"cannot run architecture 'qwen9'; known: .*llama, qwen2"
+    ):
+        by_name("qwen9", "x.gguf")

@@ -1,0 +1,192 @@
+"""Tiny random checkpoints of every architecture and variant, the same bytes on every machine.
+
+Weights are as large as in trained models (attention that looks at single positions, norms near 1),
+so that what a forward pass does wrong shows. Llama has more forms in tests/forms.py.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+VOCABULARY = Path(__file__).resolve().parent / "data" / "tiny-shakespeare" / "tokenizer.model"
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+EVERY_TYPE = ("auto", "f32", "f16", "bf16", "q8_0")
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Animal:
+    """`config` is config.json, of transformers 5 or 4; `dtype` that of the weights.
+
+    `types` are the converter's outtypes that are compared; `extra` are keys of metadata that the
+    converter does not write; `biases` are linear maps with one; `loads` is whether llama.cpp can.
+    """
+
+    config: Mapping[str, Any]
+    dtype: str = "BF16"
+    biases: tuple[str, ...] = ()
+    types: tuple[str, ...] = ("auto",)
+    extra: tuple[str, ...] = ()
+    loads: bool = True
+    files: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        return str(self.config["model_type"])
+
+
+# Wide enough for blocks of 256, and as narrow as rows of 64 and 96 can be.
+WIDE = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 512,
+    "vocab_size": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+NARROW = {
+    **WIDE, "hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "num_hidden_layers": 3, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+QKV = ("q_proj", "k_proj", "v_proj")
+
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu"}
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu"}
+
+ZOO: dict[str, Animal] = {
+    "qwen2": Animal(
+        {**QWEN2, **WIDE, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+         "tie_word_embeddings": False, "use_sliding_window": False},
+        biases=QKV, types=EVERY_TYPE,
+    ),
+    "qwen2-tied": Animal(
+        {**QWEN2, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": True,
+         "sliding_window": 32, "use_sliding_window": False, "max_window_layers": 1},
+        biases=QKV, dtype="F16",
+    ),
+    "qwen2-window": Animal(
+        {**QWEN2, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": True,
+         "sliding_window": 32, "use_sliding_window": True, "max_window_layers": 1},
+        biases=QKV,
+        extra=("qwen2.attention.sliding_window", "qwen2.attention.sliding_window_pattern"),
+    ),
+    "qwen2-linear": Animal(
+        {**QWEN2, **NARROW, "rope_theta": 1e4, "num_key_value_heads": 6, "head_dim": 16,
+         "rope_scaling": {"type": "linear", "factor": 2.0}, "tie_word_embeddings": False},
+        biases=QKV, dtype="F32",
+    ),
+    "qwen3": Animal(
+        {**QWEN3, **WIDE, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+         "head_dim": 48, "tie_word_embeddings": True}
+    ),
+    "qwen3-untied": Animal(
+        {**QWEN3, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": False, "head_dim": 32,
+         "attention_bias": False, "rope_scaling": None, "num_key_value_heads": 3}
+    ),
+    "qwen3-biases": Animal(
+        {**QWEN3, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": True,
+         "attention_bias": True, "num_attention_heads": 2, "num_hidden_layers": 1},
+        biases=(*QKV, "o_proj"), loads=False,
+    ),
+    "mistral-v0.1": Animal(
+        {**MISTRAL, **WIDE, "rope_theta": 10000.0, "sliding_window": 40,
+         "tie_word_embeddings": False},
+        extra=("llama.attention.sliding_window",),
+    ),
+    "mistral-v0.3": Animal(
+        {**MISTRAL, **NARROW, "rope_theta": 1e6, "sliding_window": None,
+         "tie_word_embeddings": False},
+        types=EVERY_TYPE,
+    ),
+    "mistral-nemo": Animal(
+        {**MISTRAL, **NARROW, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+         "sliding_window": None, "head_dim": 24, "tie_word_embeddings": False}
+    ),
+    "mistral-small": Animal(
+        {**MISTRAL, **WIDE, "rope_theta": 1e8, "sliding_window": None, "head_dim": 64,
+         "num_key_value_heads": 2, "tie_word_embeddings": True, "num_hidden_layers": 1}
+    ),
+}  # fmt: skip
+
+
+def build(name: str, root: Path) -> Path:
+    """Write checkpoint `name` into `root / name`; that folder."""
+    animal, folder = ZOO[name], root / name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(animal.config))
+    for file, content in animal.files.items():
+        (folder / file).write_text(json.dumps(content))
+    shutil.copyfile(VOCABULARY, folder / "tokenizer.model")
+    save_file(tensors(name), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def tensors(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of checkpoint `name`."""
+    animal, source = ZOO[name], random.Random(name)
+    return {
+        key: _values(source, key, shape).to(DTYPES[animal.dtype])
+        for key, shape in _shapes(animal).items()
+    }
+
+
+def _values(source: random.Random, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """float32 sums of three uniform numbers, of deviation 1 before they are scaled."""
+    count = int(np.prod(shape))
+    raw = np.frombuffer(source.randbytes(6 * count), "<i2").astype(np.float32).reshape(3, count)
+    values = torch.from_numpy(raw.sum(0) / np.float32(32768)).view(shape)
+    if key.endswith("norm.weight"):
+        return 1 + 0.2 * values
+    if len(shape) == 1:
+        return 0.3 * values
+    if "embed_tokens" in key or "lm_head" in key:
+        return 2 * values * shape[1] ** -0.5
+    lively = 2.0 if "q_proj" in key or "k_proj" in key else 1.0
+    return lively * values * shape[1] ** -0.5
+
+
+def _shapes(animal: Animal) -> Shapes:
+    config = animal.config
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    shapes: Shapes = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    for layer in range(config["num_hidden_layers"]):
+        for key, shape in _layer(animal).items():
+            shapes[f"model.layers.{layer}.{key}"] = shape
+    return shapes
+
+
+def _layer(animal: Animal) -> Shapes:
+    config, family = animal.config, animal.family
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or HEAD_DIMS.get(family) or hidden // heads
+    q, kv, ff = head * heads, head * config["num_key_value_heads"], config["intermediate_size"]
+    linear = {
+        "self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, q),
+        "mlp.gate_proj": (ff, hidden), "mlp.up_proj": (ff, hidden), "mlp.down_proj": (hidden, ff),
+    }  # fmt: skip
+    shapes: Shapes = {f"{key}.weight": shape for key, shape in linear.items()}
+    for key, (rows, _) in linear.items():
+        if key.partition(".")[2] in animal.biases:
+            shapes[f"{key}.bias"] = (rows,)
+    shapes["input_layernorm.weight"] = shapes["post_attention_layernorm.weight"] = (hidden,)
+    if family in QK_NORMS:
+        shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (head,)
+    return shapes
+
+
+QK_NORMS = ("qwen3",)
+# Where config.json does not say, and it is not hidden/heads.
+HEAD_DIMS = {"qwen3": 128}
