@@ -9,33 +9,51 @@ import typer
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit.recipes.mixes import Overrides
-    from gpukit.recipes.quantize import QuantizePlan, QuantizeResult
+    from gpukit.recipes.quantize import Options, QuantizePlan, QuantizeResult
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")]
+ImatrixFile = Annotated[
+    Path | None,
+    typer.Option("--imatrix", metavar="FILE", help="Importance matrix, .gguf or .dat."),
+]
+SplitMaxSize = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Split into files with at most SIZE of data, as 500M or 2G."),
+]
 
 
 def convert(
-    folder: Annotated[Path, typer.Argument(help="A Hugging Face model folder, or a GGUF.")],
-    out: Annotated[Path, typer.Argument(help="The GGUF to write.")],
+    folder: Annotated[Path, typer.Argument(metavar="IN", help="A model folder, or a GGUF.")],
+    out: Annotated[
+        Path, typer.Argument(help="The GGUF to write, or from a GGUF a .safetensors file.")
+    ],
     type: Annotated[
         str | None,
-        typer.Option("--type", help="File type, such as Q4_K_M; by default the checkpoint's own."),
+        typer.Option(
+            "--type",
+            help="File type, such as Q4_K_M; by default the checkpoint's own, or a GGUF's types.",
+        ),
     ] = None,
+    imatrix: ImatrixFile = None,
+    split_max_size: SplitMaxSize = None,
     device: Device = "auto",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Convert a Hugging Face folder to a GGUF, quantised on the way."""
-    _run(folder, out, type, None, device, dry_run, json)
+    """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
+    options = _options(imatrix=imatrix, split_max_size=split_max_size)
+    _run(folder, out, type, options, device, dry_run, json)
 
 
 def quantize(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A GGUF or a model folder.")],
     out: Annotated[Path, typer.Argument(help="The GGUF to write.")],
     type: Annotated[str, typer.Argument(help="File type, such as Q4_K_M.")],
+    imatrix: ImatrixFile = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all, no mix.")] = False,
     tensor_type: Annotated[
         list[str] | None,
@@ -52,6 +70,13 @@ def quantize(
     token_embedding_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of token_embd.weight.")
     ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Take quantised tensors, which loses more.")
+    ] = False,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="As many files as the split GGUF has.")
+    ] = False,
+    split_max_size: SplitMaxSize = None,
     device: Device = "auto",
     dry_run: DryRun = False,
     json: Json = False,
@@ -59,21 +84,39 @@ def quantize(
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
     from gpukit.recipes.mixes import make_overrides
 
-    overrides = make_overrides(
-        tensor_type or [],
-        pure=pure,
-        leave_output=leave_output_tensor,
-        output_type=output_tensor_type,
-        embedding_type=token_embedding_type,
+    options = _options(
+        imatrix=imatrix,
+        split_max_size=split_max_size,
+        allow_requantize=allow_requantize,
+        keep_split=keep_split,
+        overrides=make_overrides(
+            tensor_type or [],
+            pure=pure,
+            leave_output=leave_output_tensor,
+            output_type=output_tensor_type,
+            embedding_type=token_embedding_type,
+        ),
     )
-    _run(source, out, type, overrides, device, dry_run, json)
+    _run(source, out, type, options, device, dry_run, json)
+
+
+def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
+    from gpukit.formats.gguf_split import parse_size
+    from gpukit.formats.imatrix import read_imatrix
+    from gpukit.recipes.quantize import Options
+
+    return Options(
+        imatrix=read_imatrix(imatrix) if imatrix else None,
+        split_max_size=parse_size(split_max_size) if split_max_size else None,
+        **others,
+    )
 
 
 def _run(
     path: Path,
     out: Path,
     file_type: str | None,
-    overrides: "Overrides | None",
+    options: "Options",
     device: str,
     dry_run: bool,
     json: bool,
@@ -82,7 +125,7 @@ def _run(
     from gpukit.recipes.source import open_source
 
     with open_source(path) as source:
-        plan = plan_quantize(source, file_type, overrides)
+        plan = plan_quantize(source, file_type, options)
         if dry_run:
             _print_plan(plan, json)
             return
@@ -102,34 +145,84 @@ def _print_plan(plan: "QuantizePlan", json: bool) -> None:
         print(f"{output.spec.name:<{names}}  {shape:>{width}}  {output.source_type:>4} -> "
               f"{output.spec.type:<5} {human_bytes(output.spec.nbytes):>8}")  # fmt: skip
     _print_totals(plan.totals())
-    print(f"{plan.file_type.name}: a file of {human_bytes(plan.size)}; nothing was written")
+    for line in plan.warnings:
+        print(f"warning: {line}")
+    name = f"{plan.file_type.name}: " if plan.file_type else ""
+    files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
+    print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
 
 
 def _print_result(result: "QuantizeResult", json: bool) -> None:
     if json:
-        print(jsonlib.dumps({
-            "path": str(result.path),
-            "size": result.size,
-            "seconds": round(result.seconds, 3),
-            "weights": result.weights,
-            "types": {
-                t.type: {"tensors": t.tensors, "weights": t.weights, "nbytes": t.nbytes}
-                for t in result.totals
-            },
-        }))  # fmt: skip
+        print(jsonlib.dumps(_as_json(result)))
         return
+    _print_classes(result)
     _print_totals(result.totals)
     seconds = max(result.seconds, 1e-9)
-    print(f"{result.path}: {human_bytes(result.size)} in {result.seconds:.1f} s "
+    files = f" and {len(result.paths) - 1} more" if len(result.paths) > 1 else ""
+    print(f"{result.path}{files}: {human_bytes(result.size)} in {result.seconds:.1f} s "
           f"({result.weights / seconds / 1e6:.1f} M weights/s, "
-          f"{human_bytes(int(result.read_bytes / seconds))}/s read)")  # fmt: skip
+          f"{result.read_bytes / seconds / 1e9:.2f} GB/s read, "
+          f"{result.size / seconds / 1e9:.2f} GB/s written)")  # fmt: skip
+
+
+def _as_json(result: "QuantizeResult") -> dict[str, Any]:
+    return {
+        "path": str(result.path),
+        "paths": [str(path) for path in result.paths],
+        "size": result.size,
+        "seconds": round(result.seconds, 3),
+        "weights": result.weights,
+        "read_bytes": result.read_bytes,
+        "types": {
+            t.type: {
+                "tensors": t.tensors,
+                "weights": t.weights,
+                "nbytes": t.nbytes,
+                "relative_rms_error": t.relative_rms,
+            }
+            for t in result.totals
+        },
+        "classes": {
+            c.name: {
+                "types": list(c.types),
+                "tensors": c.tensors,
+                "weights": c.weights,
+                "nbytes": c.nbytes,
+                "relative_rms_error": c.relative_rms,
+                "compared_weights": c.compared,
+            }
+            for c in result.classes
+        },
+    }
+
+
+def _print_classes(result: "QuantizeResult") -> None:
+    """What each class of tensors became, and the error that this made."""
+    rows = [c for c in result.classes if c.relative_rms is not None]
+    if not rows:
+        return
+    names = max(len(row.name) for row in rows)
+    types = max(len(" ".join(row.types)) for row in rows)
+    print(f"{'tensors':<{names}}  {'number':>6}  {'type':<{types}}  {'size':>8}  error")
+    for row in rows:
+        print(f"{row.name:<{names}}  {row.tensors:>6}  {' '.join(row.types):<{types}}  "
+              f"{human_bytes(row.nbytes):>8}  {_percent(row.relative_rms)}")  # fmt: skip
+    compared, weights = sum(row.compared for row in rows), sum(row.weights for row in rows)
+    share = "all" if compared == weights else f"{compared:,} of {weights:,}"
+    print(f"error: root mean square relative to the weights', from {share} weights\n")
+
+
+def _percent(share: float | None) -> str:
+    return f"{100 * share:.3g} %" if share is not None else "-"
 
 
 def _print_totals(rows: Any) -> None:
-    print(f"{'type':<6} {'tensors':>7} {'weights':>15} {'size':>8} {'bits per weight':>15}")
+    print(f"{'type':<6} {'tensors':>7} {'weights':>15} {'size':>8} {'bits per weight':>15} "
+          f"{'error':>8}")  # fmt: skip
     for row in rows:
         print(f"{row.type:<6} {row.tensors:>7} {row.weights:>15,} {human_bytes(row.nbytes):>8} "
-              f"{row.bits_per_weight:>15.2f}")  # fmt: skip
+              f"{row.bits_per_weight:>15.2f} {_percent(row.relative_rms):>8}")  # fmt: skip
     weights, nbytes = sum(r.weights for r in rows), sum(r.nbytes for r in rows)
     tensors = sum(r.tensors for r in rows)
     print(f"{'all':<6} {tensors:>7} {weights:>15,} {human_bytes(nbytes):>8} "

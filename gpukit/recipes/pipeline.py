@@ -1,25 +1,28 @@
 """Read, compute and write overlapped: slabs of rows pass from the disk through the kernels back.
 
-One thread asks a few readers for the next slabs, quantises the slab in hand and gives the result
-to one writer. Everything arrives there in file order. The number of slabs under way and their
-size bound the memory, whatever the size of the model.
+A few readers fetch the next slabs, one thread for each device computes (on a GPU with several
+slabs under way: one is copied in, one computed, one copied out), one writer puts the results in
+their places. The number of slabs under way and their size bound the memory, whatever the size of
+the model.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
-from gpukit.errors import ArgumentError, CheckpointError
+from gpukit.errors import ArgumentError
 from gpukit.events import Report, Step
-from gpukit.formats.gguf_writer import GGUFWriter
-from gpukit.recipes.source import TORCH_TYPES, Source, slab_rows
+from gpukit.recipes.conversion import Conversion, Fidelity, Work
+from gpukit.recipes.slabs import Slab, cut, stored_bytes
+from gpukit.recipes.source import Source
 
 if TYPE_CHECKING:
     from gpukit.recipes.quantize import PlannedOutput
@@ -33,69 +36,132 @@ READERS = 2
 # Bytes of buffers a weight of a slab can take, reading and writing, all slabs under way counted.
 BYTES_PER_WEIGHT = 4 * (READ_AHEAD + 1) + 4 * (WRITE_BEHIND + 1) + 8
 
-# Beyond this magnitude a scale may overflow fp16; below it none can.
-FP16_MAX = 65504.0
+
+# Told of each slab that is through.
+Advance = Callable[[Slab], None]
+
+
+class Writer(Protocol):
+    """Where results go: a file or the parts of one."""
+
+    def write(self, index: int, data: memoryview, start: int) -> None: ...
 
 
 @dataclass(frozen=True)
-class Slab:
-    """Some rows of one output tensor; `at` is where its bytes begin in the tensor."""
+class Passed:
+    """What went through: bytes read, and how much each tensor lost."""
 
-    output: int
-    row: int
-    rows: int
-    stored: int
-    at: int
+    read_bytes: int
+    fidelity: tuple[Fidelity, ...]
 
 
 def run_pipeline(
     source: Source,
     outputs: "Sequence[PlannedOutput]",
-    writer: GGUFWriter,
+    writer: Writer,
     title: str,
     device: str,
     budget: int,
     report: Report,
-) -> int:
-    """Pass every tensor through; the bytes that were read."""
+) -> Passed:
+    """Pass every tensor through. `device` may name several, `cuda:0,cuda:1`: slabs go to the
+    one that is free."""
     try:
-        place = kernels.device(device)
+        places = kernels.device_list(device)
     except kernels.QuantError as error:
         raise ArgumentError(str(error)) from None
+    return pass_through(source, outputs, writer, title, places, budget, report)
+
+
+def pass_through(
+    source: Source,
+    outputs: "Sequence[PlannedOutput]",
+    writer: Writer,
+    title: str,
+    places: Sequence[torch.device],
+    budget: int,
+    report: Report,
+) -> Passed:
+    """`run_pipeline` on the torch devices `places`."""
+    lanes = [kernels.Lane(place) for place in places]
     weights = min(SLAB_WEIGHTS, max(budget // BYTES_PER_WEIGHT, 1))
-    slabs = list(_slabs(source, outputs, weights))
-    total = sum(slab.stored for slab in slabs)
-    backends = _backends(outputs, place)
-    done = 0
+    slabs = list(cut(source, outputs, weights))
+    total = sum(piece.stored for slab in slabs for piece in slab)
+    conversion = Conversion(source, outputs, _backends(outputs, places[0]))
+    done, lock = 0, Lock()
     report(Step(title, 0, total))
-    with _Stages(source, outputs, slabs, pinned=place.type != "cpu") as stages:
-        for slab, data in stages.loaded():
-            output = outputs[slab.output]
-            values = source.values(output.index, slab.row, slab.rows, data)
-            blocks = _convert(source, output, slab, values, backends, place)
-            stages.write(writer, slab, blocks)
-            done += slab.stored
+
+    def advance(slab: Slab) -> None:
+        nonlocal done
+        with lock:
+            done += sum(piece.stored for piece in slab)
             report(Step(title, done, total))
-    return total
 
-
-def _slabs(source: Source, outputs: "Sequence[PlannedOutput]", weights: int) -> Iterator[Slab]:
-    for number, output in enumerate(outputs):
-        tensor = source.tensors[output.index]
-        step = slab_rows(tensor, weights)
-        for row in range(0, tensor.rows, step):
-            rows = min(step, tensor.rows - row)
-            stored = source.stored_bytes(output.index, rows)
-            yield Slab(number, row, rows, stored, row * output.spec.row_bytes)
+    under_way = sum(lane.depth + 1 for lane in lanes)
+    pinned = places[0].type != "cpu"
+    with _Stages(source, outputs, slabs, writer, under_way, pinned) as stages:
+        workers = [_Worker(lane, stages, conversion, advance) for lane in lanes]
+        _run_all(workers)
+    return Passed(total, conversion.fidelity())
 
 
 def _backends(outputs: "Sequence[PlannedOutput]", place: torch.device) -> dict[str, str]:
     """The kernels' backend for each type, by the work that there is in total."""
-    weights: Counter[str] = Counter()
+    weights: Counter[tuple[str, bool]] = Counter()
     for output in outputs:
-        if output.spec.type != output.source_type:
-            weights[output.spec.type] += output.spec.n_elements
-    return {name: kernels.plan_backend(name, count, place) for name, count in weights.items()}
+        if output.spec.type != output.source_type and output.spec.type in kernels.QUANTS:
+            weights[output.spec.type, output.importance is not None] += output.spec.n_elements
+    planned: dict[str, str] = {}
+    for (name, weighted), count in weights.items():
+        key = f"{name} weighted" if weighted else name
+        planned[key] = kernels.plan_backend(name, count, place, weighted)
+    return planned
+
+
+class _Worker:
+    """Computes on one device until no slab is left."""
+
+    def __init__(
+        self, lane: kernels.Lane, stages: "_Stages", conversion: Conversion, advance: Advance
+    ) -> None:
+        self._lane = lane
+        self._stages = stages
+        self._conversion = conversion
+        self._advance = advance
+        self._under_way: deque[tuple[Work, Tensor]] = deque()
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while (loaded := self._stages.take()) is not None:
+                    slab, buffer = loaded
+                    work = self._conversion.begin(slab, buffer, self._lane.turn())
+                    self._under_way.append((work, buffer))
+                    if len(self._under_way) > self._lane.depth:
+                        self._end(*self._under_way.popleft())
+                while self._under_way:
+                    self._end(*self._under_way.popleft())
+        except BaseException as error:  # raised again by `_run_all`
+            self.failure = error
+            self._stages.stop()
+
+    def _end(self, work: Work, buffer: Tensor) -> None:
+        self._stages.write(work.slab, self._conversion.end(work), buffer)
+        self._advance(work.slab)
+
+
+def _run_all(workers: Sequence[_Worker]) -> None:
+    """Run the first worker here and each other on a thread; raise what the first to fail raised."""
+    threads = [Thread(target=worker.run, name="gpukit-device") for worker in workers[1:]]
+    for thread in threads:
+        thread.start()
+    workers[0].run()
+    for thread in threads:
+        thread.join()
+    for worker in workers:
+        if worker.failure is not None:
+            raise worker.failure
 
 
 class _Stages:
@@ -106,53 +172,72 @@ class _Stages:
         source: Source,
         outputs: "Sequence[PlannedOutput]",
         slabs: Sequence[Slab],
+        writer: Writer,
+        under_way: int,
         pinned: bool,
     ) -> None:
         self._source = source
         self._outputs = outputs
-        self._slabs = slabs
-        size = max((slab.stored for slab in slabs), default=0)
+        self._slabs = deque(slabs)
+        self._ahead = iter(slabs)
+        self._target = writer
+        self._size = max(map(stored_bytes, slabs), default=0)
         self._free: SimpleQueue[Tensor] = SimpleQueue()
-        # One more than is read ahead for the slab in hand, and those that wait for the disk as
-        # they were read (tensors that only move).
-        for _ in range(min(READ_AHEAD + 1 + WRITE_BEHIND, len(slabs))):
-            self._free.put(torch.empty(size, dtype=torch.uint8, pin_memory=pinned))
+        # More than are read ahead: those in hand, and those that wait for the disk as they were
+        # read (tensors that only move).
+        for _ in range(min(READ_AHEAD + under_way + WRITE_BEHIND, len(slabs))):
+            self._free.put(torch.empty(self._size, dtype=torch.uint8, pin_memory=pinned))
         self._readers = ThreadPoolExecutor(READERS, "gpukit-read")
         self._writer = ThreadPoolExecutor(1, "gpukit-write")
+        self._reading: deque[Future[Tensor]] = deque()
         self._writing: deque[Future[None]] = deque()
-        self._held: Tensor | None = None
+        self._lock = Lock()
 
     def __enter__(self) -> "_Stages":
         return self
 
-    def loaded(self) -> Iterator[tuple[Slab, Tensor]]:
-        """Each slab with its bytes, in order; the buffer is taken back when `write` is through."""
-        reading: deque[Future[Tensor]] = deque()
-        ahead = iter(self._slabs)
-        for slab in self._slabs:
-            while len(reading) <= READ_AHEAD and (following := next(ahead, None)) is not None:
-                reading.append(self._readers.submit(self._read, following))
-            buffer = reading.popleft().result()
-            self._held = buffer
-            yield slab, buffer[: slab.stored]
+    def take(self) -> tuple[Slab, Tensor] | None:
+        """The next slab and the buffer with its bytes, which `write` takes back; None at the
+        end."""
+        with self._lock:
+            if not self._slabs:
+                return None
+            slab = self._slabs.popleft()
+            while (
+                len(self._reading) <= READ_AHEAD
+                and (following := next(self._ahead, None)) is not None
+            ):
+                self._reading.append(self._readers.submit(self._read, following))
+            reading = self._reading.popleft()
+        return slab, reading.result()
+
+    def stop(self) -> None:
+        """Let nobody take a slab any more."""
+        with self._lock:
+            self._slabs.clear()
 
     def _read(self, slab: Slab) -> Tensor:
         buffer = self._free.get()
-        view = buffer.numpy().data[: slab.stored]
-        self._source.read(self._outputs[slab.output].index, slab.row, view)
+        view = buffer.numpy().data
+        for piece in slab:
+            index = self._outputs[piece.output].index
+            self._source.read(index, piece.row, view[piece.begin : piece.begin + piece.stored])
         return buffer
 
-    def write(self, writer: GGUFWriter, slab: Slab, blocks: Tensor) -> None:
-        """Hand a result to the writer; waits when too many are on the way."""
-        buffer, self._held = self._held, None
-        self._writing.append(self._writer.submit(self._write, writer, slab, blocks, buffer))
-        while len(self._writing) > WRITE_BEHIND:
-            self._writing.popleft().result()
+    def write(self, slab: Slab, results: Sequence[Tensor], buffer: Tensor) -> None:
+        """Hand results, uint8 on the host, to the writer; waits when too many are on the way."""
+        with self._lock:
+            self._writing.append(self._writer.submit(self._write, slab, results, buffer))
+            late = None
+            if len(self._writing) > WRITE_BEHIND:
+                late = self._writing.popleft()
+        if late is not None:
+            late.result()
 
-    def _write(self, writer: GGUFWriter, slab: Slab, blocks: Tensor, buffer: Tensor | None) -> None:
-        writer.write(slab.output, blocks.numpy().data, slab.at)
-        if buffer is not None:
-            self._free.put(buffer)
+    def _write(self, slab: Slab, results: Sequence[Tensor], buffer: Tensor) -> None:
+        for piece, blocks in zip(slab, results, strict=True):
+            self._target.write(piece.output, blocks.numpy().data, piece.at)
+        self._free.put(buffer)
 
     def __exit__(self, kind: object, *rest: object) -> None:
         if kind is None:
@@ -161,53 +246,6 @@ class _Stages:
         else:
             # A reader may wait for a buffer that nobody will give back any more.
             for _ in range(READERS):
-                self._free.put(torch.empty(self._largest(), dtype=torch.uint8))
+                self._free.put(torch.empty(self._size, dtype=torch.uint8))
         self._readers.shutdown(cancel_futures=True)
         self._writer.shutdown(cancel_futures=True)
-
-    def _largest(self) -> int:
-        return max((slab.stored for slab in self._slabs), default=0)
-
-
-def _convert(
-    source: Source,
-    output: "PlannedOutput",
-    slab: Slab,
-    values: Tensor,
-    backends: dict[str, str],
-    place: torch.device,
-) -> Tensor:
-    """uint8 on the host: the slab as it goes into the file."""
-    kind = output.spec.type
-    values = values.to(place, non_blocking=True)
-    largest = _largest_magnitude(source, output, slab, values)
-    if TORCH_TYPES.get(kind) is values.dtype:
-        return values.contiguous().view(torch.uint8).view(-1).cpu()
-    blocks = kernels.quantize(values, kind, backend=backends.get(kind))
-    if largest > FP16_MAX:
-        decoded = kernels.dequantize(blocks, kind)
-        if not bool(torch.isfinite(decoded).all()):
-            raise CheckpointError(
-                f"{source.path}: {output.spec.name}: a value of magnitude {largest:g} overflows "
-                f"{kind}; choose BF16 or F32 for this model"
-            )
-    return blocks.view(-1).cpu()
-
-
-def _largest_magnitude(
-    source: Source, output: "PlannedOutput", slab: Slab, values: Tensor
-) -> float:
-    """The largest |value|; `CheckpointError` names the first value that is not finite."""
-    if values.numel() == 0:
-        return 0.0
-    low, high = torch.aminmax(values)
-    largest = max(-float(low), float(high))
-    if largest < float("inf"):
-        return largest
-    flat = values.reshape(-1)
-    first = int(torch.nonzero(~torch.isfinite(flat))[0])
-    row, column = divmod(first, values.shape[-1])
-    raise CheckpointError(
-        f"{source.path}: {output.spec.name}: value [{slab.row + row}, {column}] is "
-        f"{float(flat[first])}; a model with such weights cannot be quantised"
-    )

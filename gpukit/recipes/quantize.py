@@ -1,18 +1,21 @@
 """Convert and quantise in one pass: plan every tensor, then read, compute and write them."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError
-from gpukit.events import Report, ignore
-from gpukit.formats.gguf_fields import Field, TensorSpec, u32
+from gpukit.events import Report, Warned, ignore
+from gpukit.formats.gguf_fields import Field, TensorSpec, string, u32
 from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.gguf_split import SplitWriter, part_path, parts_by_size
 from gpukit.formats.gguf_writer import GGUFWriter, plan_layout
+from gpukit.formats.imatrix import Floats, Imatrix
+from gpukit.formats.safetensors_writer import SafetensorsWriter
 from gpukit.models.base import FILE_TYPE, float_type, with_file_type
 from gpukit.models.importer import QUANTIZATION_VERSION
 from gpukit.recipes.mixes import (
@@ -21,48 +24,81 @@ from gpukit.recipes.mixes import (
     Overrides,
     by_name,
     choose_types,
+    needs_importance,
     output_order,
 )
 from gpukit.recipes.pipeline import run_pipeline
 from gpukit.recipes.source import CheckpointSource, Source, SourceTensor
+from gpukit.recipes.totals import ClassTotal, TypeTotal, class_totals, type_totals
 
 VERSION_KEY = "general.quantization_version"
 # File types that llama.cpp's converter writes itself, in its own order of tensors and metadata.
 CONVERTED = ("F32", "F16", "BF16", "Q8_0")
 FLOATS = ("F64", "F32", "F16", "BF16")
+# llama-quantize keeps no more bytes of a text that it notes.
+NOTED = 127
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask for besides a file type.
+
+    `split_max_size` is in bytes; `keep_split` gives as many files as the source has.
+    """
+
+    overrides: Overrides | None = None
+    imatrix: Imatrix | None = None
+    allow_requantize: bool = False
+    keep_split: bool = False
+    split_max_size: int | None = None
 
 
 @dataclass(frozen=True)
 class PlannedOutput:
-    """One tensor on its way: its place in the source, what it is and what it becomes."""
+    """One tensor on its way: its place in the source, what it is and what it becomes.
+
+    `importance` is that of its columns, float32 `[ne0]`, or `[experts * ne0]`.
+    """
 
     index: int
     spec: TensorSpec
     source_type: str
+    importance: Floats | None = None
 
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """Everything that will be written: metadata, tensors in file order, the size in bytes."""
+    """Everything that will be written: metadata, tensors in file order, the size in bytes.
 
-    file_type: FileType
+    `parts` is the number of tensors in each file; `warnings` are lines for the user.
+    """
+
+    file_type: FileType | None
     title: str
     fields: tuple[Field, ...]
     outputs: tuple[PlannedOutput, ...]
-    size: int
+    parts: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = plan_layout(self.fields, self.specs).size
+        object.__setattr__(self, "size", size)
 
     @property
     def specs(self) -> list[TensorSpec]:
         return [output.spec for output in self.outputs]
 
-    def totals(self) -> list["TypeTotal"]:
-        return totals(self.specs)
+    def totals(self) -> list[TypeTotal]:
+        return type_totals(self.specs)
 
     def as_json(self) -> dict[str, Any]:
         """The plan as one JSON-ready document; sizes in bytes."""
         return {
-            "file_type": self.file_type.name,
+            "file_type": self.file_type.name if self.file_type else None,
             "size": self.size,
+            "files": len(self.parts),
+            "warnings": list(self.warnings),
             "tensors": [
                 {
                     "name": o.spec.name,
@@ -70,6 +106,7 @@ class QuantizePlan:
                     "from": o.source_type,
                     "to": o.spec.type,
                     "nbytes": o.spec.nbytes,
+                    "importance": o.importance is not None,
                 }
                 for o in self.outputs
             ],
@@ -77,74 +114,54 @@ class QuantizePlan:
 
 
 @dataclass(frozen=True)
-class TypeTotal:
-    """Sums over the tensors of one type."""
-
-    type: str
-    tensors: int
-    weights: int
-    nbytes: int
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.nbytes / self.weights if self.weights else 0.0
-
-
-@dataclass(frozen=True)
 class QuantizeResult:
-    """What was written: the file, its size in bytes, its sha256 if asked for, seconds it took."""
+    """What was written: the files, their size in bytes, the sha256 of a single one if asked for,
+    the seconds it took, totals by type and by class of tensors."""
 
     path: Path
+    paths: tuple[Path, ...]
     size: int
     digest: str | None
     seconds: float
     weights: int
     read_bytes: int
     totals: tuple[TypeTotal, ...]
-
-
-def totals(specs: Sequence[TensorSpec]) -> list[TypeTotal]:
-    """Sums by type, largest first."""
-    tensors: Counter[str] = Counter()
-    weights: Counter[str] = Counter()
-    nbytes: Counter[str] = Counter()
-    for spec in specs:
-        tensors[spec.type] += 1
-        weights[spec.type] += spec.n_elements
-        nbytes[spec.type] += spec.nbytes
-    return [TypeTotal(t, tensors[t], weights[t], size) for t, size in nbytes.most_common()]
+    classes: tuple[ClassTotal, ...]
 
 
 def plan_quantize(
-    source: Source, file_type: str | None = None, overrides: Overrides | None = None
+    source: Source, file_type: str | None = None, options: Options | None = None
 ) -> QuantizePlan:
-    """What `source` becomes as `file_type`; None keeps a checkpoint's own type (BF16 or F16).
+    """What `source` becomes as `file_type`; None keeps a checkpoint's own type (BF16 or F16) and
+    the types of a GGUF.
 
     A folder to F32, F16, BF16 or Q8_0 gives the file of llama.cpp's converter, everything else that
-    of llama-quantize. `ArgumentError` for an unknown type and for a source that is quantised.
+    of llama-quantize. `ArgumentError` for an unknown type, for a source that is quantised already
+    and for options that contradict it.
     """
-    if file_type is None and not isinstance(source, CheckpointSource):
-        raise ArgumentError(f"{source.path}: name the type to convert to")
-    chosen = by_name(file_type) if file_type else FILE_TYPES[_auto(source)]
-    if source.is_checkpoint and chosen.name in CONVERTED and overrides is None:
-        fields, outputs = _converted(source, chosen)
+    options = options or Options()
+    chosen = _file_type(source, file_type)
+    if chosen is None:
+        outputs = [_output(source, i, t.ne, t.type) for i, t in enumerate(source.tensors)]
+        fields, title = list(source.fields), "copying model"
     else:
-        fields, outputs = _quantized(source, chosen, overrides)
-    _refuse_lossy(source, outputs)
-    label = source.label
-    same = label == chosen.name or (file_type is None)
-    title = "converting model" if same else f"quantizing {label} model to {_shown(file_type)}"
-    size = plan_layout(fields, [output.spec for output in outputs]).size
-    return QuantizePlan(chosen, title, tuple(fields), tuple(outputs), size)
+        if source.is_checkpoint and chosen.name in CONVERTED and options.overrides is None:
+            fields, outputs = _converted(source, chosen)
+        else:
+            fields, outputs = _quantized(source, chosen, options)
+        _refuse_lossy(source, outputs, options)
+        same = source.label == chosen.name or file_type is None
+        shown = (file_type or "").upper()
+        title = "converting model" if same else f"quantizing {source.label} model to {shown}"
+    parts = _parts(source, outputs, options)
+    warnings = _unmatched(outputs, options.imatrix)
+    return QuantizePlan(chosen, title, tuple(fields), tuple(outputs), parts, warnings)
 
 
-def _auto(source: Source) -> str:
-    assert isinstance(source, CheckpointSource)
-    return source.auto
-
-
-def _shown(file_type: str | None) -> str:
-    return (file_type or "").upper()
+def _file_type(source: Source, name: str | None) -> FileType | None:
+    if name is not None:
+        return by_name(name)
+    return FILE_TYPES[source.auto] if isinstance(source, CheckpointSource) else None
 
 
 def _converted(source: Source, chosen: FileType) -> tuple[list[Field], list[PlannedOutput]]:
@@ -156,27 +173,95 @@ def _converted(source: Source, chosen: FileType) -> tuple[list[Field], list[Plan
 
 
 def _quantized(
-    source: Source, chosen: FileType, overrides: Overrides | None
+    source: Source, chosen: FileType, options: Options
 ) -> tuple[list[Field], list[PlannedOutput]]:
-    order = sorted(range(len(source.tensors)), key=lambda i: output_order(source.tensors[i].name))
+    order = list(range(len(source.tensors)))
+    if not options.keep_split:
+        order.sort(key=lambda i: output_order(source.tensors[i].name))
     tensors = [source.tensors[index] for index in order]
-    kinds = choose_types(tensors, source.get, chosen, overrides)
+    imatrix = options.imatrix
+    kinds = choose_types(tensors, source.get, chosen, options.overrides, imatrix is not None)
     outputs = [
-        _output(source, index, _trimmed(tensor), kind)
+        _output(source, index, _trimmed(tensor), kind, imatrix)
         for index, tensor, kind in zip(order, tensors, kinds, strict=True)
     ]
-    dropped = (VERSION_KEY, FILE_TYPE, "general.alignment")
-    fields = [
-        field
-        for field in source.fields
-        if field.key not in dropped and not field.key.startswith("split.")
-    ]
-    return [*fields, u32(VERSION_KEY, QUANTIZATION_VERSION), u32(FILE_TYPE, chosen.number)], outputs
+    for output in outputs:
+        changed = output.spec.type != output.source_type
+        if changed and output.importance is None and needs_importance(
+            output.spec.name, output.spec.type, chosen
+        ):  # fmt: skip
+            where = f"{imatrix.path} has none for it" if imatrix else "give --imatrix FILE"
+            raise ArgumentError(
+                f"{source.path}: {output.spec.name}: {chosen.name} needs importance weights for "
+                f"{output.spec.type}: {where}, or choose Q2_K"
+            )
+    noted = _noted(imatrix)
+    dropped = {VERSION_KEY, FILE_TYPE, "general.alignment", *(note.key for note in noted)}
+    fields = [entry for entry in source.fields if entry.key not in dropped]
+    fields += [u32(VERSION_KEY, QUANTIZATION_VERSION), u32(FILE_TYPE, chosen.number), *noted]
+    return fields, outputs
 
 
-def _output(source: Source, index: int, ne: tuple[int, ...], kind: str) -> PlannedOutput:
+def _noted(imatrix: Imatrix | None) -> list[Field]:
+    """What llama-quantize writes into a file about the importance that it used."""
+    if imatrix is None:
+        return []
+    cut = [text.encode()[:NOTED].decode("utf-8", "ignore") for text in
+           (str(imatrix.path), imatrix.dataset)]  # fmt: skip
+    fields = [string("quantize.imatrix.file", cut[0])]
+    if cut[1]:
+        fields.append(string("quantize.imatrix.dataset", cut[1]))
+    fields.append(u32("quantize.imatrix.entries_count", len(imatrix.entries)))
+    if imatrix.chunks > 0:
+        fields.append(u32("quantize.imatrix.chunks_count", imatrix.chunks))
+    return fields
+
+
+def _output(
+    source: Source, index: int, ne: tuple[int, ...], kind: str, imatrix: Imatrix | None = None
+) -> PlannedOutput:
     spec = TensorSpec(source.tensors[index].name, ne, kind)
-    return PlannedOutput(index, spec, source.stored_type(index))
+    stored = source.stored_type(index)
+    importance = None
+    if imatrix is not None and kind != stored:
+        importance = _importance(spec, imatrix)
+    return PlannedOutput(index, spec, stored, importance)
+
+
+def _importance(spec: TensorSpec, imatrix: Imatrix) -> Floats | None:
+    """The importance of a tensor's columns, of each matrix its own; None where nobody looks."""
+    values = imatrix.entries.get(spec.name)
+    row = kernels.QUANTS.get(spec.type)
+    if values is None or row is None or row.weighted is None:
+        return None
+    wanted = spec.ne[0] * prod(spec.ne[2:3])
+    if values.size == wanted:
+        return values
+    if spec.name == "token_embd.weight":  # as llama-quantize has it
+        return None
+    raise ArgumentError(
+        f"{imatrix.path}: {spec.name} has {values.size} values, the tensor takes {wanted}; "
+        "this importance matrix was made for another model"
+    )
+
+
+def _unmatched(outputs: Sequence[PlannedOutput], imatrix: Imatrix | None) -> tuple[str, ...]:
+    """Lines about tensors that are quantised without importance although there is some."""
+    if imatrix is None:
+        return ()
+    takes = {name for name, row in kernels.QUANTS.items() if row.weighted is not None}
+    without = [
+        o.spec.name
+        for o in outputs
+        if o.importance is None and o.spec.type in takes and o.spec.type != o.source_type
+    ]
+    # llama-imatrix does not look at the ends of a model by default.
+    without = [name for name in without if name.startswith("blk.")]
+    if not without:
+        return ()
+    shown = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+    return (f"{imatrix.path} has nothing on {len(without)} tensors, which are quantised without "
+            f"importance: {shown}",)  # fmt: skip
 
 
 def _trimmed(tensor: SourceTensor) -> tuple[int, ...]:
@@ -187,13 +272,39 @@ def _trimmed(tensor: SourceTensor) -> tuple[int, ...]:
     return ne
 
 
-def _refuse_lossy(source: Source, outputs: Sequence[PlannedOutput]) -> None:
+def _refuse_lossy(source: Source, outputs: Sequence[PlannedOutput], options: Options) -> None:
+    """Quantised tensors become floats, or another quantised type where that is allowed."""
     for output in outputs:
-        if output.source_type not in FLOATS and output.source_type != output.spec.type:
+        old, new = output.source_type, output.spec.type
+        if old in FLOATS or old == new:
+            continue
+        if old not in kernels.QUANTS:
             raise ArgumentError(
-                f"{source.path}: {output.spec.name} is quantised already ({output.source_type}); "
-                "start from the checkpoint or from an F16, BF16 or F32 GGUF"
+                f"{source.path}: {output.spec.name} is {old}, which gpukit cannot decode; "
+                f"known: {', '.join(kernels.QUANTS)}"
             )
+        if not options.allow_requantize and new not in FLOATS:
+            raise ArgumentError(
+                f"{source.path}: {output.spec.name} is quantised already ({old}); start from the "
+                "checkpoint or from an F16, BF16 or F32 GGUF, or allow the loss with "
+                "--allow-requantize"
+            )
+
+
+def _parts(source: Source, outputs: Sequence[PlannedOutput], options: Options) -> tuple[int, ...]:
+    """The number of tensors in each file."""
+    if options.keep_split and options.split_max_size:
+        raise ArgumentError("--keep-split and --split-max-size exclude each other; give one")
+    if options.keep_split:
+        if len(source.parts) == 1:
+            raise ArgumentError(
+                f"{source.path}: --keep-split needs a GGUF in several parts, and this model is in "
+                "one; --split-max-size splits it"
+            )
+        return source.parts
+    if options.split_max_size:
+        return parts_by_size([output.spec for output in outputs], options.split_max_size)
+    return (len(outputs),)
 
 
 def run_plan(
@@ -206,27 +317,60 @@ def run_plan(
     digest: bool = False,
     report: Report = ignore,
 ) -> QuantizeResult:
-    """Write the file that `plan` describes to `out`, whole or not at all.
+    """Write what `plan` describes to `out`, or to its parts, whole or not at all.
 
-    `budget` bounds the host memory of buffers, in bytes. `CheckpointError` for values that are not
-    finite, `DiskError` where the disk refuses, and the errors of the source's reader.
+    A name that ends in .safetensors gets a safetensors file. `device` may name several GPUs with
+    commas between. `budget` bounds the host memory of buffers, in bytes. `CheckpointError` for
+    values that are not finite, `DiskError` where the disk refuses, and the errors of the source's
+    reader.
     """
-    _check_target(source, out)
+    paths = output_paths(out, plan)
+    for path in paths:
+        _check_target(source, path)
+    for line in plan.warnings:
+        report(Warned(line))
     started = time.monotonic()
-    with GGUFWriter(out, plan.fields, plan.specs, digest=digest) as writer:
-        read_bytes = run_pipeline(source, plan.outputs, writer, plan.title, device, budget, report)
-    with GGUFFile(out) as written:
-        if len(written.tensors) != len(plan.outputs):
-            raise AssertionError(f"{out}: {len(written.tensors)} of {len(plan.outputs)} tensors")
+    with _writer(out, plan, digest) as writer:
+        passed = run_pipeline(source, plan.outputs, writer, plan.title, device, budget, report)
+    if out.suffix != SAFETENSORS:
+        _check_written(paths, plan)
     return QuantizeResult(
-        path=out,
-        size=writer.size,
+        path=paths[0],
+        paths=tuple(paths),
+        size=sum(path.stat().st_size for path in paths),
         digest=writer.digest,
         seconds=time.monotonic() - started,
         weights=sum(prod(spec.ne) for spec in plan.specs),
-        read_bytes=read_bytes,
-        totals=tuple(plan.totals()),
+        read_bytes=passed.read_bytes,
+        totals=tuple(type_totals(plan.specs, passed.fidelity)),
+        classes=tuple(class_totals(plan.specs, passed.fidelity)),
     )
+
+
+SAFETENSORS = ".safetensors"
+
+
+def output_paths(out: Path, plan: QuantizePlan) -> list[Path]:
+    """The files that `run_plan` writes for `out`."""
+    count = len(plan.parts)
+    return [out] if count == 1 else [part_path(out, number, count) for number in range(count)]
+
+
+def _writer(
+    out: Path, plan: QuantizePlan, digest: bool
+) -> GGUFWriter | SplitWriter | SafetensorsWriter:
+    if out.suffix == SAFETENSORS:
+        return SafetensorsWriter(out, plan.specs, digest=digest)
+    if len(plan.parts) > 1:
+        return SplitWriter(out, plan.fields, plan.specs, plan.parts)
+    return GGUFWriter(out, plan.fields, plan.specs, digest=digest)
+
+
+def _check_written(paths: Sequence[Path], plan: QuantizePlan) -> None:
+    for path, wanted in zip(paths, plan.parts, strict=True):
+        with GGUFFile(path) as written:
+            if len(written.tensors) != wanted:
+                raise AssertionError(f"{path}: {len(written.tensors)} of {wanted} tensors")
 
 
 def _check_target(source: Source, out: Path) -> None:
@@ -234,5 +378,5 @@ def _check_target(source: Source, out: Path) -> None:
         raise ArgumentError(f"{out}: a folder; name the file to write")
     if not out.parent.is_dir():
         raise ArgumentError(f"{out}: there is no folder {out.parent}; make it first")
-    if out.exists() and source.path.exists() and out.samefile(source.path):
+    if any(out.exists() and path.exists() and out.samefile(path) for path in source.files):
         raise ArgumentError(f"{out}: input and output are the same file; write to another name")

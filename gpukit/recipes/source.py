@@ -1,4 +1,4 @@
-"""Where values come from: a Hugging Face folder or a GGUF file, row slab by row slab."""
+"""Where values come from: a Hugging Face folder or a GGUF model, row slab by row slab."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError
 from gpukit.formats.gguf_fields import Field, TensorSpec
-from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.safetensors import Checkpoint
 from gpukit.models.base import PlannedTensor, auto_type, float_type
 from gpukit.models.importer import plan_import
@@ -56,6 +57,20 @@ class Source(ABC):
     def stored_type(self, index: int) -> str:
         """What tensor `index` is now, such as BF16."""
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The number of tensors in each file of a model that is split into several."""
+        return (len(self.tensors),)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files or folders that are read, which nothing may be written to."""
+        return (self.path,)
+
+    def passes(self, index: int, kind: str) -> bool:  # noqa: ARG002
+        """Whether the stored bytes of tensor `index` are those that a file has for type `kind`."""
+        return False
+
     @abstractmethod
     def stored_bytes(self, index: int, rows: int) -> int:
         """Bytes on disk of `rows` rows of tensor `index`; 0 for computed tensors."""
@@ -68,7 +83,8 @@ class Source(ABC):
     def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:
         """Rows of float32, float16 or bfloat16 `[rows, ne0]` from what `read` left in uint8 `data`.
 
-        The result may share memory with `data`.
+        They are where `data` is, and may share its memory. `QuantError` for types that gpukit
+        cannot decode.
         """
 
     @abstractmethod
@@ -150,7 +166,7 @@ class CheckpointSource(Source):
     def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:
         planned = self._planned[index]
         if planned.values is not None:
-            return planned.values.view(-1, planned.ne[0])[row : row + rows]
+            return planned.values.view(-1, planned.ne[0])[row : row + rows].to(data.device)
         found = data.view(self._dtype(index)).view(rows, planned.ne[0])
         if found.dtype is torch.float64:
             found = found.to(torch.float32)
@@ -161,22 +177,15 @@ class CheckpointSource(Source):
 
 
 class GGUFSource(Source):
-    """A GGUF file of any architecture."""
+    """A GGUF model of any architecture, in one file or in all parts of a split one."""
 
     is_checkpoint = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = GGUFFile(path)
-        if self._file.get("split.count", 1) not in (0, 1):
-            count = self._file.get("split.count")
-            self._file.close()
-            raise ArgumentError(
-                f"{path}: one of {count} parts of a split model; join them first "
-                "(llama-gguf-split --merge)"
-            )
-        self.fields = tuple(self._file.fields.values())
-        self._infos = tuple(self._file.tensors.values())
+        self._model = GGUFModel(path)
+        self.fields = tuple(self._model.fields.values())
+        self._infos = tuple(self._model.tensors.values())
         self.tensors = tuple(SourceTensor(i.name, i.ne, i.type, 1) for i in self._infos)
 
     @property
@@ -184,26 +193,33 @@ class GGUFSource(Source):
         types = [info.type for info in self._infos if len(info.ne) >= 2]
         return max(set(types), key=types.count) if types else "F32"
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        return self._model.parts
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._model.paths
+
     def stored_type(self, index: int) -> str:
         return self._infos[index].type
+
+    def passes(self, index: int, kind: str) -> bool:
+        return self._infos[index].type == kind
 
     def stored_bytes(self, index: int, rows: int) -> int:
         return rows * self._infos[index].row_bytes
 
     def read(self, index: int, row: int, buffer: memoryview) -> None:
-        self._file.read_into(self._infos[index], buffer, self.stored_bytes(index, row))
+        self._model.read_into(self._infos[index], buffer, self.stored_bytes(index, row))
 
     def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:  # noqa: ARG002
         info = self._infos[index]
-        found = data.view(TORCH_TYPES[info.type]).view(rows, info.ne[0] if info.ne else 1)
+        dtype = TORCH_TYPES.get(info.type)
+        if dtype is None:
+            return kernels.dequantize(data.view(rows, info.row_bytes), info.type)
+        found = data.view(dtype).view(rows, info.ne[0] if info.ne else 1)
         return found.to(torch.float32) if found.dtype is torch.float64 else found
 
     def close(self) -> None:
-        self._file.close()
-
-
-def slab_rows(tensor: SourceTensor, weights: int) -> int:
-    """Rows of a slab of about `weights` weights: whole groups, at least one."""
-    width = tensor.ne[0] if tensor.ne else 1
-    group = tensor.row_group
-    return max(weights // max(width, 1) // group, 1) * group
+        self._model.close()

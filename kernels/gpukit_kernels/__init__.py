@@ -1,18 +1,22 @@
 """Quantise, dequantise and multiply in GGUF's blocks: the bytes of llama.cpp on every device."""
 
 from gpukit_kernels.errors import QuantError
+from gpukit_kernels.lanes import Lane, Turn
 from gpukit_kernels.matmul import matmul
-from gpukit_kernels.ops import dequantize, device, devices, plan_backend, quantize
+from gpukit_kernels.ops import dequantize, device, device_list, devices, plan_backend, quantize
 from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
 
 __all__ = [
     "QUANTS",
+    "Lane",
     "QuantError",
     "QuantType",
+    "Turn",
     "by_id",
     "by_name",
     "dequantize",
     "device",
+    "device_list",
     "devices",
     "matmul",
     "plan_backend",

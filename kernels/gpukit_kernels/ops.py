@@ -120,6 +120,14 @@ def device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def device_list(names: str = "auto") -> list[torch.device]:
+    """The torch devices of one or several names with commas between; errors as for `device`."""
+    found = [device(name.strip()) for name in names.split(",")]
+    if len(set(map(str, found))) < len(found):
+        raise QuantError(f"device {names}: one of them is named twice")
+    return found
+
+
 def devices() -> list[tuple[str, str, int, int]]:
     """Name, model, total and free memory in bytes of every device that torch can use."""
     import os

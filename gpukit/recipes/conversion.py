@@ -1,0 +1,222 @@
+"""What happens to a slab between the disk and the disk: values, checks, blocks, the error.
+
+`begin` launches all of it on a device, `end` looks at the results; on a GPU other slabs come
+between the two.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from torch import Tensor
+
+import gpukit_kernels as kernels
+from gpukit.errors import CheckpointError
+from gpukit.recipes.slabs import Piece, Slab, stored_bytes
+from gpukit.recipes.source import TORCH_TYPES, Source
+
+if TYPE_CHECKING:
+    from gpukit.recipes.quantize import PlannedOutput
+
+# Beyond this magnitude a scale may overflow fp16; below it none can.
+FP16_MAX = 65504.0
+# Values of a slab that the CPU decodes again to tell the error, at least; a GPU decodes all.
+SAMPLE = 1 << 17
+
+
+@dataclass
+class Fidelity:
+    """Sums over values of one tensor: of (x - decoded)^2, of x^2, and how many were compared."""
+
+    error: float = 0.0
+    square: float = 0.0
+    count: int = 0
+
+    def add(self, other: "Fidelity") -> None:
+        self.error += other.error
+        self.square += other.square
+        self.count += other.count
+
+    @property
+    def relative_rms(self) -> float | None:
+        """The root mean square of the error over that of the values; None where there are none."""
+        if not self.count:
+            return None
+        return math.sqrt(self.error / self.square) if self.square else 0.0
+
+
+@dataclass
+class _Result:
+    """A piece's bytes, the least and largest value, and the sums for its error if any."""
+
+    blocks: Tensor
+    extremes: Tensor | None
+    sums: Tensor | None = None
+    compared: int = 0
+
+
+@dataclass
+class Work:
+    """A slab on its way through a device."""
+
+    slab: Slab
+    turn: kernels.Turn
+    data: Tensor
+    results: list[_Result]
+
+
+class Conversion:
+    """Turns slabs of `source` into bytes of `outputs`; `backends` is the kernels' backend by type.
+
+    `CheckpointError` for values that are not finite, before or after.
+    """
+
+    def __init__(
+        self, source: Source, outputs: "Sequence[PlannedOutput]", backends: dict[str, str]
+    ) -> None:
+        self._source = source
+        self._outputs = outputs
+        self._backends = backends
+        self._fidelity = [Fidelity() for _ in outputs]
+        self._lock = Lock()
+
+    def fidelity(self) -> tuple[Fidelity, ...]:
+        """What each output lost; nothing for one that only moved."""
+        return tuple(self._fidelity)
+
+    def begin(self, slab: Slab, data: Tensor, turn: kernels.Turn) -> Work:
+        """Launch the work on `data`, the slab's stored bytes, uint8 on the host."""
+        data = data[: stored_bytes(slab)]
+        with turn:
+            here = turn.put(data)
+            values = [self._values(piece, here) for piece in slab]
+            blocks = self._blocks(slab, values, data)
+            results = [
+                self._result(piece, x, b, turn)
+                for piece, x, b in zip(slab, values, blocks, strict=True)
+            ]
+        return Work(slab, turn, data, results)
+
+    def end(self, work: Work) -> list[Tensor]:
+        """uint8 on the host for each piece, checked."""
+        work.turn.wait()
+        for piece, result in zip(work.slab, work.results, strict=True):
+            if result.extremes is not None:
+                self._check(piece, result, work.data)
+            if result.sums is not None:
+                error, square = result.sums.tolist()
+                with self._lock:
+                    found = Fidelity(error, square, result.compared)
+                    self._fidelity[piece.output].add(found)
+        return [result.blocks for result in work.results]
+
+    def _passes(self, piece: Piece) -> bool:
+        output = self._outputs[piece.output]
+        return self._source.passes(output.index, output.spec.type)
+
+    def _values(self, piece: Piece, data: Tensor) -> Tensor | None:
+        """The piece's values; None for bytes that pass as they are and that nobody can decode."""
+        output = self._outputs[piece.output]
+        if self._passes(piece) and output.source_type not in kernels.QUANTS:
+            return None
+        stored = data[piece.begin : piece.begin + piece.stored]
+        return self._source.values(output.index, piece.row, piece.rows, stored)
+
+    def _blocks(self, slab: Slab, values: Sequence[Tensor | None], data: Tensor) -> list[Tensor]:
+        """uint8 for each piece on the device, or on the host what passes from there as it is;
+        pieces that become one type share a launch."""
+        blocks: dict[int, Tensor] = {}
+        together: dict[tuple[str, torch.dtype], list[int]] = {}
+        for at, (piece, x) in enumerate(zip(slab, values, strict=True)):
+            output = self._outputs[piece.output]
+            kind = output.spec.type
+            if x is None or self._passes(piece):
+                blocks[at] = data[piece.begin : piece.begin + piece.stored]
+            elif TORCH_TYPES.get(kind) is x.dtype:
+                blocks[at] = x.contiguous().view(torch.uint8).view(-1)
+            elif output.importance is not None:
+                blocks[at] = self._weighted(piece, x).view(-1)
+            else:
+                together.setdefault((kind, x.dtype), []).append(at)
+        for (kind, _), members in together.items():
+            parts = [x for at in members if (x := values[at]) is not None]
+            for at, part in zip(members, self._quantize(kind, parts), strict=True):
+                blocks[at] = part
+        return [blocks[at] for at in range(len(slab))]
+
+    def _quantize(self, kind: str, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """`parts` as blocks of `kind`, uint8, in one launch."""
+        row, backend = kernels.by_name(kind), self._backends.get(kind)
+        if len(parts) == 1:
+            return [kernels.quantize(parts[0], kind, backend=backend).view(-1)]
+        flat = torch.cat([part.reshape(-1) for part in parts]).view(-1, row.block)
+        blocks = kernels.quantize(flat, kind, backend=backend).view(-1)
+        sizes = [part.numel() // row.block * row.nbytes for part in parts]
+        return torch.split(blocks, sizes)
+
+    def _weighted(self, piece: Piece, x: Tensor) -> Tensor:
+        """The blocks of a piece with the importance of its columns, of each expert its own."""
+        output = self._outputs[piece.output]
+        assert output.importance is not None
+        width = x.shape[-1]
+        columns = torch.from_numpy(output.importance).view(-1, width)
+        of_one = output.spec.rows // len(columns)
+        first = piece.row // of_one
+        columns = columns[first : max(first + piece.rows // of_one, first + 1)].to(x.device)
+        kind = output.spec.type
+        return kernels.quantize(
+            x.view(len(columns), -1, width),
+            kind,
+            columns if len(columns) > 1 else columns[0],
+            backend=self._backends.get(f"{kind} weighted"),
+        )
+
+    def _result(
+        self, piece: Piece, x: Tensor | None, blocks: Tensor, turn: kernels.Turn
+    ) -> _Result:
+        taken = blocks if self._passes(piece) else turn.take(blocks)
+        if x is None or not x.numel():
+            return _Result(taken, None)
+        output = self._outputs[piece.output]
+        result = _Result(taken, turn.take(torch.stack(x.aminmax())))
+        if output.spec.type != output.source_type:
+            step = 1 if x.is_cuda else max(x.numel() // SAMPLE, 1)
+            some = x[::step].to(torch.float32)
+            again = kernels.dequantize(blocks.view(x.shape[0], -1)[::step], output.spec.type)
+            error = (some - again).square().sum(dtype=torch.float64)
+            square = some.square().sum(dtype=torch.float64)
+            result.sums, result.compared = turn.take(torch.stack((error, square))), some.numel()
+        return result
+
+    def _check(self, piece: Piece, result: _Result, data: Tensor) -> None:
+        assert result.extremes is not None
+        low, high = map(float, result.extremes)
+        largest = max(-low, high)
+        if not largest < float("inf"):
+            self._refuse(piece, data)
+        output = self._outputs[piece.output]
+        kind = output.spec.type
+        if largest <= FP16_MAX or self._passes(piece):
+            return
+        decoded = kernels.dequantize(result.blocks.view(piece.rows, -1), kind)
+        if not bool(torch.isfinite(decoded).all()):
+            raise CheckpointError(
+                f"{self._source.path}: {output.spec.name}: a value of magnitude {largest:g} "
+                f"overflows {kind}; choose BF16 or F32 for this model"
+            )
+
+    def _refuse(self, piece: Piece, data: Tensor) -> NoReturn:
+        """Name the first value that is not finite."""
+        x = self._values(piece, data)
+        assert x is not None
+        flat = x.reshape(-1)
+        first = int(torch.nonzero(~torch.isfinite(flat))[0])
+        row, column = divmod(first, x.shape[-1])
+        raise CheckpointError(
+            f"{self._source.path}: {self._outputs[piece.output].spec.name}: value "
+            f"[{piece.row + row}, {column}] is {float(flat[first])}; "
+            "a model with such weights cannot be quantised"
+        )

@@ -1,0 +1,99 @@
+"""One device's share of a stream of work: copies and kernels of several turns overlap.
+
+    turn = lane.turn()
+    with turn:                       # whatever is launched here goes to the turn's own stream
+        values = turn.put(host)
+        result = turn.take(compute(values))
+    ...                              # other turns
+    turn.wait()                      # now `result` is on the host
+
+On the CPU everything has happened when a call returns, and nothing is copied.
+"""
+
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+# Turns that a GPU has under way: one copies in, one computes, one copies out.
+DEEP = 3
+
+
+class Turn:
+    """One piece of work on its way through a device."""
+
+    def put(self, host: Tensor) -> Tensor:
+        """`host` on the device; it must not change before `wait` returns."""
+        return host
+
+    def take(self, result: Tensor) -> Tensor:
+        """`result` on the host, once `wait` has returned."""
+        return result
+
+    def wait(self) -> None:
+        """Return when everything that was launched in this turn is done."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the turn; nothing more is launched in it."""
+
+
+class _StreamTurn(Turn):
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+        self._done = torch.cuda.Event()
+        self._context = torch.cuda.stream(stream)
+
+    def put(self, host: Tensor) -> Tensor:
+        return host.to(self._stream.device, non_blocking=True)
+
+    def take(self, result: Tensor) -> Tensor:
+        host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        return host.copy_(result, non_blocking=True)
+
+    def wait(self) -> None:
+        self._done.synchronize()
+
+    def __enter__(self) -> Self:
+        self._context.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.record(self._stream)
+        self._context.__exit__(kind, error, trace)
+
+
+class Lane:
+    """The turns of one device, each on the next of its streams."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._streams: list[torch.cuda.Stream] = []
+        if device.type == "cuda":
+            self._streams = [torch.cuda.Stream(device) for _ in range(DEEP)]
+        self._turns = 0
+
+    @property
+    def depth(self) -> int:
+        """Turns that should be under way before the first of them is waited for."""
+        return max(len(self._streams) - 1, 0)
+
+    def turn(self) -> Turn:
+        """The next turn."""
+        if not self._streams:
+            return Turn()
+        self._turns += 1
+        return _StreamTurn(self._streams[self._turns % len(self._streams)])
