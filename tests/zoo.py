@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from checkpoints import save_shards
 from safetensors.torch import save_file
 
 VOCABULARY = Path(__file__).resolve().parent / "data" / "tiny-shakespeare" / "tokenizer.model"
@@ -36,6 +37,7 @@ class Animal:
     types: tuple[str, ...] = ("auto",)
     extra: tuple[str, ...] = ()
     loads: bool = True
+    shards: int = 1
     files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -59,6 +61,7 @@ QKV = ("q_proj", "k_proj", "v_proj")
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu"}
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu"}
+MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu"}
 
 ZOO: dict[str, Animal] = {
     "qwen2": Animal(
@@ -113,6 +116,17 @@ ZOO: dict[str, Animal] = {
         {**MISTRAL, **WIDE, "rope_theta": 1e8, "sliding_window": None, "head_dim": 64,
          "num_key_value_heads": 2, "tie_word_embeddings": True, "num_hidden_layers": 1}
     ),
+    "mixtral-8x7b": Animal(
+        {**MIXTRAL, **WIDE, "rope_theta": 1e6, "sliding_window": None, "num_local_experts": 8,
+         "intermediate_size": 256, "num_hidden_layers": 1, "tie_word_embeddings": False}
+    ),
+    # Ten comes behind nine, and the experts of a layer are in several files.
+    "mixtral-12": Animal(
+        {**MIXTRAL, **NARROW, "rope_parameters": {"rope_type": "default"}, "head_dim": 24,
+         "intermediate_size": 64, "num_local_experts": 12, "num_experts_per_tok": 3,
+         "tie_word_embeddings": True, "sliding_window": 40},
+        dtype="F16", types=EVERY_TYPE, extra=("llama.attention.sliding_window",), shards=3,
+    ),
 }  # fmt: skip
 
 
@@ -124,7 +138,10 @@ def build(name: str, root: Path) -> Path:
     for file, content in animal.files.items():
         (folder / file).write_text(json.dumps(content))
     shutil.copyfile(VOCABULARY, folder / "tokenizer.model")
-    save_file(tensors(name), folder / "model.safetensors", {"format": "pt"})
+    if animal.shards > 1:
+        save_shards(folder, tensors(name), animal.shards)
+    else:
+        save_file(tensors(name), folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -181,6 +198,13 @@ def _layer(animal: Animal) -> Shapes:
     for key, (rows, _) in linear.items():
         if key.partition(".")[2] in animal.biases:
             shapes[f"{key}.bias"] = (rows,)
+    if family == "mixtral":
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
+        shapes["block_sparse_moe.gate.weight"] = (config["num_local_experts"], hidden)
+        for expert in range(config["num_local_experts"]):
+            at = f"block_sparse_moe.experts.{expert}"
+            shapes[f"{at}.w1.weight"] = shapes[f"{at}.w3.weight"] = (ff, hidden)
+            shapes[f"{at}.w2.weight"] = (hidden, ff)
     shapes["input_layernorm.weight"] = shapes["post_attention_layernorm.weight"] = (hidden,)
     if family in QK_NORMS:
         shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (head,)

@@ -10,7 +10,7 @@ from torch.nn.functional import silu
 from gpukit.models.attention import Attention
 from gpukit.models.base import ModelConfig
 from gpukit.models.decoder import Block, Decoder
-from gpukit.models.layers import GatedFeedForward, RMSNorm, Rope, rotate_halves
+from gpukit.models.layers import Experts, GatedFeedForward, RMSNorm, Rope, rotate_halves
 from gpukit.models.weights import Linear, Weights
 
 
@@ -96,9 +96,31 @@ def _feed_forward(
     at: str, config: ModelConfig, weights: Weights, style: Style
 ) -> Callable[[Tensor], Tensor]:
     embd, ff = config.n_embd, config.n_ff
+    if config.n_expert:
+        return _experts(at, config, weights, style)
     return GatedFeedForward(
         gate=weights.linear(f"{at}.ffn_gate", ff, embd),
         up=weights.linear(f"{at}.ffn_up", ff, embd),
         down=weights.linear(f"{at}.ffn_down", embd, ff),
         activation=style.activation,
+    )
+
+
+def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Experts:
+    embd, ff, count = config.n_embd, config.n_ff, config.n_expert
+    gate = weights.matrix(f"{at}.ffn_gate_exps.weight", count * ff, embd)
+    up = weights.matrix(f"{at}.ffn_up_exps.weight", count * ff, embd)
+    down = weights.matrix(f"{at}.ffn_down_exps.weight", count * embd, ff)
+    return Experts(
+        router=weights.linear(f"{at}.ffn_gate_inp", count, embd),
+        experts=tuple(
+            GatedFeedForward(
+                gate=Linear(gate.part(number * ff, ff)),
+                up=Linear(up.part(number * ff, ff)),
+                down=Linear(down.part(number * embd, embd)),
+                activation=style.activation,
+            )
+            for number in range(count)
+        ),
+        used=config.n_expert_used,
     )

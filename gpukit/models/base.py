@@ -28,6 +28,7 @@ class ModelConfig:
 
     `rope_scaling` is "none", "linear", "yarn" or "llama3" (the last lives in the tensor
     rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
+    `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none.
     `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
     sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
     whether it is one (empty: every layer is).
@@ -53,6 +54,8 @@ class ModelConfig:
     tied: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    n_expert: int = 0
+    n_expert_used: int = 0
     head_dim_said: bool = True
     window: int = 0
     windowed: tuple[bool, ...] = ()
@@ -66,7 +69,8 @@ class ModelConfig:
 class PlannedTensor:
     """One tensor of the GGUF to be: where its values come from and what happens to them.
 
-    `dtype` is what the checkpoint holds, as llama.cpp's converter sees it: BF16, F16 or F32.
+    `sources` are stacked, each as many rows as the others; most tensors have one. `dtype` is what
+    the checkpoint holds, as llama.cpp's converter sees it: BF16, F16 or F32.
     `transform` takes a slab `[k * row_group, ne0]` and gives one of the same shape; tensors of one
     dimension are one row. Computed tensors have `values` (float32) and no `sources`.
     """
@@ -98,7 +102,12 @@ class ImportPlan:
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of the checkpoint: its GGUF name, shape (outermost first), and transform."""
+    """One tensor of the checkpoint: its GGUF name, shape (outermost first), and transform.
+
+    With `stack` there are so many, `source` with each number in the place of {}, which become one
+    tensor of a dimension more. It is written when the last of them has been read; rules of one
+    `group` wait for each other.
+    """
 
     source: str
     name: str
@@ -106,6 +115,13 @@ class Rule:
     required: bool = True
     row_group: int = 1
     transform: Callable[[Tensor], Tensor] | None = None
+    stack: int = 0
+    group: str = ""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names in the checkpoint, in the order of the stack."""
+        return tuple(self.source.format(i) for i in range(self.stack)) or (self.source,)
 
 
 class Vocabulary(Protocol):

@@ -8,7 +8,7 @@ from gpukit.errors import CheckpointError
 from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import Checkpoint, StoredTensor
 from gpukit.models.base import Architecture, ImportPlan, PlannedTensor, Rule, by_class
-from gpukit.models.metadata import general_fields
+from gpukit.models.metadata import Parameters, general_fields
 
 # Of the block layouts (GGML_QNT_VERSION).
 QUANTIZATION_VERSION = 2
@@ -29,9 +29,8 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
     tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config))]
-    parameters = sum(tensor.n_elements for tensor in tensors)
     fields = [
-        *general_fields(checkpoint.folder, arch.name, parameters, name),
+        *general_fields(checkpoint.folder, arch.name, _parameters(tensors), name),
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
         *arch.vocabulary(checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}),
@@ -39,39 +38,63 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
     return ImportPlan(config, tuple(fields), tuple(tensors))
 
 
+def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:
+    stacked = [tensor for tensor in tensors if len(tensor.sources) > 1]
+    return Parameters(
+        total=sum(tensor.n_elements for tensor in tensors),
+        expert=sum(tensor.n_elements // len(tensor.sources) for tensor in stacked),
+        experts=len(stacked[0].sources) if stacked else 0,
+    )
+
+
 def _tensors(
     checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule]
 ) -> list[PlannedTensor]:
     """In the order of the checkpoint, as the converter reads it."""
-    by_source = {rule.source: rule for rule in rules}
+    by_source = {source: rule for rule in rules for source in rule.sources}
     _check_names(checkpoint, arch, by_source)
+    groups: dict[str, list[Rule]] = {}
+    for rule in rules:
+        groups.setdefault(rule.group or rule.name, []).append(rule)
+    waiting = {name: sum(len(r.sources) for r in group) for name, group in groups.items()}
     planned = []
     for tensor in checkpoint:
         if tensor.name.endswith(arch.skipped):
             continue
         rule = by_source[tensor.name]
         _check_shape(tensor, rule)
-        planned.append(
-            PlannedTensor(
-                name=rule.name,
-                ne=tuple(reversed(tensor.shape)),
-                sources=(tensor.name,),
-                dtype=_dtype(tensor),
-                row_group=rule.row_group,
-                transform=rule.transform,
-            )
-        )
+        name = rule.group or rule.name
+        waiting[name] -= 1
+        if waiting[name] == 0:
+            planned += [_planned(checkpoint, ready) for ready in groups[name]]
     return planned
 
 
+def _planned(checkpoint: Checkpoint, rule: Rule) -> PlannedTensor:
+    parts = [checkpoint.tensors[source] for source in rule.sources]
+    for part in parts:
+        if part.dtype != parts[0].dtype:
+            raise CheckpointError(
+                f"{part.path}: {part.name} is {part.dtype}, {parts[0].name} is {parts[0].dtype}; "
+                f"both belong to {rule.name}, which needs one dtype"
+            )
+    shape = (rule.stack, *rule.shape) if rule.stack else rule.shape
+    return PlannedTensor(
+        name=rule.name,
+        ne=tuple(reversed(shape)),
+        sources=rule.sources,
+        dtype=_dtype(parts[0]),
+        row_group=rule.row_group,
+        transform=rule.transform,
+    )
+
+
 def _check_names(checkpoint: Checkpoint, arch: Architecture, rules: Mapping[str, Rule]) -> None:
-    missing = [
-        r.source for r in rules.values() if r.required and r.source not in checkpoint.tensors
-    ]
+    needed = [source for source, rule in rules.items() if rule.required]
+    missing = [source for source in needed if source not in checkpoint.tensors]
     if missing:
-        needed = sum(rule.required for rule in rules.values())
         raise CheckpointError(
-            f"{checkpoint.folder}: {_some(missing)} missing of {needed} that config.json asks "
+            f"{checkpoint.folder}: {_some(missing)} missing of {len(needed)} that config.json asks "
             "for; fetch the folder again or mend config.json"
         )
     left = [t.name for t in checkpoint if t.name not in rules and not t.name.endswith(arch.skipped)]

@@ -79,3 +79,24 @@ class GatedFeedForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.gate(x)).mul_(self.up(x)))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The sum of some experts, each times its share: those with the highest probabilities of the
+    router, which are brought to a sum of 1. An expert runs once for all positions that chose it.
+    """
+
+    router: Linear
+    experts: tuple[GatedFeedForward, ...]
+    used: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shares, chosen = torch.softmax(self.router(x), -1).topk(self.used)
+        shares = shares / shares.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for number in sorted(set(chosen.flatten().tolist())):
+            position, place = torch.nonzero(chosen == number, as_tuple=True)
+            part = self.experts[number](x[position])
+            out.index_add_(0, position, part * shares[position, place, None])
+        return out

@@ -5,6 +5,7 @@ configuration classes, llama.cpp's converter (order of keys) and loader (default
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gpukit.errors import CheckpointError, GGUFError
@@ -105,6 +106,9 @@ def size_fields(config: ModelConfig) -> list[Field]:
         *rope_fields(config),
         f32(f"{at}.attention.layer_norm_rms_epsilon", config.rms_eps),
     ]
+    if config.n_expert:
+        fields.append(u32(f"{at}.expert_count", config.n_expert))
+        fields.append(u32(f"{at}.expert_used_count", config.n_expert_used))
     if config.head_dim_said:
         fields.append(u32(f"{at}.attention.key_length", config.head_dim))
         fields.append(u32(f"{at}.attention.value_length", config.head_dim))
@@ -133,9 +137,20 @@ def restore_sizes(found: Mapping[str, Field], arch: str) -> ModelConfig:
         rope_scaling=str(kind.value) if kind else "none",
         rope_factor=stored(found, f"{arch}.rope.scaling.factor", 1.0),
     )
-    config = with_stored_window(config, found)
+    config = _with_stored_experts(with_stored_window(config, found), found)
     _check_runnable(config, found)
     return config
+
+
+def _with_stored_experts(config: ModelConfig, found: Mapping[str, Field]) -> ModelConfig:
+    field = found.get(f"{config.arch}.expert_count")
+    if field is None or field.value == 0:
+        return config
+    experts = count(found, f"{config.arch}.expert_count")
+    used = count(found, f"{config.arch}.expert_used_count")
+    if used > experts:
+        raise GGUFError(f"{config.arch}.expert_used_count is {used}, there are {experts} experts")
+    return replace(config, n_expert=experts, n_expert_used=used)
 
 
 def _check_runnable(config: ModelConfig, found: Mapping[str, Field]) -> None:
@@ -153,6 +168,3 @@ def _check_runnable(config: ModelConfig, found: Mapping[str, Field]) -> None:
     for key in ("attention.value_length", "rope.dimension_count"):
         if (size := count(found, f"{at}.{key}", config.head_dim)) != config.head_dim:
             raise GGUFError(f"{at}.{key} is {size}, the keys have {config.head_dim}")
-    experts = found.get(f"{at}.expert_count")
-    if experts is not None and experts.value != 0:
-        raise GGUFError(f"{at}.expert_count is {experts.value}; experts cannot be run yet")

@@ -17,8 +17,9 @@ ATTENTION: tuple[Row, ...] = (
     ("self_attn.v_proj.weight", "attn_v.weight", ("kv", "embd")),
     ("self_attn.o_proj.weight", "attn_output.weight", ("embd", "q")),
 )
+FEED_FORWARD_NORM: Row = ("post_attention_layernorm.weight", "ffn_norm.weight", ("embd",))
 FEED_FORWARD: tuple[Row, ...] = (
-    ("post_attention_layernorm.weight", "ffn_norm.weight", ("embd",)),
+    FEED_FORWARD_NORM,
     ("mlp.gate_proj.weight", "ffn_gate.weight", ("ff", "embd")),
     ("mlp.up_proj.weight", "ffn_up.weight", ("ff", "embd")),
     ("mlp.down_proj.weight", "ffn_down.weight", ("embd", "ff")),
@@ -48,6 +49,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "kv": config.n_head_kv * config.head_dim,
         "head": config.head_dim,
         "ff": config.n_ff,
+        "expert": config.n_expert,
     }
 
 

@@ -159,9 +159,16 @@ class CheckpointSource(Source):
 
     def read(self, index: int, row: int, buffer: memoryview) -> None:
         planned = self._planned[index]
-        if planned.values is None:
-            stored = self._checkpoint.tensors[planned.sources[0]]
-            self._checkpoint.read_into(stored, buffer, self.stored_bytes(index, row))
+        if planned.values is not None:
+            return
+        start, done = self.stored_bytes(index, row), 0
+        each = self._checkpoint.tensors[planned.sources[0]].nbytes
+        while done < len(buffer):
+            number, at = divmod(start + done, each)
+            count = min(each - at, len(buffer) - done)
+            stored = self._checkpoint.tensors[planned.sources[number]]
+            self._checkpoint.read_into(stored, buffer[done : done + count], at)
+            done += count
 
     def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:
         planned = self._planned[index]

@@ -35,6 +35,9 @@ def plan(folder: Path, **config: Any) -> Any:
         ("qwen3", {"head_dim": 32}, r"config.json asks for \[256, 256\]|\[32\]"),
         ("qwen3", {"attention_bias": True}, r"8 tensors .*q_proj.bias.*missing of"),
         ("mistral-nemo", {"head_dim": 16}, r"shape \[48, 96\], config.json asks for \[32, 96\]"),
+        ("mixtral-12", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, num_local_experts"),
+        ("mixtral-12", {"num_local_experts": 13}, r"9 tensors .*experts.12.w1.*missing of"),
+        ("mixtral-12", {"num_local_experts": 11}, r"9 tensors .*experts.11.w1.*unknown to llama"),
         ("mistral-v0.1", {"sliding_window": "wide"}, "sliding_window is 'wide'"),
     ],
 )  # fmt: skip
@@ -68,6 +71,15 @@ def test_tensors_that_do_not_fit(
             found[key] = next(iter(found.values()))[0, :width].clone()
     save_file(found, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=words):
+        plan(folder)
+
+
+def test_experts_of_several_dtypes_are_told(tmp_path: Path) -> None:
+    folder, found = build("mixtral-8x7b", tmp_path), tensors("mixtral-8x7b")
+    name = "model.layers.0.block_sparse_moe.experts.3.w2.weight"
+    found[name] = found[name].float()
+    save_file(found, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"experts\.3\.w2\.weight is F32, .*0\.w2.* is BF16"):
         plan(folder)
 
 
@@ -109,7 +121,8 @@ def _fields(folder: Path, *changes: Field) -> dict[str, Field]:
         ),
         ("qwen3", u32("qwen3.attention.value_length", 7), "value_length is 7, the keys have 48"),
         ("mistral-nemo", u32("llama.rope.dimension_count", 16), "is 16, the keys have 24"),
-        ("mistral-nemo", u32("llama.expert_count", 3), "expert_count is 3"),
+        ("mistral-nemo", u32("llama.expert_count", 3), "no llama.expert_used_count"),
+        ("mixtral-12", u32("llama.expert_count", 2), "expert_used_count is 3, there are 2 experts"),
     ],
 )
 def test_metadata_that_contradict_themselves(
