@@ -28,7 +28,8 @@ class Animal:
     """`config` is config.json, of transformers 5 or 4; `dtype` that of the weights.
 
     `types` are the converter's outtypes that are compared; `extra` are keys of metadata that the
-    converter does not write; `biases` are linear maps with one; `loads` is whether llama.cpp can.
+    converter does not write; `biases` are linear maps with one; `loads` is whether llama.cpp can;
+    `head` is a copy of the embedding.
     """
 
     config: Mapping[str, Any]
@@ -38,6 +39,7 @@ class Animal:
     extra: tuple[str, ...] = ()
     loads: bool = True
     shards: int = 1
+    head: bool = False
     files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -62,6 +64,10 @@ QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_a
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu"}
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu"}
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu"}
+GEMMA = {
+    "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": True,
+    "hidden_act": "gelu_pytorch_tanh", "pad_token_id": 0,
+}  # fmt: skip
 
 ZOO: dict[str, Animal] = {
     "qwen2": Animal(
@@ -127,6 +133,17 @@ ZOO: dict[str, Animal] = {
          "tie_word_embeddings": True, "sliding_window": 40},
         dtype="F16", types=EVERY_TYPE, extra=("llama.attention.sliding_window",), shards=3,
     ),
+    "gemma": Animal(
+        {**WIDE, **GEMMA, "head_dim": 48, "num_key_value_heads": 1, "rope_theta": 10000.0}
+    ),
+    "gemma-f16": Animal(
+        {**NARROW, **GEMMA, "hidden_act": "gelu", "rope_parameters": None, "head_dim": 16},
+        dtype="F16", types=EVERY_TYPE,
+    ),
+    "gemma-f32-head": Animal(
+        {**NARROW, **GEMMA, "head_dim": 24, "rope_theta": 50000.0, "num_key_value_heads": 6},
+        dtype="F32", extra=("gemma.rope.freq_base",), head=True,
+    ),
 }  # fmt: skip
 
 
@@ -148,23 +165,30 @@ def build(name: str, root: Path) -> Path:
 def tensors(name: str) -> dict[str, torch.Tensor]:
     """The tensors of checkpoint `name`."""
     animal, source = ZOO[name], random.Random(name)
-    return {
-        key: _values(source, key, shape).to(DTYPES[animal.dtype])
+    found = {
+        key: _values(source, animal, key, shape).to(DTYPES[animal.dtype])
         for key, shape in _shapes(animal).items()
     }
+    if animal.head:
+        found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
+    return found
 
 
-def _values(source: random.Random, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+def _values(
+    source: random.Random, animal: Animal, key: str, shape: tuple[int, ...]
+) -> torch.Tensor:
     """float32 sums of three uniform numbers, of deviation 1 before they are scaled."""
     count = int(np.prod(shape))
     raw = np.frombuffer(source.randbytes(6 * count), "<i2").astype(np.float32).reshape(3, count)
     values = torch.from_numpy(raw.sum(0) / np.float32(32768)).view(shape)
     if key.endswith("norm.weight"):
-        return 1 + 0.2 * values
+        # Gemmas hold the distance from 1.
+        return (0 if "gemma" in animal.family else 1) + 0.2 * values
     if len(shape) == 1:
         return 0.3 * values
     if "embed_tokens" in key or "lm_head" in key:
-        return 2 * values * shape[1] ** -0.5
+        # Gemmas scale embeddings up again; larger ones would drown what the layers add.
+        return (0.7 if "gemma" in animal.family else 2) * values * shape[1] ** -0.5
     lively = 2.0 if "q_proj" in key or "k_proj" in key else 1.0
     return lively * values * shape[1] ** -0.5
 

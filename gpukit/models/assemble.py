@@ -11,7 +11,7 @@ from gpukit.models.attention import Attention
 from gpukit.models.base import ModelConfig
 from gpukit.models.decoder import Block, Decoder
 from gpukit.models.layers import Experts, GatedFeedForward, RMSNorm, Rope, rotate_halves
-from gpukit.models.weights import Linear, Weights
+from gpukit.models.weights import Linear, Weight, Weights
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class Style:
     rotate      the pairs of a head that RoPE turns
     qk_norms    a norm over each head of queries and keys, before RoPE
     activation  of the gate
+    scaled      embeddings times the root of their width
     """
 
     rotate: Callable[[Tensor, Tensor], Tensor] = rotate_halves
     qk_norms: bool = False
     activation: Callable[[Tensor], Tensor] = silu
+    scaled: bool = False
 
 
 def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
@@ -39,11 +41,15 @@ def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
     return Decoder(
         config=config,
         device=embedding.blocks.device,
-        embed=embedding.rows,
+        embed=_scaled(embedding) if style.scaled else embedding.rows,
         ropes=[rope] * config.n_layer,
         blocks=[_block(layer, config, weights, style) for layer in range(config.n_layer)],
         head=lambda x: output(last_norm(x)),
     )
+
+
+def _scaled(embedding: Weight) -> Callable[[Tensor], Tensor]:
+    return lambda ids: embedding.rows(ids) * embedding.width**0.5
 
 
 def norm(name: str, width: int, config: ModelConfig, weights: Weights) -> RMSNorm:

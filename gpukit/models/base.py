@@ -4,7 +4,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -92,12 +92,14 @@ class PlannedTensor:
 class ImportPlan:
     """A checkpoint as a GGUF to be: metadata and tensors in the order of llama.cpp's converter.
 
-    `fields` has general.file_type in its place with the value 0; see `with_file_type`.
+    `fields` has general.file_type in its place with the value 0; see `with_file_type`. `left_out`
+    are the checkpoint's tensors that it does not take up.
     """
 
     config: ModelConfig
     fields: tuple[Field, ...]
     tensors: tuple[PlannedTensor, ...]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Architecture:
     restore   metadata -> ModelConfig
     build     the weights of a file -> a decoder that runs
     computed  tensors that no checkpoint holds, such as RoPE factors
+    skipped   endings of the names of tensors that are left out: copies, and what is computed anew
 
     Several classes may become one GGUF architecture; `restore` and `build` are then the same.
     """
@@ -157,7 +160,11 @@ class Architecture:
     restore: Callable[[Mapping[str, Field]], ModelConfig]
     build: Callable[[ModelConfig, "Weights"], "Decoder"]
     computed: Callable[[ModelConfig], Sequence[PlannedTensor]] = lambda _config: ()
-    skipped: tuple[str, ...] = field(default=())  # endings of names that carry nothing
+    skipped: tuple[str, ...] = ()
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether the tensor `name` of a checkpoint has no place in a GGUF."""
+        return name.endswith(self.skipped)
 
 
 @cache

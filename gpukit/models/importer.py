@@ -35,7 +35,8 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
         u32("general.quantization_version", QUANTIZATION_VERSION),
         *arch.vocabulary(checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}),
     ]
-    return ImportPlan(config, tuple(fields), tuple(tensors))
+    left_out = tuple(tensor.name for tensor in checkpoint if arch.leaves_out(tensor.name))
+    return ImportPlan(config, tuple(fields), tuple(tensors), left_out)
 
 
 def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:
@@ -59,7 +60,7 @@ def _tensors(
     waiting = {name: sum(len(r.sources) for r in group) for name, group in groups.items()}
     planned = []
     for tensor in checkpoint:
-        if tensor.name.endswith(arch.skipped):
+        if arch.leaves_out(tensor.name):
             continue
         rule = by_source[tensor.name]
         _check_shape(tensor, rule)
@@ -94,18 +95,19 @@ def _check_names(checkpoint: Checkpoint, arch: Architecture, rules: Mapping[str,
     missing = [source for source in needed if source not in checkpoint.tensors]
     if missing:
         raise CheckpointError(
-            f"{checkpoint.folder}: {_some(missing)} missing of {len(needed)} that config.json asks "
+            f"{checkpoint.folder}: {some(missing)} missing of {len(needed)} that config.json asks "
             "for; fetch the folder again or mend config.json"
         )
-    left = [t.name for t in checkpoint if t.name not in rules and not t.name.endswith(arch.skipped)]
+    left = [t.name for t in checkpoint if t.name not in rules and not arch.leaves_out(t.name)]
     if left:
         raise CheckpointError(
-            f"{checkpoint.folder}: {_some(left)} unknown to {arch.name} with this config.json; "
+            f"{checkpoint.folder}: {some(left)} unknown to {arch.name} with this config.json; "
             "nothing would use them"
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """How many tensors, and the names of some of them."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
 

@@ -73,6 +73,10 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
     """`CheckpointError` for what would run as another model."""
     if config.get("is_causal") is False:
         raise CheckpointError("config.json: is_causal is false; only causal attention can be run")
+    if flag(config, "use_bidirectional_attention"):
+        raise CheckpointError(
+            "config.json: use_bidirectional_attention is true; only causal attention can be run"
+        )
     quantized = section(config, "quantization_config")
     if quantized:
         method = quantized.get("quant_method", "unknown")

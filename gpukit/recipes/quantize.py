@@ -154,7 +154,7 @@ def plan_quantize(
         shown = (file_type or "").upper()
         title = "converting model" if same else f"quantizing {source.label} model to {shown}"
     parts = _parts(source, outputs, options)
-    warnings = _unmatched(outputs, options.imatrix)
+    warnings = (*source.warnings, *_unmatched(outputs, options.imatrix))
     return QuantizePlan(chosen, title, tuple(fields), tuple(outputs), parts, warnings)
 
 

@@ -15,7 +15,7 @@ from gpukit.formats.gguf_fields import Field, TensorSpec
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.safetensors import Checkpoint
 from gpukit.models.base import PlannedTensor, auto_type, float_type
-from gpukit.models.importer import plan_import
+from gpukit.models.importer import plan_import, some
 
 TORCH_TYPES = {
     "F64": torch.float64,
@@ -43,6 +43,7 @@ class Source(ABC):
     fields: tuple[Field, ...]
     tensors: tuple[SourceTensor, ...]
     is_checkpoint: bool
+    warnings: tuple[str, ...] = ()
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a metadata field."""
@@ -127,6 +128,11 @@ class CheckpointSource(Source):
         self.fields = plan.fields
         self._planned = plan.tensors
         self._auto = auto_type(plan.tensors)
+        if plan.left_out:
+            self.warnings = (
+                f"{path}: {some(plan.left_out)} left out: a {plan.config.arch} GGUF has no place "
+                "for them",
+            )
         self.tensors = tuple(self._tensor(planned) for planned in plan.tensors)
 
     def _tensor(self, planned: PlannedTensor) -> SourceTensor:

@@ -48,10 +48,10 @@ def vocabulary_fields(
         fields += special_fields(folder, kinds=tuple(CODE_LLAMA_IDS), ids=CODE_LLAMA_IDS)
     if size == GRANITE_SMALL:
         fields.append(boolean("tokenizer.ggml.add_bos_token", False))
-    return _last_values(fields)
+    return last_values(fields)
 
 
-def _last_values(fields: list[Field]) -> list[Field]:
+def last_values(fields: list[Field]) -> list[Field]:
     """A key set twice keeps its first place and its last value."""
     return list({field.key: field for field in fields}.values())
 

@@ -13,6 +13,8 @@ from gpukit.formats.gguf_fields import Field, ValueType, array, u32
 from gpukit.formats.safetensors import Checkpoint
 from gpukit.models.base import by_name
 from gpukit.models.importer import plan_import
+from gpukit.recipes.quantize import plan_quantize
+from gpukit.recipes.source import open_source
 
 
 def plan(folder: Path, **config: Any) -> Any:
@@ -35,6 +37,10 @@ def plan(folder: Path, **config: Any) -> Any:
         ("qwen3", {"head_dim": 32}, r"config.json asks for \[256, 256\]|\[32\]"),
         ("qwen3", {"attention_bias": True}, r"8 tensors .*q_proj.bias.*missing of"),
         ("mistral-nemo", {"head_dim": 16}, r"shape \[48, 96\], config.json asks for \[32, 96\]"),
+        ("gemma", {"tie_word_embeddings": False}, "a gemma GGUF has no head of its own"),
+        ("gemma", {"hidden_act": "silu"}, "'silu'; a gemma GGUF is run with gelu_pytorch_tanh"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
+        ("gemma", {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear' cannot be written"),
         ("mixtral-12", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, num_local_experts"),
         ("mixtral-12", {"num_local_experts": 13}, r"9 tensors .*experts.12.w1.*missing of"),
         ("mixtral-12", {"num_local_experts": 11}, r"9 tensors .*experts.11.w1.*unknown to llama"),
@@ -81,6 +87,13 @@ def test_experts_of_several_dtypes_are_told(tmp_path: Path) -> None:
     save_file(found, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"experts\.3\.w2\.weight is F32, .*0\.w2.* is BF16"):
         plan(folder)
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    with open_source(build("gemma-f32-head", tmp_path)) as source:
+        (line,) = plan_quantize(source, "F16").warnings
+        assert len(source.tensors) == 29
+    assert "1 tensor (lm_head.weight) left out: a gemma GGUF has no place" in line
 
 
 def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
