@@ -28,7 +28,8 @@ class Animal:
     """`config` is config.json, of transformers 5 or 4; `dtype` that of the weights.
 
     `types` are the converter's outtypes that are compared; `extra` are keys of metadata that the
-    converter does not write; `biases` are linear maps with one; `loads` is whether llama.cpp can;
+    converter does not write; `biases` are linear maps with one; `loads` and `alike` are
+    whether llama.cpp can load it and then gives transformers' probabilities;
     `head` is a copy of the embedding.
     """
 
@@ -38,6 +39,7 @@ class Animal:
     types: tuple[str, ...] = ("auto",)
     extra: tuple[str, ...] = ()
     loads: bool = True
+    alike: bool = True
     shards: int = 1
     head: bool = False
     files: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +69,11 @@ MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hi
 GEMMA = {
     "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": True,
     "hidden_act": "gelu_pytorch_tanh", "pad_token_id": 0,
+}  # fmt: skip
+GEMMA2 = {
+    **GEMMA, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2",
+    "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 40, "rope_theta": 10000.0,
+    "attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0,
 }  # fmt: skip
 
 ZOO: dict[str, Animal] = {
@@ -143,6 +150,20 @@ ZOO: dict[str, Animal] = {
     "gemma-f32-head": Animal(
         {**NARROW, **GEMMA, "head_dim": 24, "rope_theta": 50000.0, "num_key_value_heads": 6},
         dtype="F32", extra=("gemma.rope.freq_base",), head=True,
+    ),
+    "gemma2": Animal({**WIDE, **GEMMA2, "head_dim": 48, "query_pre_attn_scalar": 48}),
+    # The depth of the 27B, whose query scale is that of its width a head.
+    "gemma2-27b": Animal(
+        {**NARROW, **GEMMA2, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 46,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+         "query_pre_attn_scalar": 16},
+    ),
+    "gemma2-otherwise": Animal(
+        {**NARROW, **GEMMA2, "head_dim": 16, "query_pre_attn_scalar": 40, "rope_theta": 20000.0,
+         "layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+        dtype="F16", alike=False,
+        extra=("gemma2.attention.sliding_window_pattern", "gemma2.attention.scale",
+               "gemma2.rope.freq_base"),
     ),
 }  # fmt: skip
 
@@ -230,11 +251,15 @@ def _layer(animal: Animal) -> Shapes:
             shapes[f"{at}.w1.weight"] = shapes[f"{at}.w3.weight"] = (ff, hidden)
             shapes[f"{at}.w2.weight"] = (hidden, ff)
     shapes["input_layernorm.weight"] = shapes["post_attention_layernorm.weight"] = (hidden,)
+    if family in POST_NORMS:
+        shapes["pre_feedforward_layernorm.weight"] = (hidden,)
+        shapes["post_feedforward_layernorm.weight"] = (hidden,)
     if family in QK_NORMS:
         shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (head,)
     return shapes
 
 
 QK_NORMS = ("qwen3",)
+POST_NORMS = ("gemma2",)
 # Where config.json does not say, and it is not hidden/heads.
 HEAD_DIMS = {"qwen3": 128}

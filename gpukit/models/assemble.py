@@ -22,12 +22,14 @@ class Style:
     qk_norms    a norm over each head of queries and keys, before RoPE
     activation  of the gate
     scaled      embeddings times the root of their width
+    post_norms  a norm behind attention and behind feed forward, too
     """
 
     rotate: Callable[[Tensor, Tensor], Tensor] = rotate_halves
     qk_norms: bool = False
     activation: Callable[[Tensor], Tensor] = silu
     scaled: bool = False
+    post_norms: bool = False
 
 
 def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
@@ -44,8 +46,12 @@ def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
         embed=_scaled(embedding) if style.scaled else embedding.rows,
         ropes=[rope] * config.n_layer,
         blocks=[_block(layer, config, weights, style) for layer in range(config.n_layer)],
-        head=lambda x: output(last_norm(x)),
+        head=_capped(lambda x: output(last_norm(x)), config.logit_cap),
     )
+
+
+def _capped(head: Callable[[Tensor], Tensor], cap: float) -> Callable[[Tensor], Tensor]:
+    return (lambda x: torch.tanh(head(x) / cap) * cap) if cap else head
 
 
 def _scaled(embedding: Weight) -> Callable[[Tensor], Tensor]:
@@ -66,12 +72,21 @@ def _rope(config: ModelConfig, weights: Weights, device: torch.device) -> Rope:
 
 
 def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> Block:
-    at, embd = f"blk.{layer}", config.n_embd
+    at = f"blk.{layer}"
+
+    def named(name: str) -> RMSNorm:
+        return norm(f"{at}.{name}", config.n_embd, config, weights)
+
+    attention = _attention(layer, config, weights, style)
+    feed_forward = _feed_forward(at, config, weights, style)
+    if not style.post_norms:
+        return Block(named("attn_norm"), attention, named("ffn_norm"), feed_forward)
+    after_attention, after_feed_forward = named("post_attention_norm"), named("post_ffw_norm")
     return Block(
-        attention_norm=norm(f"{at}.attn_norm", embd, config, weights),
-        attention=_attention(layer, config, weights, style),
-        feed_forward_norm=norm(f"{at}.ffn_norm", embd, config, weights),
-        feed_forward=_feed_forward(at, config, weights, style),
+        attention_norm=named("attn_norm"),
+        attention=lambda x, turns, cache: after_attention(attention(x, turns, cache)),
+        feed_forward_norm=named("ffn_norm"),
+        feed_forward=lambda x: after_feed_forward(feed_forward(x)),
     )
 
 
@@ -91,9 +106,10 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         v=weights.linear(f"{at}.attn_v", kv, embd),
         o=weights.linear(f"{at}.attn_output", embd, q),
         head_dim=head_dim,
-        scale=head_dim**-0.5,
+        scale=config.attention_scale or head_dim**-0.5,
         rotate=style.rotate,
         window=config.window_of(layer),
+        cap=config.attention_cap,
         norms=norms,
     )
 

@@ -1,4 +1,4 @@
-"""Causal attention over the cache: shared heads, and a window where a layer has one."""
+"""Causal attention over the cache: shared heads, and a window and a cap where a layer has them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ from gpukit.models.cache import KVCache
 from gpukit.models.weights import Linear
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0, cap: float = 0.0
+) -> Tensor:
     """Causal attention: float32 `[count, heads * head_dim]`.
 
     q `[count, heads, head_dim]` are the last `count` positions of k and v `[kv_heads, length,
     head_dim]`; each kv head is shared by heads / kv_heads neighbours. With a window a position sees
-    that many, itself included.
+    that many, itself included; with a cap a score x becomes cap * tanh(x / cap).
     """
     count, heads, head_dim = q.shape
     if window:
@@ -25,19 +27,37 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0) -> Te
         k, v = k[:, gone:], v[:, gone:]
     kv_heads, length, _ = k.shape
     # The kv heads are the batch, those that share one are its heads: nothing is copied.
-    shape = (kv_heads, heads // kv_heads, length, head_dim)
     q = q.view(count, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
-    banded = 0 < window < length
-    mask = None
-    if count > 1 and (count < length or banded):
-        mask = torch.ones(count, length, dtype=torch.bool, device=q.device).tril(length - count)
-        if banded:
-            mask = mask.triu(length - count - window + 1)
-    out = scaled_dot_product_attention(
-        q, k[:, None].expand(shape), v[:, None].expand(shape), mask,
-        is_causal=count > 1 and mask is None, scale=scale,
-    )  # fmt: skip
+    mask = _mask(count, length, window, q.device)
+    if cap:
+        parts = [_capped(*head, mask, scale, cap) for head in zip(q, k, v, strict=True)]
+        out = torch.stack(parts)
+    else:
+        shape = (kv_heads, heads // kv_heads, length, head_dim)
+        whole = mask is not None and count == length <= (window or length)
+        out = scaled_dot_product_attention(
+            q, k[:, None].expand(shape), v[:, None].expand(shape), None if whole else mask,
+            is_causal=whole, scale=scale,
+        )  # fmt: skip
     return out.permute(2, 0, 1, 3).reshape(count, heads * head_dim)
+
+
+def _mask(count: int, length: int, window: int, device: torch.device) -> Tensor | None:
+    """bool `[count, length]`: what each of the last positions sees; None where that is all."""
+    if count == 1:
+        return None
+    mask = torch.ones(count, length, dtype=torch.bool, device=device).tril(length - count)
+    return mask.triu(length - count - window + 1) if 0 < window < length else mask
+
+
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float
+) -> Tensor:
+    """Attention of the heads that share a kv head, so that only their scores are in memory."""
+    scores = (q @ k.transpose(0, 1)).mul_(scale / cap).tanh_().mul_(cap)
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, float("-inf"))
+    return torch.softmax(scores, -1) @ v
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,7 @@ class Attention:
     scale: float
     rotate: Callable[[Tensor, Tensor], Tensor]
     window: int = 0
+    cap: float = 0.0
     norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
 
     def __call__(self, x: Tensor, turns: Tensor, cache: KVCache) -> Tensor:
@@ -64,4 +85,5 @@ class Attention:
         if self.norms is not None:
             q, k = self.norms[0](q), self.norms[1](k)
         keys, values = cache.extend(self.layer, self.rotate(k, turns), self.v(x).view(heads))
-        return self.o(attend(self.rotate(q, turns), keys, values, self.scale, self.window))
+        q = self.rotate(q, turns)
+        return self.o(attend(q, keys, values, self.scale, self.window, self.cap))

@@ -29,6 +29,8 @@ class ModelConfig:
     `rope_scaling` is "none", "linear", "yarn" or "llama3" (the last lives in the tensor
     rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none.
+    `attention_scale` multiplies queries times keys (0: the root of head_dim divides them);
+    `attention_cap` and `logit_cap` c turn a score or logit x into c tanh(x/c) (0: no cap).
     `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
     sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
     whether it is one (empty: every layer is).
@@ -56,6 +58,9 @@ class ModelConfig:
     mlp_bias: bool = False
     n_expert: int = 0
     n_expert_used: int = 0
+    attention_scale: float = 0.0
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
     head_dim_said: bool = True
     window: int = 0
     windowed: tuple[bool, ...] = ()

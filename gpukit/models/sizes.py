@@ -12,7 +12,7 @@ from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models.base import FILE_TYPE, ModelConfig
 from gpukit.models.rope import rope_fields, with_rope
-from gpukit.models.values import count, flag, real, section, stored, whole
+from gpukit.models.values import count, flag, optional, real, section, stored, whole
 from gpukit.models.windows import with_stored_window
 
 SILU = ("silu", "swish")
@@ -140,6 +140,9 @@ def restore_sizes(found: Mapping[str, Field], arch: str) -> ModelConfig:
         vocab_size=count(found, f"{arch}.vocab_size", len(tokens.value) if tokens else None),
         rope_scaling=str(kind.value) if kind else "none",
         rope_factor=stored(found, f"{arch}.rope.scaling.factor", 1.0),
+        attention_scale=optional(found, f"{arch}.attention.scale"),
+        attention_cap=optional(found, f"{arch}.attn_logit_softcapping"),
+        logit_cap=optional(found, f"{arch}.final_logit_softcapping"),
     )
     config = _with_stored_experts(with_stored_window(config, found), found)
     _check_runnable(config, found)

@@ -35,6 +35,13 @@ FEED_FORWARD_BIASES: tuple[Row, ...] = (
     ("mlp.up_proj.bias", "ffn_up.bias", ("ff",)),
     ("mlp.down_proj.bias", "ffn_down.bias", ("embd",)),
 )
+# Around the feed forward of Gemma 2 and 3; the norm before it has another name than elsewhere.
+FEED_FORWARD_IN_NORMS: tuple[Row, ...] = (
+    ("post_attention_layernorm.weight", "post_attention_norm.weight", ("embd",)),
+    ("pre_feedforward_layernorm.weight", "ffn_norm.weight", ("embd",)),
+    *FEED_FORWARD[1:],
+    ("post_feedforward_layernorm.weight", "post_ffw_norm.weight", ("embd",)),
+)
 QK_NORMS: tuple[Row, ...] = (
     ("self_attn.q_norm.weight", "attn_q_norm.weight", ("head",)),
     ("self_attn.k_norm.weight", "attn_k_norm.weight", ("head",)),

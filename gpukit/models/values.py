@@ -72,6 +72,12 @@ def stored(fields: Mapping[str, Field], key: str, default: Any = None) -> Any:
     return value
 
 
+def optional(fields: Mapping[str, Field], key: str) -> float:
+    """The value of a metadata number, 0 where it is missing or 0."""
+    found = fields.get(key)
+    return 0.0 if found is None or found.value == 0 else float(stored(fields, key))
+
+
 def count(fields: Mapping[str, Field], key: str, default: int | None = None) -> int:
     """The value of a metadata number that counts something: positive and whole."""
     value = stored(fields, key, default)

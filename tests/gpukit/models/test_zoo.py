@@ -154,4 +154,5 @@ def test_llama_cpp_gives_the_same_probabilities(name: str, folders: Path) -> Non
     # The same sums in another order (measured: below 2e-5), and its GELU comes from a table of
     # float16: 2^-12 of each value (measured: below 2e-3).
     within = 5e-3 if "gemma" in ZOO[name].family else 1e-4
-    assert (found - torch.tensor(wanted)).abs().max() < within
+    difference = (found - torch.tensor(wanted)).abs().max()
+    assert (difference < within) == ZOO[name].alike

@@ -40,6 +40,9 @@ def plan(folder: Path, **config: Any) -> Any:
         ("gemma", {"tie_word_embeddings": False}, "a gemma GGUF has no head of its own"),
         ("gemma", {"hidden_act": "silu"}, "'silu'; a gemma GGUF is run with gelu_pytorch_tanh"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
+        ("gemma2", {"hidden_activation": "gelu_new"}, "'gelu_new'; a gemma2 GGUF is run with gel"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0; a positive number"),
+        ("gemma2", {"final_logit_softcapping": -1.0}, "final_logit_softcapping is -1.0"),
         ("gemma", {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear' cannot be written"),
         ("mixtral-12", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, num_local_experts"),
         ("mixtral-12", {"num_local_experts": 13}, r"9 tensors .*experts.12.w1.*missing of"),
@@ -147,11 +150,15 @@ def test_metadata_that_contradict_themselves(
 
 
 def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -> None:
-    for name in ("qwen2-window", "mistral-v0.1", "qwen3-untied"):
+    for name in ("qwen2-window", "mistral-v0.1", "qwen3-untied", "gemma2", "gemma2-otherwise"):
         config = plan(build(name, tmp_path)).config
         found = _fields(tmp_path / name)
         restored = by_name(config.arch, "x").restore(found)
         assert (restored.window, restored.windowed) == (config.window, config.windowed)
+        assert restored.attention_scale == pytest.approx(config.attention_scale, rel=1e-6)
+        assert (restored.attention_cap, restored.logit_cap) == (
+            config.attention_cap, config.logit_cap
+        )  # fmt: skip
         assert (restored.head_dim, restored.n_head_kv) == (config.head_dim, config.n_head_kv)
 
 
