@@ -63,15 +63,17 @@ def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
             for part in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
                 yield f"{at}{part}.weight", (shape.experts, *matrix)
         else:
-            for part in ("ffn_up", "ffn_down") if shape.fused else ("ffn_gate", "ffn_up", "ffn_down"):
+            for part in (
+                ("ffn_up", "ffn_down") if shape.fused else ("ffn_gate", "ffn_up", "ffn_down")
+            ):
                 yield f"{at}{part}.weight", matrix
 
 
-def build(name: str, folder: Path) -> Path:
-    """Write the BF16 model `name` into `folder`."""
+def build(name: str, folder: Path, tensors_in_part: int = 0) -> Path:
+    """Write the BF16 model `name` into `folder`; its path, in parts that of the first."""
     shape = SHAPES[name]
     path = folder / f"{name}.gguf"
-    writer = gguf.GGUFWriter(path, shape.arch)
+    writer = gguf.GGUFWriter(path, shape.arch, split_max_tensors=tensors_in_part)
     writer.add_block_count(shape.layers)
     writer.add_context_length(128)
     writer.add_embedding_length(shape.width)
@@ -97,7 +99,7 @@ def build(name: str, folder: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return sorted(folder.glob(f"{name}*.gguf"))[0] if tensors_in_part else path
 
 
 def _values(source: random.Random, dims: tuple[int, ...]) -> Floats:

@@ -30,7 +30,8 @@ class Animal:
     `types` are the converter's outtypes that are compared; `extra` are keys of metadata that the
     converter does not write; `biases` are linear maps with one; `loads` and `alike` are
     whether llama.cpp can load it and then gives transformers' probabilities;
-    `head` is a copy of the embedding.
+    `head` is a copy of the embedding; `prefix`
+    is before every name, `beside` are tensors that are no text.
     """
 
     config: Mapping[str, Any]
@@ -42,11 +43,19 @@ class Animal:
     alike: bool = True
     shards: int = 1
     head: bool = False
+    prefix: str = ""
+    beside: tuple[str, ...] = ()
     files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def text(self) -> Mapping[str, Any]:
+        """The part of config.json that is about text."""
+        text: Mapping[str, Any] = self.config.get("text_config", self.config)
+        return text
+
+    @property
     def family(self) -> str:
-        return str(self.config["model_type"])
+        return str(self.text["model_type"])
 
 
 # Wide enough for blocks of 256, and as narrow as rows of 64 and 96 can be.
@@ -74,6 +83,14 @@ GEMMA2 = {
     **GEMMA, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2",
     "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 40, "rope_theta": 10000.0,
     "attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0,
+}  # fmt: skip
+GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "pad_token_id": 0,
+    "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 40,
+}  # fmt: skip
+TINY = {
+    **NARROW, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8,
 }  # fmt: skip
 
 ZOO: dict[str, Animal] = {
@@ -154,9 +171,7 @@ ZOO: dict[str, Animal] = {
     "gemma2": Animal({**WIDE, **GEMMA2, "head_dim": 48, "query_pre_attn_scalar": 48}),
     # The depth of the 27B, whose query scale is that of its width a head.
     "gemma2-27b": Animal(
-        {**NARROW, **GEMMA2, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 46,
-         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-         "query_pre_attn_scalar": 16},
+        {**TINY, **GEMMA2, "num_hidden_layers": 46, "query_pre_attn_scalar": 16}
     ),
     "gemma2-otherwise": Animal(
         {**NARROW, **GEMMA2, "head_dim": 16, "query_pre_attn_scalar": 40, "rope_theta": 20000.0,
@@ -164,6 +179,40 @@ ZOO: dict[str, Animal] = {
         dtype="F16", alike=False,
         extra=("gemma2.attention.sliding_window_pattern", "gemma2.attention.scale",
                "gemma2.rope.freq_base"),
+    ),
+    "gemma3": Animal(
+        {**WIDE, **GEMMA3, "head_dim": 48, "query_pre_attn_scalar": 48, "rope_theta": 1000000.0,
+         "rope_local_base_freq": 10000.0, "rope_scaling": None, "sliding_window_pattern": 6}
+    ),
+    "gemma3-linear": Animal(
+        {**NARROW, **GEMMA3, "head_dim": 16, "query_pre_attn_scalar": 16, "num_hidden_layers": 7,
+         "rope_parameters": {
+             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}}},
+        dtype="F16",
+    ),
+    "gemma3-27b": Animal(
+        {**TINY, **GEMMA3, "num_hidden_layers": 62, "query_pre_attn_scalar": 16,
+         "final_logit_softcapping": 2.0}
+    ),
+    "gemma3-otherwise": Animal(
+        {**NARROW, **GEMMA3, "head_dim": 16, "query_pre_attn_scalar": 40, "rope_theta": 20000.0,
+         "tie_word_embeddings": False,
+         "layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+        alike=False,
+        extra=("gemma3.attention.sliding_window_pattern", "gemma3.attention.scale"),
+    ),
+    "gemma3-vision": Animal(
+        {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
+         "text_config": {**NARROW, **GEMMA3, "head_dim": 16, "query_pre_attn_scalar": 16,
+                         "rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
+         "vision_config": {
+             "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 32,
+             "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+         "mm_tokens_per_image": 4, "tie_word_embeddings": True},
+        prefix="language_model.",
+        beside=("vision_tower.vision_model.post_layernorm.weight",
+                "multi_modal_projector.mm_soft_emb_norm.weight"),
     ),
 }  # fmt: skip
 
@@ -192,7 +241,8 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
     }
     if animal.head:
         found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
-    return found
+    found = {animal.prefix + key: values for key, values in found.items()}
+    return {**found, **{key: torch.ones(32) for key in animal.beside}}
 
 
 def _values(
@@ -215,7 +265,7 @@ def _values(
 
 
 def _shapes(animal: Animal) -> Shapes:
-    config = animal.config
+    config = animal.text
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
     shapes: Shapes = {
         "model.embed_tokens.weight": (vocabulary, hidden),
@@ -230,7 +280,7 @@ def _shapes(animal: Animal) -> Shapes:
 
 
 def _layer(animal: Animal) -> Shapes:
-    config, family = animal.config, animal.family
+    config, family = animal.text, animal.family
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or HEAD_DIMS.get(family) or hidden // heads
     q, kv, ff = head * heads, head * config["num_key_value_heads"], config["intermediate_size"]
@@ -259,7 +309,7 @@ def _layer(animal: Animal) -> Shapes:
     return shapes
 
 
-QK_NORMS = ("qwen3",)
-POST_NORMS = ("gemma2",)
+QK_NORMS = ("qwen3", "gemma3_text")
+POST_NORMS = ("gemma2", "gemma3_text")
 # Where config.json does not say, and it is not hidden/heads.
 HEAD_DIMS = {"qwen3": 128}

@@ -39,12 +39,17 @@ def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
     tied = "output.weight" not in weights
     output = Linear(embedding) if tied else weights.linear("output", vocab, n_embd)
     last_norm = norm("output_norm", n_embd, config, weights)
-    rope = _rope(config, weights, embedding.blocks.device)
+    device = embedding.blocks.device
+    rope = _rope(config, weights, device)
+    local = Rope(config.head_dim, config.rope_theta_local or config.rope_theta, device)
     return Decoder(
         config=config,
-        device=embedding.blocks.device,
+        device=device,
         embed=_scaled(embedding) if style.scaled else embedding.rows,
-        ropes=[rope] * config.n_layer,
+        ropes=[
+            local if config.rope_theta_local and config.window_of(layer) else rope
+            for layer in range(config.n_layer)
+        ],
         blocks=[_block(layer, config, weights, style) for layer in range(config.n_layer)],
         head=_capped(lambda x: output(last_norm(x)), config.logit_cap),
     )

@@ -28,6 +28,7 @@ class ModelConfig:
 
     `rope_scaling` is "none", "linear", "yarn" or "llama3" (the last lives in the tensor
     rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
+    `rope_theta_local` is the base of windowed layers, which are not scaled (0: that of the others).
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none.
     `attention_scale` multiplies queries times keys (0: the root of head_dim divides them);
     `attention_cap` and `logit_cap` c turn a score or logit x into c tanh(x/c) (0: no cap).
@@ -47,6 +48,7 @@ class ModelConfig:
     rms_eps: float
     rope_theta: float
     vocab_size: int
+    rope_theta_local: float = 0.0
     rope_scaling: str = "none"
     rope_factor: float = 1.0
     rope_low: float = 1.0
@@ -152,6 +154,8 @@ class Architecture:
     build     the weights of a file -> a decoder that runs
     computed  tensors that no checkpoint holds, such as RoPE factors
     skipped   endings of the names of tensors that are left out: copies, and what is computed anew
+    skipped_parts  beginnings of names: the parts of a larger model that are not text
+    renamed   the name of a checkpoint's tensor -> the one that `rules` have
 
     Several classes may become one GGUF architecture; `restore` and `build` are then the same.
     """
@@ -166,10 +170,12 @@ class Architecture:
     build: Callable[[ModelConfig, "Weights"], "Decoder"]
     computed: Callable[[ModelConfig], Sequence[PlannedTensor]] = lambda _config: ()
     skipped: tuple[str, ...] = ()
+    skipped_parts: tuple[str, ...] = ()
+    renamed: Callable[[str], str] = str
 
     def leaves_out(self, name: str) -> bool:
         """Whether the tensor `name` of a checkpoint has no place in a GGUF."""
-        return name.endswith(self.skipped)
+        return name.endswith(self.skipped) or name.startswith(self.skipped_parts)
 
 
 @cache

@@ -52,27 +52,26 @@ def _tensors(
     checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule]
 ) -> list[PlannedTensor]:
     """In the order of the checkpoint, as the converter reads it."""
+    used = {arch.renamed(t.name): t for t in checkpoint if not arch.leaves_out(t.name)}
     by_source = {source: rule for rule in rules for source in rule.sources}
-    _check_names(checkpoint, arch, by_source)
+    _check_names(checkpoint, arch, used, by_source)
     groups: dict[str, list[Rule]] = {}
     for rule in rules:
         groups.setdefault(rule.group or rule.name, []).append(rule)
     waiting = {name: sum(len(r.sources) for r in group) for name, group in groups.items()}
     planned = []
-    for tensor in checkpoint:
-        if arch.leaves_out(tensor.name):
-            continue
-        rule = by_source[tensor.name]
+    for source, tensor in used.items():
+        rule = by_source[source]
         _check_shape(tensor, rule)
         name = rule.group or rule.name
         waiting[name] -= 1
         if waiting[name] == 0:
-            planned += [_planned(checkpoint, ready) for ready in groups[name]]
+            planned += [_planned(used, ready) for ready in groups[name]]
     return planned
 
 
-def _planned(checkpoint: Checkpoint, rule: Rule) -> PlannedTensor:
-    parts = [checkpoint.tensors[source] for source in rule.sources]
+def _planned(used: Mapping[str, StoredTensor], rule: Rule) -> PlannedTensor:
+    parts = [used[source] for source in rule.sources]
     for part in parts:
         if part.dtype != parts[0].dtype:
             raise CheckpointError(
@@ -83,22 +82,27 @@ def _planned(checkpoint: Checkpoint, rule: Rule) -> PlannedTensor:
     return PlannedTensor(
         name=rule.name,
         ne=tuple(reversed(shape)),
-        sources=rule.sources,
+        sources=tuple(part.name for part in parts),
         dtype=_dtype(parts[0]),
         row_group=rule.row_group,
         transform=rule.transform,
     )
 
 
-def _check_names(checkpoint: Checkpoint, arch: Architecture, rules: Mapping[str, Rule]) -> None:
+def _check_names(
+    checkpoint: Checkpoint,
+    arch: Architecture,
+    used: Mapping[str, StoredTensor],
+    rules: Mapping[str, Rule],
+) -> None:
     needed = [source for source, rule in rules.items() if rule.required]
-    missing = [source for source in needed if source not in checkpoint.tensors]
+    missing = [source for source in needed if source not in used]
     if missing:
         raise CheckpointError(
             f"{checkpoint.folder}: {some(missing)} missing of {len(needed)} that config.json asks "
             "for; fetch the folder again or mend config.json"
         )
-    left = [t.name for t in checkpoint if t.name not in rules and not arch.leaves_out(t.name)]
+    left = [tensor.name for source, tensor in used.items() if source not in rules]
     if left:
         raise CheckpointError(
             f"{checkpoint.folder}: {some(left)} unknown to {arch.name} with this config.json; "

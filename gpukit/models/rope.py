@@ -81,7 +81,10 @@ def rope_fields(config: ModelConfig) -> list[Field]:
     if config.rope_scaling == "yarn":
         found.append(u32(f"{at}.scaling.original_context_length", config.rope_original_ctx))
         found += [f32(f"{at}.scaling.yarn_{key}", value) for key, value in config.rope_yarn]
-    return [*found, f32(f"{at}.freq_base", config.rope_theta)]
+    found.append(f32(f"{at}.freq_base", config.rope_theta))
+    if config.rope_theta_local:
+        found.append(f32(f"{at}.freq_base_swa", config.rope_theta_local))
+    return found
 
 
 def rope_divisors(config: ModelConfig) -> Tensor:

@@ -138,6 +138,7 @@ def restore_sizes(found: Mapping[str, Field], arch: str) -> ModelConfig:
         rms_eps=stored(found, f"{arch}.attention.layer_norm_rms_epsilon"),
         rope_theta=stored(found, f"{arch}.rope.freq_base", 10000.0),
         vocab_size=count(found, f"{arch}.vocab_size", len(tokens.value) if tokens else None),
+        rope_theta_local=optional(found, f"{arch}.rope.freq_base_swa"),
         rope_scaling=str(kind.value) if kind else "none",
         rope_factor=stored(found, f"{arch}.rope.scaling.factor", 1.0),
         attention_scale=optional(found, f"{arch}.attention.scale"),

@@ -129,50 +129,55 @@ class Conversion:
         """uint8 for each piece on the device, or on the host what passes from there as it is;
         pieces that become one type share a launch."""
         blocks: dict[int, Tensor] = {}
-        together: dict[tuple[str, torch.dtype], list[int]] = {}
+        together: dict[tuple[object, ...], list[int]] = {}
         for at, (piece, x) in enumerate(zip(slab, values, strict=True)):
-            output = self._outputs[piece.output]
-            kind = output.spec.type
+            kind = self._outputs[piece.output].spec.type
             if x is None or self._passes(piece):
                 blocks[at] = data[piece.begin : piece.begin + piece.stored]
             elif TORCH_TYPES.get(kind) is x.dtype:
                 blocks[at] = x.contiguous().view(torch.uint8).view(-1)
-            elif output.importance is not None:
-                blocks[at] = self._weighted(piece, x).view(-1)
             else:
-                together.setdefault((kind, x.dtype), []).append(at)
-        for (kind, _), members in together.items():
+                # Without importance rows of all widths are but blocks; with it matrices of one
+                # shape go together as experts do.
+                columns = self._columns(piece, x)
+                shape = () if columns is None else (x.shape[1], x.shape[0] // len(columns))
+                together.setdefault((kind, x.dtype, *shape), []).append(at)
+        for members in together.values():
+            pieces = [slab[at] for at in members]
             parts = [x for at in members if (x := values[at]) is not None]
-            for at, part in zip(members, self._quantize(kind, parts), strict=True):
+            for at, part in zip(members, self._quantize(pieces, parts), strict=True):
                 blocks[at] = part
         return [blocks[at] for at in range(len(slab))]
 
-    def _quantize(self, kind: str, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-        """`parts` as blocks of `kind`, uint8, in one launch."""
-        row, backend = kernels.by_name(kind), self._backends.get(kind)
-        if len(parts) == 1:
-            return [kernels.quantize(parts[0], kind, backend=backend).view(-1)]
-        flat = torch.cat([part.reshape(-1) for part in parts]).view(-1, row.block)
-        blocks = kernels.quantize(flat, kind, backend=backend).view(-1)
-        sizes = [part.numel() // row.block * row.nbytes for part in parts]
-        return torch.split(blocks, sizes)
-
-    def _weighted(self, piece: Piece, x: Tensor) -> Tensor:
-        """The blocks of a piece with the importance of its columns, of each expert its own."""
+    def _columns(self, piece: Piece, x: Tensor) -> Tensor | None:
+        """float32 `[matrices, ne0]`: the importance of the piece's columns, of each expert its
+        own; None without."""
         output = self._outputs[piece.output]
-        assert output.importance is not None
-        width = x.shape[-1]
-        columns = torch.from_numpy(output.importance).view(-1, width)
-        of_one = output.spec.rows // len(columns)
+        if output.importance is None:
+            return None
+        columns = torch.from_numpy(output.importance).view(-1, x.shape[-1])
+        of_one = max(output.spec.rows // len(columns), 1)
         first = piece.row // of_one
-        columns = columns[first : max(first + piece.rows // of_one, first + 1)].to(x.device)
-        kind = output.spec.type
-        return kernels.quantize(
-            x.view(len(columns), -1, width),
-            kind,
-            columns if len(columns) > 1 else columns[0],
-            backend=self._backends.get(f"{kind} weighted"),
-        )
+        return columns[first : max(first + piece.rows // of_one, first + 1)]
+
+    def _quantize(self, pieces: Sequence[Piece], parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """`parts`, the values of `pieces`, as blocks of their one type, uint8, in one launch."""
+        kind = self._outputs[pieces[0].output].spec.type
+        row = kernels.by_name(kind)
+        found = [c for c in map(self._columns, pieces, parts) if c is not None]
+        if found:
+            columns = torch.cat(found).to(parts[0].device)
+            width = columns.shape[1]
+            matrices = [part.view(len(c), -1, width) for part, c in zip(parts, found, strict=True)]
+            values = torch.cat(matrices) if len(parts) > 1 else matrices[0]
+            backend = self._backends.get(f"{kind} weighted")
+            blocks = kernels.quantize(values, kind, columns, backend=backend).view(-1)
+        elif len(parts) == 1:
+            blocks = kernels.quantize(parts[0], kind, backend=self._backends.get(kind)).view(-1)
+        else:
+            flat = torch.cat([part.reshape(-1) for part in parts]).view(-1, row.block)
+            blocks = kernels.quantize(flat, kind, backend=self._backends.get(kind)).view(-1)
+        return torch.split(blocks, [x.numel() // row.block * row.nbytes for x in parts])
 
     def _result(
         self, piece: Piece, x: Tensor | None, blocks: Tensor, turn: kernels.Turn

@@ -118,7 +118,7 @@ def _compare(row: QuantType, weighted: bool) -> None:
     values[::16, ::2] = 0.0
     importance = None
     if weighted:
-        importance = tiles.Importance(torch.rand((2, row.block), generator=random))
+        importance = tiles.Importance(torch.rand((2, 2, row.block), generator=random), 7)
     expected, got = (torch.empty((CHECKED_BLOCKS, row.nbytes), dtype=torch.uint8) for _ in range(2))
     tiles.encode_eager(values, row, expected, importance)
     tiles.encode_compiled(values, row, got, importance)

@@ -193,12 +193,13 @@ def _quantize(values: Tensor, qtype: str, importance: Tensor | None, backend: st
     if importance is None or not values.numel():
         _fill(encode, values, row, row.block, out, row.nbytes)
         return out
-    columns = importance.reshape(-1, values.shape[-1] // row.block, row.block)
-    count = max(len(columns), 1)
-    parts = values.reshape(count, -1, values.shape[-1]) if count > 1 else [values]
-    for part, into, some in zip(parts, out.view(count, -1), columns, strict=True):
-        function = partial(encode, importance=tiles.Importance(some.contiguous()))
-        _fill(function, part, row, row.block, into, row.nbytes)
+    width = values.shape[-1]
+    columns = importance.reshape(-1, width // row.block, row.block).contiguous()
+    if len(columns) > 1:
+        values = values.contiguous()  # what is copied in pieces would lose its place
+    rows = values.numel() // width // len(columns)
+    encode_weighted = partial(encode, importance=tiles.Importance(columns, rows))
+    _fill(encode_weighted, values, row, row.block, out, row.nbytes)
     return out
 
 

@@ -43,22 +43,26 @@ def slabs(tensor: Tensor, unit: int) -> Iterator[Tensor]:
 
 
 class Importance(NamedTuple):
-    """The importance of the values of a row, in blocks."""
+    """The importance of the values of a row, in blocks; of each expert its own."""
 
-    columns: Tensor  # float32 [blocks of a row, block]
+    columns: Tensor  # float32 [experts, blocks of a row, block]
+    rows: int  # of an expert
 
     def at(self, first: int, lanes: int) -> Tensor:
-        """float32 `[lanes, block]`: that of `lanes` blocks in a row's order from `first` on."""
-        count = self.columns.shape[0]
-        return self.columns[torch.arange(first, first + lanes) % count]
+        """float32 `[lanes, block]`: that of `lanes` blocks of rows, one after the other, from block
+        `first` on."""
+        experts, of_row, block = self.columns.shape
+        index = torch.arange(first, first + lanes)
+        expert = index // (of_row * max(self.rows, 1)) % experts
+        return self.columns.view(-1, block)[expert * of_row + index % of_row]
 
     def mean_squares(self, values: Tensor) -> Tensor:
         """float32 `[blocks]`: for each of `values [blocks, block]` the mean of x * x over its row.
 
         A row is added up from its first value on, one after the other, in float32.
         """
-        count = self.columns.shape[0]
-        rows = values.view(-1, self.columns.numel())
+        count = self.columns.shape[1]
+        rows = values.view(-1, self.columns[0].numel())
         sums = torch.empty(rows.shape[0], dtype=torch.float32)
         part = max(1, SLAB // 4 // rows.shape[1])
         for some, into in zip(rows.split(part), sums.split(part), strict=True):

@@ -53,9 +53,9 @@ def make(folder: Path) -> list[Path]:
             weights = Path(scratch) / "importance.npz"
             np.savez(weights, **gguf_models.importance(name))
             numbers = [str(row.number) for row in FILE_TYPES.values()]
+            python = os.environ["GPUKIT_PEER_PYTHON"]
             subprocess.run(
-                [os.environ["GPUKIT_PEER_PYTHON"], "-c", QUANTIZE, source, scratch, weights]
-                + numbers,
+                [python, "-c", QUANTIZE, source, scratch, weights, *numbers],
                 check=True,
                 capture_output=True,
             )

@@ -43,6 +43,13 @@ def plan(folder: Path, **config: Any) -> Any:
         ("gemma2", {"hidden_activation": "gelu_new"}, "'gelu_new'; a gemma2 GGUF is run with gel"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0; a positive number"),
         ("gemma2", {"final_logit_softcapping": -1.0}, "final_logit_softcapping is -1.0"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "a gemma3 GGUF has no cap of scores"),
+        ("gemma3", {"rope_parameters": {"rope_theta": 1e6}}, "has no full_attention"),
+        (
+            "gemma3-linear",
+            {"rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_type": "yarn"}}},
+            "scaling 'yarn' of sliding_attention cannot be written into a gemma3 GGUF",
+        ),
         ("gemma", {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear' cannot be written"),
         ("mixtral-12", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, num_local_experts"),
         ("mixtral-12", {"num_local_experts": 13}, r"9 tensors .*experts.12.w1.*missing of"),
@@ -97,6 +104,9 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
         (line,) = plan_quantize(source, "F16").warnings
         assert len(source.tensors) == 29
     assert "1 tensor (lm_head.weight) left out: a gemma GGUF has no place" in line
+    with open_source(build("gemma3-vision", tmp_path)) as source:
+        (line,) = source.warnings
+    assert "2 tensors (multi_modal_projector.mm_soft_emb_norm.weight, vision_tower." in line
 
 
 def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:

@@ -122,9 +122,7 @@ def test_an_existing_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> No
 
 def test_overrides_show_in_plan_and_file(tmp_path: Path) -> None:
     with open_source(build("plain", tmp_path)) as source:
-        plan = plan_quantize(
-            source, "Q4_K_M", Options(make_overrides(["ffn_down=Q8_0"]))
-        )
+        plan = plan_quantize(source, "Q4_K_M", Options(make_overrides(["ffn_down=Q8_0"])))
         run_plan(source, plan, tmp_path / "x.gguf")
     planned = {o.spec.name: o.spec.type for o in plan.outputs}
     with GGUFFile(tmp_path / "x.gguf") as file:

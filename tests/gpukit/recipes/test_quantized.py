@@ -7,8 +7,10 @@ import gguf_models
 import pytest
 from checkpoints import DATA
 
+from gpukit.errors import ArgumentError
+from gpukit.formats.imatrix import Imatrix
 from gpukit.recipes.mixes import FILE_TYPES
-from gpukit.recipes.quantize import plan_quantize, run_plan
+from gpukit.recipes.quantize import Options, plan_quantize, run_plan
 from gpukit.recipes.source import open_source
 
 GOLDEN: dict[str, dict[str, list[str | None]]] = json.loads(
@@ -33,3 +35,31 @@ def test_files_equal_those_of_llama_quantize(name: str, tmp_path: Path) -> None:
             if run_plan(source, plan, tmp_path / "out.gguf", digest=True).digest != wanted:
                 different.append(kind)
     assert not different
+
+
+@pytest.mark.parametrize("name", gguf_models.SHAPES)
+def test_tensors_equal_those_of_llama_quantize_with_importance(name: str, tmp_path: Path) -> None:
+    model = gguf_models.build(name, tmp_path)
+    options = Options(imatrix=Imatrix(tmp_path / "x.imatrix", gguf_models.importance(name)))
+    different = []
+    for kind, (_, wanted) in GOLDEN[name].items():
+        out = tmp_path / "out.gguf"
+        with open_source(model) as source:
+            if wanted is None:
+                with pytest.raises(ArgumentError, match="Q2_K_S needs importance weights for"):
+                    plan_quantize(source, kind, options)
+                continue
+            run_plan(source, plan_quantize(source, kind, options), out)
+        if gguf_models.tensors_digest(out) != wanted:
+            different.append(kind)
+    assert not different
+
+
+def test_q2_k_s_asks_for_importance(tmp_path: Path) -> None:
+    refused = [name for name, kinds in GOLDEN.items() if kinds["Q2_K_S"][0] is None]
+    assert "eight-layers" in refused
+    with (
+        open_source(gguf_models.build("eight-layers", tmp_path)) as source,
+        pytest.raises(ArgumentError, match="give --imatrix FILE, or choose Q2_K"),
+    ):
+        plan_quantize(source, "Q2_K_S")

@@ -1,0 +1,111 @@
+"""The pipeline: slabs, several devices, importance, and that faults end it."""
+
+from pathlib import Path
+
+import gguf_models
+import numpy as np
+import pytest
+import torch
+
+from gpukit.errors import ArgumentError, CheckpointError
+from gpukit.events import Event, Warned
+from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.imatrix import Imatrix
+from gpukit.recipes import pipeline
+from gpukit.recipes.quantize import Options, plan_quantize, run_plan
+from gpukit.recipes.slabs import cut
+from gpukit.recipes.source import open_source
+
+CPU = torch.device("cpu")
+
+
+def through(model: Path, out: Path, places: list[torch.device], options: Options) -> bytes:
+    with open_source(model) as source:
+        plan = plan_quantize(source, "Q4_0", options)
+        with GGUFWriter(out, plan.fields, plan.specs) as writer:
+            pipeline.pass_through(
+                source, plan.outputs, writer, "", places, 1 << 30, lambda _e: None
+            )
+    return out.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["eight-layers", "eight-experts"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_slabs_and_devices_do_not_change_the_bytes(
+    name: str, weighted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = gguf_models.build(name, tmp_path)
+    options = Options()
+    if weighted:
+        options = Options(imatrix=Imatrix(Path("x"), gguf_models.importance(name)))
+    wanted = through(model, tmp_path / "a.gguf", [CPU], options)
+    for weights, devices in ((1, 1), (300, 3), (1100, 1), (3000, 3)):
+        monkeypatch.setattr(pipeline, "SLAB_WEIGHTS", weights)
+        assert through(model, tmp_path / "b.gguf", [CPU] * devices, options) == wanted
+
+
+def test_slabs_hold_every_row_once_and_are_no_larger_than_asked(tmp_path: Path) -> None:
+    model = gguf_models.build("eight-experts", tmp_path)
+    options = Options(imatrix=Imatrix(Path("x"), gguf_models.importance("eight-experts")))
+    with open_source(model) as source:
+        outputs = plan_quantize(source, "Q4_K_M", options).outputs
+        for weights in (256, 1024, 5000, 1 << 20):
+            slabs = list(cut(source, outputs, weights))
+            rows = [(p.output, p.row + i) for slab in slabs for p in slab for i in range(p.rows)]
+            assert rows == [(n, row) for n, o in enumerate(outputs) for row in range(o.spec.rows)]
+            for slab in slabs:
+                assert sum(p.rows * outputs[p.output].spec.ne[0] for p in slab) <= weights
+    assert len(slabs) == 1
+
+
+@pytest.mark.parametrize("places", [[CPU], [CPU] * 3])
+def test_the_first_fault_ends_all(
+    places: list[torch.device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = gguf_models.build("eight-layers", tmp_path)
+    with GGUFFile(model) as file:
+        at = file.tensors["blk.3.ffn_up.weight"].offset
+    data = bytearray(model.read_bytes())
+    data[at + 514 : at + 516] = b"\xc0\x7f"
+    model.write_bytes(data)
+    monkeypatch.setattr(pipeline, "SLAB_WEIGHTS", 256)
+    with pytest.raises(CheckpointError, match=r"blk\.3\.ffn_up\.weight: value \[1, 1\] is nan"):
+        through(model, tmp_path / "b.gguf", places, Options())
+    assert not (tmp_path / "b.gguf").exists()
+
+
+def test_importance_of_another_model_and_missing_entries(tmp_path: Path) -> None:
+    model = gguf_models.build("eight-layers", tmp_path)
+    entries = gguf_models.importance("eight-layers")
+    short = {**entries, "blk.2.attn_q.weight": np.ones(100, np.float32)}
+    ends = {**entries, "token_embd.weight": np.ones(100, np.float32)}
+    events: list[Event] = []
+    with open_source(model) as source:
+        with pytest.raises(ArgumentError, match=r"blk\.2\.attn_q\.weight has 100 values.* 256;"):
+            plan_quantize(source, "Q4_K_M", Options(imatrix=Imatrix(Path("i.dat"), short)))
+        plan = plan_quantize(
+            source, "Q4_K_M", Options(imatrix=Imatrix(Path("i.dat"), ends, "d", 3))
+        )
+        run_plan(source, plan, tmp_path / "x.gguf", report=events.append)
+    warned = [event.text for event in events if isinstance(event, Warned)]
+    assert warned == [
+        "i.dat has nothing on 1 tensors, which are quantised without importance: "
+        "blk.1.attn_k.weight"
+    ]
+    with GGUFFile(tmp_path / "x.gguf") as file:
+        noted = {key: file.get(key) for key in file.fields if key.startswith("quantize.")}
+    assert noted == {
+        "quantize.imatrix.file": "i.dat",
+        "quantize.imatrix.dataset": "d",
+        "quantize.imatrix.entries_count": len(ends),
+        "quantize.imatrix.chunks_count": 3,
+    }
+
+
+def test_devices_are_named_once(tmp_path: Path) -> None:
+    with open_source(gguf_models.build("tied", tmp_path)) as source:
+        plan = plan_quantize(source, "Q8_0")
+        for names, what in (("cpu,cpu", "named twice"), ("cuda:98,cuda:99", "cuda:98 is not here")):
+            with pytest.raises(ArgumentError, match=what):
+                run_plan(source, plan, tmp_path / "x.gguf", device=names)
