@@ -31,7 +31,9 @@ class Animal:
     converter does not write; `biases` are linear maps with one; `loads` and `alike` are
     whether llama.cpp can load it and then gives transformers' probabilities;
     `head` is a copy of the embedding; `prefix`
-    is before every name, `beside` are tensors that are no text.
+    is before every name, `beside` are tensors that are no text. `prompt` is how
+    many tokens llama.cpp is asked about: not past a window that it passes over. `in_transformers`
+    is whether this version of it can load the checkpoint.
     """
 
     config: Mapping[str, Any]
@@ -45,6 +47,8 @@ class Animal:
     head: bool = False
     prefix: str = ""
     beside: tuple[str, ...] = ()
+    prompt: int = 150
+    in_transformers: bool = True
     files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -88,6 +92,29 @@ GEMMA3 = {
     "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "pad_token_id": 0,
     "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 40,
 }  # fmt: skip
+PHI3 = {
+    "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_act": "silu",
+    "tie_word_embeddings": False, "rope_theta": 10000.0, "pad_token_id": 0,
+    "original_max_position_embeddings": 64, "vocab_size": 2052,
+}  # fmt: skip
+# llama.cpp looks for <|endoftext|> in what is called Phi-3.
+PHI3_TOKENS = {
+    "tokenizer_config.json": {
+        "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "<|endoftext|>",
+        "added_tokens_decoder": {
+            "2": {"content": "</s>", "special": False},
+            "2048": {"content": "<|endoftext|>", "special": True},
+            "2049": {"content": "<|user|>", "special": False},
+        },
+    },
+    "added_tokens.json": {"<|extra|>": 2050},
+    "tokenizer.json": {
+        "added_tokens": [
+            {"id": 1, "content": "<s>", "special": True},
+            {"id": 2051, "content": "▁two▁words", "special": False},
+        ]
+    },
+}  # fmt: skip
 TINY = {
     **NARROW, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 8,
@@ -109,6 +136,7 @@ ZOO: dict[str, Animal] = {
          "sliding_window": 32, "use_sliding_window": True, "max_window_layers": 1},
         biases=QKV,
         extra=("qwen2.attention.sliding_window", "qwen2.attention.sliding_window_pattern"),
+        prompt=30,
     ),
     "qwen2-linear": Animal(
         {**QWEN2, **NARROW, "rope_theta": 1e4, "num_key_value_heads": 6, "head_dim": 16,
@@ -131,7 +159,7 @@ ZOO: dict[str, Animal] = {
     "mistral-v0.1": Animal(
         {**MISTRAL, **WIDE, "rope_theta": 10000.0, "sliding_window": 40,
          "tie_word_embeddings": False},
-        extra=("llama.attention.sliding_window",),
+        extra=("llama.attention.sliding_window",), prompt=30,
     ),
     "mistral-v0.3": Animal(
         {**MISTRAL, **NARROW, "rope_theta": 1e6, "sliding_window": None,
@@ -155,7 +183,8 @@ ZOO: dict[str, Animal] = {
         {**MIXTRAL, **NARROW, "rope_parameters": {"rope_type": "default"}, "head_dim": 24,
          "intermediate_size": 64, "num_local_experts": 12, "num_experts_per_tok": 3,
          "tie_word_embeddings": True, "sliding_window": 40},
-        dtype="F16", types=EVERY_TYPE, extra=("llama.attention.sliding_window",), shards=3,
+        dtype="F16", types=EVERY_TYPE, extra=("llama.attention.sliding_window",), prompt=30,
+        shards=3,
     ),
     "gemma": Animal(
         {**WIDE, **GEMMA, "head_dim": 48, "num_key_value_heads": 1, "rope_theta": 10000.0}
@@ -214,6 +243,32 @@ ZOO: dict[str, Animal] = {
         beside=("vision_tower.vision_model.post_layernorm.weight",
                 "multi_modal_projector.mm_soft_emb_norm.weight"),
     ),
+    "phi3-4k": Animal(
+        {**WIDE, **PHI3, "rope_scaling": None, "sliding_window": 40, "num_key_value_heads": 8},
+        prompt=30, files=PHI3_TOKENS,
+    ),
+    "phi3-128k": Animal(
+        {**NARROW, **PHI3, "sliding_window": 4096,
+         "rope_scaling": {"type": "longrope", "short_factor": [1 + i / 8 for i in range(8)],
+                          "long_factor": [1 + i * 1.1 for i in range(8)]}},
+        types=EVERY_TYPE, dtype="F16", files=PHI3_TOKENS,
+    ),
+    "phi3-su": Animal(
+        {**NARROW, **PHI3, "sliding_window": None,
+         "rope_scaling": {"type": "su", "short_factor": [1.0] * 8,
+                          "long_factor": [1 + i * 1.1 for i in range(8)]}},
+        in_transformers=False, files=PHI3_TOKENS,
+    ),
+    "phi4-mini": Animal(
+        {**NARROW, **PHI3, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
+         "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 6,
+                          "long_factor": [1 + i * 1.1 for i in range(6)]}},
+    ),
+    "phi4": Animal(
+        {**NARROW, **PHI3, "rope_parameters": {"rope_type": "default", "rope_theta": 250000.0},
+         "original_max_position_embeddings": 512, "sliding_window": None},
+        dtype="F32",
+    ),
 }  # fmt: skip
 
 
@@ -260,7 +315,7 @@ def _values(
     if "embed_tokens" in key or "lm_head" in key:
         # Gemmas scale embeddings up again; larger ones would drown what the layers add.
         return (0.7 if "gemma" in animal.family else 2) * values * shape[1] ** -0.5
-    lively = 2.0 if "q_proj" in key or "k_proj" in key else 1.0
+    lively = 2.0 if any(part in key for part in ("q_proj", "k_proj", "qkv_proj")) else 1.0
     return lively * values * shape[1] ** -0.5
 
 
@@ -300,6 +355,12 @@ def _layer(animal: Animal) -> Shapes:
             at = f"block_sparse_moe.experts.{expert}"
             shapes[f"{at}.w1.weight"] = shapes[f"{at}.w3.weight"] = (ff, hidden)
             shapes[f"{at}.w2.weight"] = (hidden, ff)
+    if family == "phi3":
+        shapes = {
+            "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
+            "self_attn.o_proj.weight": (hidden, q),
+            "mlp.gate_up_proj.weight": (2 * ff, hidden), "mlp.down_proj.weight": (hidden, ff),
+        }  # fmt: skip
     shapes["input_layernorm.weight"] = shapes["post_attention_layernorm.weight"] = (hidden,)
     if family in POST_NORMS:
         shapes["pre_feedforward_layernorm.weight"] = (hidden,)

@@ -23,6 +23,7 @@ class Style:
     activation  of the gate
     scaled      embeddings times the root of their width
     post_norms  a norm behind attention and behind feed forward, too
+    fused       attn_qkv holds queries, keys and values, ffn_up gate and up
     """
 
     rotate: Callable[[Tensor, Tensor], Tensor] = rotate_halves
@@ -30,6 +31,7 @@ class Style:
     activation: Callable[[Tensor], Tensor] = silu
     scaled: bool = False
     post_norms: bool = False
+    fused: bool = False
 
 
 def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
@@ -69,11 +71,17 @@ def norm(name: str, width: int, config: ModelConfig, weights: Weights) -> RMSNor
 
 
 def _rope(config: ModelConfig, weights: Weights, device: torch.device) -> Rope:
-    divisors = None
+    n_rot, divisors, long = config.n_rot or config.head_dim, None, None
     if "rope_freqs.weight" in weights:
-        divisors = weights.vector("rope_freqs.weight", config.head_dim // 2)
-    factor = config.rope_factor if config.rope_scaling == "linear" else 1.0
-    return Rope(config.head_dim, config.rope_theta, device, factor=factor, divisors=divisors)
+        divisors = weights.vector("rope_freqs.weight", n_rot // 2)
+    elif "rope_factors_long.weight" in weights:
+        divisors = weights.vector("rope_factors_short.weight", n_rot // 2)
+        long = config.rope_original_ctx, weights.vector("rope_factors_long.weight", n_rot // 2)
+    return Rope(
+        n_rot, config.rope_theta, device,
+        factor=config.rope_factor if config.rope_scaling == "linear" else 1.0,
+        divisors=divisors, long=long, magnitude=config.rope_magnitude,
+    )  # fmt: skip
 
 
 def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> Block:
@@ -98,6 +106,15 @@ def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> B
 def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) -> Attention:
     at, embd, head_dim = f"blk.{layer}", config.n_embd, config.head_dim
     q, kv = config.n_head * head_dim, config.n_head_kv * head_dim
+    if style.fused:
+        whole = weights.matrix(f"{at}.attn_qkv.weight", q + 2 * kv, embd)
+        parts = Linear(whole.part(0, q)), Linear(whole.part(q, kv)), Linear(whole.part(q + kv, kv))
+    else:
+        parts = (
+            weights.linear(f"{at}.attn_q", q, embd),
+            weights.linear(f"{at}.attn_k", kv, embd),
+            weights.linear(f"{at}.attn_v", kv, embd),
+        )
     norms = None
     if style.qk_norms:
         norms = (
@@ -106,9 +123,9 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         )
     return Attention(
         layer=layer,
-        q=weights.linear(f"{at}.attn_q", q, embd),
-        k=weights.linear(f"{at}.attn_k", kv, embd),
-        v=weights.linear(f"{at}.attn_v", kv, embd),
+        q=parts[0],
+        k=parts[1],
+        v=parts[2],
         o=weights.linear(f"{at}.attn_output", embd, q),
         head_dim=head_dim,
         scale=config.attention_scale or head_dim**-0.5,
@@ -125,9 +142,15 @@ def _feed_forward(
     embd, ff = config.n_embd, config.n_ff
     if config.n_expert:
         return _experts(at, config, weights, style)
+    if style.fused:
+        both = weights.matrix(f"{at}.ffn_up.weight", 2 * ff, embd)
+        gate, up = Linear(both.part(0, ff)), Linear(both.part(ff, ff))
+    else:
+        gate = weights.linear(f"{at}.ffn_gate", ff, embd)
+        up = weights.linear(f"{at}.ffn_up", ff, embd)
     return GatedFeedForward(
-        gate=weights.linear(f"{at}.ffn_gate", ff, embd),
-        up=weights.linear(f"{at}.ffn_up", ff, embd),
+        gate=gate,
+        up=up,
         down=weights.linear(f"{at}.ffn_down", embd, ff),
         activation=style.activation,
     )

@@ -28,6 +28,9 @@ class ModelConfig:
 
     `rope_scaling` is "none", "linear", "yarn" or "llama3" (the last lives in the tensor
     rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
+    `rope_long` and `rope_short` divide frequencies in contexts longer than `rope_original_ctx`, and
+    in others.
+    `n_rot` values of a head are rotated (0: all), and multiplied by `rope_magnitude`.
     `rope_theta_local` is the base of windowed layers, which are not scaled (0: that of the others).
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none.
     `attention_scale` multiplies queries times keys (0: the root of head_dim divides them);
@@ -55,6 +58,10 @@ class ModelConfig:
     rope_high: float = 4.0
     rope_original_ctx: int = 8192
     rope_yarn: tuple[tuple[str, float], ...] = ()
+    rope_long: tuple[float, ...] = ()
+    rope_short: tuple[float, ...] = ()
+    rope_magnitude: float = 1.0
+    n_rot: int = 0
     tied: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -149,6 +156,7 @@ class Architecture:
     read      config.json -> ModelConfig, CheckpointError where a value makes no sense
     rules     the tensors that a checkpoint of this configuration has
     fields    the architecture's own metadata, general.file_type included
+    first_fields  what the converter writes before general.type
     vocabulary  the vocabulary of a folder as metadata
     restore   metadata -> ModelConfig
     build     the weights of a file -> a decoder that runs
@@ -169,6 +177,7 @@ class Architecture:
     restore: Callable[[Mapping[str, Field]], ModelConfig]
     build: Callable[[ModelConfig, "Weights"], "Decoder"]
     computed: Callable[[ModelConfig], Sequence[PlannedTensor]] = lambda _config: ()
+    first_fields: Callable[[ModelConfig], Sequence[Field]] = lambda _config: ()
     skipped: tuple[str, ...] = ()
     skipped_parts: tuple[str, ...] = ()
     renamed: Callable[[str], str] = str

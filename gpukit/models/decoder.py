@@ -70,7 +70,9 @@ class Decoder:
         parts = []
         for chunk in torch.split(torch.tensor(ids, device=self.device), PREFILL):
             x = self.embed(chunk)
-            turns = {rope: rope.turns(cache.length, len(chunk)) for rope in set(self.ropes)}
+            turns = {
+                rope: rope.turns(cache.length, len(chunk), cache.n_ctx) for rope in set(self.ropes)
+            }
             for block, rope in zip(self.blocks, self.ropes, strict=True):
                 x = block(x, turns[rope], cache)
             cache.advance(len(chunk))

@@ -29,8 +29,11 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
     tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config))]
+    about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
     fields = [
-        *general_fields(checkpoint.folder, arch.name, _parameters(tensors), name),
+        about,  # general.architecture
+        *arch.first_fields(config),
+        *general,
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
         *arch.vocabulary(checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}),

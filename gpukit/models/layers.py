@@ -30,6 +30,9 @@ class Rope:
     float32 in the order of transformers. With divisors the last roundings may differ, which moves
     an angle by about p * frequency * 2^-22: below 1e-4 radians up to p = 131 072 for frequencies
     below 0.0031 (wavelengths over 2048), which are those with a divisor other than 1.
+
+    Contexts of more than `long[0]` positions have the divisors `long[1]`; what is turned is
+    multiplied by `magnitude`.
     """
 
     def __init__(
@@ -40,18 +43,24 @@ class Rope:
         *,
         factor: float = 1.0,
         divisors: Tensor | None = None,
+        long: tuple[int, Tensor] | None = None,
+        magnitude: float = 1.0,
     ) -> None:
         exponents = torch.arange(0, n_rot, 2, dtype=torch.float32) / n_rot
         frequencies = (1.0 / base**exponents).to(device)
-        if divisors is not None:
-            frequencies = frequencies / divisors
-        self._frequencies = frequencies / factor
+        self._short = (frequencies if divisors is None else frequencies / divisors) / factor
+        self._long_from = None if long is None else long[0]
+        self._long = self._short if long is None else frequencies / long[1]
+        self._magnitude = magnitude
 
-    def turns(self, first: int, count: int) -> Tensor:
-        """complex64 `[count, 1, n_rot / 2]`: e^(i angle) for the positions from `first` on."""
-        positions = torch.arange(first, first + count, device=self._frequencies.device)
-        angles = positions.to(torch.float32)[:, None, None] * self._frequencies
-        return torch.polar(torch.ones_like(angles), angles)
+    def turns(self, first: int, count: int, n_ctx: int) -> Tensor:
+        """complex64 `[count, 1, n_rot / 2]`: magnitude * e^(i angle) for the positions from `first`
+        on, in a context of `n_ctx`."""
+        is_long = self._long_from is not None and n_ctx > self._long_from
+        frequencies = self._long if is_long else self._short
+        positions = torch.arange(first, first + count, device=frequencies.device)
+        angles = positions.to(torch.float32)[:, None, None] * frequencies
+        return torch.polar(torch.full_like(angles, self._magnitude), angles)
 
 
 def rotate_pairs(x: Tensor, turns: Tensor) -> Tensor:

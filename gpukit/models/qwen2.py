@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gpukit.errors import CheckpointError
 from gpukit.formats.gguf_fields import Field
 from gpukit.models.assemble import Style, assemble
 from gpukit.models.base import Architecture, ModelConfig, Rule
@@ -16,6 +15,7 @@ from gpukit.models.llama import SKIPPED
 from gpukit.models.sizes import (
     SILU,
     check_activation,
+    check_square,
     read_sizes,
     restore_sizes,
     size_fields,
@@ -37,12 +37,7 @@ DEFAULTS = {
 def read(config: Mapping[str, Any]) -> ModelConfig:
     """The configuration in a config.json of transformers 4 or 5, with Qwen2Config's defaults."""
     check_activation(config, NAME, SILU)
-    model = read_sizes(config, NAME, DEFAULTS)
-    if model.n_head * model.head_dim != model.n_embd:
-        raise CheckpointError(
-            f"config.json: {model.n_head} heads of head_dim {model.head_dim} are not hidden_size "
-            f"{model.n_embd}, which a {NAME} GGUF asks for"
-        )
+    model = check_square(read_sizes(config, NAME, DEFAULTS))
     model = replace(model, head_dim_said=config.get("head_dim") is not None)
     return with_qwen_window(model, config)
 

@@ -37,7 +37,7 @@ def with_rope(
     `scalings` are the kinds that the architecture's GGUFs can hold; `model` has the default theta.
     """
     rope = section(config, "rope_scaling") or section(config, "rope_parameters")
-    kind = str(rope.get("rope_type") or rope.get("type") or "default").lower()
+    kind = rope_kind(rope)
     theta = real(rope, "rope_theta", real(config, "rope_theta", model.rope_theta))
     model = replace(model, rope_theta=theta)
     if kind in PLAIN:
@@ -61,6 +61,11 @@ def with_rope(
         rope_low=real(rope, "low_freq_factor", 1.0),
         rope_high=real(rope, "high_freq_factor", 4.0),
     )
+
+
+def rope_kind(rope: Mapping[str, Any]) -> str:
+    """The kind of scaling that a rope_scaling or rope_parameters names."""
+    return str(rope.get("rope_type") or rope.get("type") or PLAIN[0]).lower()
 
 
 def _yarn(rope: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:

@@ -97,6 +97,17 @@ def check_activation(
         )
 
 
+def check_square(model: ModelConfig) -> ModelConfig:
+    """`model`; `CheckpointError` where its heads together are not as wide as what they read, which
+    llama.cpp asks for."""
+    if model.n_head * model.head_dim != model.n_embd:
+        raise CheckpointError(
+            f"config.json: {model.n_head} heads of head_dim {model.head_dim} are not hidden_size "
+            f"{model.n_embd}, which a {model.arch} GGUF asks for"
+        )
+    return model
+
+
 def size_fields(config: ModelConfig) -> list[Field]:
     """The metadata of `config`, in the converter's order."""
     at = config.arch
@@ -119,9 +130,9 @@ def size_fields(config: ModelConfig) -> list[Field]:
     return [*fields, u32(FILE_TYPE, 0)]
 
 
-def restore_sizes(found: Mapping[str, Field], arch: str) -> ModelConfig:
-    """The configuration that a GGUF's metadata describes; `GGUFError` for what is missing, makes no
-    sense, or cannot be run."""
+def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = False) -> ModelConfig:
+    """The configuration that a GGUF's metadata describes; `partial` says whether RoPE may rotate a
+    part of a head. `GGUFError` for what is missing, makes no sense, or cannot be run."""
     n_embd = count(found, f"{arch}.embedding_length")
     n_head = count(found, f"{arch}.attention.head_count")
     kind = found.get(f"{arch}.rope.scaling.type")
@@ -141,13 +152,25 @@ def restore_sizes(found: Mapping[str, Field], arch: str) -> ModelConfig:
         rope_theta_local=optional(found, f"{arch}.rope.freq_base_swa"),
         rope_scaling=str(kind.value) if kind else "none",
         rope_factor=stored(found, f"{arch}.rope.scaling.factor", 1.0),
+        rope_original_ctx=count(found, f"{arch}.rope.scaling.original_context_length", 8192),
+        rope_magnitude=stored(found, f"{arch}.rope.scaling.attn_factor", 1.0),
         attention_scale=optional(found, f"{arch}.attention.scale"),
         attention_cap=optional(found, f"{arch}.attn_logit_softcapping"),
         logit_cap=optional(found, f"{arch}.final_logit_softcapping"),
     )
     config = _with_stored_experts(with_stored_window(config, found), found)
     _check_runnable(config, found)
-    return config
+    return _with_stored_rotation(config, found, partial)
+
+
+def _with_stored_rotation(
+    config: ModelConfig, found: Mapping[str, Field], partial: bool
+) -> ModelConfig:
+    key, whole = f"{config.arch}.rope.dimension_count", config.head_dim
+    n_rot = count(found, key, whole)
+    if n_rot > whole or n_rot % 2 or (n_rot != whole and not partial):
+        raise GGUFError(f"{key} is {n_rot}, the keys have {whole}")
+    return replace(config, n_rot=n_rot)
 
 
 def _with_stored_experts(config: ModelConfig, found: Mapping[str, Field]) -> ModelConfig:
@@ -173,6 +196,6 @@ def _check_runnable(config: ModelConfig, found: Mapping[str, Field]) -> None:
         )
     if config.head_dim % 2:
         raise GGUFError(f"{at}.attention.key_length is {config.head_dim}; RoPE rotates pairs")
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if (size := count(found, f"{at}.{key}", config.head_dim)) != config.head_dim:
-            raise GGUFError(f"{at}.{key} is {size}, the keys have {config.head_dim}")
+    size = count(found, f"{at}.attention.value_length", config.head_dim)
+    if size != config.head_dim:
+        raise GGUFError(f"{at}.attention.value_length is {size}, the keys have {config.head_dim}")

@@ -42,6 +42,15 @@ FEED_FORWARD_IN_NORMS: tuple[Row, ...] = (
     *FEED_FORWARD[1:],
     ("post_feedforward_layernorm.weight", "post_ffw_norm.weight", ("embd",)),
 )
+# Phi-3 keeps matrices that see the same input in one.
+FUSED: tuple[Row, ...] = (
+    ATTENTION[0],
+    ("self_attn.qkv_proj.weight", "attn_qkv.weight", ("qkv", "embd")),
+    ATTENTION[4],
+    FEED_FORWARD_NORM,
+    ("mlp.gate_up_proj.weight", "ffn_up.weight", ("gate_up", "embd")),
+    FEED_FORWARD[3],
+)
 QK_NORMS: tuple[Row, ...] = (
     ("self_attn.q_norm.weight", "attn_q_norm.weight", ("head",)),
     ("self_attn.k_norm.weight", "attn_k_norm.weight", ("head",)),
@@ -54,8 +63,10 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "embd": config.n_embd,
         "q": config.n_head * config.head_dim,
         "kv": config.n_head_kv * config.head_dim,
+        "qkv": (config.n_head + 2 * config.n_head_kv) * config.head_dim,
         "head": config.head_dim,
         "ff": config.n_ff,
+        "gate_up": 2 * config.n_ff,
         "expert": config.n_expert,
     }
 

@@ -1,13 +1,24 @@
 """Vocabularies of the families whose folders llama.cpp's converter reads in ways of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from gpukit.errors import TokenizerError
 from gpukit.formats.gguf_fields import Field, boolean
-from gpukit.tokenizer.folder import byte_level_fields, last_values, sentencepiece_fields
+from gpukit.tokenizer.files import read_json
+from gpukit.tokenizer.folder import (
+    Added,
+    added_tokens_decoder,
+    added_tokens_file,
+    added_tokens_of_library,
+    byte_level_fields,
+    last_values,
+    sentencepiece_fields,
+)
 from gpukit.tokenizer.special import special_fields
+from gpukit.tokenizer.types import TokenType
 
 # What llama.cpp's converter takes for tokens of every Gemma, CodeGemma's among them.
 GEMMA_IDS = {"prefix": 67, "suffix": 69, "middle": 68, "fsep": 70, "eot": 107}
@@ -60,3 +71,28 @@ def _gemma_sentencepiece(folder: Path, config: Mapping[str, Any]) -> list[Field]
             "tokenizer.json lacks its scores"
         )
     return sentencepiece_fields(folder, int(config["vocab_size"]))
+
+
+def phi3_vocabulary(
+    folder: Path, config: Mapping[str, Any], *, pre: str | None = None
+) -> list[Field]:
+    """The tokenizer.model of a Phi-3 with the tokens added in any of its files, or the byte-level
+    BPE of a Phi-4."""
+    size = int(config["vocab_size"])
+    settings = read_json(folder / "tokenizer_config.json") or {}
+    if settings.get("tokenizer_class") == "GPT2Tokenizer":
+        return byte_level_fields(folder, size, pre)
+    if not (folder / "tokenizer.model").is_file():
+        raise TokenizerError(
+            f"{folder}: no tokenizer.model, and tokenizer_class in tokenizer_config.json is not "
+            "GPT2Tokenizer; copy the tokenizer of the model into the folder"
+        )
+    return sentencepiece_fields(folder, size, _phi3_added)
+
+
+def _phi3_added(folder: Path) -> Iterator[Added]:
+    yield from added_tokens_file(folder)
+    for number, text, special in chain(
+        added_tokens_decoder(folder), added_tokens_of_library(folder)
+    ):
+        yield number, text, TokenType.CONTROL if special else TokenType.USER_DEFINED

@@ -5,7 +5,7 @@ Tried in this order: `tokenizer.model` (sentencepiece), `tokenizer.json` of a se
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,15 @@ def _listed(
     return [*fields, array("tokenizer.ggml.token_type", ValueType.INT32, types)]
 
 
-def sentencepiece_fields(folder: Path, size: int) -> list[Field]:
-    """The fields of a folder with a tokenizer.model, padded to `size` tokens."""
-    settings = read_json(folder / "tokenizer_config.json") or {}
+# A token added after training: id, text and type.
+Added = tuple[int, str, TokenType]
+
+
+def sentencepiece_fields(
+    folder: Path, size: int, added: Callable[[Path], Iterable[Added]] | None = None
+) -> list[Field]:
+    """The fields of a folder with a tokenizer.model, padded to `size` tokens; `added` finds the
+    tokens that were added after training."""
     pieces = _pieces(folder / "tokenizer.model")
     if len(pieces) > size:
         raise TokenizerError(
@@ -83,7 +89,7 @@ def sentencepiece_fields(folder: Path, size: int) -> list[Field]:
     types = [int(TokenType.UNUSED)] * size
     for number, (text, score, kind) in enumerate(pieces):
         tokens[number], scores[number], types[number] = text, score, int(kind)
-    for number, text, kind in _added(folder, settings):
+    for number, text, kind in (added or _added)(folder):
         if number < size:
             tokens[number], scores[number], types[number] = text, ADDED_SCORE, int(kind)
     special = special_fields(folder, size=size)
@@ -116,23 +122,42 @@ def _piece_type(model: Any, number: int) -> TokenType:
     return TokenType.NORMAL
 
 
-def _added(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, str, TokenType]]:
-    """Tokens added after training: id, text and type."""
+def _added(folder: Path) -> Iterator[Added]:
+    yield from added_tokens_file(folder)
+    for number, text, special in added_tokens_decoder(folder):
+        if special or looks_special(text):
+            yield number, text, TokenType.CONTROL
+        else:
+            yield number, text.replace("\u2581", " "), TokenType.USER_DEFINED
+
+
+def added_tokens_file(folder: Path) -> Iterator[Added]:
+    """The tokens in added_tokens.json."""
     path = folder / "added_tokens.json"
     for text, number in (read_json(path) or {}).items():
         yield _number(number, path), text, TokenType.USER_DEFINED
+
+
+def added_tokens_decoder(folder: Path) -> Iterator[tuple[int, str, bool]]:
+    """Id, text and whether it is special, of the tokens in tokenizer_config.json."""
     path = folder / "tokenizer_config.json"
-    decoder = settings.get("added_tokens_decoder") or {}
+    decoder = (read_json(path) or {}).get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise TokenizerError(f"{path}: added_tokens_decoder is no object")
     for key, entry in decoder.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise TokenizerError(f"{path}: added_tokens_decoder: {key!r} has no content")
-        text = entry["content"]
-        if entry.get("special") or looks_special(text):
-            yield _number(key, path), text, TokenType.CONTROL
-        else:
-            yield _number(key, path), text.replace("\u2581", " "), TokenType.USER_DEFINED
+        yield _number(key, path), entry["content"], bool(entry.get("special"))
+
+
+def added_tokens_of_library(folder: Path) -> Iterator[tuple[int, str, bool]]:
+    """The same of the tokens in tokenizer.json."""
+    path = folder / "tokenizer.json"
+    entries = (read_json(path) or {}).get("added_tokens") or []
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise TokenizerError(f"{path}: an added token has no content")
+        yield _number(entry.get("id"), path), entry["content"], bool(entry.get("special"))
 
 
 def _number(value: Any, path: Path) -> int:

@@ -50,6 +50,22 @@ def plan(folder: Path, **config: Any) -> Any:
             {"rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_type": "yarn"}}},
             "scaling 'yarn' of sliding_attention cannot be written into a gemma3 GGUF",
         ),
+        ("phi3-4k", {"head_dim": 16}, "8 heads of head_dim 16 are not hidden_size 256, which a p"),
+        ("phi3-4k", {"partial_rotary_factor": 0.1}, "0.1 of head_dim 32 is no even number"),
+        ("phi3-4k", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear' cannot be w"),
+        ("phi3-4k", {"rope_scaling": {"type": "su", "long_factor": [1] * 15}}, "15 values; 16 are"),
+        ("phi3-4k", {"rope_scaling": {"type": "longrope"}}, "long_factor .* is None; 16 are "),
+        (
+            "phi3-4k",
+            {"rope_scaling": {"type": "su", "long_factor": [1] * 16, "short_factor": [0] * 16}},
+            "short_factor is 0; a positive number",
+        ),
+        (
+            "phi3-4k",
+            {"rope_scaling": {"type": "su", "long_factor": [1] * 16, "short_factor": [1] * 16,
+                              "factor": 4}},
+            "factor 4 of the RoPE scaling is not 8, which follows from contexts of 512 and 64",
+        ),
         ("gemma", {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear' cannot be written"),
         ("mixtral-12", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, num_local_experts"),
         ("mixtral-12", {"num_local_experts": 13}, r"9 tensors .*experts.12.w1.*missing of"),
@@ -147,6 +163,7 @@ def _fields(folder: Path, *changes: Field) -> dict[str, Field]:
         ),
         ("qwen3", u32("qwen3.attention.value_length", 7), "value_length is 7, the keys have 48"),
         ("mistral-nemo", u32("llama.rope.dimension_count", 16), "is 16, the keys have 24"),
+        ("phi4-mini", u32("phi3.rope.dimension_count", 18), "is 18, the keys have 16"),
         ("mistral-nemo", u32("llama.expert_count", 3), "no llama.expert_used_count"),
         ("mixtral-12", u32("llama.expert_count", 2), "expert_used_count is 3, there are 2 experts"),
     ],
@@ -160,7 +177,17 @@ def test_metadata_that_contradict_themselves(
 
 
 def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -> None:
-    for name in ("qwen2-window", "mistral-v0.1", "qwen3-untied", "gemma2", "gemma2-otherwise"):
+    for name in (
+        "qwen2-window",
+        "mistral-v0.1",
+        "qwen3-untied",
+        "gemma2",
+        "gemma2-otherwise",
+        "gemma3-linear",
+        "gemma3-otherwise",
+        "phi3-4k",
+        "phi4-mini",
+    ):
         config = plan(build(name, tmp_path)).config
         found = _fields(tmp_path / name)
         restored = by_name(config.arch, "x").restore(found)
@@ -169,6 +196,9 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
         assert (restored.attention_cap, restored.logit_cap) == (
             config.attention_cap, config.logit_cap
         )  # fmt: skip
+        assert restored.rope_theta_local == config.rope_theta_local
+        assert restored.rope_magnitude == pytest.approx(config.rope_magnitude, rel=1e-6)
+        assert restored.n_rot == (config.n_rot or config.head_dim)
         assert (restored.head_dim, restored.n_head_kv) == (config.head_dim, config.n_head_kv)
 
 
@@ -180,6 +210,6 @@ def test_a_period_of_windows_is_read(tmp_path: Path) -> None:
 
 def test_an_unknown_architecture_is_told_with_the_known_ones() -> None:
     with pytest.raises(
-        GpukitError, match=r"cannot run architecture 'qwen9'; known: .*llama, qwen2"
+        GpukitError, match=r"cannot run architecture 'qwen9'; known: .*llama, phi3, qwen2"
     ):
         by_name("qwen9", "x.gguf")
