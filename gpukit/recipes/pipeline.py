@@ -83,6 +83,7 @@ def pass_through(
     report: Report,
 ) -> Passed:
     """`run_pipeline` on the torch devices `places`."""
+    kernels.keep_memory()
     lanes = [kernels.Lane(place) for place in places]
     weights = min(SLAB_WEIGHTS, max(budget // BYTES_PER_WEIGHT, 1))
     slabs = list(cut(source, outputs, weights))

@@ -3,7 +3,15 @@
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.lanes import Lane, Turn
 from gpukit_kernels.matmul import matmul
-from gpukit_kernels.ops import dequantize, device, device_list, devices, plan_backend, quantize
+from gpukit_kernels.ops import (
+    dequantize,
+    device,
+    device_list,
+    devices,
+    keep_memory,
+    plan_backend,
+    quantize,
+)
 from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
 
 __all__ = [
@@ -18,6 +26,7 @@ __all__ = [
     "device",
     "device_list",
     "devices",
+    "keep_memory",
     "matmul",
     "plan_backend",
     "quantize",

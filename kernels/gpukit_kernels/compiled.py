@@ -1,10 +1,10 @@
 """The compiled CPU path: when it pays, where its code is kept, and what to do when it cannot work.
 
-Figures: one core of a 2-core AMD EPYC (Zen 5, AVX-512), torch 2.13, bf16 in, M weights a second:
+Figures: 2 cores of an AMD EPYC (Zen 5, AVX-512), torch 2.13, bf16 in, M weights a second:
 
-             F16   BF16   Q8_0   Q4_0   Q5_0   Q4_K   Q5_K   Q6_K
-    compiled 490    420    330    340    240    100    110    130
-    eager    500    500    350    220    140      8     12     21
+             Q8_0  Q4_0  Q4_1  Q5_0  Q5_1  MXFP4  Q2_K  Q3_K  Q4_K  Q5_K  Q6_K  IQ4_XS
+    compiled  470   390   370   300   290    140   160   180   120   170   200      90
+    eager     260   120   200    80    90     40    11    10     7     9    19      14
 
 The floor: a Q4_K weight goes through 22 candidates of some 28 operations (level 7, weight 2, three
 sums 6, the level again 7, error 6), 616 in all or 39 instructions on 16 lanes. At three a cycle
@@ -25,11 +25,12 @@ from torch import Tensor
 from gpukit_kernels import cache, stages, tiles
 from gpukit_kernels.table import QuantType
 
-# Weights from which on compiling a search repays itself on two cores, at the rates above. With
-# nothing in the cache it costs some 15 s, with the code there 2 s to import torch's compiler; it
-# gains 60 ns a weight. Users convert more than once, so it is done somewhat before its first use
-# repays it. Types without a search are as fast in eager torch.
-REPAYS, REPAYS_CACHED = 100_000_000, 30_000_000
+# Seconds that compiling has to save to be worth it. With nothing in the cache it takes some 5 s, of
+# a search 15 s; with the code there 0.7 s to import torch's compiler. Users convert more than once,
+# so it is done somewhat before its first use repays it.
+SAVED, SAVED_CACHED = 3.0, 1.0
+# Nanoseconds a weight that it saves with importance, whatever the type.
+WEIGHTED_GAIN = 60
 
 # Blocks that every type encodes both ways before its compiled code is trusted.
 CHECKED_BLOCKS = 256
@@ -51,12 +52,13 @@ def compiler() -> str | None:
 def repays(row: QuantType, weights: int, importance: bool = False) -> bool:
     """Whether compiling `row` is worth it for `weights` weights in total."""
     weighted = importance and row.weighted is not None
-    if not (row.search or weighted) or _failure is not None or compiler() is None:
+    gain = WEIGHTED_GAIN if weighted else row.compiled_gain
+    if not gain or _failure is not None or compiler() is None:
         return False
     name = _name(row, weighted)
     if name in _trusted:  # loaded already: from some tiles on, the last of which is filled up
         return weights >= 4 * tiles.COMPILED_TILE
-    return weights >= (REPAYS_CACHED if cache.place(name).exists() else REPAYS)
+    return weights * gain * 1e-9 >= (SAVED_CACHED if cache.place(name).exists() else SAVED)
 
 
 def encode(

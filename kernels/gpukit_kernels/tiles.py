@@ -185,10 +185,31 @@ def encode_compiled(
                 blocks = weighted(x, _load(weights), mean)
             else:
                 blocks = encode(x)
-        out[start : start + count].copy_(blocks[:, :count].t())
+            blocks = _store(blocks)
+        out[start : start + count].copy_(blocks[:count])
 
 
 @stage
 def _load(values: Tensor) -> Tensor:
     """float32 `[block, lanes]`: element i of every block side by side."""
     return values.t().to(torch.float32).contiguous()
+
+
+@stage
+def _store_words(blocks: Tensor) -> Tensor:
+    """int16 `[lanes, nbytes / 2]`: each block's bytes side by side, two in a word."""
+    low, high = blocks[0::2].to(torch.int16), blocks[1::2].to(torch.int16)
+    return (low | (high << 8)).t().contiguous()
+
+
+@stage
+def _store_bytes(blocks: Tensor) -> Tensor:
+    """uint8 `[lanes, nbytes]`."""
+    return blocks.t().contiguous()
+
+
+def _store(blocks: Tensor) -> Tensor:
+    """uint8 `[lanes, nbytes]` of `[nbytes, lanes]`; words are turned twice as fast as bytes."""
+    if blocks.shape[0] % 2 or blocks.shape[0] == 2:
+        return _store_bytes(blocks)
+    return _store_words(blocks).view(torch.uint8)

@@ -1,4 +1,7 @@
-"""Times one pass of gpukit beside llama.cpp's two steps on the same checkpoint, both cores.
+"""Times gpukit beside llama.cpp on the same model, all cores, in one run.
+
+    convert    one pass of gpukit beside the converter and llama-quantize, from a checkpoint
+    quantize   gpukit quantize beside llama-quantize, from a BF16 GGUF, and beside copying that file
 
 Reports nothing unless every tensor's bytes agree. See scripts/bench for the command.
 """
@@ -30,6 +33,11 @@ SIZES = {
     "small": (512, 4, 8, 4, 1536, 8192),
 }
 
+TYPES = {
+    "convert": "Q4_K_M,Q8_0",
+    "quantize": "Q4_K_M,Q5_K_M,Q2_K,Q6_K,Q3_K_M,Q4_0,Q8_0,Q5_1",
+}
+
 QUANTIZE = """
 import ctypes, sys, llama_cpp
 p = llama_cpp.llama_model_quantize_default_params()
@@ -54,52 +62,48 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=TYPES)
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--types", default="Q4_K_M,Q8_0")
+    parser.add_argument("--types", default=None)
     parser.add_argument("--work")
     parser.add_argument("--json")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.types = args.types or TYPES[args.what]
+    return args
 
 
 def _bench(args: argparse.Namespace, work: Path) -> dict[str, object]:
     folder, size = work / "model", SIZES[args.size]
     _apart(_make_checkpoint, folder, size)
     weights = sum(map(prod, _shapes(size).values()))
+    compare = _compare_convert if args.what == "convert" else _compare_quantize
     report: dict[str, object] = {
-        "command": "scripts/bench " + " ".join(f"--{k} {v}" for k, v in
-                                               (("size", args.size), ("types", args.types))),
+        "command": f"scripts/bench {args.what} --size {args.size} --types {args.types}",
         "machine": f"{_cpu()}, {os.cpu_count()} cores",
         "versions": {n: importlib.metadata.version(n) for n in ("torch", "gguf", "gpukit")},
         "peer": "llama-cpp-python 0.3.36 (llama.cpp 0c1e5709)",
         "weights": weights,
         "source_bytes": sum(p.stat().st_size for p in folder.glob("*.safetensors")),
         "rows": [],
-    }  # fmt: skip
+    }
     print(f"{report['machine']}; {weights / 1e9:.2f} B weights BF16; peer: {report['peer']}")
     for name in args.types.split(","):
-        row = _compare(args.peers, work, folder, name)
+        row = compare(args.peers, work, folder, name)
         report["rows"].append(row)  # type: ignore[attr-defined]
-        print(json.dumps(row))
+        print(json.dumps(row), flush=True)
     return report
 
 
-def _compare(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
+def _compare_convert(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
     ours, theirs, middle = work / "ours.gguf", work / "theirs.gguf", work / "middle.gguf"
     for path in (ours, theirs, middle):
         path.unlink(missing_ok=True)
-    _read_all(folder)
+    _read_all([*folder.iterdir()])
     convert, convert_memory = _timed(_convert_command(peers, folder, middle))
-    quantize, quantize_memory = _timed(
-        [peers / "bin" / "python", "-c", QUANTIZE, middle, theirs,
-         str(FILE_TYPES[name].number), str(os.cpu_count())]
-    )  # fmt: skip
+    quantize, quantize_memory = _timed(_quantize_command(peers, middle, theirs, name))
     command = [sys.executable, "-m", "gpukit_cli", "convert", folder, ours, "--type", name]
-    cache = work / "cold-cache"
-    shutil.rmtree(cache, ignore_errors=True)
-    first, _ = _timed(command, XDG_CACHE_HOME=str(cache))
-    _read_all(folder)
-    seconds, memory = _timed(command, XDG_CACHE_HOME=str(cache))
+    first, seconds, memory = _ours(command, work, [*folder.iterdir()])
     _apart(_same_bytes, ours, theirs)
     return {
         "type": name,
@@ -112,6 +116,49 @@ def _compare(peers: Path, work: Path, folder: Path, name: str) -> dict[str, obje
         "gpukit_peak_mib": memory,
         "ratio": round(seconds / (convert + quantize), 3),
     }
+
+
+def _compare_quantize(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
+    source, copy = work / "bf16.gguf", work / "copy.gguf"
+    ours, theirs = work / "ours.gguf", work / "theirs.gguf"
+    if not source.exists():
+        _timed([sys.executable, "-m", "gpukit_cli", "convert", folder, source, "--type", "BF16"])
+    for path in (ours, theirs, copy):
+        path.unlink(missing_ok=True)
+    _read_all([source])
+    copied, _ = _timed(["dd", f"if={source}", f"of={copy}", "bs=16M", "conv=fsync"])
+    copy.unlink()
+    _read_all([source])
+    peer, peer_memory = _timed(_quantize_command(peers, source, theirs, name))
+    command = [sys.executable, "-m", "gpukit_cli", "quantize", source, ours, name]
+    first, seconds, memory = _ours(command, work, [source])
+    _apart(_same_bytes, ours, theirs)
+    return {
+        "type": name,
+        "peer_s": round(peer, 2),
+        "peer_peak_mib": peer_memory,
+        "gpukit_s": round(seconds, 2),
+        "gpukit_first_run_s": round(first, 2),
+        "gpukit_peak_mib": memory,
+        "copy_s": round(copied, 2),
+        "times_as_fast": round(peer / seconds, 2),
+        "of_copy": round(seconds / copied, 2),
+    }
+
+
+def _ours(command: list[object], work: Path, files: list[Path]) -> tuple[float, float, int]:
+    """Seconds of a first run, which compiles, and of a second one; peak memory of that in MiB."""
+    cache = work / "cold-cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    first, _ = _timed(command, XDG_CACHE_HOME=str(cache))
+    _read_all(files)
+    seconds, memory = _timed(command, XDG_CACHE_HOME=str(cache))
+    return first, seconds, memory
+
+
+def _quantize_command(peers: Path, source: Path, out: Path, name: str) -> list[object]:
+    number, threads = FILE_TYPES[name].number, os.cpu_count()
+    return [peers / "bin" / "python", "-c", QUANTIZE, source, out, number, threads]
 
 
 def _convert_command(peers: Path, folder: Path, out: Path) -> list[object]:
@@ -160,9 +207,9 @@ def _same_bytes(a: Path, b: Path) -> None:
                 sys.exit(f"{name}: {info.type} and {other.type} differ; no times are reported")
 
 
-def _read_all(folder: Path) -> None:
-    """Bring the checkpoint into the page cache: every contender starts from memory."""
-    for path in folder.iterdir():
+def _read_all(paths: list[Path]) -> None:
+    """Bring the model into the page cache: every contender starts from memory."""
+    for path in paths:
         with path.open("rb") as file:
             while file.read(1 << 24):
                 pass

@@ -97,7 +97,7 @@ ROWS = (
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=128),
-        search=True,
+        compiled_gain=60,
         weighted=weighted,
     ),
 )

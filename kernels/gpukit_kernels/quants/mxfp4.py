@@ -137,4 +137,15 @@ def _scale_tl(e):
     return tl.where(e < 2, subnormal, (e - 1) << 23).to(tl.float32, bitcast=True)
 
 
-ROWS = (QuantType("MXFP4", 39, 32, 17, encode, decode, TritonPair(encode_tl, decode_tl, tile=64)),)
+ROWS = (
+    QuantType(
+        "MXFP4",
+        39,
+        32,
+        17,
+        encode,
+        decode,
+        TritonPair(encode_tl, decode_tl, tile=64),
+        compiled_gain=19,
+    ),
+)

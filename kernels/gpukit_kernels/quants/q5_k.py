@@ -118,7 +118,7 @@ ROWS = (
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=16),
-        search=True,
+        compiled_gain=80,
         weighted=weighted,
     ),
 )

@@ -197,7 +197,7 @@ ROWS = (
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=8),
-        search=True,
+        compiled_gain=50,
         weighted=weighted,
     ),
 )

@@ -80,4 +80,15 @@ def encode_tl(x, out, at, mask):
     store_word16_tl(out, byte, tl.sum(placed, axis=2), mask[:, None])
 
 
-ROWS = (QuantType("Q8_0", 8, 32, 34, encode, decode, TritonPair(encode_tl, decode_tl, tile=64)),)
+ROWS = (
+    QuantType(
+        "Q8_0",
+        8,
+        32,
+        34,
+        encode,
+        decode,
+        TritonPair(encode_tl, decode_tl, tile=64),
+        compiled_gain=1.5,
+    ),
+)
