@@ -72,7 +72,7 @@ NARROW = {
     **WIDE, "hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6,
     "num_key_value_heads": 2, "num_hidden_layers": 3, "rms_norm_eps": 1e-5,
 }  # fmt: skip
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
 QKV = ("q_proj", "k_proj", "v_proj")
 
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
@@ -142,6 +142,18 @@ ZOO: dict[str, Animal] = {
         {**QWEN2, **NARROW, "rope_theta": 1e4, "num_key_value_heads": 6, "head_dim": 16,
          "rope_scaling": {"type": "linear", "factor": 2.0}, "tie_word_embeddings": False},
         biases=QKV, dtype="F32",
+    ),
+    "qwen2-yarn": Animal(
+        {**QWEN2, **WIDE, "tie_word_embeddings": True, "num_hidden_layers": 1,
+         "rope_parameters": {**YARN, "rope_theta": 10000.0}},
+        biases=QKV,
+    ),
+    # llama.cpp's loader has no use for the factor of its own.
+    "qwen3-yarn": Animal(
+        {**QWEN3, **NARROW, "rope_theta": 1e4, "tie_word_embeddings": True, "head_dim": 64,
+         "num_attention_heads": 2,
+         "rope_scaling": {**YARN, "attention_factor": 0.8, "beta_fast": 16, "beta_slow": 2.0}},
+        alike=False,
     ),
     "qwen3": Animal(
         {**QWEN3, **WIDE, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},

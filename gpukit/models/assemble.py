@@ -11,6 +11,7 @@ from gpukit.models.attention import Attention
 from gpukit.models.base import ModelConfig
 from gpukit.models.decoder import Block, Decoder
 from gpukit.models.layers import Experts, GatedFeedForward, RMSNorm, Rope, rotate_halves
+from gpukit.models.rope import yarn_divisors, yarn_magnitude
 from gpukit.models.weights import Linear, Weight, Weights
 
 
@@ -77,10 +78,13 @@ def _rope(config: ModelConfig, weights: Weights, device: torch.device) -> Rope:
     elif "rope_factors_long.weight" in weights:
         divisors = weights.vector("rope_factors_short.weight", n_rot // 2)
         long = config.rope_original_ctx, weights.vector("rope_factors_long.weight", n_rot // 2)
+    magnitude = config.rope_magnitude
+    if config.rope_scaling == "yarn":
+        divisors, magnitude = yarn_divisors(config).to(device), yarn_magnitude(config) * magnitude
     return Rope(
         n_rot, config.rope_theta, device,
         factor=config.rope_factor if config.rope_scaling == "linear" else 1.0,
-        divisors=divisors, long=long, magnitude=config.rope_magnitude,
+        divisors=divisors, long=long, magnitude=magnitude,
     )  # fmt: skip
 
 

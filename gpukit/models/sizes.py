@@ -11,7 +11,7 @@ from typing import Any
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models.base import FILE_TYPE, ModelConfig
-from gpukit.models.rope import rope_fields, with_rope
+from gpukit.models.rope import rope_fields, stored_yarn, with_rope
 from gpukit.models.values import count, flag, optional, real, section, stored, whole
 from gpukit.models.windows import with_stored_window
 
@@ -133,6 +133,7 @@ def size_fields(config: ModelConfig) -> list[Field]:
 def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = False) -> ModelConfig:
     """The configuration that a GGUF's metadata describes; `partial` says whether RoPE may rotate a
     part of a head. `GGUFError` for what is missing, makes no sense, or cannot be run."""
+    n_ctx = count(found, f"{arch}.context_length")
     n_embd = count(found, f"{arch}.embedding_length")
     n_head = count(found, f"{arch}.attention.head_count")
     kind = found.get(f"{arch}.rope.scaling.type")
@@ -140,7 +141,7 @@ def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = Fals
     config = ModelConfig(
         arch=arch,
         n_layer=count(found, f"{arch}.block_count"),
-        n_ctx=count(found, f"{arch}.context_length"),
+        n_ctx=n_ctx,
         n_embd=n_embd,
         n_ff=count(found, f"{arch}.feed_forward_length"),
         n_head=n_head,
@@ -152,7 +153,8 @@ def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = Fals
         rope_theta_local=optional(found, f"{arch}.rope.freq_base_swa"),
         rope_scaling=str(kind.value) if kind else "none",
         rope_factor=stored(found, f"{arch}.rope.scaling.factor", 1.0),
-        rope_original_ctx=count(found, f"{arch}.rope.scaling.original_context_length", 8192),
+        rope_original_ctx=count(found, f"{arch}.rope.scaling.original_context_length", n_ctx),
+        rope_yarn=stored_yarn(found, arch),
         rope_magnitude=stored(found, f"{arch}.rope.scaling.attn_factor", 1.0),
         attention_scale=optional(found, f"{arch}.attention.scale"),
         attention_cap=optional(found, f"{arch}.attn_logit_softcapping"),
@@ -186,9 +188,9 @@ def _with_stored_experts(config: ModelConfig, found: Mapping[str, Field]) -> Mod
 
 def _check_runnable(config: ModelConfig, found: Mapping[str, Field]) -> None:
     at = config.arch
-    if config.rope_scaling not in ("none", "linear"):
+    if config.rope_scaling not in ("none", "linear", "yarn"):
         raise GGUFError(
-            f"{at}.rope.scaling.type is {config.rope_scaling!r}; none and linear can be run"
+            f"{at}.rope.scaling.type is {config.rope_scaling!r}; none, linear and yarn can be run"
         )
     if config.n_head % config.n_head_kv:
         raise GGUFError(

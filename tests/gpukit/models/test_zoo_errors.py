@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
-from zoo import build, tensors
+from zoo import YARN, build, tensors
 
 from gpukit.errors import CheckpointError, GGUFError, GpukitError
-from gpukit.formats.gguf_fields import Field, ValueType, array, u32
+from gpukit.formats.gguf_fields import Field, ValueType, array, f32, string, u32
 from gpukit.formats.safetensors import Checkpoint
 from gpukit.models.base import by_name
 from gpukit.models.importer import plan_import
@@ -66,6 +66,8 @@ def plan(folder: Path, **config: Any) -> Any:
                               "factor": 4}},
             "factor 4 of the RoPE scaling is not 8, which follows from contexts of 512 and 64",
         ),
+        ("qwen2", {"rope_scaling": {**YARN, "truncate": False}}, "truncate is false"),
+        ("qwen2", {"rope_scaling": {**YARN, "mscale": 1, "mscale_all_dim": 2}}, "mscale 1 and "),
         ("gemma", {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear' cannot be written"),
         ("mixtral-12", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, num_local_experts"),
         ("mixtral-12", {"num_local_experts": 13}, r"9 tensors .*experts.12.w1.*missing of"),
@@ -164,6 +166,8 @@ def _fields(folder: Path, *changes: Field) -> dict[str, Field]:
         ("qwen3", u32("qwen3.attention.value_length", 7), "value_length is 7, the keys have 48"),
         ("mistral-nemo", u32("llama.rope.dimension_count", 16), "is 16, the keys have 24"),
         ("phi4-mini", u32("phi3.rope.dimension_count", 18), "is 18, the keys have 16"),
+        ("qwen2-yarn", f32("qwen2.rope.scaling.yarn_ext_factor", 0.5), "YaRN can be run with 1"),
+        ("qwen2-yarn", string("qwen2.rope.scaling.type", "su"), "'su'; none, linear and yarn can"),
         ("mistral-nemo", u32("llama.expert_count", 3), "no llama.expert_used_count"),
         ("mixtral-12", u32("llama.expert_count", 2), "expert_used_count is 3, there are 2 experts"),
     ],
