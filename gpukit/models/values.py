@@ -41,12 +41,12 @@ def real(config: Mapping[str, Any], key: str, default: float | None = None) -> f
     return float(value)
 
 
-def flag(config: Mapping[str, Any], key: str) -> bool:
-    """A truth value; null and a missing key mean no."""
+def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """A truth value; null and a missing key mean the default."""
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
         raise CheckpointError(f"config.json: {key} is {value!r}; true or false is needed")
-    return bool(value)
+    return default if value is None else value
 
 
 def section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -70,6 +70,12 @@ def stored(fields: Mapping[str, Field], key: str, default: Any = None) -> Any:
     if not math.isfinite(value) or value <= 0:
         raise GGUFError(f"{key} is {value}; a finite positive number is needed")
     return value
+
+
+def optional(fields: Mapping[str, Field], key: str) -> float:
+    """The value of a metadata number, 0 where it is missing or 0."""
+    found = fields.get(key)
+    return 0.0 if found is None or found.value == 0 else float(stored(fields, key))
 
 
 def count(fields: Mapping[str, Field], key: str, default: int | None = None) -> int:
