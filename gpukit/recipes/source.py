@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, TensorSpec
 from gpukit.formats.gguf_split import GGUFModel
@@ -134,7 +134,8 @@ class CheckpointSource(Source):
             raise
         self.fields = plan.fields
         if plan.left_out:
-            self.warnings = (f"{path}: left out: {some(plan.left_out)} without use in a GGUF",)
+            left_out = one_line(some(plan.left_out))
+            self.warnings = (f"{path}: left out: {left_out} without use in a GGUF",)
         self._planned = plan.tensors
         self._scales = plan.scales.by_weight
         self._auto = auto_type(plan.tensors)

@@ -135,7 +135,7 @@ def _added(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, str
 def _number(value: Any, path: Path) -> int:
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if number < 0:
         raise TokenizerError(f"{path}: {value!r} is no token id")
@@ -163,7 +163,10 @@ def _tokenizer_json(folder: Path, size: int, pre: str | None) -> list[Field]:
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
-        raise TokenizerError(f"{path}: model {kind!r}; BPE can be imported")
+        raise TokenizerError(f"{path}: model {str(kind)[:40]!r}; BPE can be imported")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise TokenizerError(f"{path}: {key} {str(model[key])[:40]!r}; a GGUF cannot say that")
     if model.get("byte_fallback"):
         return _byte_fallback(folder, path, data, size)
     return _byte_level(folder, path, data, size, pre)
