@@ -16,11 +16,26 @@
 Every message is one line: what is wrong, where (file, tensor), both numbers, and the remedy.
 """
 
+# Characters of a message; the list of all pre-tokenizers takes the most.
+LONGEST = 2000
+
+
+def one_line(text: str) -> str:
+    """`text` with everything escaped that would break a line or upset a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class GpukitError(Exception):
     """The work failed. `exit_code` is what the command line ends with."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        # Names and values come from files: whatever they hold, the message stays one short line.
+        shown = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
+        super().__init__(one_line(shown))
 
 
 class ArgumentError(GpukitError):

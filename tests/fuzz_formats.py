@@ -1,20 +1,27 @@
-"""A mutation fuzzer for the readers of GGUF and safetensors files.
+"""A mutation fuzzer for the readers of GGUF, safetensors and PyTorch files.
 
     python tests/fuzz_formats.py 20000 [SEED]
 
 Every mutant is either read whole or refused with a `FormatError` of one line, in little time and in
-memory that its own size bounds. The same count and seed make the same mutants everywhere.
+memory that its own size bounds. The same count and seed make the same mutants everywhere. A hang
+ends the process with a traceback.
 """
 
+import faulthandler
+import io
 import json
 import random
+import resource
 import struct
 import sys
 import tempfile
 import time
 import tracemalloc
+import zipfile
 from collections import Counter
 from pathlib import Path
+
+import torch
 
 from gpukit.errors import FormatError
 from gpukit.formats.gguf_fields import (
@@ -30,6 +37,7 @@ from gpukit.formats.gguf_fields import (
 )
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.pytorch import PytorchFile
 from gpukit.formats.safetensors import SafetensorsFile
 
 # What a reader may take for a file of n bytes: objects weigh more than the bytes they come from
@@ -38,6 +46,8 @@ PER_BYTE = 40
 CONSTANT = 1 << 20
 # Mutants are a few kilobytes; a loaded machine gets time, a loop over a claimed count does not.
 SECONDS = 10.0
+# What all mutants together may add to the process, native libraries included.
+RESIDENT = 256 << 20
 
 NUMBERS = (0, 1, 2, 31, 32, 33, 63, 64, 255, 256, 1 << 15, (1 << 16) - 1, 1 << 24, 1 << 30)
 LARGE = ((1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 61, 1 << 62, (1 << 63) - 1, 1 << 63)
@@ -87,19 +97,37 @@ def safetensors_seed() -> bytes:
     return struct.pack("<Q", len(text)) + text + bytes(at)
 
 
-def mutate(chooser: random.Random, seed: bytes, text: bool) -> bytes:
+def pytorch_seed(folder: Path) -> bytes:
+    """A small archive with several dtypes, a view and an empty tensor."""
+    tensors = {
+        "a": torch.arange(6.0).view(2, 3),
+        "b": torch.ones(5, dtype=torch.bfloat16),
+        "view": torch.arange(12.0).view(3, 4).t(),
+        "fp8": torch.ones(2, 2).to(torch.float8_e4m3fn),
+        "n": torch.zeros(0, 4),
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+    }
+    path = folder / "seed.bin"
+    torch.save(tensors, path)
+    return path.read_bytes()
+
+
+def mutate(chooser: random.Random, seed: bytes, kind: str) -> bytes:
     """One to four changes: bytes, counts, truncation, blocks swapped, doubled or removed."""
+    text = kind == "safetensors"
     data = bytearray(seed)
+    if kind == "bin" and chooser.random() < 0.7:
+        return _archive(chooser, seed)
     if text and chooser.random() < 0.5:
         data = _header(chooser, seed)
         if chooser.random() < 0.7:
             return bytes(data)
     for _ in range(chooser.choice((1, 1, 1, 2, 3, 4))):
-        _change(chooser, data, text)
+        change(chooser, data, text)
     return bytes(data)
 
 
-def _change(chooser: random.Random, data: bytearray, text: bool) -> None:
+def change(chooser: random.Random, data: bytearray, text: bool) -> None:
     at = chooser.randrange(len(data) + 1)
     # Most of what matters lies in front.
     if chooser.random() < 0.3:
@@ -128,6 +156,22 @@ def _change(chooser: random.Random, data: bytearray, text: bool) -> None:
         _word(chooser, data, at)
     else:
         data += chooser.randbytes(length)
+
+
+def _archive(chooser: random.Random, seed: bytes) -> bytes:
+    """An archive that is whole, with a change inside one of its entries, mostly the pickle."""
+    with zipfile.ZipFile(io.BytesIO(seed)) as old:
+        entries = {entry: bytearray(old.read(entry)) for entry in old.namelist()}
+    names = list(entries)
+    pickled = next(name for name in names if name.endswith("data.pkl"))
+    name = pickled if chooser.random() < 0.8 else chooser.choice(names)
+    for _ in range(chooser.choice((1, 1, 2, 3))):
+        change(chooser, entries[name], text=False)
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as new:
+        for entry, content in entries.items():
+            new.writestr(zipfile.ZipInfo(entry), bytes(content))
+    return made.getvalue()
 
 
 def _header(chooser: random.Random, seed: bytes) -> bytearray:
@@ -182,7 +226,7 @@ def read_all(path: Path) -> None:
             for info in file.tensors.values():
                 assert file.read(info).nbytes == info.nbytes
         return
-    with SafetensorsFile(path) as other:
+    with PytorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path) as other:
         for tensor in other.tensors.values():
             other.read_into(tensor, memoryview(bytearray(tensor.nbytes)))
 
@@ -216,23 +260,47 @@ def fuzz(count: int, seed: int) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        seeds = {"gguf": gguf_seed(folder), "safetensors": safetensors_seed()}
+        seeds = {
+            "gguf": gguf_seed(folder),
+            "safetensors": safetensors_seed(),
+            "bin": pytorch_seed(folder),
+        }
+        for kind, data in seeds.items():
+            # Whole files are read, and what libraries load for it is loaded.
+            assert _outcome(folder, kind, data) == "read"
         tracemalloc.start()
+        resident = _resident()
         try:
             for number in range(count):
-                kind = ("gguf", "safetensors")[number % 2]
-                chooser = random.Random(f"{seed} {number}")
-                data = mutate(chooser, seeds[kind], kind == "safetensors")
-                path = folder / f"mutant.{kind}"
-                path.write_bytes(data)
+                kind = KINDS[number % len(KINDS)]
+                data = mutate(random.Random(f"{seed} {number}"), seeds[kind], kind)
+                faulthandler.dump_traceback_later(6 * SECONDS, exit=True)
                 try:
-                    outcomes[f"{kind} {judge(path)}"] += 1
-                except Exception as error:
+                    outcomes[f"{kind} {_outcome(folder, kind, data)}"] += 1
+                except BaseException as error:
                     error.add_note(f"mutant {number} of seed {seed}: {data!r}")
                     raise
+                grown = _resident() - resident
+                assert grown < RESIDENT, f"mutant {number} of seed {seed}: {grown} bytes more"
         finally:
+            faulthandler.cancel_dump_traceback_later()
             tracemalloc.stop()
     return outcomes
+
+
+# Most of them in the formats that nearly all models come in.
+KINDS = ("gguf", "safetensors", "gguf", "safetensors", "bin")
+
+
+def _outcome(folder: Path, kind: str, data: bytes) -> str:
+    path = folder / f"mutant.{kind}"
+    path.write_bytes(data)
+    return judge(path)
+
+
+def _resident() -> int:
+    """The most memory that the process ever had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def _print_total(name: str, tensors: int, weights: int, nbytes: int) -> None:
 
 def _line(text: str) -> str:
     """`text` from a file, fit for a terminal."""
-    from gpukit.formats.positioned import one_line
+    from gpukit.errors import one_line
 
     return one_line(text)
 

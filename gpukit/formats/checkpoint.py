@@ -8,7 +8,6 @@ from typing import Any, Self
 
 from gpukit.errors import CheckpointError
 from gpukit.formats.folder import NAMINGS, check_files, file_names, read_json, weight_files
-from gpukit.formats.positioned import one_line
 from gpukit.formats.pytorch import PytorchFile
 from gpukit.formats.safetensors import SafetensorsFile, StoredTensor
 
@@ -57,10 +56,10 @@ class Checkpoint:
         weight_map = self._weight_map(naming.index)
         parts = [self.folder / name for name in sorted(set(weight_map.values()))]
         for part in parts:
-            if not part.is_file():
+            if part.name not in there or not part.is_file():
                 holds = sum(1 for name in weight_map.values() if name == part.name)
                 raise CheckpointError(
-                    f"{part}: missing; {naming.index} lists it for {holds} tensors: fetch it again"
+                    f"{self.folder / part.name[:80]}: missing; {naming.index} lists it for {holds} tensors: fetch it again"
                 )
         return naming.index, parts
 
@@ -81,8 +80,7 @@ class Checkpoint:
             for name in sorted(file.tensors) if by_name else file.tensors:
                 if name in tensors:
                     raise CheckpointError(
-                        f"{file.path}: {one_line(name)} is also in {tensors[name].path.name}; "
-                        "remove one"
+                        f"{file.path}: {name} is also in {tensors[name].path.name}; remove one"
                     )
                 tensors[name] = file.tensors[name]
         return tensors
@@ -94,7 +92,7 @@ class Checkpoint:
             ("does not list {} of its files", self.tensors.keys() - weight_map.keys()),
         ):
             if names:
-                shown = one_line(", ".join(sorted(names)[:3]))
+                shown = ", ".join(sorted(names)[:3])
                 raise CheckpointError(
                     f"{self.folder / index}: {what.format(f'{len(names)} tensors')}: {shown}"
                 )

@@ -27,7 +27,7 @@ from gpukit.formats.gguf_fields import (
     type_names,
     type_sizes,
 )
-from gpukit.formats.positioned import one_line, read_at
+from gpukit.formats.positioned import read_at
 
 MAGIC = b"GGUF"
 MAX_LENGTH = 1 << 30  # of a string in bytes, of an array in items
@@ -150,8 +150,7 @@ class _Header:
         self.tensors = self._placed(entries)
 
     def _fail(self, what: str) -> None:
-        # Names come from the file: whatever they hold, the message stays one line.
-        raise GGUFError(f"{self.path}: malformed GGUF: {one_line(what)}")
+        raise GGUFError(f"{self.path}: malformed GGUF: {what}")
 
     def _take(self, count: int, what: str) -> bytes:
         if count > self.size - self.at:
@@ -307,7 +306,7 @@ class _Header:
             info = TensorInfo(name, ne, kind, self.data_start + offset)
             if info.offset + info.nbytes > self.size:
                 raise GGUFError(
-                    f"{self.path}: truncated: {one_line(name)} needs bytes up to "
+                    f"{self.path}: truncated: {name} needs bytes up to "
                     f"{info.offset + info.nbytes}, the file has {self.size}; fetch it again"
                 )
             tensors[name] = info

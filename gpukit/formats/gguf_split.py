@@ -11,12 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gpukit.errors import ArgumentError, GGUFError
+from gpukit.errors import ArgumentError, GGUFError, one_line
 from gpukit.formats import atomic
 from gpukit.formats.gguf_fields import Field, TensorInfo, TensorSpec, i32, u16
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
-from gpukit.formats.positioned import one_line
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 MOST_PARTS = 99_999

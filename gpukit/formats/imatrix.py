@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpukit.errors import FormatError
+from gpukit.errors import FormatError, one_line
 from gpukit.formats.gguf_reader import GGUFFile, is_gguf
-from gpukit.formats.positioned import one_line
 
 Floats = npt.NDArray[np.float32]
 SUMS, COUNTS = ".in_sum2", ".counts"

@@ -1,17 +1,10 @@
-"""Reads and writes at a position of a file descriptor; text from files made fit for messages."""
+"""Reads and writes at a position of a file descriptor."""
 
 import os
 from contextlib import suppress
 
 # Linux moves at most 2 GiB less a page in one call; smaller calls also let Ctrl-C through.
 CHUNK = 1 << 28
-
-
-def one_line(text: str) -> str:
-    """`text` with everything escaped that would break a line or upset a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_at(fd: int, buffer: memoryview, offset: int) -> int:

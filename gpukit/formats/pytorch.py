@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from gpukit.errors import PytorchError
-from gpukit.formats.positioned import one_line
 from gpukit.formats.safetensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ class PytorchFile:
         self.tensors: Mapping[str, StoredTensor] = dict(self._listed(self._loaded()))
 
     def _fail(self, what: str) -> NoReturn:
-        # Names come from the file: whatever they hold, the message stays one line.
-        raise PytorchError(f"{self.path}: {one_line(what)}")
+        raise PytorchError(f"{self.path}: {what}")
 
     def _pickle(self) -> bytes:
         """The pickle in the archive, which is checked as far as torch trusts it."""

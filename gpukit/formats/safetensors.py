@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from gpukit.errors import SafetensorsError
-from gpukit.formats.positioned import one_line, read_at
+from gpukit.formats.positioned import read_at
 
 # Bits of a value of each dtype.
 DTYPE_BITS = {
@@ -77,8 +77,7 @@ class SafetensorsFile:
             raise
 
     def _fail(self, what: str) -> NoReturn:
-        # Names come from the file: whatever they hold, the message stays one line.
-        raise SafetensorsError(f"{self.path}: malformed safetensors file: {one_line(what)}")
+        raise SafetensorsError(f"{self.path}: malformed safetensors file: {what}")
 
     def _header(self) -> tuple[dict[str, Any], int]:
         if self.size < 8:
@@ -134,7 +133,7 @@ class SafetensorsFile:
             )
         if start + end > self.size:
             raise SafetensorsError(
-                f"{self.path}: truncated: {one_line(name)} needs bytes up to {start + end}, "
+                f"{self.path}: truncated: {name} needs bytes up to {start + end}, "
                 f"the file has {self.size}; fetch it again"
             )
         return StoredTensor(name, dtype, tuple(shape), start + begin, end - begin, self.path)

@@ -38,6 +38,12 @@ def plan_import(
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
     scales = find_scales(checkpoint)
+    if config.n_layer > len(checkpoint.tensors):
+        # What follows takes room for every layer.
+        raise CheckpointError(
+            f"{checkpoint.folder}: config.json asks for {config.n_layer} layers, the folder holds "
+            f"{len(checkpoint.tensors)} tensors; fetch it again or mend config.json"
+        )
     tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config), scales)]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
     fields = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, TensorSpec
 from gpukit.formats.gguf_split import GGUFModel
@@ -140,7 +140,7 @@ class CheckpointSource(Source):
         self._auto = auto_type(plan.tensors)
         if plan.left_out:
             self.warnings = (
-                f"{path}: {some(plan.left_out)} left out: a {plan.config.arch} GGUF has no place "
+                f"{path}: {one_line(some(plan.left_out))} left out: a {plan.config.arch} GGUF has no place "
                 "for them",
             )
         self.tensors = tuple(self._tensor(planned) for planned in plan.tensors)

@@ -89,7 +89,9 @@ class ByteLevel:
         ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
         return ids
 
-    def token_bytes(self, text: str, kind: TokenType) -> bytes:  # noqa: ARG002  (one kind only)
+    def token_bytes(self, text: str, kind: TokenType) -> bytes:
+        if kind is TokenType.BYTE:
+            return _piece_bytes(text, kind)
         table = _byte_of()
         try:
             return bytes([table[character] for character in text])
@@ -124,7 +126,7 @@ class CharacterLevel:
 
 
 def _piece_bytes(text: str, kind: TokenType) -> bytes:
-    if kind is TokenType.BYTE:
+    if kind is TokenType.BYTE and text in BYTE_TEXTS:
         return bytes([int(text[3:5], 16)])
     return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
 

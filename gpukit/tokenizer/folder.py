@@ -162,7 +162,7 @@ def added_tokens_of_library(folder: Path) -> Iterator[tuple[int, str, bool]]:
 def _number(value: Any, path: Path) -> int:
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if number < 0:
         raise TokenizerError(f"{path}: {value!r} is no token id")
@@ -208,7 +208,10 @@ def _bpe(folder: Path) -> dict[str, Any]:
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
-        raise TokenizerError(f"{path}: model {kind!r}; BPE can be imported")
+        raise TokenizerError(f"{path}: model {str(kind)[:40]!r}; BPE can be imported")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise TokenizerError(f"{path}: {key} {str(model[key])[:40]!r}; a GGUF cannot say that")
     return data
 
 

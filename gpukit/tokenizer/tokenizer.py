@@ -46,7 +46,8 @@ class Tokenizer:
         self.add_bos: bool = self._flag("add_bos_token", self._backend.add_bos)
         self.add_eos: bool = self._flag("add_eos_token", False)
         self._add_space_prefix = self._flag("add_space_prefix", self._backend.add_space_prefix)
-        self.chat_template: str | None = self._get("tokenizer.chat_template")
+        template = self._get("tokenizer.chat_template")
+        self.chat_template: str | None = template if isinstance(template, str) else None
         self.eog_ids = ends if self.eos_id is None else ends | {self.eos_id}
         self._specials = Specials(self.tokens, self.types, str(self._get("general.name") or ""))
 
@@ -123,8 +124,9 @@ class Tokenizer:
         return values
 
     def _tokens(self) -> list[str]:
+        # C programs read a text up to its first NUL.
         texts = [
-            text or f"[EMPTY_{number}]"
+            text.partition("\0")[0] or f"[EMPTY_{number}]"
             for number, text in enumerate(self._array("tokens", ValueType.STRING))
         ]
         if len(set(texts)) < len(texts):
@@ -159,7 +161,7 @@ class Tokenizer:
         if model in ("gpt2", "gemma4"):
             merges = self._array("merges", ValueType.STRING)
             pre = "gemma4" if model == "gemma4" else self._get("tokenizer.ggml.pre")
-            rules = rules_of("default" if pre is None else pre)
+            rules = rules_of("default" if pre is None else str(pre))
             kind = backends.CharacterLevel if rules.raw else backends.ByteLevel
             return kind(self.tokens, merges, rules)
         raise TokenizerError(f"tokenizer.ggml.model is {model!r}; llama and gpt2 can be run")

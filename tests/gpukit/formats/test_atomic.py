@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpukit.errors import DiskError
+from gpukit.errors import DiskError, one_line
 from gpukit.formats import positioned
 from gpukit.formats.atomic import (
     atomic_write,
@@ -20,7 +20,7 @@ from gpukit.formats.atomic import (
     remove_abandoned,
     temporary_name,
 )
-from gpukit.formats.positioned import one_line, read_at, write_at
+from gpukit.formats.positioned import read_at, write_at
 
 
 def gone_pid() -> int:

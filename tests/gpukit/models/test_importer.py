@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import build, weights
+from fuzz_folders import fuzz
 from safetensors.torch import save_file
 
 from gpukit.errors import CheckpointError
@@ -55,6 +56,8 @@ def plan(folder: Path) -> Any:
         ({"rope_parameters": {"rope_type": "linear"}}, "no factor"),
         ({"rope_parameters": 7}, "rope_parameters is 7; an object"),
         ({"num_hidden_layers": 3}, "9 tensors .*missing of 30"),
+        ({"num_hidden_layers": 2**30}, "1073741824 layers, the folder holds 21 tensors"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8}, "head_dim": 2**30}, "has shape"),
         ({"num_hidden_layers": 1}, "9 tensors .*unknown to llama"),
         ({"intermediate_size": 500}, r"has shape \[256, 512\], config.json asks for \[256, 500\]"),
         ({"vocab_size": 2049}, r"\[2048, 256\], config.json asks for \[2049, 256\]"),
@@ -66,6 +69,14 @@ def test_configurations_that_do_not_fit(config: dict[str, Any], words: str, tmp_
         plan(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+def test_150_folders_with_a_change_somewhere() -> None:
+    outcomes = fuzz(150, 1)
+    assert outcomes.total() == 150
+    # Files of every kind are changed, with both ends reached.
+    assert len({what.split()[0] for what in outcomes}) == 9
+    assert len({what.split()[1] for what in outcomes}) == 2
 
 
 def test_integer_weights_are_refused(tmp_path: Path) -> None:
