@@ -5,9 +5,11 @@
     │   └── ModelfileError       a Modelfile that cannot be read as one
     ├── FormatError              a file is not what it claims to be
     │   ├── GGUFError
+    │   ├── PytorchError
     │   └── SafetensorsError
     ├── CheckpointError          a model folder lacks something or contradicts itself
     │   └── TokenizerError       a vocabulary that is missing, unknown or contradicts the model
+    ├── HubError                 the Hugging Face hub lacks it, refuses it or cannot be reached
     ├── StoreError               a name that is not in the store, a blob that is missing or damaged
     └── DiskError                no room, no permission, a write that failed
 
@@ -39,6 +41,10 @@ class GGUFError(FormatError):
     """A GGUF file that is malformed or truncated."""
 
 
+class PytorchError(FormatError):
+    """A file of torch.save that is malformed, or holds more than tensors."""
+
+
 class SafetensorsError(FormatError):
     """A safetensors file that is malformed or truncated."""
 
@@ -49,6 +55,10 @@ class CheckpointError(GpukitError):
 
 class TokenizerError(CheckpointError):
     """A vocabulary that is missing, unknown or contradicts the model."""
+
+
+class HubError(GpukitError):
+    """The Hugging Face hub does not have something, refuses it or cannot be reached."""
 
 
 class StoreError(GpukitError):

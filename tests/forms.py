@@ -39,7 +39,9 @@ class Form:
     """`config` goes over CONFIG; `files` are written as they are (objects as JSON).
 
     `dtypes` gives tensors that end so another dtype than BF16; `biases` are the linear maps with
-    one; `added` are more tensors. `types` are the converter's outtypes that are compared.
+    one; `added` are more tensors; `scales` stand beside the linear maps: the end of their names and
+    their shape as blocks of rows and columns, or as it is. `types` are the converter's outtypes
+    that are compared.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -48,6 +50,8 @@ class Form:
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    scales: tuple[tuple[str, Any], ...] = ()
+    weights: str = "model.safetensors"
     types: tuple[str, ...] = ("auto",)
 
 
@@ -97,6 +101,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+
+FP8 = {"proj.weight": torch.float8_e4m3fn}
 
 FORMS: dict[str, Form] = {
     # config.json
@@ -162,6 +168,40 @@ FORMS: dict[str, Form] = {
     "f32-norms": Form(dtypes={"norm.weight": torch.float32}),
     "f32-embedding": Form(dtypes={"embed_tokens.weight": torch.float32}, types=EVERY_TYPE),
     "f16-after-f32": Form(dtypes={"": torch.float16, "embed_tokens.weight": torch.float32}),
+    "fp8-blocks": Form(
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 24]}},
+        dtypes=FP8 | {"scale_inv": torch.float32},
+        scales=(("_scale_inv", "32 x 24"),),
+        types=EVERY_TYPE,
+    ),
+    "fp8-tensors": Form(
+        {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}},
+        dtypes=FP8,
+        scales=(("_scale_inv", ()), ("_activation_scale", ())),
+    ),
+    "fp8-rows": Form(
+        {
+            "quantization_config": {
+                "quant_method": "compressed-tensors",
+                "format": "float-quantized",
+                "config_groups": {
+                    "group_0": {
+                        "targets": ["Linear"],
+                        "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+                    }
+                },
+            }
+        },
+        dtypes=FP8,
+        scales=(("_scale", "1 x 4096"),),
+    ),
+    "fp8-modelopt": Form(
+        {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}},
+        dtypes=FP8 | {"scale": torch.float32},
+        scales=(("_scale", ()), ("!input_scale", ()), ("!k_scale", ())),
+    ),
+    "fp8-alone": Form(dtypes={"mlp.up_proj.weight": torch.float8_e5m2}),
+    "pytorch": Form(weights="pytorch_model.bin", dtypes={"norm.weight": torch.float16}),
     # names
     "instruct": Form(folder="Llama-3.2-1B-Instruct"),
     "chat-version": Form(folder="tinyllama-15m-chat-v1.0"),
@@ -309,7 +349,10 @@ def build(name: str, root: Path) -> Path:
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_text(text, "utf-8")
     shutil.copyfile(VOCABULARY, folder / "tokenizer.model")
-    save_file(tensors(name), folder / "model.safetensors", {"format": "pt"})
+    if form.weights.endswith(".safetensors"):
+        save_file(tensors(name), folder / form.weights, {"format": "pt"})
+    else:
+        torch.save(tensors(name), folder / form.weights)
     return folder
 
 
@@ -347,6 +390,13 @@ def _shapes(form: Form) -> dict[str, tuple[int, ...]]:
         shapes[f"model.layers.0.{key}.weight"] = shape
         if key.partition(".")[2] in form.biases:
             shapes[f"model.layers.0.{key}.bias"] = shape[:1]
+        for end, blocks in form.scales:
+            if isinstance(blocks, str):
+                sizes = (int(size) for size in blocks.split(" x "))
+                blocks = tuple(-(-n // size) for n, size in zip(shape, sizes, strict=True))
+            # "!" begins a name of its own beside `weight`.
+            name = f"model.layers.0.{key}.weight{end}".replace("weight!", "")
+            shapes[name] = blocks
     for key in form.added:
         if key == "lm_head":
             shapes["lm_head.weight"] = (config["vocab_size"], embd)

@@ -10,6 +10,7 @@ from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
     from gpukit.recipes.quantize import Options, QuantizePlan, QuantizeResult
+    from gpukit.recipes.source import Source
 
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1.")
@@ -20,6 +21,16 @@ ImatrixFile = Annotated[
     Path | None,
     typer.Option("--imatrix", metavar="FILE", help="Importance matrix, .gguf or .dat."),
 ]
+Pre = Annotated[
+    str | None,
+    typer.Option(
+        "--pre", metavar="NAME", help="Pre-tokenizer, such as llama-bpe, where none is recognised."
+    ),
+]
+Hub = Annotated[
+    bool,
+    typer.Option("--hub", help="IN is an id on the Hugging Face hub, such as org/name."),
+]
 SplitMaxSize = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Split into files with at most SIZE of data, as 500M or 2G."),
@@ -27,7 +38,9 @@ SplitMaxSize = Annotated[
 
 
 def convert(
-    folder: Annotated[Path, typer.Argument(metavar="IN", help="A model folder, or a GGUF.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="IN", help="A model folder, a GGUF, or hf.co/org/name.")
+    ],
     out: Annotated[
         Path, typer.Argument(help="The GGUF to write, or from a GGUF a .safetensors file.")
     ],
@@ -40,17 +53,21 @@ def convert(
     ] = None,
     imatrix: ImatrixFile = None,
     split_max_size: SplitMaxSize = None,
+    pre: Pre = None,
+    hub: Hub = False,
     device: Device = "auto",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
     options = _options(imatrix=imatrix, split_max_size=split_max_size)
-    _run(folder, out, type, options, device, dry_run, json)
+    _run(_opened(folder, pre, hub), out, type, options, device, dry_run, json)
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A GGUF or a model folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A GGUF, a model folder, or hf.co/org/name.")
+    ],
     out: Annotated[Path, typer.Argument(help="The GGUF to write.")],
     type: Annotated[str, typer.Argument(help="File type, such as Q4_K_M.")],
     imatrix: ImatrixFile = None,
@@ -77,12 +94,14 @@ def quantize(
         bool, typer.Option("--keep-split", help="As many files as the split GGUF has.")
     ] = False,
     split_max_size: SplitMaxSize = None,
+    pre: Pre = None,
+    hub: Hub = False,
     device: Device = "auto",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
-    from gpukit.recipes.mixes import make_overrides
+    from gpukit.recipes.overrides import make_overrides
 
     options = _options(
         imatrix=imatrix,
@@ -97,7 +116,7 @@ def quantize(
             embedding_type=token_embedding_type,
         ),
     )
-    _run(source, out, type, options, device, dry_run, json)
+    _run(_opened(source, pre, hub), out, type, options, device, dry_run, json)
 
 
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
@@ -112,8 +131,18 @@ def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any)
     )
 
 
+def _opened(path: Path, pre: str | None, hub: bool) -> "Source":
+    """The model at `path`, fetched first where it names one of the hub."""
+    from gpukit.recipes.hub import located
+    from gpukit.recipes.source import open_source
+
+    with reporter() as report:
+        path = located(path, report, bare=hub)
+    return open_source(path, pre)
+
+
 def _run(
-    path: Path,
+    source: "Source",
     out: Path,
     file_type: str | None,
     options: "Options",
@@ -122,9 +151,8 @@ def _run(
     json: bool,
 ) -> None:
     from gpukit.recipes.quantize import plan_quantize, run_plan
-    from gpukit.recipes.source import open_source
 
-    with open_source(path) as source:
+    with source:
         plan = plan_quantize(source, file_type, options)
         if dry_run:
             _print_plan(plan, json)

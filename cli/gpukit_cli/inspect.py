@@ -1,59 +1,120 @@
-"""`gpukit inspect`: what is inside a GGUF file."""
+"""`gpukit inspect`: what is inside a GGUF, a file of weights or a model folder."""
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from gpukit_cli.progress import human_bytes
+
+if TYPE_CHECKING:
+    from gpukit.recipes.describe import Description
+    from gpukit.tokenizer.summary import TokenizerSummary
 
 # What one line of metadata shows of a long value.
 SHOWN_ITEMS = 6
 SHOWN_CHARACTERS = 100
+# Lines of a chat template.
+SHOWN_LINES = 8
+
+TITLES = {"safetensors": "safetensors", "pytorch": "PyTorch", "checkpoint": "model folder"}
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A GGUF, a .safetensors, .bin or .pth file, or a model folder."),
+    ],
+    tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor, too.")] = False,
     json: Annotated[
-        bool, typer.Option("--json", help="One JSON document, arrays in full.")
+        bool, typer.Option("--json", help="One JSON document, arrays and tensors in full.")
     ] = False,
 ) -> None:
-    """Show a GGUF's header, metadata and tensors."""
-    from gpukit.recipes.describe import describe_gguf
+    """Show architecture, metadata, tokenizer, chat template and tensors by type."""
+    from gpukit.recipes.describe import describe
 
-    found = describe_gguf(file)
+    found = describe(file)
     if json:
         print(jsonlib.dumps(found.as_json(), ensure_ascii=False))
         return
-    _print(found)
-
-
-def _print(found: Any) -> None:
-    from gpukit.recipes.describe import type_name
-    from gpukit_cli.progress import human_bytes
-
-    print(f"{found.path}: GGUF v{found.version}, {human_bytes(found.size)}, "
-          f"{found.architecture or 'no architecture'}, {found.elements:,} parameters")  # fmt: skip
-    print(f"alignment {found.alignment}, data from byte {found.data_start}")
-    print(f"\nMetadata ({len(found.fields)})")
-    width = max((len(f.key) for f in found.fields), default=0)
-    for f in found.fields:
-        print(f"  {f.key:<{width}}  {type_name(f):<9} {_shown(f.value)}")
-    print(f"\nTensors ({len(found.tensors)})")
-    name_width = max((len(t.name) for t in found.tensors), default=0)
-    shapes = [" x ".join(map(str, t.ne)) for t in found.tensors]
-    shape_width = max(map(len, shapes), default=0)
-    for t, shape in zip(found.tensors, shapes, strict=True):
-        print(f"  {t.name:<{name_width}}  {shape:>{shape_width}}  {t.type:<8} "
-              f"{human_bytes(t.nbytes):>8}")  # fmt: skip
+    _print_head(found)
+    if found.metadata:
+        print(f"\nMetadata ({len(found.metadata)})")
+        width = max(len(entry.key) for entry in found.metadata)
+        for entry in found.metadata:
+            print(f"  {_line(entry.key):<{width}}  {entry.type:<9} {_shown(entry.value)}")
+    if found.tokenizer:
+        _print_tokenizer(found.tokenizer)
+    for name, text in found.chat_templates.items():
+        _print_template(name, text)
+    if tensors:
+        _print_tensors(found)
     print("\nTypes")
     for row in found.totals:
         _print_total(row.type, row.tensors, row.elements, row.nbytes)
-    _print_total("all", len(found.tensors), found.elements, found.nbytes)
+    nbytes = sum(tensor.nbytes for tensor in found.tensors)
+    elements = sum(tensor.elements for tensor in found.tensors)
+    _print_total("all", len(found.tensors), elements, nbytes)
+
+
+def _print_head(found: "Description") -> None:
+    title = TITLES.get(found.format) or f"GGUF v{found.details['version']}"
+    architecture = found.architecture or "no architecture"
+    if found.format in ("safetensors", "pytorch"):
+        architecture = "weights"
+    print(f"{found.path}: {title}, {human_bytes(found.size)}, {_line(architecture)}, "
+          f"{found.elements:,} parameters")  # fmt: skip
+    if found.format == "gguf":
+        facts = found.details
+        print(f"file type {found.file_type}, alignment {facts['alignment']}, "
+              f"data from byte {facts['data_start']}")  # fmt: skip
+    if len(found.files) > 1:
+        print(f"{len(found.files)} files: {found.files[0].name} … {found.files[-1].name}")
+    if found.left_out:
+        names = ", ".join(found.left_out[:3]) + (", …" if found.left_out[3:] else "")
+        print(f"{len(found.left_out)} tensors have no place of their own in a GGUF: {_line(names)}")
+    if found.problem:
+        print(f"cannot be converted: {_line(found.problem)}")
+
+
+def _print_tokenizer(found: "TokenizerSummary") -> None:
+    print("\nTokenizer")
+    pre = f", pre-tokenizer {_line(found.pre)}" if found.pre else ""
+    merges = f", {found.merges:,} merges" if found.merges else ""
+    print(f"  model      {_line(found.model)}{pre}{merges}")
+    types = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.types.items())
+    print(f"  tokens     {found.tokens:,} ({types})")
+    for name, token in found.special.items():
+        print(f"  {name:<10} {token.id} {_shown(token.text)}")
+    if found.ends:
+        ends = ", ".join(f"{token.id} {_shown(token.text)}" for token in found.ends)
+        print(f"  ends       {ends}")
+    for name, flag in found.adds.items():
+        print(f"  {name.replace('_', ' ')}: {'yes' if flag else 'no'}")
+
+
+def _print_template(name: str, text: str) -> None:
+    title = "Chat template" if name == "default" else f"Chat template {_line(name)}"
+    print(f"\n{title} ({len(text):,} characters)")
+    lines = text.splitlines()
+    for line in lines[:SHOWN_LINES]:
+        print(f"  {_line(line[:SHOWN_CHARACTERS])}{'…' if line[SHOWN_CHARACTERS:] else ''}")
+    if lines[SHOWN_LINES:]:
+        print(f"  … {len(lines) - SHOWN_LINES} more lines")
+
+
+def _print_tensors(found: "Description") -> None:
+    print(f"\nTensors ({len(found.tensors)})")
+    names = max((len(tensor.name) for tensor in found.tensors), default=0)
+    shapes = [" x ".join(map(str, tensor.shape)) for tensor in found.tensors]
+    width = max(map(len, shapes), default=0)
+    for tensor, shape in zip(found.tensors, shapes, strict=True):
+        print(f"  {_line(tensor.name):<{names}}  {shape:>{width}}  {tensor.type:<8} "
+              f"{human_bytes(tensor.nbytes):>8}")  # fmt: skip
 
 
 def _print_total(name: str, tensors: int, weights: int, nbytes: int) -> None:
-    from gpukit_cli.progress import human_bytes
-
     bits = 8 * nbytes / weights if weights else 0.0
     print(
         f"  {name:<8} {tensors:>5} tensors {weights:>16,} weights {human_bytes(nbytes):>8}  "
@@ -61,16 +122,27 @@ def _print_total(name: str, tensors: int, weights: int, nbytes: int) -> None:
     )
 
 
+def _line(text: str) -> str:
+    """`text` from a file, fit for a terminal."""
+    from gpukit.formats.positioned import one_line
+
+    return one_line(text)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        text = jsonlib.dumps(value, ensure_ascii=False)
+        text = _line(jsonlib.dumps(value, ensure_ascii=False))
         if len(text) > SHOWN_CHARACTERS:
             return f"{text[:SHOWN_CHARACTERS]}… ({len(value)} characters)"
         return text
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    if isinstance(value, bool) or value is None:
+        return jsonlib.dumps(value)
     if isinstance(value, int | float):
         return f"{value:.9g}" if isinstance(value, float) else str(value)
-    items = ", ".join(_shown(item) for item in value[:SHOWN_ITEMS])
+    if isinstance(value, dict):
+        items = [f"{_shown(key)}: {_shown(item)}" for key, item in value.items()]
+        more = ", …" if items[SHOWN_ITEMS:] else ""
+        return f"{{{', '.join(items[:SHOWN_ITEMS])}{more}}}"
+    items = [_shown(item) for item in value[:SHOWN_ITEMS]]
     more = ", …" if len(value) > SHOWN_ITEMS else ""
-    return f"[{items}{more}] ({len(value)} items)"
+    return f"[{', '.join(items)}{more}] ({len(value)} items)"

@@ -1,4 +1,4 @@
-"""Reads safetensors files and Hugging Face folders of them, without copying and without torch.
+"""Reads safetensors files, without copying and without torch.
 
 The header is checked before its use: sizes against the file, ranges against shapes and each other.
 Data is read at positions into buffers that the caller brings, from any number of threads.
@@ -10,15 +10,14 @@ import json
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from gpukit.errors import CheckpointError, SafetensorsError
+from gpukit.errors import SafetensorsError
 from gpukit.formats.positioned import one_line, read_at
 
 # Bits of a value of each dtype.
@@ -33,7 +32,6 @@ DTYPE_BITS = {
 # The reference implementation reads no larger headers either.
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 64  # as many as torch and NumPy can have at most
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -186,122 +184,3 @@ class SafetensorsFile:
 
 def _naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
-
-
-class Checkpoint:
-    """A Hugging Face folder: its `config` and the `tensors` of all its safetensors files.
-
-    Tensors stand in the order that llama.cpp reads them: files by name, names sorted within each.
-    Raises `CheckpointError` or `SafetensorsError` for what is missing, twice there or malformed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise CheckpointError(f"{self.folder}: no such folder")
-        config = self.read_json("config.json")
-        if config is None:
-            raise CheckpointError(
-                f"{self.folder}: no config.json; a Hugging Face model folder is needed"
-            )
-        self.config: dict[str, Any] = config
-        with ExitStack() as stack:
-            self.files = {
-                path: stack.enter_context(SafetensorsFile(path)) for path in self._parts()
-            }
-            self.tensors: Mapping[str, StoredTensor] = self._merged()
-            self._check_index()
-            self._stack = stack.pop_all()
-
-    def _parts(self) -> list[Path]:
-        if (weight_map := self._weight_map()) is not None:
-            parts = [self.folder / name for name in sorted(set(weight_map.values()))]
-            for part in parts:
-                if not part.is_file():
-                    holds = sum(1 for name in weight_map.values() if name == part.name)
-                    raise CheckpointError(
-                        f"{part}: missing; {INDEX} lists it for {holds} tensors: fetch it again"
-                    )
-            return parts
-        parts = sorted(self.folder.glob("model*.safetensors"))
-        if not parts:
-            there = sorted(path.name for path in self.folder.iterdir())[:8]
-            raise CheckpointError(
-                f"{self.folder}: no model*.safetensors; found {', '.join(there) or 'nothing'}"
-            )
-        return parts
-
-    def _weight_map(self) -> dict[str, str] | None:
-        index = self.read_json(INDEX)
-        if index is None:
-            return None
-        weight_map = index.get("weight_map")
-        if (
-            not isinstance(weight_map, dict)
-            or not weight_map
-            or not all(isinstance(n, str) and Path(n).name == n for n in weight_map.values())
-        ):
-            raise CheckpointError(f"{self.folder / INDEX}: no weight_map of file names")
-        return weight_map
-
-    def _merged(self) -> dict[str, StoredTensor]:
-        tensors: dict[str, StoredTensor] = {}
-        for file in self.files.values():
-            for name in sorted(file.tensors):
-                if name in tensors:
-                    raise CheckpointError(
-                        f"{file.path}: {one_line(name)} is also in {tensors[name].path.name}; "
-                        "remove one"
-                    )
-                tensors[name] = file.tensors[name]
-        return tensors
-
-    def _check_index(self) -> None:
-        weight_map = self._weight_map()
-        if weight_map is None:
-            return
-        for what, names in (
-            ("lists {} that no file holds", weight_map.keys() - self.tensors.keys()),
-            ("does not list {} of its files", self.tensors.keys() - weight_map.keys()),
-        ):
-            if names:
-                shown = one_line(", ".join(sorted(names)[:3]))
-                raise CheckpointError(
-                    f"{self.folder / INDEX}: {what.format(f'{len(names)} tensors')}: {shown}"
-                )
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """The JSON object in file `name` of the folder, None where there is no such file."""
-        path = self.folder / name
-        try:
-            value = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: no JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{path}: no JSON object")
-        return value
-
-    def read_into(self, tensor: StoredTensor, buffer: memoryview, start: int = 0) -> None:
-        """Fill `buffer` with the tensor's bytes from `start` on; safe from several threads."""
-        self.files[tensor.path].read_into(tensor, buffer, start)
-
-    def __iter__(self) -> Iterator[StoredTensor]:
-        return iter(self.tensors.values())
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

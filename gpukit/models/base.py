@@ -17,6 +17,7 @@ from gpukit.formats.gguf_fields import Field, type_sizes
 
 if TYPE_CHECKING:
     from gpukit.models.decoder import Decoder
+    from gpukit.models.fp8 import Scales
     from gpukit.models.weights import Weights
 
 FILE_TYPE = "general.file_type"
@@ -101,18 +102,23 @@ class PlannedTensor:
     def n_elements(self) -> int:
         return prod(self.ne)
 
+    @property
+    def rows(self) -> int:
+        return prod(self.ne[1:])
+
 
 @dataclass(frozen=True)
 class ImportPlan:
     """A checkpoint as a GGUF to be: metadata and tensors in the order of llama.cpp's converter.
 
-    `fields` has general.file_type in its place with the value 0; see `with_file_type`. `left_out`
-    are the checkpoint's tensors that it does not take up.
+    `fields` has general.file_type in its place with the value 0; see `with_file_type`. `scales`
+    belong to weights in 8-bit floats; `left_out` are tensors of the checkpoint that nothing uses.
     """
 
     config: ModelConfig
     fields: tuple[Field, ...]
     tensors: tuple[PlannedTensor, ...]
+    scales: "Scales"
     left_out: tuple[str, ...] = ()
 
 

@@ -4,22 +4,31 @@ import os
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from gpukit.errors import CheckpointError
+from gpukit.errors import ArgumentError, CheckpointError
+from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import u32
-from gpukit.formats.safetensors import Checkpoint, StoredTensor
+from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.base import Architecture, ImportPlan, PlannedTensor, Rule, by_class
+from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import Parameters, general_fields
 
+PRE = "tokenizer.ggml.pre"
 # Of the block layouts (GGML_QNT_VERSION).
 QUANTIZATION_VERSION = 2
 
 # What the converter sees of each dtype; others need a dequantiser of their own.
-DTYPES = {"BF16": "BF16", "F16": "F16", "F32": "F32", "F64": "F32"}
+DTYPES = {
+    "BF16": "BF16", "F16": "F16", "F32": "F32", "F64": "F32", "F8_E4M3": "F32", "F8_E5M2": "F32",
+}  # fmt: skip
 
 
-def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPlan:
-    """The GGUF that `checkpoint` becomes; `name` replaces general.name.
+def plan_import(
+    checkpoint: Checkpoint, *, name: str | None = None, pre: str | None = None
+) -> ImportPlan:
+    """The GGUF that `checkpoint` becomes; `name` replaces general.name, `pre` names the
+    pre-tokenizer of a byte-level BPE that is not recognised.
 
+    `ArgumentError` for a `pre` that nobody knows or that the vocabulary has no use for,
     `CheckpointError` for an unknown architecture, for values in config.json that make no sense, for
     tensors that are missing, left over, of another shape or of an integer dtype.
     """
@@ -28,7 +37,8 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
         config = arch.read(checkpoint.config)
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
-    tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config))]
+    scales = find_scales(checkpoint)
+    tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config), scales)]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
     fields = [
         about,  # general.architecture
@@ -36,10 +46,16 @@ def plan_import(checkpoint: Checkpoint, *, name: str | None = None) -> ImportPla
         *general,
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
-        *arch.vocabulary(checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}),
+        *arch.vocabulary(
+            checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}, pre=pre
+        ),
     ]
-    left_out = tuple(tensor.name for tensor in checkpoint if arch.leaves_out(tensor.name))
-    return ImportPlan(config, tuple(fields), tuple(tensors), left_out)
+    if pre is not None and not any(f.key == PRE and f.value == pre for f in fields):
+        raise ArgumentError(
+            f"{checkpoint.folder}: --pre {pre}: this vocabulary is no byte-level BPE; leave it out"
+        )
+    left_out = [tensor.name for tensor in checkpoint if arch.leaves_out(tensor.name)]
+    return ImportPlan(config, tuple(fields), tuple(tensors), scales, (*left_out, *scales.unused))
 
 
 def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:
@@ -52,10 +68,14 @@ def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:
 
 
 def _tensors(
-    checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule]
+    checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule], scales: Scales
 ) -> list[PlannedTensor]:
     """In the order of the checkpoint, as the converter reads it."""
-    used = {arch.renamed(t.name): t for t in checkpoint if not arch.leaves_out(t.name)}
+    used = {
+        arch.renamed(tensor.name): tensor
+        for tensor in checkpoint
+        if tensor.name not in scales and not arch.leaves_out(tensor.name)
+    }
     by_source = {source: rule for rule in rules for source in rule.sources}
     _check_names(checkpoint, arch, used, by_source)
     groups: dict[str, list[Rule]] = {}
@@ -114,7 +134,7 @@ def _check_names(
 
 
 def some(names: Sequence[str]) -> str:
-    """How many tensors, and the names of some of them."""
+    """How many tensors, with the names of the first."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
 

@@ -6,12 +6,15 @@ generation_config.json, config.json and the folder's name; checked here before i
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gpukit.errors import CheckpointError
+from gpukit.formats.folder import model_name
 from gpukit.formats.gguf_fields import Field, ValueType
 from gpukit.formats.recorder import recorded, recorder
 
@@ -45,16 +48,15 @@ def general_fields(
 
     # The package logs what it does not understand; without a handler Python would print that.
     logging.getLogger("metadata").addHandler(logging.NullHandler())
-    # A link keeps its own name: those who made it chose it.
-    folder = Path(os.path.abspath(folder))
     _loaded(folder, "README.md", gguf.Metadata.load_model_card)
     generation = _loaded(folder, "generation_config.json", gguf.Metadata.load_generation_config)
     try:
-        metadata = gguf.Metadata.load(None, folder, name, parameters.total)
+        with _named(folder) as link:
+            metadata = gguf.Metadata.load(None, link, name, parameters.total)
         if metadata.sampling_penalty_repeat is None:
             metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
         if metadata.name is None:
-            metadata.name = folder.name
+            metadata.name = model_name(folder)
         if metadata.size_label is None:
             metadata.size_label = gguf.size_label(
                 parameters.total, parameters.shared, parameters.expert, parameters.experts
@@ -69,6 +71,19 @@ def general_fields(
             "mend or remove it"
         ) from None
     return [checked(field, folder) for field in fields]
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[Path]:
+    """A path of `folder` that ends with the model's name, from which the package guesses much."""
+    path = Path(os.path.abspath(folder))
+    if path.name == model_name(folder):
+        yield path
+        return
+    with TemporaryDirectory() as scratch:
+        link = Path(scratch) / model_name(folder)
+        link.symlink_to(path)
+        yield link
 
 
 def _loaded(folder: Path, file: str, load: Callable[[Path], Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models.base import FILE_TYPE, ModelConfig
 from gpukit.models.rope import rope_fields, stored_yarn, with_rope
-from gpukit.models.values import count, flag, optional, real, section, stored, whole
+from gpukit.models.values import count, flag, optional, real, stored, whole
 from gpukit.models.windows import with_stored_window
 
 SILU = ("silu", "swish")
@@ -76,13 +76,6 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
     if flag(config, "use_bidirectional_attention"):
         raise CheckpointError(
             "config.json: use_bidirectional_attention is true; only causal attention can be run"
-        )
-    quantized = section(config, "quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "unknown")
-        raise CheckpointError(
-            f"config.json: quantization_config: the weights are quantised ({method}); "
-            "fetch the checkpoint in BF16, F16 or F32"
         )
 
 

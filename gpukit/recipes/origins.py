@@ -4,13 +4,15 @@ Each origin is checked and planned when it is made, before anything is written; 
 the weights into the store and gives the layers that the model starts with.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gpukit.errors import ArgumentError, CheckpointError, FormatError, ModelfileError, StoreError
-from gpukit.events import Report, Status, Step
-from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.events import Report, Status, Step, ignore
+from gpukit.formats.folder import check_files, has_weights
+from gpukit.formats.gguf_split import GGUFModel, is_part
+from gpukit.recipes.hub import HOSTS, located
 from gpukit.store import blobs
 from gpukit.store.changes import Change
 from gpukit.store.config import file_type_name
@@ -33,12 +35,16 @@ PATH_STARTS = ("/", "./", "../", "~", ".\\")
 @dataclass(frozen=True)
 class Work:
     """How weights are converted: the file type wanted (None: the source's own), the device, the
-    bound on host memory in bytes, and who hears of it."""
+    bound on host memory in bytes, who hears of it, the pre-tokenizer where none is recognised, and
+    the file with importance weights.
+    """
 
     file_type: str | None
     device: str
     budget: int
     report: Report
+    pre: str | None = None
+    imatrix: Path | None = None
 
 
 class Origin(Protocol):
@@ -51,11 +57,13 @@ class Origin(Protocol):
     def close(self) -> None: ...
 
 
-def locate(store: Store, modelfile: Modelfile) -> Path | ModelName:
-    """What FROM names: an existing folder or file, else a model of the store.
+def locate(store: Store, modelfile: Modelfile, report: Report = ignore) -> Path | ModelName:
+    """What FROM names: an existing folder or file, else a model of the store, else, where it begins
+    with hf.co/, one of the Hugging Face hub, which is fetched.
 
     A folder without weights gives way to a model of the same name. Raises ModelfileError where
-    a path does not exist and StoreError where a name is not in the store.
+    a path does not exist, StoreError where a name is not in the store, HubError where the hub does
+    not give it.
     """
     text = modelfile.source
     path = _expanded(text, modelfile.folder)
@@ -66,14 +74,18 @@ def locate(store: Store, modelfile: Modelfile) -> Path | ModelName:
         if path.exists():
             return path
         raise ModelfileError(f"FROM {text}: {path}: no such file or folder")
+    on_hub = text.startswith(HOSTS)
     try:
         name = store.find(text)
+        if store.has(name):
+            return name
     except ArgumentError as error:
-        raise ModelfileError(f"FROM {text}: no such file or folder, and {error}") from None
-    if store.has(name):
-        return name
+        if not on_hub:
+            raise ModelfileError(f"FROM {text}: no such file or folder, and {error}") from None
     if path.exists():
         return path
+    if on_hub:
+        return located(Path(text), report)
     raise StoreError(
         f"FROM {text}: there is no file or folder {path}, and no model '{name.display}' in "
         f"{store.root}"
@@ -85,6 +97,8 @@ def open_origin(store: Store, source: Path | ModelName, work: Work) -> Origin:
 
     Raises the errors of the source's readers.
     """
+    if work.pre is not None and (isinstance(source, ModelName) or not source.is_dir()):
+        raise ArgumentError("--pre is for a FROM that is a model folder; this has its vocabulary")
     if isinstance(source, ModelName):
         return _stored(store, source, work)
     if source.is_dir():
@@ -186,7 +200,10 @@ def _stored(store: Store, name: ModelName, work: Work) -> Origin:
 
 def _file(path: Path, work: Work) -> Origin:
     check_gguf(path)
-    return _quantized(path, work, str(path)) or _Copied(path, work)
+    quantized = _quantized(path, work, str(path))
+    if quantized is None and is_part(path):
+        return _converted(path, replace(work, file_type=None), "joining the parts of the model")
+    return quantized or _Copied(path, work)
 
 
 def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
@@ -195,7 +212,7 @@ def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
         return None
     from gpukit.recipes.mixes import by_name
 
-    with GGUFFile(path) as file:
+    with GGUFModel(path) as file:
         types = {info.type for info in file.tensors.values()}
         label = file_type_name(file.get("general.file_type"))
     if lossy := sorted(types - FULL_TYPES):
@@ -209,12 +226,14 @@ def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
 
 
 def _converted(path: Path, work: Work, opening: str) -> _Converted:
-    from gpukit.recipes.quantize import plan_quantize
+    from gpukit.formats.imatrix import read_imatrix
+    from gpukit.recipes.quantize import Options, plan_quantize
     from gpukit.recipes.source import open_source
 
-    source = open_source(path)
+    options = Options(imatrix=read_imatrix(work.imatrix) if work.imatrix else None)
+    source = open_source(path, work.pre)
     try:
-        return _Converted(source, plan_quantize(source, work.file_type), work, opening)
+        return _Converted(source, plan_quantize(source, work.file_type, options), work, opening)
     except BaseException:
         source.close()
         raise
@@ -222,18 +241,12 @@ def _converted(path: Path, work: Work, opening: str) -> _Converted:
 
 def check_gguf(path: Path) -> None:
     """GGUFError, FormatError or ArgumentError where the file at `path` is no whole model."""
-    with GGUFFile(path) as file:
+    with GGUFModel(path) as file:
         kind = file.get("general.type", "model")
-        shards = file.get("split.count", 1)
         if not file.get("general.architecture"):
             raise FormatError(f"{path}: general.architecture is missing: this is no model")
     if kind in ("adapter", "projector", "mmproj"):
         raise ArgumentError(f"{path}: a GGUF of type {kind}, not a model; not supported as FROM")
-    if isinstance(shards, int) and shards > 1:
-        raise ArgumentError(
-            f"{path}: one of {shards} parts of a split model: join them first "
-            "(llama-gguf-split --merge)"
-        )
 
 
 def _single_gguf(folder: Path) -> Path | None:
@@ -243,22 +256,23 @@ def _single_gguf(folder: Path) -> Path | None:
             f"{folder}: an adapter, not a model: FROM wants the base model, and adapters are not "
             "supported by this version"
         )
-    if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
-        return None
+    check_files(folder)
     found = sorted(folder.glob("*.gguf"))
+    if has_weights(folder) and ((folder / "config.json").exists() or not found):
+        return None
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(path.name for path in found[:4])
         raise CheckpointError(f"{folder}: {len(found)} .gguf files ({names}): name one in FROM")
     raise CheckpointError(
-        f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with "
-        "model.safetensors and config.json, or a .gguf file"
+        f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with config.json "
+        "and weights (.safetensors, .bin or .pth), or a .gguf file"
     )
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.gguf", "config.json"))
+    return has_weights(folder) or any(any(folder.glob(end)) for end in ("*.gguf", "config.json"))
 
 
 def _expanded(text: str, folder: Path) -> Path:

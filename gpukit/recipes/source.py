@@ -11,10 +11,11 @@ from torch import Tensor
 
 import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError
+from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, TensorSpec
 from gpukit.formats.gguf_split import GGUFModel
-from gpukit.formats.safetensors import Checkpoint
 from gpukit.models.base import PlannedTensor, auto_type, float_type
+from gpukit.models.fp8 import FP8, read_scale, scaled
 from gpukit.models.importer import plan_import, some
 
 TORCH_TYPES = {
@@ -23,6 +24,7 @@ TORCH_TYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+STORED_TYPES = {**TORCH_TYPES, **FP8}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Source(ABC):
     fields: tuple[Field, ...]
     tensors: tuple[SourceTensor, ...]
     is_checkpoint: bool
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # lines for the user, such as what nothing uses
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a metadata field."""
@@ -103,12 +105,17 @@ class Source(ABC):
         self.close()
 
 
-def open_source(path: Path) -> Source:
-    """The model at `path`: a folder with a checkpoint, or a GGUF file; the errors of its reader."""
+def open_source(path: Path, pre: str | None = None) -> Source:
+    """The model at `path`: a folder with a checkpoint, or a GGUF file; the errors of its reader.
+
+    `pre` names the pre-tokenizer of a folder with a byte-level BPE.
+    """
     if path.is_dir():
-        return CheckpointSource(path)
+        return CheckpointSource(path, pre)
     if not path.exists():
         raise ArgumentError(f"{path}: no such file or folder")
+    if pre is not None:
+        raise ArgumentError(f"{path}: a GGUF has its pre-tokenizer; --pre is for model folders")
     return GGUFSource(path)
 
 
@@ -117,22 +124,20 @@ class CheckpointSource(Source):
 
     is_checkpoint = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pre: str | None = None) -> None:
         self.path = path
         self._checkpoint = Checkpoint(path)
         try:
-            plan = plan_import(self._checkpoint)
+            plan = plan_import(self._checkpoint, pre=pre)
         except BaseException:
             self._checkpoint.close()
             raise
         self.fields = plan.fields
-        self._planned = plan.tensors
-        self._auto = auto_type(plan.tensors)
         if plan.left_out:
-            self.warnings = (
-                f"{path}: {some(plan.left_out)} left out: a {plan.config.arch} GGUF has no place "
-                "for them",
-            )
+            self.warnings = (f"{path}: left out: {some(plan.left_out)} without use in a GGUF",)
+        self._planned = plan.tensors
+        self._scales = plan.scales.by_weight
+        self._auto = auto_type(plan.tensors)
         self.tensors = tuple(self._tensor(planned) for planned in plan.tensors)
 
     def _tensor(self, planned: PlannedTensor) -> SourceTensor:
@@ -156,7 +161,7 @@ class CheckpointSource(Source):
 
     def _dtype(self, index: int) -> torch.dtype:
         stored = self._checkpoint.tensors[self._planned[index].sources[0]]
-        return TORCH_TYPES[stored.dtype]
+        return STORED_TYPES[stored.dtype]
 
     def stored_bytes(self, index: int, rows: int) -> int:
         if self._planned[index].values is not None:
@@ -181,9 +186,25 @@ class CheckpointSource(Source):
         if planned.values is not None:
             return planned.values.view(-1, planned.ne[0])[row : row + rows].to(data.device)
         found = data.view(self._dtype(index)).view(rows, planned.ne[0])
-        if found.dtype is torch.float64:
-            found = found.to(torch.float32)
+        found = self._decoded(planned, row, found)
         return planned.transform(found) if planned.transform is not None else found
+
+    def _decoded(self, planned: PlannedTensor, row: int, stored: Tensor) -> Tensor:
+        """Rows of `planned` as they are stored, the first being row `row`, in a type of the
+        kernels; those of each source have its own scales."""
+        if not any(source in self._scales for source in planned.sources):
+            wide = stored.dtype is torch.float64 or stored.dtype in FP8.values()
+            return stored.to(torch.float32) if wide else stored
+        each = planned.rows // len(planned.sources)
+        parts, done = [], 0
+        while done < len(stored):
+            number, first = divmod(row + done, each)
+            count = min(each - first, len(stored) - done)
+            scale = self._scales[planned.sources[number]]
+            scales = read_scale(self._checkpoint, scale)
+            parts.append(scaled(stored[done : done + count], first, scale, scales))
+            done += count
+        return torch.cat(parts)
 
     def close(self) -> None:
         self._checkpoint.close()

@@ -1,14 +1,16 @@
 """The two libraries behind `Tokenizer`: sentencepiece and tokenizers, fed from GGUF metadata."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from gpukit.errors import TokenizerError
-from gpukit.tokenizer.pretokenizers import PRE_TOKENIZERS
+from gpukit.tokenizer.pretokenizers import PreTokenizer
 from gpukit.tokenizer.types import TokenType
 
 SPACE = "\u2581"
+BYTE_TEXTS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 class SentencePiece:
@@ -28,7 +30,7 @@ class SentencePiece:
         self._model = SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(_proto(tokens, scores, types))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise TokenizerError(f"the vocabulary is no sentencepiece model: {error}") from None
 
     def encode(self, text: str) -> list[int]:
@@ -36,44 +38,37 @@ class SentencePiece:
         return [number for number in ids if number < self._count]
 
     def token_bytes(self, text: str, kind: TokenType) -> bytes:
-        if kind is TokenType.BYTE:
-            return bytes([int(text[3:5], 16)])
-        return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
+        return _piece_bytes(text, kind)
 
 
 def _proto(tokens: Sequence[str], scores: Sequence[float], types: Sequence[TokenType]) -> bytes:
-    """The metadata as a serialized sentencepiece model without any normalisation."""
+    """The metadata as a serialized sentencepiece model without any normalisation.
+
+    llama.cpp looks pieces and bytes up by their texts, whatever their types are; the types here
+    make the library do the same.
+    """
     from sentencepiece import sentencepiece_model_pb2 as pb2
 
+    kinds = pb2.ModelProto.SentencePiece
     model = pb2.ModelProto()
     model.trainer_spec.model_type = pb2.TrainerSpec.BPE
-    whole_bytes = types.count(TokenType.BYTE) == 256
-    model.trainer_spec.byte_fallback = whole_bytes
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
     model.normalizer_spec.escape_whitespaces = True
-    kinds = {
-        TokenType.NORMAL: pb2.ModelProto.SentencePiece.NORMAL,
-        # The library wants exactly one unknown piece; it is added below.
-        TokenType.UNKNOWN: pb2.ModelProto.SentencePiece.CONTROL,
-        TokenType.CONTROL: pb2.ModelProto.SentencePiece.CONTROL,
-        # Cut out of the text before it comes here, so they are never looked for.
-        TokenType.USER_DEFINED: pb2.ModelProto.SentencePiece.CONTROL,
-        TokenType.UNUSED: pb2.ModelProto.SentencePiece.UNUSED,
-        # The library wants all 256 of them or none.
-        TokenType.BYTE: pb2.ModelProto.SentencePiece.BYTE
-        if whole_bytes
-        else pb2.ModelProto.SentencePiece.CONTROL,
-    }
-    for text, score, kind in zip(tokens, scores, types, strict=False):
-        model.pieces.add(piece=text, score=score, type=kinds[kind])
+    for text, score in zip(tokens, scores, strict=False):
+        model.pieces.add(piece=text, score=score, type=kinds.NORMAL)
+    # The library wants all bytes or none, and exactly one unknown piece.
+    numbers = {text: number for number, text in enumerate(tokens)}
+    whole_bytes = numbers.keys() >= BYTE_TEXTS
+    model.trainer_spec.byte_fallback = whole_bytes
+    for text in BYTE_TEXTS if whole_bytes else ():
+        model.pieces[numbers[text]].type = kinds.BYTE
     unknown = types.index(TokenType.UNKNOWN) if TokenType.UNKNOWN in types else None
     if unknown is None:
-        piece = model.pieces.add(piece="<no unknown token>")
-    else:
-        piece = model.pieces[unknown]
-    piece.type = pb2.ModelProto.SentencePiece.UNKNOWN
+        model.pieces.add(piece="<no unknown token>")
+    piece = model.pieces[-1 if unknown is None else unknown]
+    piece.type = kinds.UNKNOWN
     model.trainer_spec.unk_piece = piece.piece
     data: bytes = model.SerializeToString()
     return data
@@ -83,17 +78,12 @@ class ByteLevel:
     """A "gpt2" vocabulary: text is cut by expressions, its bytes merge by rank."""
 
     add_space_prefix = False
-    bos_id: int | None = 11
     eos_id: int | None = 11
 
-    def __init__(self, tokens: Sequence[str], merges: Sequence[str], pre: Any) -> None:
-        rules = PRE_TOKENIZERS.get("default" if pre is None else pre)
-        if rules is None:
-            raise TokenizerError(
-                f"unknown pre-tokenizer {pre!r}; known: {', '.join(sorted(PRE_TOKENIZERS))}"
-            )
+    def __init__(self, tokens: Sequence[str], merges: Sequence[str], rules: PreTokenizer) -> None:
         self.add_bos = rules.add_bos
-        self._library = _byte_level(tokens, merges, rules.splits, rules.ignore_merges)
+        self.bos_id = rules.bos
+        self._library = _byte_level(tokens, merges, rules)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
@@ -107,21 +97,58 @@ class ByteLevel:
             return text.encode("utf-8", "surrogateescape")
 
 
-def _byte_level(
-    tokens: Sequence[str], merges: Sequence[str], splits: Sequence[str], ignore_merges: bool
-) -> Any:
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+class CharacterLevel:
+    """A vocabulary like sentencepiece's in the form of a BPE: characters merge by rank, line by
+    line, and those that are no tokens fall back to bytes."""
 
-    vocabulary = {text: number for number, text in enumerate(tokens)}
-    pairs = [_pair(merge) for merge in merges]
-    try:
-        library = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=ignore_merges))
-        cuts = [pre_tokenizers.Split(Regex(split), "isolated") for split in splits]
-    except Exception as error:  # the library raises plain Exception
-        raise TokenizerError(f"the vocabulary is no byte-level BPE: {error}") from None
+    add_space_prefix = False
+    eos_id: int | None = 11
+
+    def __init__(self, tokens: Sequence[str], merges: Sequence[str], rules: PreTokenizer) -> None:
+        self.add_bos = rules.add_bos
+        self.bos_id = rules.bos
+        self._ids = {text: number for number, text in enumerate(tokens)}
+        self._library = _bpe(tokens, merges, byte_fallback=True)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in re.findall(r"\n+|[^\n]+", text.replace(" ", SPACE)):
+            if piece[0] == "\n" and piece in self._ids:
+                ids.append(self._ids[piece])
+            else:
+                ids += self._library.encode(piece, add_special_tokens=False).ids
+        return ids
+
+    def token_bytes(self, text: str, kind: TokenType) -> bytes:
+        return _piece_bytes(text, kind)
+
+
+def _piece_bytes(text: str, kind: TokenType) -> bytes:
+    if kind is TokenType.BYTE:
+        return bytes([int(text[3:5], 16)])
+    return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
+
+
+def _byte_level(tokens: Sequence[str], merges: Sequence[str], rules: PreTokenizer) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    library = _bpe(tokens, merges, ignore_merges=rules.ignore_merges)
+    cuts = [pre_tokenizers.Split(Regex(split), "isolated") for split in rules.splits]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level])
     return library
+
+
+def _bpe(tokens: Sequence[str], merges: Sequence[str], **options: bool) -> Any:
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {text: number for number, text in enumerate(tokens)}
+    # Of equal pairs the first counts.
+    pairs = list(dict.fromkeys(_pair(merge) for merge in merges))
+    try:
+        return Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, **options))
+    except Exception as error:  # the library raises plain Exception
+        raise TokenizerError(f"the vocabulary is no BPE: {error}") from None
 
 
 def _pair(merge: str) -> tuple[str, str]:

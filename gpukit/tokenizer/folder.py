@@ -4,7 +4,6 @@ Tried in this order: `tokenizer.model` (sentencepiece), `tokenizer.json` of a se
 (BPE with byte fallback), `tokenizer.json` of a byte-level BPE.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from gpukit.errors import TokenizerError
 from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string
 from gpukit.tokenizer.files import read_json
-from gpukit.tokenizer.pretokenizers import CHECK_TEXT, HASHES
+from gpukit.tokenizer.recognition import recognise
 from gpukit.tokenizer.special import special_fields
 from gpukit.tokenizer.types import TokenType
 
@@ -272,7 +271,7 @@ def _byte_level(
         text, kind = _byte_level_token(library, texts.get(number), added.get(number))
         tokens.append(text if text is not None else f"[PAD{number}]")
         types.append(int(kind))
-    name = pre or recognise(library, path)
+    name = recognise(library, path, pre)
     special = special_fields(folder, merges=True)
     return [*_listed("gpt2", name, tokens, None, types), *special]
 
@@ -290,14 +289,3 @@ def _byte_level_token(
     if entry.get("special") or looks_special(text):
         return text, TokenType.CONTROL
     return text.replace("\u2581", " "), TokenType.USER_DEFINED
-
-
-def recognise(library: Any, path: Path) -> str:
-    """The name of a byte-level BPE's pre-tokenizer; `TokenizerError` where nobody knows it."""
-    digest = hashlib.sha256(str(library.encode(CHECK_TEXT).ids).encode()).hexdigest()
-    if digest not in HASHES:
-        raise TokenizerError(
-            f"{path}: unknown pre-tokenizer (hash {digest}); known: "
-            f"{', '.join(sorted(set(HASHES.values())))}"
-        )
-    return HASHES[digest]

@@ -1,168 +1,219 @@
-"""BPE pre-tokenizers: how a tokenizer.json is recognised, and what each name splits on.
+r"""BPE pre-tokenizers: what each `tokenizer.ggml.pre` splits text on before its bytes are merged.
 
-A tokenizer.json is recognised as llama.cpp's converter does it: the ids of one check text, hashed.
-Names, hashes and expressions are facts of llama.cpp (conversion/base.py, src/llama-vocab.cpp).
+Names and expressions are facts of llama.cpp (src/llama-vocab.cpp, src/unicode.cpp). They are
+written for Oniguruma, which the tokenizers library uses, and mean what they mean to llama.cpp: the
+case of letters beyond ASCII is ignored, `\d` is a digit of ASCII, white space belongs to no other
+class, and the quirks of matchers that llama.cpp has written by hand are kept.
 """
 
 from dataclasses import dataclass
 
-CHECK_TEXT = (
-    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n\U0001f680 (normal) \U0001f636\u200d"
-    "\U0001f32b\ufe0f (multiple emojis concatenated) \u2705 \U0001f999\U0001f999 3 33 333 333"
-    "3 33333 333333 3333333 33333333 3.3 3..3 3...3 \u1780\u17b6\u1793\u17cb\u178f\u17c2"
-    "\u1796\u17b7\u179f\u17c1\u179f\u17a2\u17b6\u1785\U0001f601 ?\u6211\u60f3\u5728apple"
-    "\u5de5\u4f5c1314151\u5929\uff5e ------======= \u043d\u0435\u0449\u043e \u043d\u0430 "
-    "\u0411\u044a\u043b\u0433\u0430\u0440\u0441\u043a\u0438 ''''''```````\"\"\"\"......!!!!!!"
-    "?????? I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like s"
-    "ome tea? We'Ve a'lL"
-)
-
-# sha256 of str(ids of CHECK_TEXT, special tokens included) -> name.
-HASHES = {
-    "b0a6b1c0bd5998ebd9df08611efde34a4ff03faed45ae09c43e6b31ebd4b94cf": "a.x-4.0",
-    "49fc0303c9e0d2c2c565c510f64b2d9b271276acdcdadff733249eda9f7d59df": "afmoe",
-    "96a5f08be6259352137b512d4157e333e21df7edd3fcd152990608735a65b224": "bailingmoe",
-    "9b1be57e70d20d9501b2b3186e792d81181ae36ada3903c26f9fea418cf87206": "bailingmoe2",
-    "8e62295832751ca1e8f92f2226f403dea30dc5165e448b5bfa05af5340c64ec7": "bert-bge-large",
-    "3c30d3ad1d6b64202cd222813e7736c2db6e1bd6d67197090fc1211fbc612ae7": "bloom",
-    "60824e3c0d9401f89943cbb2fff727f0e2d4c545ba4df2d6e4f09a6db0f5b450": "chameleon",
-    "81d72c7348a9f0ebe86f23298d37debe0a5e71149e29bd283904c02262b27516": "chatglm-bpe",
-    "b6e8e1518dc4305be2fe39c313ed643381c4da5db34a98f6a04c093f8afbe99b": "chatglm-bpe",
-    "7b3e7548e4308f52a76e8229e4e6cc831195d0d1df43aed21ac6c93da05fec5f": "codeshell",
-    "52df12b4c8d4176e7481aab4b6e8454d1fd0a210a04a574f6d4e067d10e23c3e": "cohere2moe",
-    "9c2227e4dd922002fb81bde4fc02b0483ca4f12911410dee2255e4987644e3f8": "command-r",
-    "a8594e3edff7c29c003940395316294b2c623e09894deebbc65f33f1515df79e": "dbrx",
-    "347715f544604f9118bb75ed199f68779f423cabb20db6de6f31b908d04d7821": "deepseek-coder",
-    "049ecf7629871e3041641907f3de7c733e4dbfdc736f57d882ba0b0845599754": "deepseek-llm",
-    "b3f499bb4255f8ca19fccd664443283318f2fd2414d5e0b040fbdd0cc195d6c5": "deepseek-r1-qwen",
-    "877081d19cf6996e2c4ff0e1236341e9b7bde288f5311a56a937f0afbbb3aeb5": "deepseek-v3",
-    "4e2b24cc4770243d65a2c9ec19770a72f08cffc161adbb73fcbb6b7dd45a0aae": "exaone",
-    "6c81ce329e0802883b22eabab0d3fa48357337ef1ecb45443828bf1f6254833f": "exaone-moe",
-    "2085e1638f6c377a0aa4ead21b27bb4cb941bf800df86ed391011769c1758dfb": "exaone4",
-    "862f827721df956049dff5ca81a57f29e575280bc622e290d3bf4e35eca29015": "f2llmv2",
-    "8aeee3860c56296a157a1fe2fad249ec40aa59b1bb5709f4ade11c4e6fe652ed": "falcon",
-    "3eda48b4c4dc7de733d1a8b3e3b4a85243dbbf704da2ee9d42c6beced8897896": "falcon-h1",
-    "48f8e02c0359c0bbdd82f26909171fac1c18a457bb47573ed1fe3bbb2c1cfd4b": "falcon-h1",
-    "60476e1243776c4fb1b993dbd7a5f15ac22f83c80afdf425fa5ae01c8d44ef86": "falcon-h1",
-    "a6b57017d60e6edb4d88ecc2845188e0eb333a70357e45dcc9b53964a73bbae6": "falcon-h1",
-    "9d032fcbd5501f4a38150912590928bfb36091efb5df11b8e2124b0390e3fb1e": "falcon3",
-    "846deafc5b0fa786186fa4ae6c7b49903cf2f1d1895bdb80b9120d60be135252": "gemma4",
-    "ad851be1dba641f2e3711822f816db2c265f788b37c63b4e1aeacb9ee92de8eb": "gigachat",
-    "9ca2dd618e8afaf09731a7cf6e2105b373ba6a1821559f258b272fe83e6eb902": "glm4",
-    "a1336059768a55c99a734006ffb02203cd450fed003e9a71886c88acf24fdbc2": "glm4",
-    "cdf5f35325780597efd76153d4d1c16778f766173908894c04afc20108536267": "glm4",
-    "0fe1cf6eda062318a1af7270f3331a85c539a01778ff948e24388e949c5282f4": "gpt-2",
-    "3ce83efda5659b07b1ad37ca97ca5797ea4285d9b9ab0dc679e4a720c9da7454": "gpt-2",
-    "ccc2ef013c104be7bae2965776d611e1d7a8a2a9c547dd93a682c9a9fc80352e": "gpt-4o",
-    "bc01ce58980e1db43859146dc51b1758b3b88729b217a74792e9f8d43e479d21": "gpt3-finnish",
-    "53e325976a6e142379c19b09afcae354f2f496f147afa8f9e189a33fe4e3024e": "granite-docling",
-    "789696f5946cc0fc59371f39f6097cafed196b3acded6140432f26bbb1ae1669": "granite-embed-multi-311m",
-    "f241072145675bf8322086f115aebad05e9f869557a238bf2150a2a417d1bf60": "granite-embed-multi-97m",
-    "66b8d4e19ab16c3bfd89bce5d785fb7e0155e8648708a1f42077cb9fe002c273": "grok-2",
-    "7e57df22b1fe23a7b1e1c7f3dc4e3f96d43a4eb0836d0c6bdc3436d7b2f1c664": "hunyuan",
-    "bba3b3366b646dbdded5dbc42d59598b849371afc42f7beafa914afaa5b70aa6": "hunyuan-dense",
-    "e6ddf9c6686791c12d698d34c31ab9be1fea9af5a3d9a6909783ab382198ae1c": "hy_v4",
-    "b53802fb28e26d645c3a310b34bfe07da813026ec7c7716883404d5e0f8b1901": "jais",
-    "bc5108ee1eb6a3d600cadd065f63190fbd0554dbc9e4bbd6a0d977970afc8d2a": "jais-2",
-    "c7699093ba4255a91e702aa38a596aa81669f3525dae06c2953267dde580f448": "jina-v1-en",
-    "7967bfa498ade6b757b064f31e964dddbb80f8f9a4d68d4ba7998fcf281c531a": "jina-v2-code",
-    "27949a2493fc4a9f53f5b9b029c82689cfbe5d3a1929bb25e043089e28466de6": "jina-v2-de",
-    "b3d1dd861f1d4c5c0d2569ce36baf3f90fe8a102db3de50dd71ff860d91be3df": "jina-v2-de",
-    "0876d13b50744004aa9aeae05e7b0647eac9d801b5ba4668afc01e709c15e19f": "jina-v2-en",
-    "171aeeedd6fb548d418a7461d053f11b6f1f1fc9b387bd66640d28a4b9f5c643": "jina-v2-es",
-    "a023e9fdc5a11f034d3ef515b92350e56fb2af1f66c6b6811a4444ea9bf8763d": "jina-v5-nano",
-    "b4b8ca1f9769494fbd956ebc4c249de6131fb277a4a3345a7a92c7dd7a55808d": "joyai-llm",
-    "e4d54df1ebc1f2b91acd986c5b51aa50837d5faf7c7398e73c1f9e9ee5d19869": "kanana2",
-    "81212dc7cdb7e0c1074ca62c5aeab0d43c9f52b8a737be7b12a777c953027890": "kimi-k2",
-    "4a2e2abae11ca2b86d570fc5b44be4d5eb5e72cc8f22dd136a94b37da83ab665": "kormo",
-    "972da7b59cec44d1f0a490a86c96df53859e486e481563e5dddac155013d87ac": "laguna",
-    "169bf0296a13c4d9b7672313f749eb36501d931022de052aad6e36f2bf34dd51": "lfm2",
-    "9e454714343b69b99b71795c1d27a68c2a1d15dab111f4d353109f966af29da7": "lfm2",
-    "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5": "llama-bpe",
-    "d353350c764d8c3b39c763113960e4fb4919bea5fbf208a0e3b22e8469dc7406": "llama4",
-    "d4c8f286ea6b520b3d495c4455483cfa2302c0cfcd4be05d781b6a8a0a7cdaf1": "megrez",
-    "a1e163ecab2e718a4c829d1148b6e86824ec36163bb71941c3dca9cd5ac25756": "mellum",
-    "9dcf830ee9990cdbf78cc523a5f7bd9ad8f3f9890c2d3581d2785ad10f07049d": "mellum2",
-    "f6791d196f87ce6b56a7d234be618e0d58f8cda3549416635b2bebcd22cd95c4": "midm-2.0",
-    "1431a23e583c97432bc230bff598d103ddb5a1f89960c8f1d1051aaa944d0b35": "minerva-7b",
-    "36f3066e97b7f3994b379aaacde306c1444c6ae84e81a5ae3cd2b7ed3b8c42d4": "minicpm5",
-    "f4f37b6c8eb9ea29b3eac6bb8c8487c5ab7885f8d8022e67edc1c68ce8403e95": "minimax-m2",
-    "a0b64b4385f123663873756336c085744376d015ff328bb1d901598f63c44152": "modern-bert",
-    "b6dc8df998e1cfbdc4eac8243701a65afe638679230920b50d6f17d81c098166": "olmo",
-    "fcace8b9cac38ce847670c970cd5892031a753a1ef381abd1d9af00f713da085": "phi-2",
-    "0e9433cbbb161f89e264eb32e8e64bfe69e834973ffca5d41d3948a604a3e2a3": "pixtral",
-    "c7ea5862a53e4272c035c8238367063e2b270d51faa48c0f09e9d5b54746c360": "poro-chat",
-    "d4540891389ea895b53b399da6ac824becc30f2fba0e9ddbb98f92e55ca0e97c": "qwen2",
-    "e636dc30a262dcc0d8c323492e32ae2b70728f4df7dfe9737d9f920a282b8aea": "qwen2",
-    "1444df51289cfa8063b96f0e62b1125440111bc79a52003ea14b6eac7016fd5f": "qwen35",
-    "d30d75d9059f1aa2c19359de71047b3ae408c70875e8a3ccf8c5fba56c9d8af4": "qwen35",
-    "6221ad2852e85ce96f791f476e0b390cf9b474c9e3d1362f53a24a06dc8220ff": "refact",
-    "8b5a93ed704057481f240da0be7e7dca721d7f8f4755263b6807227a2cbeae65": "roberta-bpe",
-    "62f6fb0a6fd5098caeabb19b07a5c1099cafc8b9c40eab6ea89ece4ec02fbc57": "sarvam-moe",
-    "d5f1dd6f980fec569fb218a81a7658ac45fc56b38c5a0adeb1c232fbe04ef5ec": "seed-coder",
-    "c136ed14d01c2745d4f60a9596ae66800e2b61fa45643e72436041855ad4089d": "smaug-bpe",
-    "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249": "smollm",
-    "16389f0a1f51ee53e562ffd51c371dc508639ab0e4261502071836e50e223e91": "solar-open",
-    "0a766d034107bc736a3f2dc4968fd62e54a3570f1454443e0c5a4cc6bd7941ed": "spark2_5",
-    "32d85c31273f8019248f2559fed492d929ea28b17e51d81d3bb36fff23ca72b3": "stablelm2",
-    "35d91631860c815f952d711435f48d356ebac988362536bed955d43bfa436e34": "starcoder",
-    "7dec86086fcc38b66b7bc1575a160ae21cf705be7718b9d5598190d7c12db76f": "superbpe",
-    "f728162c1315c26e40249849799b4ba3fe584c32084b4795b03eb295e63cb5af": "talkie",
-    "63b97e4253352e6f357cc59ea5b583e3a680eaeaf2632188c2b952de2588485e": "tekken",
-    "d772b220ace2baec124bed8cfafce0ead7d6c38a4b65ef11261cf9d5d62246d1": "tiny_aya",
-    "1994ffd01900cfb37395608534236ecd63f2bd5995d6cb1004dda1af50240f15": "trillion",
-    "653660222fb704f61cbf2b618a8ae6502b7f8b20c980f9a5de07ed78e13319cd": "ufakzeka",
-    "7fc505bd3104ca1083b150b17d088b59534ede9bde81f0dd2090967d7fe52cee": "viking",
-    "9d70134b369a70e5735009b6de918f7581b5211f7c074d1f89f753aea8248af1": "youtu",
-}
+from gpukit.errors import TokenizerError
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How text is cut before merges: each expression cuts what the one before it left whole."""
+    """How text is cut before merges: each expression cuts what the one before it left whole.
+
+    `raw` vocabularies merge characters instead of bytes, as sentencepiece does.
+    """
 
     splits: tuple[str, ...]
     ignore_merges: bool = False  # a piece that is a token itself is taken as it is
     add_bos: bool = False  # where the metadata does not say
+    bos: int | None = 11  # where the metadata name none
+    raw: bool = False
 
 
-_CONTRACTIONS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+def rules_of(name: str) -> PreTokenizer:
+    """The rules by the name of a pre-tokenizer; `TokenizerError` lists the known names."""
+    if name not in PRE_TOKENIZERS:
+        raise TokenizerError(
+            f"unknown pre-tokenizer {name!r}; known: {', '.join(sorted(PRE_TOKENIZERS))}"
+        )
+    return PRE_TOKENIZERS[name]
+
+
+_CONTRACTION = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_OTHER = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_SPACE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
-_llama3 = PreTokenizer(
-    (_CONTRACTIONS + _WORDS + r"|\p{N}{1,3}" + _TAIL,), ignore_merges=True, add_bos=True
-)
-_qwen2 = PreTokenizer((_CONTRACTIONS + _WORDS + r"|\p{N}" + _TAIL,))
-_gpt2 = PreTokenizer((_GPT2,))
-_digits = PreTokenizer((r"\p{N}", _GPT2))
-_default = PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
 
-# The pre-tokenizers that a model can be run with, by `tokenizer.ggml.pre`.
-PRE_TOKENIZERS = {
-    "default": _default,
-    "llama3": _llama3,
-    "llama-v3": _llama3,
-    "llama-bpe": _llama3,
-    "falcon3": _llama3,
-    "pixtral": _llama3,
-    "lfm2": _llama3,
-    "dbrx": PreTokenizer(_llama3.splits),
-    "smaug-bpe": PreTokenizer(_llama3.splits),
-    "qwen2": _qwen2,
-    "stablelm2": _qwen2,
-    "hunyuan": _qwen2,
-    "deepseek-r1-qwen": _qwen2,
-    "gpt-2": _gpt2,
-    "phi-2": _gpt2,
-    "mpt": _gpt2,
-    "olmo": _gpt2,
-    "jais": _gpt2,
-    "smollm": _digits,
-    "starcoder": _digits,
-    "refact": _digits,
-    "command-r": _digits,
-    "codeshell": _digits,
-    "exaone": _digits,
+def _modern(number: str, letters: str = _LETTERS, other: str = _OTHER, space: str = _SPACE) -> str:
+    return f"{_CONTRACTION}|{letters}|{number}|{other}|{space}"
+
+
+_llama3 = (_modern(r"\p{N}{1,3}"),)
+_qwen2 = (_modern(r"\p{N}"),)
+_digits = (r"\p{N}", _GPT2)
+_lines = (r"[^\n]+|[\n]+",)
+
+# CamelCase and contractions: upper case before lower case, where "case" is one of ASCII only.
+_upper, _lower = r"(?:(?=[\p{L}])(?:[^a-z]))", r"(?:(?=[\p{L}])(?:[^A-Z]))"
+_any = r"[\p{L}\p{M}]"
+
+
+def _cased(upper: str, lower: str, end: str, number: str) -> str:
+    start = r"[^\r\n\p{L}\p{N}]?"
+    words = f"{start}{upper}*{lower}+{end}|{start}{upper}+{lower}*{end}"
+    return rf"{words}|{number}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACE}"
+
+
+_gpt4o = (_cased(_upper, _lower, f"{_CONTRACTION}?", r"\p{N}{1,3}"),)
+_marked = (
+    _cased(_upper.replace("p{L}", "p{L}\\p{M}"), _lower.replace("p{L}", "p{L}\\p{M}"),
+           f"{_CONTRACTION}?", r"\p{N}{1,3}"),
+)  # fmt: skip
+
+# Numbers in groups of three from the right; what stands before a number goes with its first group.
+_thousands = r"\G[^\p{N}]*+\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+
+_kana = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+_cjk = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff&&[^\\s]]+"
+_punctuated = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+_deepseek3 = (
+    r"\p{N}{1,3}",
+    _kana,
+    _punctuated + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|" + _SPACE,
+)
+_han = (
+    "\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
+    "\U0002b820-\U0002ceaf\U0002ceb0-\U0002ebef\uf900-\ufaff\U0002f800-\U0002fa1f"
+)
+_bloom = r" ?[^(\s|.,!?" + "\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+# The letters of the scripts with upper and lower case.
+_alphabets = (
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af"
+    "\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1"
+    "\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd"
+    "\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d"
+    "\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4"
+    "\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec"
+    "\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128"
+    "\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b"
+    "\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787"
+    "\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a"
+    "\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2"
+    "\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
+)
+_asian = (
+    "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf"
+    "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af"
+    "\u1100-\u11ff]+"
+)
+_youtu = (
+    "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c"
+    "\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + _kana
+)
+_wide_spaces = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
+
+# Pre-tokenizers by their names, several of which may share one.
+_NAMED: dict[str, PreTokenizer] = {
+    "default": PreTokenizer(
+        (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
+    ),
+    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": PreTokenizer(
+        _llama3, ignore_merges=True, add_bos=True
+    ),
+    "dbrx smaug-bpe": PreTokenizer(_llama3),
+    "chatglm-bpe": PreTokenizer(_llama3, bos=None),
+    "glm4 glm5": PreTokenizer(_llama3, ignore_merges=True, bos=None),
+    "jais-2": PreTokenizer((_modern(r"\p{N}{1,3}", space=rf"\s*[\r\n]+|{_wide_spaces}|\s{{1}}"),)),
+    "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2": PreTokenizer(
+        _qwen2
+    ),
+    "qwen35": PreTokenizer(
+        (
+            _modern(
+                r"\p{N}",
+                letters=rf"[^\r\n\p{{L}}\p{{N}}]?{_any}+",
+                other=r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
+            ),
+        )
+    ),
+    "ufakzeka": PreTokenizer((rf"{_LETTERS}|\p{{N}}|{_OTHER}|{_SPACE}",)),
+    "seed-coder": PreTokenizer((_modern(r"\p{N}{1}", other=r" ?[^\s\p{L}\p{N}\r\n]+"),)),
+    "minicpm5": PreTokenizer((r"\p{N}{1,3}", _modern(r"\p{N}+")), ignore_merges=True),
+    "laguna": PreTokenizer((*_lines, *_qwen2)),
+    "bailingmoe bailingmoe2 llada-moe": PreTokenizer(
+        (
+            rf"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|{_LETTERS}|\p{{N}}|{_OTHER}"
+            r"|\s*[\r\n]|\s+(?!\S)|\s+",
+        )
+    ),
+    "exaone-moe": PreTokenizer(
+        (
+            _modern(
+                r"\p{N}",
+                letters=r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
+                other=r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
+                space=r"\s*[\r\n]|\s+(?!\S)|\s+",
+            ),
+        )
+    ),
+    "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert": (
+        PreTokenizer((_GPT2,))
+    ),
+    "mpt olmo jais trillion granite-docling exaone4 jina-v1-en jina-v2-code roberta-bpe": (
+        PreTokenizer((_GPT2,))
+    ),
+    "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": PreTokenizer(_digits),
+    "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
+    "tekken": PreTokenizer(
+        (_cased(_upper, _lower, "", r"\p{N}"),), ignore_merges=True, add_bos=True
+    ),
+    "gpt-4o llama4 kanana2 talkie minimax-m2": PreTokenizer(_gpt4o),
+    "granite-embed-multi-97m": PreTokenizer(_marked, ignore_merges=True),
+    "tiny_aya cohere2moe": PreTokenizer(
+        (_thousands, _cased(_any, _any, f"{_CONTRACTION}?", r"\p{N}{1,3}"))
+    ),
+    "youtu": PreTokenizer(
+        (_youtu, _cased(_any, _any, f"{_CONTRACTION}?", r"\p{N}")), ignore_merges=True
+    ),
+    "kimi-k2": PreTokenizer(
+        (
+            rf"[{_han}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_han}]]+{_CONTRACTION}?"
+            rf"|\p{{N}}{{1,3}}|{_OTHER}|{_SPACE}",
+        )
+    ),
+    "deepseek-llm": PreTokenizer(
+        (
+            r"[\r\n]",
+            rf"\s?[{_alphabets}]+",
+            "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001-\u3002]+",
+            r"\s+\z",
+            _cjk,
+            r"\p{N}+",
+        )
+    ),
+    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _cjk, r"\p{N}")),
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": PreTokenizer(_deepseek3),
+    "spark2_5": PreTokenizer(
+        (
+            *_deepseek3[:2],
+            _punctuated + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]"
+            r"|\s+(?!\S)|\s+",
+            r"\p{N}",
+        )
+    ),
+    "afmoe": PreTokenizer((_thousands, _asian, _deepseek3[2])),
+    "poro-chat bloom gpt3-finnish": PreTokenizer((_bloom,)),
+    "viking": PreTokenizer((_bloom, r"\p{N}")),
+    "superbpe": PreTokenizer((r"\p{N}+", "(?=([0-9]{3})+(?![0-9]))")),
+    "chameleon": PreTokenizer(
+        (
+            "<sentinel:[0-9]+>",
+            "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+            r"([\t\n]|    |  )",
+            r"\p{N}",
+            r"[\p{P}!-/:-@\[-`{-~]",
+            _GPT2,
+        ),
+        add_bos=True,
+    ),
+    "gemma4 granite-embed-multi-311m": PreTokenizer(_lines, add_bos=True, raw=True),
+    "sarvam-moe": PreTokenizer(_lines, raw=True),
 }
+PRE_TOKENIZERS = {name: rules for names, rules in _NAMED.items() for name in names.split()}

@@ -5,20 +5,16 @@ for "llama" vocabularies, tokenizers for byte-level BPE. Source: src/llama-vocab
 """
 
 import codecs
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gpukit.errors import TokenizerError
 from gpukit.formats.gguf_fields import Field, ValueType
 from gpukit.tokenizer import backends
+from gpukit.tokenizer.pretokenizers import rules_of
+from gpukit.tokenizer.specials import FILL_TEXTS, Specials, corrected
 from gpukit.tokenizer.types import TokenType
-
-# Texts that end a generation wherever a vocabulary has them.
-END_TEXTS = frozenset({
-    "</s>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>",
-    "<|end_of_text|>", "<|return|>", "<|call|>", "<|eot|>", "<EOT>", "_<EOT>", "<|EOT|>",
-})  # fmt: skip
 
 
 class Backend(Protocol):
@@ -39,9 +35,11 @@ class Tokenizer:
 
     def __init__(self, fields: Mapping[str, Field]) -> None:
         self._fields = fields
-        self.tokens: Sequence[str] = self._array("tokens", ValueType.STRING)
+        self.tokens: Sequence[str] = self._tokens()
         self.n_vocab = len(self.tokens)
-        self.types = self._types()
+        kinds = ("eos", "eot", "eom", *FILL_TEXTS)
+        named = {kind: self._id(kind, None) for kind in kinds}
+        self.types, ends = corrected(self.tokens, self._types(), named)
         self._backend = self._make_backend()
         self.bos_id = self._id("bos", self._backend.bos_id)
         self.eos_id = self._id("eos", self._backend.eos_id)
@@ -49,15 +47,8 @@ class Tokenizer:
         self.add_eos: bool = self._flag("add_eos_token", False)
         self._add_space_prefix = self._flag("add_space_prefix", self._backend.add_space_prefix)
         self.chat_template: str | None = self._get("tokenizer.chat_template")
-        self.eog_ids = frozenset(self._ends())
-        self._specials = {
-            text: number
-            for number, (text, kind) in enumerate(zip(self.tokens, self.types, strict=True))
-            if kind in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN) and text
-        }
-        plain = [t for t, n in self._specials.items() if self.types[n] is TokenType.USER_DEFINED]
-        self._always = _any_of(plain)
-        self._all = _any_of(self._specials)
+        self.eog_ids = ends if self.eos_id is None else ends | {self.eos_id}
+        self._specials = Specials(self.tokens, self.types, str(self._get("general.name") or ""))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Field]) -> "Tokenizer":
@@ -76,29 +67,16 @@ class Tokenizer:
         if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
         after_special = True
-        for piece, special in self._parts(text, self._all if parse_special else self._always):
-            if special is not None:
-                ids.append(special)
+        for part in self._specials.parts(text, control=parse_special):
+            if isinstance(part, int):
+                ids.append(part)
             else:
                 prefix = " " if self._add_space_prefix and after_special else ""
-                ids.extend(self._backend.encode(prefix + piece))
-            after_special = special is not None
+                ids.extend(self._backend.encode(prefix + part))
+            after_special = isinstance(part, int)
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
-
-    def _parts(
-        self, text: str, pattern: re.Pattern[str] | None
-    ) -> Iterator[tuple[str, int | None]]:
-        """Plain pieces and special tokens (text, id) in the order of the text."""
-        at = 0
-        for match in pattern.finditer(text) if pattern is not None else ():
-            if match.start() > at:
-                yield text[at : match.start()], None
-            yield match[0], self._specials[match[0]]
-            at = match.end()
-        if at < len(text):
-            yield text[at:], None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`: control tokens are silent, broken UTF-8 becomes U+FFFD."""
@@ -144,6 +122,16 @@ class Tokenizer:
         values: list[Any] = field.value
         return values
 
+    def _tokens(self) -> list[str]:
+        texts = [
+            text or f"[EMPTY_{number}]"
+            for number, text in enumerate(self._array("tokens", ValueType.STRING))
+        ]
+        if len(set(texts)) < len(texts):
+            ((twice, count),) = Counter(texts).most_common(1)
+            raise TokenizerError(f"tokenizer.ggml.tokens holds {twice[:80]!r} {count} times")
+        return texts
+
     def _types(self) -> list[TokenType]:
         if "tokenizer.ggml.token_type" not in self._fields:
             return [TokenType.NORMAL] * self.n_vocab
@@ -164,26 +152,24 @@ class Tokenizer:
             raise TokenizerError(f"{name}_token_id is {value}, the vocabulary has {self.n_vocab}")
         return value
 
-    def _ends(self) -> Iterator[int]:
-        for name in ("eos", "eot", "eom"):
-            number = self._id(name, self.eos_id if name == "eos" else None)
-            if number is not None:
-                yield number
-        for number, text in enumerate(self.tokens):
-            if text in END_TEXTS:
-                yield number
-
     def _make_backend(self) -> Backend:
         model = self._get("tokenizer.ggml.model")
         if model == "llama":
-            scores = self._array("scores", ValueType.FLOAT32)
-            if len(scores) < self.n_vocab:
-                raise TokenizerError(f"{len(scores)} scores for {self.n_vocab} tokens")
-            return backends.SentencePiece(self.tokens, scores, self.types)
-        if model == "gpt2":
+            return backends.SentencePiece(self.tokens, self._scores(), self.types)
+        if model in ("gpt2", "gemma4"):
             merges = self._array("merges", ValueType.STRING)
-            return backends.ByteLevel(self.tokens, merges, self._get("tokenizer.ggml.pre"))
+            pre = "gemma4" if model == "gemma4" else self._get("tokenizer.ggml.pre")
+            rules = rules_of("default" if pre is None else pre)
+            kind = backends.CharacterLevel if rules.raw else backends.ByteLevel
+            return kind(self.tokens, merges, rules)
         raise TokenizerError(f"tokenizer.ggml.model is {model!r}; llama and gpt2 can be run")
+
+    def _scores(self) -> list[float]:
+        whole = getattr(self._fields.get("tokenizer.ggml.scores"), "item", None) is ValueType.INT32
+        scores = self._array("scores", ValueType.INT32 if whole else ValueType.FLOAT32)
+        if len(scores) < self.n_vocab:
+            raise TokenizerError(f"{len(scores)} scores for {self.n_vocab} tokens")
+        return scores
 
 
 class TextStream:
@@ -211,9 +197,3 @@ class TextStream:
         """This stream in the middle of a text, where no leading space is taken off."""
         self._first = False
         return self
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern that finds the longest of `texts` at the leftmost place."""
-    ordered = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered))) if ordered else None

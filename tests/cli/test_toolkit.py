@@ -64,13 +64,33 @@ def test_a_dry_run_writes_nothing(file: Path, tmp_path: Path) -> None:
 def test_inspect(file: Path) -> None:
     done = gpukit("inspect", file)
     assert done.returncode == 0
-    assert "GGUF v3" in done.stdout
-    assert "llama.block_count" in done.stdout
-    assert "blk.1.ffn_down.weight" in done.stdout
+    for words in (
+        "GGUF v3",
+        "file type BF16",
+        "llama.block_count",
+        "Tokenizer",
+        '1 "<s>"',
+        "all  ",
+    ):
+        assert words in done.stdout
+    assert "blk.1.ffn_down.weight" not in done.stdout
+    assert "blk.1.ffn_down.weight" in gpukit("inspect", file, "--tensors").stdout
     found = json.loads(gpukit("inspect", file, "--json").stdout)
     assert found["metadata"]["llama.block_count"] == {"type": "u32", "value": 2}
     assert len(found["metadata"]["tokenizer.ggml.tokens"]["value"]) == 2048
+    assert found["tokenizer"]["special"]["eos"] == {"id": 2, "text": "</s>"}
     assert found["parameters"] == sum(t["elements"] for t in found["types"].values())
+    assert {"name", "shape", "type", "nbytes", "offset"} == found["tensors"][0].keys()
+
+
+def test_inspect_a_folder_and_its_weights(folder: Path) -> None:
+    done = gpukit("inspect", folder)
+    assert done.returncode == 0, done.stderr
+    for words in ("model folder", "LlamaForCausalLM", "hidden_size", "Tokenizer", "BF16"):
+        assert words in done.stdout
+    done = gpukit("inspect", folder / "model.safetensors", "--tensors")
+    assert "model.layers.1.mlp.down_proj.weight" in done.stdout
+    assert "256 x 512  BF16" in done.stdout
 
 
 def test_doctor(tmp_path: Path) -> None:
@@ -86,10 +106,13 @@ def test_doctor(tmp_path: Path) -> None:
     ("words", "code", "text"),
     [
         (("convert", "FOLDER", "OUT", "--type", "Q9"), 2, "unknown type 'Q9'; known: F32"),
+        (("convert", "FOLDER", "OUT", "--pre", "qwen2"), 2, "--pre qwen2: this vocabulary is no"),
+        (("quantize", "FILE", "OUT", "Q8_0", "--pre", "qwen2"), 2, "--pre is for model folders"),
         (("convert", "/no/such", "OUT"), 2, "/no/such: no such file or folder"),
         (("quantize", "README", "OUT", "Q8_0"), 1, "no GGUF file"),
-        (("inspect", "/no/such.gguf"), 1, "/no/such.gguf: no such file"),
-        (("inspect", "FOLDER"), 1, ""),
+        (("inspect", "/no/such.gguf"), 2, "/no/such.gguf: no such file or folder"),
+        (("inspect", "README"), 1, "no GGUF file: it begins with b'This'"),
+        (("inspect", "/etc"), 1, "/etc: no config.json"),
         (("quantize", "FOLDER", "OUT", "Q8_0", "--tensor-type", "x"), 2, "REGEX=TYPE"),
         (("convert", "FOLDER", "OUT", "--device", "tpu"), 2, "unknown device 'tpu'"),
         (("convert", "FOLDER"), 2, "Missing argument"),
@@ -97,11 +120,11 @@ def test_doctor(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    words: tuple[str, ...], code: int, text: str, folder: Path, tmp_path: Path
+    words: tuple[str, ...], code: int, text: str, folder: Path, file: Path, tmp_path: Path
 ) -> None:
     readme = tmp_path / "README"
     readme.write_text("This is no model.")
-    places = {"FOLDER": folder, "OUT": tmp_path / "x.gguf", "README": readme}
+    places = {"FOLDER": folder, "FILE": file, "OUT": tmp_path / "x.gguf", "README": readme}
     done = gpukit(*(places.get(word, word) for word in words))
     assert done.returncode == code, done.stderr
     assert text in done.stderr

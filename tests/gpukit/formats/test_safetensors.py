@@ -1,9 +1,8 @@
-"""safetensors files and folders of them: read as the reference does, contradictions refused."""
+"""safetensors files: read as the reference does, contradictions refused."""
 
 import json
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from gpukit.errors import CheckpointError, SafetensorsError
-from gpukit.formats.safetensors import INDEX, Checkpoint, SafetensorsFile
+from gpukit.errors import SafetensorsError
+from gpukit.formats.safetensors import SafetensorsFile
 
 
 def entry(dtype: str, shape: list[Any], begin: int, end: int) -> dict[str, Any]:
@@ -175,191 +174,3 @@ def test_an_empty_tensor_may_stand_anywhere_between_others(tmp_path: Path) -> No
     path.write_bytes(packed(header, bytes(10)))
     with SafetensorsFile(path) as file:
         assert [t.nbytes for t in file.tensors.values()] == [8, 0, 2]
-
-
-# Folders.
-
-
-def folder(tmp_path: Path, parts: dict[str, dict[str, float]], index: Any = True) -> Path:
-    """A checkpoint of scalars; `index` True: one that is right, None: none, else its content."""
-    there = tmp_path / "model"
-    there.mkdir()
-    (there / "config.json").write_text('{"model_type": "llama"}')
-    for part, values in parts.items():
-        save_file({n: np.array([v], np.float32) for n, v in values.items()}, there / part)
-    if index is True:
-        index = {"weight_map": {n: part for part, values in parts.items() for n in values}}
-    if index is not None:
-        (there / INDEX).write_text(json.dumps(index))
-    return there
-
-
-ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-SHARDS: dict[str, dict[str, float]] = {ONE: {"z": 1, "b": 2}, TWO: {"c": 3, "a": 4}}
-
-
-def values(checkpoint: Checkpoint) -> dict[str, float]:
-    found = {}
-    for tensor in checkpoint:
-        buffer = bytearray(tensor.nbytes)
-        checkpoint.read_into(tensor, memoryview(buffer))
-        (found[tensor.name],) = struct.unpack("<f", buffer)
-    return found
-
-
-@pytest.mark.parametrize("index", [True, None])
-def test_shards_in_llama_cpps_order(index: bool | None, tmp_path: Path) -> None:
-    there = folder(tmp_path, SHARDS, index)
-    with Checkpoint(there) as checkpoint:
-        assert list(checkpoint.tensors) == ["b", "z", "a", "c"]
-        assert values(checkpoint) == {"b": 2, "z": 1, "a": 4, "c": 3}
-        assert checkpoint.config == {"model_type": "llama"}
-        assert checkpoint.folder == there
-        assert checkpoint.read_json("generation_config.json") is None
-
-
-def test_a_single_file(tmp_path: Path) -> None:
-    there = folder(tmp_path, {"model.safetensors": {"a": 1}}, None)
-    save_file({"x": np.zeros(1)}, there / "adapter.safetensors")
-    with Checkpoint(there) as checkpoint:
-        assert values(checkpoint) == {"a": 1}
-
-
-def test_files_that_the_index_does_not_name_are_left_alone(tmp_path: Path) -> None:
-    there = folder(tmp_path, SHARDS)
-    save_file({"a": np.zeros(1)}, there / "model-extra.safetensors")
-    with Checkpoint(there) as checkpoint:
-        assert len(checkpoint.files) == 2
-
-
-def test_a_cache_of_symlinks(tmp_path: Path) -> None:
-    there = folder(tmp_path, SHARDS)
-    blobs = tmp_path / "blobs"
-    snapshot = tmp_path / "snapshots" / "abc"
-    blobs.mkdir()
-    snapshot.mkdir(parents=True)
-    for number, path in enumerate(sorted(there.iterdir())):
-        path.rename(blobs / f"{number:064x}")
-        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", f"{number:064x}"))
-    with Checkpoint(snapshot) as checkpoint:
-        assert values(checkpoint) == {"b": 2, "z": 1, "a": 4, "c": 3}
-    (blobs / f"{1:064x}").unlink()
-    with pytest.raises(CheckpointError, match=r"model-00001.*missing"):
-        Checkpoint(snapshot)
-
-
-def folder_instead(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def without_weights(there: Path) -> None:
-    for path in there.iterdir():
-        if path.name != "config.json":
-            path.unlink()
-
-
-Damage = Callable[[Path], object]
-FAULTY: dict[str, tuple[Damage, type[Exception], str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), CheckpointError, "no config.json"),
-    "config no JSON": (
-        lambda f: (f / "config.json").write_text("{"),
-        CheckpointError,
-        "config.json: no JSON",
-    ),
-    "config a list": (
-        lambda f: (f / "config.json").write_text("[]"),
-        CheckpointError,
-        "no JSON object",
-    ),
-    "config no UTF-8": (
-        lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'),
-        CheckpointError,
-        "no JSON",
-    ),
-    "config deep": (
-        lambda f: (f / "config.json").write_bytes(DEEP),
-        CheckpointError,
-        "no JSON",
-    ),
-    "config a folder": (
-        lambda f: folder_instead(f / "config.json"),
-        CheckpointError,
-        "cannot be read",
-    ),
-    "shard missing": (lambda f: (f / TWO).unlink(), CheckpointError, "lists it for 2 tensors"),
-    "shard cut": (lambda f: os.truncate(f / TWO, 30), SafetensorsError, "truncated?"),
-    "shard a folder": (
-        lambda f: folder_instead(f / TWO),
-        CheckpointError,
-        "missing",
-    ),
-    "index no JSON": (lambda f: (f / INDEX).write_text("x"), CheckpointError, "no JSON"),
-    "index without map": (lambda f: (f / INDEX).write_text("{}"), CheckpointError, "no weight_map"),
-    "index of numbers": (
-        lambda f: (f / INDEX).write_text('{"weight_map": {"a": 1}}'),
-        CheckpointError,
-        "no weight_map of file names",
-    ),
-    "index out of the folder": (
-        lambda f: (f / INDEX).write_text('{"weight_map": {"a": "../model.safetensors"}}'),
-        CheckpointError,
-        "no weight_map of file names",
-    ),
-    "index of nothing": (
-        lambda f: (f / INDEX).write_text('{"weight_map": {}}'),
-        CheckpointError,
-        "no weight_map",
-    ),
-    "index lists more": (
-        lambda f: (f / INDEX).write_text(
-            json.dumps({"weight_map": {"z": ONE, "b": ONE, "c": TWO, "a": TWO, "gone\n": TWO}})
-        ),
-        CheckpointError,
-        r"lists 1 tensors that no file holds: gone\n",
-    ),
-    "index lists fewer": (
-        lambda f: (f / INDEX).write_text(
-            json.dumps({"weight_map": {"z": ONE, "b": ONE, "c": TWO}})
-        ),
-        CheckpointError,
-        "does not list 1 tensors of its files: a",
-    ),
-    "tensor in two shards": (
-        lambda f: save_file({n: np.zeros(1) for n in "bca"}, f / TWO),
-        CheckpointError,
-        f"{TWO}: b is also in {ONE}",
-    ),
-    "no weights": (
-        without_weights,
-        CheckpointError,
-        "no model*.safetensors; found config.json",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", FAULTY)
-def test_folders_that_contradict_themselves(case: str, tmp_path: Path) -> None:
-    damage, kind, word = FAULTY[case]
-    there = folder(tmp_path, SHARDS)
-    damage(there)
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(kind) as caught:
-        Checkpoint(there)
-    assert word in str(caught.value)
-    assert str(there) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
-        Checkpoint(tmp_path / "missing")
-
-
-def test_closing_twice(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(folder(tmp_path, SHARDS))
-    checkpoint.close()
-    checkpoint.close()
-    with pytest.raises(SafetensorsError):
-        values(checkpoint)

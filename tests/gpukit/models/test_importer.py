@@ -10,7 +10,7 @@ from checkpoints import build, weights
 from safetensors.torch import save_file
 
 from gpukit.errors import CheckpointError
-from gpukit.formats.safetensors import Checkpoint
+from gpukit.formats.checkpoint import Checkpoint
 from gpukit.models.base import PlannedTensor, auto_type, float_type, with_file_type
 from gpukit.models.importer import plan_import
 from gpukit.models.llama import to_pairs

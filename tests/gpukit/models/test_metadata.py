@@ -101,6 +101,16 @@ def test_settings_that_are_no_object(content: bytes, tmp_path: Path) -> None:
         general_fields(tmp_path, "llama", Parameters(1), None)
 
 
+def test_a_snapshot_in_the_cache_has_the_name_of_its_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--Llama-9-2M-Chat-v1.0" / "snapshots" / ("0a" * 20)
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    found = {f.key: f.value for f in general_fields(folder, "llama", Parameters(2_000_000), None)}
+    assert found["general.name"] == "Llama 9 2M Chat v1.0"
+    assert found["general.finetune"] == "Chat"
+    assert found["general.license"] == "mit"
+
+
 def test_a_linked_folder_keeps_the_name_of_the_link(tmp_path: Path) -> None:
     (tmp_path / "0a1b2c").mkdir()
     (tmp_path / "Llama-9-Chat").symlink_to(tmp_path / "0a1b2c")

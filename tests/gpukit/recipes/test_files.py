@@ -5,8 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import DATA, VARIANTS, build
+from safetensors.torch import load_file, save_file
 
+from gpukit.events import Event, Warned
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.recipes.quantize import plan_quantize, run_plan
 from gpukit.recipes.source import open_source
@@ -32,6 +35,50 @@ def test_files_equal_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
         if result.digest != wanted:
             different.append(kind)
     assert not different
+
+
+@pytest.fixture(scope="module")
+def digest_of_plain(tmp_path_factory: pytest.TempPathFactory) -> str | None:
+    return digest(build("plain", tmp_path_factory.mktemp("plain")))
+
+
+def digest(folder: Path) -> str | None:
+    with open_source(folder) as source:
+        plan = plan_quantize(source, "Q8_0")
+        return run_plan(source, plan, folder.parent / "out.gguf", digest=True).digest
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.fp16.safetensors", "consolidated.safetensors", "weights.safetensors",
+        "pytorch_model.bin", "consolidated.00.pth", "weights.pth",
+    ],
+)  # fmt: skip
+def test_every_name_of_the_weights_gives_the_same_file(
+    name: str, digest_of_plain: str, tmp_path: Path
+) -> None:
+    folder = build("plain", tmp_path)
+    path = folder / "model.safetensors"
+    if name.endswith(".safetensors"):
+        path.rename(folder / name)
+    else:
+        # Files of PyTorch are read in their own order; safetensors by name.
+        torch.save(dict(sorted(load_file(path).items())), folder / name)
+        path.unlink()
+    assert digest(folder) == digest_of_plain
+
+
+def test_what_is_left_out_is_named(tmp_path: Path) -> None:
+    folder = build("plain", tmp_path)
+    path = folder / "model.safetensors"
+    more = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}
+    save_file(load_file(path) | more, path)
+    events: list[Event] = []
+    with open_source(folder) as source:
+        run_plan(source, plan_quantize(source, "F16"), tmp_path / "a.gguf", report=events.append)
+    (warning,) = (event.text for event in events if isinstance(event, Warned))
+    assert "left out: 1 tensor (model.layers.0.self_attn.rotary_emb.inv_freq)" in warning
 
 
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0", "F16"])

@@ -1,19 +1,25 @@
 """Tokenizers from GGUF metadata against llama.cpp's fixtures, sentencepiece and tokenizers."""
 
+from functools import cache
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from checkpoints import DATA, LLAMA3, SENTENCEPIECE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vocabularies import PIECES, letters, merges
 
 from gpukit.errors import TokenizerError
 from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string, u32
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.tokenizer import Tokenizer, vocabulary_fields
+from gpukit.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 SHARED = LLAMA3.parent.parent / "vocab"
+LLAMA2 = SHARED / "llama2-tokenizer.model"
 SEPARATOR = "\n__ggml_vocab_test__\n"
 
 
@@ -48,23 +54,84 @@ def shakespeare() -> Tokenizer:
     return from_folder(SENTENCEPIECE, 2048)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(text=st.text(max_size=60))
-def test_random_text_equals_sentencepiece(shakespeare: Tokenizer, text: str) -> None:
+# Any characters, and pieces that vocabularies and expressions treat in a way of their own.
+TEXTS = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(PIECES)), max_size=12).map("".join)
+
+
+@cache
+def sentencepiece_pair(model: Path) -> tuple[Tokenizer, Any]:
+    """Our tokenizer by way of metadata, and the library's from the same file."""
     import sentencepiece
 
-    library = sentencepiece.SentencePieceProcessor(str(SENTENCEPIECE / "tokenizer.model"))
-    normal = text.replace("\u2581", " ").replace("\0", "")
-    wanted = library.EncodeAsIds(normal) if normal.isascii() else None
-    ids = shakespeare.encode(normal, add_special=False)
-    if wanted is not None and "  " not in normal and normal == normal.strip() and normal:
-        assert ids == wanted
-    assert shakespeare.decode(ids) == normal
+    library = sentencepiece.SentencePieceProcessor(str(model))
+    size = library.vocab_size()
+    with TemporaryDirectory() as name:
+        copyfile(model, Path(name) / "tokenizer.model")
+        return from_folder(Path(name), size), library
 
 
+@pytest.mark.parametrize("model", [SENTENCEPIECE / "tokenizer.model", LLAMA2])
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(text=TEXTS)
+def test_random_text_equals_sentencepiece(model: Path, text: str) -> None:
+    if not model.exists():
+        pytest.skip(f"{model.name} is not beside the repository")
+    ours, library = sentencepiece_pair(model)
+    ids = ours.encode(text, add_special=False)
+    assert ids == library.EncodeAsIds(text)
+    # Sentencepiece has one character for this and for a space.
+    assert ours.decode(ids) == text.replace("\u2581", " ")
+
+
+CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Expressions as models' own tokenizer.json have them.
+EXPRESSIONS = {
+    "llama-bpe": CASELESS + r"|\p{N}{1,3}" + REST,
+    "qwen2": CASELESS + r"|\p{N}" + REST,
+    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "qwen35": CASELESS.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+")
+    + r"|\p{N}" + REST.replace(r"\p{L}\p{N}]+", r"\p{L}\p{M}\p{N}]+"),
+}  # fmt: skip
+
+
+@cache
+def tokenizers_pair(pre: str) -> tuple[Tokenizer, Any]:
+    """Our tokenizer by way of metadata, and the library's from the same tokenizer.json."""
+    from tokenizers import Regex, models, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    tokens = list(dict.fromkeys([*letters(), *(a + b for a, b in merges())]))
+    library = Library(
+        models.BPE(
+            vocab={text: number for number, text in enumerate(tokens)},
+            merges=list(merges()),
+            ignore_merges=PRE_TOKENIZERS[pre].ignore_merges,
+        )
+    )
+    library.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(EXPRESSIONS[pre]), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    with TemporaryDirectory() as name:
+        library.save(f"{name}/tokenizer.json")
+        fields = vocabulary_fields(Path(name), {"vocab_size": len(tokens)}, pre=pre)
+    return Tokenizer.from_fields({field.key: field for field in fields}), library
+
+
+@pytest.mark.parametrize("pre", EXPRESSIONS)
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(text=st.text(max_size=60))
-def test_random_text_equals_tokenizers(text: str) -> None:
+@given(text=TEXTS)
+def test_random_text_equals_tokenizers(pre: str, text: str) -> None:
+    ours, library = tokenizers_pair(pre)
+    ids = ours.encode(text, add_special=False)
+    assert ids == library.encode(text, add_special_tokens=False).ids
+    assert ours.decode(ids) == text
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(text=TEXTS)
+def test_random_text_equals_llama3(text: str) -> None:
     if not LLAMA3.is_dir():
         pytest.skip("llama3-tokenizer is not beside the repository")
     ours, library = llama3()
@@ -73,16 +140,11 @@ def test_random_text_equals_tokenizers(text: str) -> None:
     assert ours.decode(ids) == text
 
 
-_LLAMA3: list[Any] = []
+@cache
+def llama3() -> tuple[Tokenizer, Any]:
+    from tokenizers import Tokenizer as Library
 
-
-def llama3() -> tuple[Any, ...]:
-    if not _LLAMA3:
-        from tokenizers import Tokenizer as Library
-
-        ours = from_folder(LLAMA3, 128256)
-        _LLAMA3.extend([ours, Library.from_file(str(LLAMA3 / "tokenizer.json"))])
-    return tuple(_LLAMA3)
+    return from_folder(LLAMA3, 128256), Library.from_file(str(LLAMA3 / "tokenizer.json"))
 
 
 def test_special_tokens_of_llama3() -> None:

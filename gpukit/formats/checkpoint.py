@@ -1,0 +1,129 @@
+"""A Hugging Face folder: its config.json and the tensors of all its files of weights."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gpukit.errors import CheckpointError
+from gpukit.formats.folder import NAMINGS, check_files, file_names, read_json, weight_files
+from gpukit.formats.positioned import one_line
+from gpukit.formats.pytorch import PytorchFile
+from gpukit.formats.safetensors import SafetensorsFile, StoredTensor
+
+
+class Checkpoint:
+    """A Hugging Face folder: its `config` and the `tensors` of all its files of weights.
+
+    Tensors stand in the order that llama.cpp reads them: files by name; names sorted within a
+    safetensors file, as they come in one of PyTorch. Raises `CheckpointError`, `SafetensorsError`
+    or `PytorchError` for what is missing, twice there, malformed, or a link out of the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder}: no such folder")
+        check_files(self.folder)
+        config = self.read_json("config.json")
+        if config is None:
+            raise CheckpointError(
+                f"{self.folder}: no config.json; a Hugging Face model folder is needed"
+            )
+        self.config: dict[str, Any] = config
+        index, parts = self._parts()
+        with ExitStack() as stack:
+            self.files: dict[Path, SafetensorsFile | PytorchFile] = {}
+            for path in parts:
+                self.files[path] = _opened(path)
+                stack.callback(self.files[path].close)
+            self.tensors: Mapping[str, StoredTensor] = self._merged()
+            if index is not None:
+                self._check_index(index)
+            self._stack = stack.pop_all()
+
+    def _parts(self) -> tuple[str | None, list[Path]]:
+        """The index, if there is one, and the files to read."""
+        there = file_names(self.folder)
+        found = weight_files(there)
+        if found is None:
+            wanted = ", ".join(pattern for naming in NAMINGS for pattern in naming.patterns)
+            shown = ", ".join(sorted(there)[:8]) or "nothing"
+            raise CheckpointError(f"{self.folder}: no weights ({wanted}); found {shown}")
+        naming, names = found
+        if naming.index not in there:
+            return None, [self.folder / name for name in names]
+        weight_map = self._weight_map(naming.index)
+        parts = [self.folder / name for name in sorted(set(weight_map.values()))]
+        for part in parts:
+            if not part.is_file():
+                holds = sum(1 for name in weight_map.values() if name == part.name)
+                raise CheckpointError(
+                    f"{part}: missing; {naming.index} lists it for {holds} tensors: fetch it again"
+                )
+        return naming.index, parts
+
+    def _weight_map(self, index: str) -> dict[str, str]:
+        weight_map = (self.read_json(index) or {}).get("weight_map")
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(n, str) and Path(n).name == n for n in weight_map.values())
+        ):
+            raise CheckpointError(f"{self.folder / index}: no weight_map of file names")
+        return weight_map
+
+    def _merged(self) -> dict[str, StoredTensor]:
+        tensors: dict[str, StoredTensor] = {}
+        for file in self.files.values():
+            by_name = isinstance(file, SafetensorsFile)
+            for name in sorted(file.tensors) if by_name else file.tensors:
+                if name in tensors:
+                    raise CheckpointError(
+                        f"{file.path}: {one_line(name)} is also in {tensors[name].path.name}; "
+                        "remove one"
+                    )
+                tensors[name] = file.tensors[name]
+        return tensors
+
+    def _check_index(self, index: str) -> None:
+        weight_map = self._weight_map(index)
+        for what, names in (
+            ("lists {} that no file holds", weight_map.keys() - self.tensors.keys()),
+            ("does not list {} of its files", self.tensors.keys() - weight_map.keys()),
+        ):
+            if names:
+                shown = one_line(", ".join(sorted(names)[:3]))
+                raise CheckpointError(
+                    f"{self.folder / index}: {what.format(f'{len(names)} tensors')}: {shown}"
+                )
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in file `name` of the folder, None where there is no such file."""
+        return read_json(self.folder / name)
+
+    def read_into(self, tensor: StoredTensor, buffer: memoryview, start: int = 0) -> None:
+        """Fill `buffer` with the tensor's bytes from `start` on; safe from several threads."""
+        self.files[tensor.path].read_into(tensor, buffer, start)
+
+    def __iter__(self) -> Iterator[StoredTensor]:
+        return iter(self.tensors.values())
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _opened(path: Path) -> SafetensorsFile | PytorchFile:
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else PytorchFile(path)

@@ -1,0 +1,128 @@
+"""A model folder: which of its files hold the weights, its JSON files, and where links may lead."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from gpukit.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Naming:
+    """A way of naming the files of weights, and the index that may list them."""
+
+    patterns: tuple[str, ...]
+    index: str | None = None
+
+
+# The first that a folder has is read; all others are left alone.
+NAMINGS = (
+    Naming(("model*.safetensors",), "model.safetensors.index.json"),
+    Naming(("consolidated*.safetensors",), "consolidated.safetensors.index.json"),
+    Naming(("pytorch_model*.bin",), "pytorch_model.bin.index.json"),
+    Naming(("consolidated*.pth",)),
+    Naming(("*.safetensors",)),
+    Naming(("*.bin", "*.pth")),
+)
+# What stands beside weights under such names and is none of them.
+OTHER = (
+    "adapter*", "training_args.bin", "optimizer*", "scheduler*", "rng_state*", "random_states*",
+)  # fmt: skip
+
+# Whatever is read from a folder ends so.
+READ = frozenset(
+    (".json", ".jinja", ".model", ".txt", ".md", ".safetensors", ".bin", ".pth", ".gguf")
+)
+TEMPLATES = "additional_chat_templates"
+
+
+def weight_files(names: Iterable[str]) -> tuple[Naming, list[str]] | None:
+    """The naming that a folder with files `names` follows and its weights, by name; the list is
+    empty where only an index is there. None for a folder without weights."""
+    there = sorted(names)
+    for naming in NAMINGS:
+        found = [
+            name
+            for name in there
+            if any(fnmatchcase(name, pattern) for pattern in naming.patterns)
+            and not any(fnmatchcase(name, other) for other in OTHER)
+        ]
+        if found or naming.index in there:
+            return naming, found
+    return None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights in `folder` that a checkpoint can be read from."""
+    return weight_files(file_names(folder)) is not None
+
+
+def file_names(folder: Path) -> list[str]:
+    """The names of everything in `folder` that is no folder; links count, wherever they lead."""
+    return [path.name for path in folder.iterdir() if path.is_symlink() or path.is_file()]
+
+
+def model_name(folder: Path) -> str:
+    """What the model in `folder` is called: the folder's name, or for a snapshot in Hugging Face's
+    cache, whose name is a commit, that of its repository."""
+    # A link keeps its own name: those who made it chose it.
+    folder = Path(os.path.abspath(folder))
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return folder.name
+
+
+def read_json(path: Path, kind: type[CheckpointError] = CheckpointError) -> dict[str, Any] | None:
+    """The JSON object in `path`, None where there is no such file; `kind` for anything else."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise kind(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise kind(f"{path}: no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise kind(f"{path}: no JSON object")
+    return value
+
+
+def check_files(folder: Path) -> None:
+    """`CheckpointError` for a file that is a link out of `folder`, a pipe or a device.
+
+    A folder that came from somewhere must not be able to name other files of this machine. Allowed
+    is the layout of Hugging Face's cache: `snapshots/<revision>/FILE -> ../../blobs/<digest>`.
+    """
+    root = folder.resolve()
+    allowed = [root, *_blobs(root)]
+    for path in [*_read(folder), *_read(folder / TEMPLATES)]:
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError):  # Python before 3.13 has the second for loops
+            raise CheckpointError(f"{path}: a link that leads to itself") from None
+        if not any(target.is_relative_to(place) for place in allowed):
+            raise CheckpointError(
+                f"{path}: a link to {target}, outside the folder; copy that file into the folder"
+            )
+        # Opening a pipe would wait for its other end.
+        if target.exists() and not target.is_file() and not target.is_dir():
+            raise CheckpointError(f"{path}: no regular file")
+
+
+def _read(folder: Path) -> Sequence[Path]:
+    if not folder.is_dir():
+        return ()
+    return [path for path in sorted(folder.iterdir()) if path.suffix in READ]
+
+
+def _blobs(root: Path) -> list[Path]:
+    """Where the files of a snapshot in Hugging Face's cache really are."""
+    for parent in (root, *root.parents):
+        if parent.name == "snapshots":
+            return [parent.parent / "blobs"]
+    return []

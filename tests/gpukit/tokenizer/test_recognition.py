@@ -1,0 +1,74 @@
+"""A tokenizer.json that nobody knows, and the pre-tokenizer that the user names for it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from forms import build
+from tokenizers import Tokenizer, models, pre_tokenizers
+from vocabularies import letters
+
+from gpukit.errors import ArgumentError, TokenizerError
+from gpukit.formats.checkpoint import Checkpoint
+from gpukit.models.importer import plan_import
+from gpukit.tokenizer import vocabulary_fields
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint with a byte-level BPE that has no merges."""
+    folder = build("least", tmp_path)
+    (folder / "tokenizer.model").unlink()
+    vocab = {text: number for number, text in enumerate(letters())}
+    library = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_an_unknown_one_is_an_error_that_names_the_way_out(folder: Path) -> None:
+    with pytest.raises(
+        TokenizerError, match=r"hash [0-9a-f]{64}\).*--pre, one of: .*qwen2"
+    ) as caught:
+        vocabulary_fields(folder, {"vocab_size": 256})
+    assert "\n" not in str(caught.value)
+    assert str(folder / "tokenizer.json") in str(caught.value)
+
+
+def test_the_name_that_is_given_counts(folder: Path) -> None:
+    with Checkpoint(folder) as checkpoint:
+        plan = plan_import(checkpoint, pre="deepseek-v3")
+    found = {field.key: field.value for field in plan.fields}
+    assert found["tokenizer.ggml.pre"] == "deepseek-v3"
+    assert found["tokenizer.ggml.model"] == "gpt2"
+
+
+def test_an_unknown_name(folder: Path) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"--pre nobody: unknown pre-tokenizer; known: .*tekken"
+    ):
+        vocabulary_fields(folder, {"vocab_size": 256}, pre="nobody")
+
+
+def test_a_name_for_a_vocabulary_without_one(tmp_path: Path) -> None:
+    with (
+        Checkpoint(build("least", tmp_path)) as checkpoint,
+        pytest.raises(ArgumentError, match=r"--pre qwen2: this vocabulary is no byte-level BPE"),
+    ):
+        plan_import(checkpoint, pre="qwen2")
+
+
+def test_holes_and_added_tokens(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["added_tokens"] = [
+        {"id": 256, "content": "<|a|>", "special": True},
+        {"id": 258, "content": "b", "special": False},
+    ]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    data["added_tokens"] = [entry | plain for entry in data["added_tokens"]]
+    path.write_text(json.dumps(data))
+    fields = vocabulary_fields(folder, {"vocab_size": 260}, pre="gpt-2")
+    found = {field.key: field.value for field in fields}
+    assert found["tokenizer.ggml.tokens"][256:] == ["<|a|>", "[PAD257]", "b", "[PAD259]"]
+    assert found["tokenizer.ggml.token_type"][256:] == [3, 5, 4, 5]
