@@ -102,10 +102,6 @@ class PlannedTensor:
     def n_elements(self) -> int:
         return prod(self.ne)
 
-    @property
-    def rows(self) -> int:
-        return prod(self.ne[1:])
-
 
 @dataclass(frozen=True)
 class ImportPlan:

@@ -134,7 +134,7 @@ def _check_names(
 
 
 def some(names: Sequence[str]) -> str:
-    """How many tensors, with the names of the first."""
+    """How many tensors, and the names of some of them."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
 
