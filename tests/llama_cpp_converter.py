@@ -1,5 +1,5 @@
-"""Runs llama.cpp's converter on many folders in one process: [TREE, [FOLDER, OUT, TYPE], ...]
-on standard input.
+"""Runs llama.cpp's converter on many folders in one process: [TREE, [FOLDER, OUT, TYPE, PRE], ...]
+on standard input; PRE, if there is one, is the pre-tokenizer that it shall recognise.
 
 It works in an interpreter of its own, since its gguf package stands in for the installed one.
 """
@@ -13,8 +13,11 @@ def main() -> None:
     tree, *jobs = json.load(sys.stdin)
     sys.path[:0] = [tree, str(Path(tree) / "gguf-py")]
     import convert_hf_to_gguf as converter
+    from conversion.base import TextModel
 
-    for folder, out, kind in jobs:
+    recognise = TextModel.get_vocab_base_pre
+    for folder, out, kind, pre in jobs:
+        TextModel.get_vocab_base_pre = (lambda *_, pre=pre: pre) if pre else recognise
         sys.argv = ["convert_hf_to_gguf.py", folder, "--outfile", out, "--outtype", kind]
         try:
             converter.main()

@@ -4,36 +4,28 @@ Weights are as large as in trained models (attention that looks at single positi
 so that what a forward pass does wrong shows. Llama has more forms in tests/forms.py.
 """
 
-import json
-import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from checkpoints import save_shards
-from safetensors.torch import save_file
-
-VOCABULARY = Path(__file__).resolve().parent / "data" / "tiny-shakespeare" / "tokenizer.model"
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 EVERY_TYPE = ("auto", "f32", "f16", "bf16", "q8_0")
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Animal:
-    """`config` is config.json, of transformers 5 or 4; `dtype` that of the weights.
+    """What is special about a checkpoint.
 
-    `types` are the converter's outtypes that are compared; `extra` are keys of metadata that the
-    converter does not write; `biases` are linear maps with one; `loads` and `alike` are
-    whether llama.cpp can load it and then gives transformers' probabilities;
-    `head` is a copy of the embedding; `prefix`
-    is before every name, `beside` are tensors that are no text. `prompt` is how
-    many tokens llama.cpp is asked about: not past a window that it passes over. `in_transformers`
-    is whether this version of it can load the checkpoint.
+    config    config.json, of transformers 5 or 4
+    dtype     of the weights; F8 with scales beside those of the layers
+    biases    linear maps with one
+    types     the converter's outtypes that are compared
+    extra     keys of metadata that the converter does not write
+    loads, alike     whether llama.cpp can load it, and then gives transformers' probabilities
+    prompt    how many tokens llama.cpp is asked about: not past a window that it passes over
+    in_transformers  whether this version of it can load the checkpoint on a CPU
+    head      whether there is a head that is a copy of the embedding
+    prefix, beside   what is before every name, and tensors that are no text
+    pre       the pre-tokenizer of a small byte-level BPE, which nobody recognises
     """
 
     config: Mapping[str, Any]
@@ -49,6 +41,7 @@ class Animal:
     beside: tuple[str, ...] = ()
     prompt: int = 150
     in_transformers: bool = True
+    pre: str | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -143,6 +136,11 @@ ZOO: dict[str, Animal] = {
          "rope_scaling": {"type": "linear", "factor": 2.0}, "tie_word_embeddings": False},
         biases=QKV, dtype="F32",
     ),
+    "qwen2-bpe": Animal(
+        {**QWEN2, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": True, "vocab_size": 800,
+         "num_hidden_layers": 1, "bos_token_id": 756, "eos_token_id": 758},
+        biases=QKV, pre="qwen2",
+    ),
     "qwen2-yarn": Animal(
         {**QWEN2, **WIDE, "tie_word_embeddings": True, "num_hidden_layers": 1,
          "rope_parameters": {**YARN, "rope_theta": 10000.0}},
@@ -197,6 +195,12 @@ ZOO: dict[str, Animal] = {
          "tie_word_embeddings": True, "sliding_window": 40},
         dtype="F16", types=EVERY_TYPE, extra=("llama.attention.sliding_window",), prompt=30,
         shards=3,
+    ),
+    "mixtral-fp8": Animal(
+        {**MIXTRAL, **NARROW, "rope_theta": 1e6, "intermediate_size": 64, "num_local_experts": 3,
+         "num_hidden_layers": 1, "tie_word_embeddings": True,
+         "quantization_config": {"quant_method": "fp8", "weight_block_size": [48, 64]}},
+        dtype="F8", in_transformers=False,
     ),
     "gemma": Animal(
         {**WIDE, **GEMMA, "head_dim": 48, "num_key_value_heads": 1, "rope_theta": 10000.0}
@@ -282,107 +286,3 @@ ZOO: dict[str, Animal] = {
         dtype="F32",
     ),
 }  # fmt: skip
-
-
-def build(name: str, root: Path) -> Path:
-    """Write checkpoint `name` into `root / name`; that folder."""
-    animal, folder = ZOO[name], root / name
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(animal.config))
-    for file, content in animal.files.items():
-        (folder / file).write_text(json.dumps(content))
-    shutil.copyfile(VOCABULARY, folder / "tokenizer.model")
-    if animal.shards > 1:
-        save_shards(folder, tensors(name), animal.shards)
-    else:
-        save_file(tensors(name), folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-def tensors(name: str) -> dict[str, torch.Tensor]:
-    """The tensors of checkpoint `name`."""
-    animal, source = ZOO[name], random.Random(name)
-    found = {
-        key: _values(source, animal, key, shape).to(DTYPES[animal.dtype])
-        for key, shape in _shapes(animal).items()
-    }
-    if animal.head:
-        found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
-    found = {animal.prefix + key: values for key, values in found.items()}
-    return {**found, **{key: torch.ones(32) for key in animal.beside}}
-
-
-def _values(
-    source: random.Random, animal: Animal, key: str, shape: tuple[int, ...]
-) -> torch.Tensor:
-    """float32 sums of three uniform numbers, of deviation 1 before they are scaled."""
-    count = int(np.prod(shape))
-    raw = np.frombuffer(source.randbytes(6 * count), "<i2").astype(np.float32).reshape(3, count)
-    values = torch.from_numpy(raw.sum(0) / np.float32(32768)).view(shape)
-    if key.endswith("norm.weight"):
-        # Gemmas hold the distance from 1.
-        return (0 if "gemma" in animal.family else 1) + 0.2 * values
-    if len(shape) == 1:
-        return 0.3 * values
-    if "embed_tokens" in key or "lm_head" in key:
-        # Gemmas scale embeddings up again; larger ones would drown what the layers add.
-        return (0.7 if "gemma" in animal.family else 2) * values * shape[1] ** -0.5
-    lively = 2.0 if any(part in key for part in ("q_proj", "k_proj", "qkv_proj")) else 1.0
-    return lively * values * shape[1] ** -0.5
-
-
-def _shapes(animal: Animal) -> Shapes:
-    config = animal.text
-    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    shapes: Shapes = {
-        "model.embed_tokens.weight": (vocabulary, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (vocabulary, hidden)
-    for layer in range(config["num_hidden_layers"]):
-        for key, shape in _layer(animal).items():
-            shapes[f"model.layers.{layer}.{key}"] = shape
-    return shapes
-
-
-def _layer(animal: Animal) -> Shapes:
-    config, family = animal.text, animal.family
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head = config.get("head_dim") or HEAD_DIMS.get(family) or hidden // heads
-    q, kv, ff = head * heads, head * config["num_key_value_heads"], config["intermediate_size"]
-    linear = {
-        "self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, q),
-        "mlp.gate_proj": (ff, hidden), "mlp.up_proj": (ff, hidden), "mlp.down_proj": (hidden, ff),
-    }  # fmt: skip
-    shapes: Shapes = {f"{key}.weight": shape for key, shape in linear.items()}
-    for key, (rows, _) in linear.items():
-        if key.partition(".")[2] in animal.biases:
-            shapes[f"{key}.bias"] = (rows,)
-    if family == "mixtral":
-        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
-        shapes["block_sparse_moe.gate.weight"] = (config["num_local_experts"], hidden)
-        for expert in range(config["num_local_experts"]):
-            at = f"block_sparse_moe.experts.{expert}"
-            shapes[f"{at}.w1.weight"] = shapes[f"{at}.w3.weight"] = (ff, hidden)
-            shapes[f"{at}.w2.weight"] = (hidden, ff)
-    if family == "phi3":
-        shapes = {
-            "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
-            "self_attn.o_proj.weight": (hidden, q),
-            "mlp.gate_up_proj.weight": (2 * ff, hidden), "mlp.down_proj.weight": (hidden, ff),
-        }  # fmt: skip
-    shapes["input_layernorm.weight"] = shapes["post_attention_layernorm.weight"] = (hidden,)
-    if family in POST_NORMS:
-        shapes["pre_feedforward_layernorm.weight"] = (hidden,)
-        shapes["post_feedforward_layernorm.weight"] = (hidden,)
-    if family in QK_NORMS:
-        shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (head,)
-    return shapes
-
-
-QK_NORMS = ("qwen3", "gemma3_text")
-POST_NORMS = ("gemma2", "gemma3_text")
-# Where config.json does not say, and it is not hidden/heads.
-HEAD_DIMS = {"qwen3": 128}

@@ -16,7 +16,8 @@ from typing import Any
 
 from golden_makers.converter import convert, described
 from golden_makers.files import QUANTIZE
-from zoo import ZOO, build
+from zoo import ZOO
+from zoo_build import build
 
 from gpukit.recipes.mixes import FILE_TYPES
 
@@ -49,5 +50,6 @@ def collect(scratch: Path, tree: Path, names: Iterable[str]) -> dict[str, Any]:
         name: {kind: scratch / f"{name}-{kind}.gguf" for kind in ZOO[name].types}
         for name in folders
     }
-    convert(tree, [(folders[n], out, kind) for n in folders for kind, out in files[n].items()])
+    jobs = [(folders[n], out, kind) for n in folders for kind, out in files[n].items()]
+    convert(tree, jobs, {folders[name]: ZOO[name].pre for name in folders})
     return {name: described(files[name]) for name in folders}

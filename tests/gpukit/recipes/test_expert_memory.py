@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from zoo import VOCABULARY, ZOO, build
+from zoo import ZOO
+from zoo_build import VOCABULARY, build
 
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.models.mixtral import read, rules
