@@ -122,7 +122,7 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     with open_source(build("gemma-f32-head", tmp_path)) as source:
         (line,) = plan_quantize(source, "F16").warnings
         assert len(source.tensors) == 29
-    assert "left out: 1 tensor (lm_head.weight) without use in a GGUF" in line
+    assert "1 tensor (lm_head.weight) left out: a gemma GGUF has no place for them" in line
     with open_source(build("gemma3-vision", tmp_path)) as source:
         (line,) = source.warnings
     assert "2 tensors (multi_modal_projector.mm_soft_emb_norm.weight, vision_tower." in line
