@@ -139,9 +139,9 @@ class CheckpointSource(Source):
         self._scales = plan.scales.by_weight
         self._auto = auto_type(plan.tensors)
         if plan.left_out:
+            left_out = one_line(some(plan.left_out))
             self.warnings = (
-                f"{path}: {one_line(some(plan.left_out))} left out: a {plan.config.arch} GGUF has no place "
-                "for them",
+                f"{path}: {left_out} left out: a {plan.config.arch} GGUF has no place for them",
             )
         self.tensors = tuple(self._tensor(planned) for planned in plan.tensors)
 
