@@ -44,7 +44,9 @@ def plan_import(
             f"{checkpoint.folder}: config.json asks for {config.n_layer} layers, the folder holds "
             f"{len(checkpoint.tensors)} tensors; fetch it again or mend config.json"
         )
-    tensors = [*arch.computed(config), *_tensors(checkpoint, arch, arch.rules(config), scales)]
+    # First what is stored: what is computed takes room for what config.json says.
+    planned = _tensors(checkpoint, arch, arch.rules(config), scales)
+    tensors = [*arch.computed(config), *planned]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
     fields = [
         about,  # general.architecture
