@@ -16,7 +16,6 @@
 Every message is one line: what is wrong, where (file, tensor), both numbers, and the remedy.
 """
 
-
 # Characters of a message; the list of all pre-tokenizers takes the most.
 LONGEST = 2000
 

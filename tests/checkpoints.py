@@ -147,11 +147,12 @@ def build(name: str, folder: Path) -> Path:
     if variant.shards == 1:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         return folder
-    _save_shards(folder, tensors, variant.shards)
+    save_shards(folder, tensors, variant.shards)
     return folder
 
 
-def _save_shards(folder: Path, tensors: dict[str, torch.Tensor], count: int) -> None:
+def save_shards(folder: Path, tensors: dict[str, torch.Tensor], count: int) -> None:
+    """Write `tensors` dealt out to `count` files, with their index."""
     weight_map = {}
     for shard in range(count):
         file = f"model-{shard + 1:05}-of-{count:05}.safetensors"

@@ -40,7 +40,7 @@ def _root(
 
 
 def _register() -> None:
-    from gpukit_cli import convert, doctor, inspect, run, store
+    from gpukit_cli import bench, convert, doctor, inspect, run, store
 
     models = "Models"
     app.command(rich_help_panel=models)(store.create)
@@ -53,6 +53,7 @@ def _register() -> None:
     app.command(rich_help_panel=toolkit)(convert.convert)
     app.command(rich_help_panel=toolkit)(convert.quantize)
     app.command(rich_help_panel=toolkit)(inspect.inspect)
+    app.command(rich_help_panel=toolkit)(bench.bench)
     app.command(rich_help_panel=toolkit)(doctor.doctor)
 
 

@@ -101,7 +101,7 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
-    from gpukit.recipes.mixes import make_overrides
+    from gpukit.recipes.overrides import make_overrides
 
     options = _options(
         imatrix=imatrix,

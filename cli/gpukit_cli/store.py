@@ -33,7 +33,13 @@ def create(
         str | None,
         typer.Option(metavar="NAME", help="Pre-tokenizer of a folder, where none is recognised."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix for -q, .gguf or .dat."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1.")
+    ] = "auto",
     json: Json = False,
 ) -> None:
     """Make a model in the store from a checkpoint folder, a .gguf file or another model."""
@@ -50,7 +56,9 @@ def create(
     from gpukit.recipes.create import create as create_model
 
     with reporter() as report:
-        model = create_model(store, name, parsed, quantize, device=device, pre=pre, report=report)
+        model = create_model(
+            store, name, parsed, quantize, device=device, pre=pre, imatrix=imatrix, report=report
+        )
     if json:
         made = store.describe(model)
         print(jsonlib.dumps({"name": model.display, "digest": made.digest, "size": made.size}))

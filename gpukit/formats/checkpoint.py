@@ -59,7 +59,8 @@ class Checkpoint:
             if part.name not in there or not part.is_file():
                 holds = sum(1 for name in weight_map.values() if name == part.name)
                 raise CheckpointError(
-                    f"{self.folder / part.name[:80]}: missing; {naming.index} lists it for {holds} tensors: fetch it again"
+                    f"{self.folder / part.name[:80]}: missing; {naming.index} lists it for {holds} "
+                    "tensors: fetch it again"
                 )
         return naming.index, parts
 

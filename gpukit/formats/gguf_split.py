@@ -30,6 +30,12 @@ def part_path(path: Path, number: int, count: int) -> Path:
     return path.with_name(f"{stem}-{number + 1:05}-of-{count:05}.gguf")
 
 
+def is_part(path: Path) -> bool:
+    """Whether the GGUF at `path` is one of several of its model."""
+    with GGUFFile(path) as file:
+        return file.get(COUNT, 1) not in (0, 1)
+
+
 def parse_size(text: str) -> int:
     """Bytes of `500M`, `2G` and the like, decimal as in llama.cpp's tools."""
     match = _SIZE.fullmatch(text.strip())

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 
 from gpukit.errors import DiskError, FormatError
 from gpukit.formats import atomic
-from gpukit.formats.positioned import read_at, write_at
+from gpukit.formats.positioned import read_at, start_writeback, write_at
 
 HASH_CHUNK = 8 << 20
 
@@ -111,6 +111,7 @@ class PlacedWriter:
 
     def _put(self, view: memoryview, at: int) -> None:
         write_at(self._fd, view, at)
+        start_writeback(self._fd, at, len(view))
         if self._hash is None:
             return
         with self._hash_lock:

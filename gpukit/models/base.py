@@ -4,10 +4,11 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -28,6 +29,16 @@ class ModelConfig:
 
     `rope_scaling` is "none", "linear", "yarn" or "llama3" (the last lives in the tensor
     rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
+    `rope_long` and `rope_short` divide frequencies in contexts longer than `rope_original_ctx`, and
+    in others.
+    `n_rot` values of a head are rotated (0: all), and multiplied by `rope_magnitude`.
+    `rope_theta_local` is the base of windowed layers, which are not scaled (0: that of the others).
+    `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none.
+    `attention_scale` multiplies queries times keys (0: the root of head_dim divides them);
+    `attention_cap` and `logit_cap` c turn a score or logit x into c tanh(x/c) (0: no cap).
+    `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
+    sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
+    whether it is one (empty: every layer is).
     """
 
     arch: str
@@ -41,22 +52,40 @@ class ModelConfig:
     rms_eps: float
     rope_theta: float
     vocab_size: int
+    rope_theta_local: float = 0.0
     rope_scaling: str = "none"
     rope_factor: float = 1.0
     rope_low: float = 1.0
     rope_high: float = 4.0
     rope_original_ctx: int = 8192
     rope_yarn: tuple[tuple[str, float], ...] = ()
+    rope_long: tuple[float, ...] = ()
+    rope_short: tuple[float, ...] = ()
+    rope_magnitude: float = 1.0
+    n_rot: int = 0
     tied: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    n_expert: int = 0
+    n_expert_used: int = 0
+    attention_scale: float = 0.0
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
+    head_dim_said: bool = True
+    window: int = 0
+    windowed: tuple[bool, ...] = ()
+
+    def window_of(self, layer: int) -> int:
+        """How many positions `layer` sees, the own one included; 0: all."""
+        return self.window if not self.windowed or self.windowed[layer] else 0
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
     """One tensor of the GGUF to be: where its values come from and what happens to them.
 
-    `dtype` is what the checkpoint holds, as llama.cpp's converter sees it: BF16, F16 or F32.
+    `sources` are stacked, each as many rows as the others; most tensors have one. `dtype` is what
+    the checkpoint holds, as llama.cpp's converter sees it: BF16, F16 or F32.
     `transform` takes a slab `[k * row_group, ne0]` and gives one of the same shape; tensors of one
     dimension are one row. Computed tensors have `values` (float32) and no `sources`.
     """
@@ -91,7 +120,12 @@ class ImportPlan:
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of the checkpoint: its GGUF name, shape (outermost first), and transform."""
+    """One tensor of the checkpoint: its GGUF name, shape (outermost first), and transform.
+
+    With `stack` there are so many, `source` with each number in the place of {}, which become one
+    tensor of a dimension more. It is written when the last of them has been read; rules of one
+    `group` wait for each other.
+    """
 
     source: str
     name: str
@@ -99,6 +133,22 @@ class Rule:
     required: bool = True
     row_group: int = 1
     transform: Callable[[Tensor], Tensor] | None = None
+    stack: int = 0
+    group: str = ""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names in the checkpoint, in the order of the stack."""
+        return tuple(self.source.format(i) for i in range(self.stack)) or (self.source,)
+
+
+class Vocabulary(Protocol):
+    """Folder and config.json -> every tokenizer.* field, in the converter's order; `pre` names the
+    pre-tokenizer of a byte-level BPE that is not recognised."""
+
+    def __call__(
+        self, folder: Path, config: Mapping[str, Any], *, pre: str | None = None
+    ) -> list[Field]: ...
 
 
 @dataclass(frozen=True)
@@ -108,9 +158,16 @@ class Architecture:
     read      config.json -> ModelConfig, CheckpointError where a value makes no sense
     rules     the tensors that a checkpoint of this configuration has
     fields    the architecture's own metadata, general.file_type included
-    computed  tensors that no checkpoint holds, such as RoPE factors
+    first_fields  what the converter writes before general.type
+    vocabulary  the vocabulary of a folder as metadata
     restore   metadata -> ModelConfig
     build     the weights of a file -> a decoder that runs
+    computed  tensors that no checkpoint holds, such as RoPE factors
+    skipped   endings of the names of tensors that are left out: copies, and what is computed anew
+    skipped_parts  beginnings of names: the parts of a larger model that are not text
+    renamed   the name of a checkpoint's tensor -> the one that `rules` have
+
+    Several classes may become one GGUF architecture; `restore` and `build` are then the same.
     """
 
     name: str
@@ -118,10 +175,18 @@ class Architecture:
     read: Callable[[Mapping[str, Any]], ModelConfig]
     rules: Callable[[ModelConfig], Sequence[Rule]]
     fields: Callable[[ModelConfig], Sequence[Field]]
-    computed: Callable[[ModelConfig], Sequence[PlannedTensor]]
+    vocabulary: Vocabulary
     restore: Callable[[Mapping[str, Field]], ModelConfig]
     build: Callable[[ModelConfig, "Weights"], "Decoder"]
-    skipped: tuple[str, ...] = field(default=())  # endings of names that carry nothing
+    computed: Callable[[ModelConfig], Sequence[PlannedTensor]] = lambda _config: ()
+    first_fields: Callable[[ModelConfig], Sequence[Field]] = lambda _config: ()
+    skipped: tuple[str, ...] = ()
+    skipped_parts: tuple[str, ...] = ()
+    renamed: Callable[[str], str] = str
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether the tensor `name` of a checkpoint has no place in a GGUF."""
+        return name.endswith(self.skipped) or name.startswith(self.skipped_parts)
 
 
 @cache
@@ -155,7 +220,7 @@ def by_name(name: str | None, where: str) -> Architecture:
     for arch in architectures():
         if arch.name == name:
             return arch
-    known = ", ".join(sorted(arch.name for arch in architectures()))
+    known = ", ".join(sorted({arch.name for arch in architectures()}))
     raise GGUFError(f"{where}: cannot run architecture {name!r}; known: {known}")
 
 

@@ -42,13 +42,14 @@ class Decoder:
     """A model that can be run; every tensor in it is on `device`.
 
     embed   int64 ids `[count]` -> float32 `[count, n_embd]`
+    ropes   one a block, often the same
     head    float32 `[..., n_embd]` -> logits `[..., vocab_size]`, the last norm included
     """
 
     config: ModelConfig
     device: torch.device
     embed: Callable[[Tensor], Tensor]
-    rope: Rope
+    ropes: Sequence[Rope]
     blocks: Sequence[BlockFunction]
     head: Callable[[Tensor], Tensor]
 
@@ -69,9 +70,11 @@ class Decoder:
         parts = []
         for chunk in torch.split(torch.tensor(ids, device=self.device), PREFILL):
             x = self.embed(chunk)
-            turns = self.rope.turns(cache.length, len(chunk))
-            for block in self.blocks:
-                x = block(x, turns, cache)
+            turns = {
+                rope: rope.turns(cache.length, len(chunk), cache.n_ctx) for rope in set(self.ropes)
+            }
+            for block, rope in zip(self.blocks, self.ropes, strict=True):
+                x = block(x, turns[rope], cache)
             cache.advance(len(chunk))
             if every:
                 parts.append(self.head(x))

@@ -10,7 +10,7 @@ from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.base import Architecture, ImportPlan, PlannedTensor, Rule, by_class
 from gpukit.models.fp8 import Scales, find_scales
-from gpukit.models.metadata import general_fields
+from gpukit.models.metadata import Parameters, general_fields
 
 PRE = "tokenizer.ggml.pre"
 # Of the block layouts (GGML_QNT_VERSION).
@@ -32,28 +32,22 @@ def plan_import(
     `CheckpointError` for an unknown architecture, for values in config.json that make no sense, for
     tensors that are missing, left over, of another shape or of an integer dtype.
     """
-    from gpukit.tokenizer import vocabulary_fields
-
     arch = by_class(checkpoint.config, str(checkpoint.folder / "config.json"))
     try:
         config = arch.read(checkpoint.config)
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
     scales = find_scales(checkpoint)
-    if config.n_layer > len(checkpoint.tensors):
-        # What follows takes room for every layer.
-        raise CheckpointError(
-            f"{checkpoint.folder}: config.json asks for {config.n_layer} layers, the folder holds "
-            f"{len(checkpoint.tensors)} tensors; fetch it again or mend config.json"
-        )
     stored = _tensors(checkpoint, arch, arch.rules(config), scales)
     tensors = [*arch.computed(config), *stored]
-    parameters = sum(tensor.n_elements for tensor in tensors)
+    about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
     fields = [
-        *general_fields(checkpoint.folder, arch.name, parameters, name),
+        about,  # general.architecture
+        *arch.first_fields(config),
+        *general,
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
-        *vocabulary_fields(
+        *arch.vocabulary(
             checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}, pre=pre
         ),
     ]
@@ -61,50 +55,84 @@ def plan_import(
         raise ArgumentError(
             f"{checkpoint.folder}: --pre {pre}: this vocabulary is no byte-level BPE; leave it out"
         )
-    left_out = [t.name for t in checkpoint if t.name.endswith(arch.skipped)]
+    left_out = [tensor.name for tensor in checkpoint if arch.leaves_out(tensor.name)]
     return ImportPlan(config, tuple(fields), tuple(tensors), scales, (*left_out, *scales.unused))
+
+
+def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:
+    stacked = [tensor for tensor in tensors if len(tensor.sources) > 1]
+    return Parameters(
+        total=sum(tensor.n_elements for tensor in tensors),
+        expert=sum(tensor.n_elements // len(tensor.sources) for tensor in stacked),
+        experts=len(stacked[0].sources) if stacked else 0,
+    )
 
 
 def _tensors(
     checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule], scales: Scales
 ) -> list[PlannedTensor]:
     """In the order of the checkpoint, as the converter reads it."""
-    by_source = {rule.source: rule for rule in rules}
-    weights = [t for t in checkpoint if t.name not in scales and not t.name.endswith(arch.skipped)]
-    _check_names(checkpoint, weights, arch, by_source)
-    planned = []
-    for tensor in weights:
-        rule = by_source[tensor.name]
-        _check_shape(tensor, rule)
-        planned.append(
-            PlannedTensor(
-                name=rule.name,
-                ne=tuple(reversed(tensor.shape)),
-                sources=(tensor.name,),
-                dtype=_dtype(tensor),
-                row_group=rule.row_group,
-                transform=rule.transform,
+    used: dict[str, StoredTensor] = {}
+    for tensor in checkpoint:
+        if tensor.name in scales or arch.leaves_out(tensor.name):
+            continue
+        name = arch.renamed(tensor.name)
+        if name in used:
+            raise CheckpointError(
+                f"{tensor.path}: {tensor.name} and {used[name].name} are one tensor of "
+                f"{arch.name}, {name}; remove one"
             )
-        )
+        used[name] = tensor
+    by_source = {source: rule for rule in rules for source in rule.sources}
+    _check_names(checkpoint, arch, used, by_source)
+    groups: dict[str, list[Rule]] = {}
+    for rule in rules:
+        groups.setdefault(rule.group or rule.name, []).append(rule)
+    waiting = {name: sum(len(r.sources) for r in group) for name, group in groups.items()}
+    planned = []
+    for source, tensor in used.items():
+        rule = by_source[source]
+        _check_shape(tensor, rule)
+        name = rule.group or rule.name
+        waiting[name] -= 1
+        if waiting[name] == 0:
+            planned += [_planned(used, ready) for ready in groups[name]]
     return planned
+
+
+def _planned(used: Mapping[str, StoredTensor], rule: Rule) -> PlannedTensor:
+    parts = [used[source] for source in rule.sources]
+    for part in parts:
+        if part.dtype != parts[0].dtype:
+            raise CheckpointError(
+                f"{part.path}: {part.name} is {part.dtype}, {parts[0].name} is {parts[0].dtype}; "
+                f"both belong to {rule.name}, which needs one dtype"
+            )
+    shape = (rule.stack, *rule.shape) if rule.stack else rule.shape
+    return PlannedTensor(
+        name=rule.name,
+        ne=tuple(reversed(shape)),
+        sources=tuple(part.name for part in parts),
+        dtype=_dtype(parts[0]),
+        row_group=rule.row_group,
+        transform=rule.transform,
+    )
 
 
 def _check_names(
     checkpoint: Checkpoint,
-    weights: Sequence[StoredTensor],
     arch: Architecture,
+    used: Mapping[str, StoredTensor],
     rules: Mapping[str, Rule],
 ) -> None:
-    missing = [
-        r.source for r in rules.values() if r.required and r.source not in checkpoint.tensors
-    ]
+    needed = [source for source, rule in rules.items() if rule.required]
+    missing = [source for source in needed if source not in used]
     if missing:
-        needed = sum(rule.required for rule in rules.values())
         raise CheckpointError(
-            f"{checkpoint.folder}: {some(missing)} missing of {needed} that config.json asks "
+            f"{checkpoint.folder}: {some(missing)} missing of {len(needed)} that config.json asks "
             "for; fetch the folder again or mend config.json"
         )
-    left = [tensor.name for tensor in weights if tensor.name not in rules]
+    left = [tensor.name for source, tensor in used.items() if source not in rules]
     if left:
         raise CheckpointError(
             f"{checkpoint.folder}: {some(left)} unknown to {arch.name} with this config.json; "
@@ -113,7 +141,7 @@ def _check_names(
 
 
 def some(names: Sequence[str]) -> str:
-    """How many tensors, with the names of the first."""
+    """How many tensors, and the names of some of them."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
 

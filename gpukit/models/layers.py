@@ -1,13 +1,14 @@
-"""The pieces that decoders are put together from; activations are float32."""
+"""The pieces that decoders are put together from; activations are float32. Attention has a file of
+its own.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import silu
 
-from gpukit.models.cache import KVCache
 from gpukit.models.weights import Linear
 
 
@@ -23,81 +24,57 @@ class RMSNorm:
 
 
 class Rope:
-    """Rotary position embedding of neighbouring pairs, the form that GGUF's Llamas are in.
+    """Rotary position embedding: the turns of each pair of a head's values at each position.
 
-    The angle of pair i at position p is p * base^(-2 i / head_dim) / divisor_i / factor, taken in
+    The angle of pair i at position p is p * base^(-2 i / n_rot) / divisor_i / factor, taken in
     float32 in the order of transformers. With divisors the last roundings may differ, which moves
     an angle by about p * frequency * 2^-22: below 1e-4 radians up to p = 131 072 for frequencies
     below 0.0031 (wavelengths over 2048), which are those with a divisor other than 1.
+
+    Contexts of more than `long[0]` positions have the divisors `long[1]`; what is turned is
+    multiplied by `magnitude`.
     """
 
     def __init__(
         self,
-        head_dim: int,
+        n_rot: int,
         base: float,
         device: torch.device,
         *,
         factor: float = 1.0,
         divisors: Tensor | None = None,
+        long: tuple[int, Tensor] | None = None,
+        magnitude: float = 1.0,
     ) -> None:
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        exponents = torch.arange(0, n_rot, 2, dtype=torch.float32) / n_rot
         frequencies = (1.0 / base**exponents).to(device)
-        if divisors is not None:
-            frequencies = frequencies / divisors
-        self._frequencies = frequencies / factor
+        self._short = (frequencies if divisors is None else frequencies / divisors) / factor
+        self._long_from = None if long is None else long[0]
+        self._long = self._short if long is None else frequencies / long[1]
+        self._magnitude = magnitude
 
-    def turns(self, first: int, count: int) -> Tensor:
-        """complex64 `[count, 1, head_dim / 2]`: e^(i angle) for the positions from `first` on."""
-        positions = torch.arange(first, first + count, device=self._frequencies.device)
-        angles = positions.to(torch.float32)[:, None, None] * self._frequencies
-        return torch.polar(torch.ones_like(angles), angles)
+    def turns(self, first: int, count: int, n_ctx: int) -> Tensor:
+        """complex64 `[count, 1, n_rot / 2]`: magnitude * e^(i angle) for the positions from `first`
+        on, in a context of `n_ctx`."""
+        is_long = self._long_from is not None and n_ctx > self._long_from
+        frequencies = self._long if is_long else self._short
+        positions = torch.arange(first, first + count, device=frequencies.device)
+        angles = positions.to(torch.float32)[:, None, None] * frequencies
+        return torch.polar(torch.full_like(angles, self._magnitude), angles)
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
+def rotate_pairs(x: Tensor, turns: Tensor) -> Tensor:
     """`x` `[count, heads, head_dim]` with each pair (2 i, 2 i + 1) turned by its angle."""
     pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns).flatten(-2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention: float32 `[count, heads * head_dim]`.
-
-    q `[count, heads, head_dim]` are the last `count` positions of k and v `[kv_heads, length,
-    head_dim]`; each kv head is shared by heads / kv_heads neighbours.
-    """
-    count, heads, head_dim = q.shape
-    kv_heads, length, _ = k.shape
-    # The kv heads are the batch, those that share one are its heads: nothing is copied.
-    shape = (kv_heads, heads // kv_heads, length, head_dim)
-    q = q.view(count, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
-    mask = None
-    if 1 < count < length:
-        mask = torch.ones(count, length, dtype=torch.bool, device=q.device).tril(length - count)
-    out = scaled_dot_product_attention(
-        q, k[:, None].expand(shape), v[:, None].expand(shape), mask,
-        is_causal=1 < count == length, scale=scale,
-    )  # fmt: skip
-    return out.permute(2, 0, 1, 3).reshape(count, heads * head_dim)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Attention with rotated queries and keys; `layer` is its place in the cache."""
-
-    layer: int
-    q: Linear
-    k: Linear
-    v: Linear
-    o: Linear
-    head_dim: int
-    scale: float
-
-    def __call__(self, x: Tensor, turns: Tensor, cache: KVCache) -> Tensor:
-        heads = (len(x), -1, self.head_dim)
-        q = rotate(self.q(x).view(heads), turns)
-        k = rotate(self.k(x).view(heads), turns)
-        keys, values = cache.extend(self.layer, k, self.v(x).view(heads))
-        return self.o(attend(q, keys, values, self.scale))
+def rotate_halves(x: Tensor, turns: Tensor) -> Tensor:
+    """`x` `[count, heads, head_dim]` with each pair (i, i + n_rot / 2) turned by its angle; values
+    behind the first n_rot stay."""
+    n = turns.shape[-1]
+    pairs = torch.complex(x[..., :n], x[..., n : 2 * n]) * turns
+    return torch.cat((pairs.real, pairs.imag, x[..., 2 * n :]), -1)
 
 
 @dataclass(frozen=True)
@@ -111,3 +88,24 @@ class GatedFeedForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.gate(x)).mul_(self.up(x)))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The sum of some experts, each times its share: those with the highest probabilities of the
+    router, which are brought to a sum of 1. An expert runs once for all positions that chose it.
+    """
+
+    router: Linear
+    experts: tuple[GatedFeedForward, ...]
+    used: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shares, chosen = torch.softmax(self.router(x), -1).topk(self.used)
+        shares = shares / shares.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for number in sorted(set(chosen.flatten().tolist())):
+            position, place = torch.nonzero(chosen == number, as_tuple=True)
+            part = self.experts[number](x[position])
+            out.index_add_(0, position, part * shares[position, place, None])
+        return out

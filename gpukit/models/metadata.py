@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,11 +22,27 @@ from gpukit.formats.recorder import recorded, recorder
 YAML_WORDS = {True: "yes", False: "no"}
 
 
-def general_fields(folder: Path, arch: str, parameters: int, name: str | None) -> list[Field]:
+@dataclass(frozen=True)
+class Parameters:
+    """How many weights a model has, how many of them one expert has, and how many experts."""
+
+    total: int
+    expert: int = 0
+    experts: int = 0
+
+    @property
+    def shared(self) -> int:
+        """Those that are no expert's."""
+        return self.total - self.expert * self.experts
+
+
+def general_fields(
+    folder: Path, arch: str, parameters: Parameters, name: str | None
+) -> list[Field]:
     """The metadata of `folder` in the converter's order; `name` replaces general.name.
 
-    `parameters` counts the weights: a size in the folder's name that is far off is none.
-    `CheckpointError` for files that cannot be read and for values that cannot be written.
+    A size in the folder's name that is far from `parameters` is none. `CheckpointError` for files
+    that cannot be read and for values that cannot be written.
     """
     import gguf
 
@@ -35,13 +52,15 @@ def general_fields(folder: Path, arch: str, parameters: int, name: str | None) -
     generation = _loaded(folder, "generation_config.json", gguf.Metadata.load_generation_config)
     try:
         with _named(folder) as link:
-            metadata = gguf.Metadata.load(None, link, name, parameters)
+            metadata = gguf.Metadata.load(None, link, name, parameters.total)
         if metadata.sampling_penalty_repeat is None:
             metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
         if metadata.name is None:
             metadata.name = model_name(folder)
         if metadata.size_label is None:
-            metadata.size_label = gguf.size_label(parameters, parameters, 0, 0)
+            metadata.size_label = gguf.size_label(
+                parameters.total, parameters.shared, parameters.expert, parameters.experts
+            )
         writer = recorder(arch)
         writer.add_type("model")
         metadata.set_gguf_meta_model(writer)

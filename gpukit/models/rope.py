@@ -4,21 +4,20 @@ Facts: transformers' modeling_rope_utils (which of several values counts), llama
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpukit.errors import CheckpointError
+from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, f32, string, u32
 from gpukit.models.base import ModelConfig
-from gpukit.models.values import real, section, whole
+from gpukit.models.values import real, section, stored, whole
 
 # Kinds that need nothing but their base.
 PLAIN = ("default", "none")
-KNOWN = (*PLAIN, "linear", "llama3", "yarn")
 
 # What YaRN may be tuned with: names in config.json, the first that is there counts; end of the key.
 YARN = (
@@ -29,19 +28,24 @@ YARN = (
 )
 
 
-def with_rope(model: ModelConfig, config: Mapping[str, Any]) -> ModelConfig:
+def with_rope(
+    model: ModelConfig, config: Mapping[str, Any], scalings: Sequence[str]
+) -> ModelConfig:
     """`model` with the RoPE of a config.json of transformers 4 (`rope_scaling`, `rope_theta`) or 5
     (`rope_parameters`); where both are there, `rope_scaling` counts, as in transformers.
+
+    `scalings` are the kinds that the architecture's GGUFs can hold; `model` has the default theta.
     """
     rope = section(config, "rope_scaling") or section(config, "rope_parameters")
-    kind = str(rope.get("rope_type") or rope.get("type") or "default").lower()
-    model = replace(model, rope_theta=real(rope, "rope_theta", _theta(config)))
+    kind = rope_kind(rope)
+    theta = real(rope, "rope_theta", real(config, "rope_theta", model.rope_theta))
+    model = replace(model, rope_theta=theta)
     if kind in PLAIN:
         return model
-    if kind not in KNOWN:
+    if kind not in scalings:
         raise CheckpointError(
             f"config.json: RoPE scaling {kind!r} cannot be written into a {model.arch} GGUF; "
-            f"known: {', '.join(KNOWN)}"
+            f"known: {', '.join((*PLAIN, *scalings))}"
         )
     model = replace(model, rope_scaling=kind)
     if kind == "linear":
@@ -59,11 +63,20 @@ def with_rope(model: ModelConfig, config: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _theta(config: Mapping[str, Any]) -> float:
-    return real(config, "rope_theta", 10000.0)
+def rope_kind(rope: Mapping[str, Any]) -> str:
+    """The kind of scaling that a rope_scaling or rope_parameters names."""
+    return str(rope.get("rope_type") or rope.get("type") or PLAIN[0]).lower()
 
 
 def _yarn(rope: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    if rope.get("truncate") is False:
+        raise CheckpointError("config.json: truncate is false; a GGUF's YaRN rounds its limits")
+    scales = (rope.get("mscale"), rope.get("mscale_all_dim"))
+    if all(scales) and scales[0] != scales[1] and rope.get("attention_factor") is None:
+        raise CheckpointError(
+            f"config.json: mscale {scales[0]} and mscale_all_dim {scales[1]} of the RoPE scaling "
+            "cannot be written into a GGUF; give their quotient as attention_factor"
+        )
     found = []
     for names, key in YARN:
         name = next((name for name in names if rope.get(name) is not None), None)
@@ -81,7 +94,10 @@ def rope_fields(config: ModelConfig) -> list[Field]:
     if config.rope_scaling == "yarn":
         found.append(u32(f"{at}.scaling.original_context_length", config.rope_original_ctx))
         found += [f32(f"{at}.scaling.yarn_{key}", value) for key, value in config.rope_yarn]
-    return [*found, f32(f"{at}.freq_base", config.rope_theta)]
+    found.append(f32(f"{at}.freq_base", config.rope_theta))
+    if config.rope_theta_local:
+        found.append(f32(f"{at}.freq_base_swa", config.rope_theta_local))
+    return found
 
 
 def rope_divisors(config: ModelConfig) -> Tensor:
@@ -105,3 +121,37 @@ def rope_divisors(config: ModelConfig) -> Tensor:
             smooth = (config.rope_original_ctx / length - config.rope_low) / span
             divisors.append(float(1 / ((1 - smooth) / config.rope_factor + smooth)))
     return torch.tensor(divisors, dtype=torch.float32)
+
+
+def yarn_divisors(config: ModelConfig) -> Tensor:
+    """What YaRN divides each frequency by: float32 `[head_dim / 2]`.
+
+    1 for frequencies that turn `beta_fast` times and more in the original context, the factor for
+    those that turn less than `beta_slow` times, between them a share of each.
+    """
+    dim, settings = config.head_dim, dict(config.rope_yarn)
+
+    def place(turns: float) -> float:
+        length = math.log(config.rope_original_ctx / (turns * 2 * math.pi))
+        return dim * length / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(place(settings.get("beta_fast", 32.0))), 0)
+    high = min(math.ceil(place(settings.get("beta_slow", 1.0))), dim - 1)
+    pairs = torch.arange(dim // 2, dtype=torch.float32)
+    slow = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
+    return 1 / (slow / config.rope_factor + (1 - slow))
+
+
+def yarn_magnitude(config: ModelConfig) -> float:
+    """What YaRN multiplies rotated values by."""
+    usual = 0.1 * math.log(config.rope_factor) + 1 if config.rope_factor > 1 else 1.0
+    return dict(config.rope_yarn).get("attn_factor", usual)
+
+
+def stored_yarn(found: Mapping[str, Field], arch: str) -> tuple[tuple[str, float], ...]:
+    """The settings of YaRN in a GGUF's metadata; `GGUFError` for one that cannot be run."""
+    at = f"{arch}.rope.scaling.yarn_"
+    settings = {key: stored(found, at + key) for _, key in YARN if at + key in found}
+    if settings.get("ext_factor", 1.0) != 1.0:
+        raise GGUFError(f"{at}ext_factor is {settings['ext_factor']}; YaRN can be run with 1")
+    return tuple(settings.items())

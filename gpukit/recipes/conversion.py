@@ -19,7 +19,7 @@ from gpukit.recipes.slabs import Piece, Slab, stored_bytes
 from gpukit.recipes.source import TORCH_TYPES, Source
 
 if TYPE_CHECKING:
-    from gpukit.recipes.quantize import PlannedOutput
+    from gpukit.recipes.planning import PlannedOutput
 
 # Beyond this magnitude a scale may overflow fp16; below it none can.
 FP16_MAX = 65504.0

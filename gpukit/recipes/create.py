@@ -27,20 +27,24 @@ def create(
     device: str = "auto",
     budget: int = 4 << 30,
     pre: str | None = None,
+    imatrix: Path | None = None,
     report: Report = ignore,
 ) -> ModelName:
     """Put the model that `modelfile` describes into the store; its name there.
 
     `quantize` is a file type such as `Q4_K_M`; without one a checkpoint keeps its own type and
     a GGUF its bytes. `budget` bounds host memory, in bytes; `pre` names the pre-tokenizer of a
-    checkpoint that is not recognised. Everything that can be checked is
-    checked before the first byte is written; a failed or killed run leaves the store as it was.
+    checkpoint that is not recognised; `imatrix` is a file with importance weights for the
+    quantisation. Everything that can be checked is checked before the first byte is written; a
+    failed or killed run leaves the store as it was.
     Raises ArgumentError for a bad name, type or Modelfile, StoreError for a model that is not
     there, DiskError, and the errors of the readers of the weights.
     """
     model = store.find(name)
     _refuse_unsupported(modelfile)
-    work = Work(_file_type(quantize) if quantize else None, device, budget, report, pre)
+    if imatrix is not None and not quantize:
+        raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
+    work = Work(_file_type(quantize) if quantize else None, device, budget, report, pre, imatrix)
     source = locate(store, modelfile, report)
     for warning in modelfile.warnings:
         report(Warned(warning))

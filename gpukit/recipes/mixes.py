@@ -12,6 +12,7 @@ from typing import Any
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.gguf_fields import TensorSpec, type_sizes
+from gpukit.recipes.overrides import Overrides
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,6 @@ def by_name(name: str) -> FileType:
     if row is None:
         raise ArgumentError(f"unknown type {name!r}; known: {', '.join([*FILE_TYPES, *ALIASES])}")
     return row
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What a user decides: patterns (first match wins), and types of output and embedding."""
-
-    patterns: tuple[tuple[re.Pattern[str], str], ...] = ()
-    pure: bool = False
-    leave_output: bool = False
-    output_type: str | None = None
-    embedding_type: str | None = None
 
 
 @dataclass
@@ -218,6 +208,25 @@ def choose_types(
     overrides: Overrides | None = None,
     importance: bool = False,
 ) -> list[str]:
+    """The type of each tensor; `tensors` in output order with their source types."""
+    return [c.type for c in choose(tensors, metadata, file_type, overrides, importance)]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a tensor becomes, and what it was meant to be: another where blocks do not fit."""
+
+    type: str
+    wanted: str
+
+
+def choose(
+    tensors: Sequence[TensorSpec],
+    metadata: Callable[[str, Any], Any],
+    file_type: FileType,
+    overrides: Overrides | None = None,
+    importance: bool = False,
+) -> list[Choice]:
     """The type of each tensor; `tensors` in output order with their source types.
 
     `metadata` is a `get(key, default)` over the model's fields; `importance` says whether there
@@ -266,20 +275,23 @@ def _mix(
     )
 
 
-def _choose(tensor: TensorSpec, mix: Mix, overrides: Overrides) -> str:
+def _choose(tensor: TensorSpec, mix: Mix, overrides: Overrides) -> Choice:
     name = tensor.name
+    fixed = None
     if not quantizable(tensor, mix.arch) or (overrides.leave_output and name == "output.weight"):
-        return tensor.type
-    if overrides.embedding_type and name in EMBEDDINGS:
-        return overrides.embedding_type
-    if overrides.output_type and name == "output.weight":
-        return overrides.output_type
-    if mix.file_type.is_float:
-        return mix.file_type.default
+        fixed = tensor.type
+    elif overrides.embedding_type and name in EMBEDDINGS:
+        fixed = overrides.embedding_type
+    elif overrides.output_type and name == "output.weight":
+        fixed = overrides.output_type
+    elif mix.file_type.is_float:
+        fixed = mix.file_type.default
+    if fixed is not None:
+        return Choice(fixed, fixed)
     wanted = next((kind for pattern, kind in overrides.patterns if pattern.search(name)), None)
     if wanted is None:
         wanted = mix.file_type.default if overrides.pure else _mixed(tensor, mix)
-    return _fitting(tensor, wanted)
+    return Choice(_fitting(tensor, wanted), wanted)
 
 
 def quantizable(tensor: TensorSpec, arch: str = "") -> bool:
@@ -356,45 +368,3 @@ def _fitting(tensor: TensorSpec, wanted: str) -> str:
 def output_order(name: str) -> tuple[int, bytes]:
     """The sort key of llama-quantize's output: layer, then name."""
     return layer_of(name), name.encode()
-
-
-def make_overrides(
-    patterns: Sequence[str],
-    *,
-    pure: bool = False,
-    leave_output: bool = False,
-    output_type: str | None = None,
-    embedding_type: str | None = None,
-) -> Overrides | None:
-    """Overrides from what a user wrote, `REGEX=TYPE` each; None where nothing is overridden.
-
-    `ArgumentError` for what is no pattern or no type.
-    """
-    compiled = []
-    for text in patterns:
-        expression, separator, kind = text.rpartition("=")
-        if not separator or not expression:
-            raise ArgumentError(f"--tensor-type {text}: REGEX=TYPE is needed, as in ffn_down=Q6_K")
-        try:
-            compiled.append((re.compile(expression), _tensor_type(kind)))
-        except re.error as error:
-            raise ArgumentError(f"--tensor-type {text}: no regular expression: {error}") from None
-    found = Overrides(
-        tuple(compiled),
-        pure,
-        leave_output,
-        _tensor_type(output_type) if output_type else None,
-        _tensor_type(embedding_type) if embedding_type else None,
-    )
-    return None if found == Overrides() else found
-
-
-def _tensor_type(name: str) -> str:
-    from gpukit_kernels import QUANTS
-
-    row = QUANTS.get(name.upper())
-    if row is None or not row.encodable:
-        what = "gpukit only reads" if row else "unknown"
-        known = ", ".join(kind for kind, row in QUANTS.items() if row.encodable)
-        raise ArgumentError(f"{what} tensor type {name!r}; known: {known}")
-    return row.name

@@ -4,14 +4,14 @@ Each origin is checked and planned when it is made, before anything is written; 
 the weights into the store and gives the layers that the model starts with.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gpukit.errors import ArgumentError, CheckpointError, FormatError, ModelfileError, StoreError
 from gpukit.events import Report, Status, Step, ignore
 from gpukit.formats.folder import check_files, has_weights
-from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.gguf_split import GGUFModel, is_part
 from gpukit.recipes.hub import HOSTS, located
 from gpukit.store import blobs
 from gpukit.store.changes import Change
@@ -35,7 +35,8 @@ PATH_STARTS = ("/", "./", "../", "~", ".\\")
 @dataclass(frozen=True)
 class Work:
     """How weights are converted: the file type wanted (None: the source's own), the device, the
-    bound on host memory in bytes, who hears of it, and the pre-tokenizer where none is recognised.
+    bound on host memory in bytes, who hears of it, the pre-tokenizer where none is recognised, and
+    the file with importance weights.
     """
 
     file_type: str | None
@@ -43,6 +44,7 @@ class Work:
     budget: int
     report: Report
     pre: str | None = None
+    imatrix: Path | None = None
 
 
 class Origin(Protocol):
@@ -198,7 +200,10 @@ def _stored(store: Store, name: ModelName, work: Work) -> Origin:
 
 def _file(path: Path, work: Work) -> Origin:
     check_gguf(path)
-    return _quantized(path, work, str(path)) or _Copied(path, work)
+    quantized = _quantized(path, work, str(path))
+    if quantized is None and is_part(path):
+        return _converted(path, replace(work, file_type=None), "joining the parts of the model")
+    return quantized or _Copied(path, work)
 
 
 def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
@@ -207,7 +212,7 @@ def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
         return None
     from gpukit.recipes.mixes import by_name
 
-    with GGUFFile(path) as file:
+    with GGUFModel(path) as file:
         types = {info.type for info in file.tensors.values()}
         label = file_type_name(file.get("general.file_type"))
     if lossy := sorted(types - FULL_TYPES):
@@ -221,12 +226,14 @@ def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
 
 
 def _converted(path: Path, work: Work, opening: str) -> _Converted:
-    from gpukit.recipes.quantize import plan_quantize
+    from gpukit.formats.imatrix import read_imatrix
+    from gpukit.recipes.quantize import Options, plan_quantize
     from gpukit.recipes.source import open_source
 
+    options = Options(imatrix=read_imatrix(work.imatrix) if work.imatrix else None)
     source = open_source(path, work.pre)
     try:
-        return _Converted(source, plan_quantize(source, work.file_type), work, opening)
+        return _Converted(source, plan_quantize(source, work.file_type, options), work, opening)
     except BaseException:
         source.close()
         raise
@@ -234,18 +241,12 @@ def _converted(path: Path, work: Work, opening: str) -> _Converted:
 
 def check_gguf(path: Path) -> None:
     """GGUFError, FormatError or ArgumentError where the file at `path` is no whole model."""
-    with GGUFFile(path) as file:
+    with GGUFModel(path) as file:
         kind = file.get("general.type", "model")
-        shards = file.get("split.count", 1)
         if not file.get("general.architecture"):
             raise FormatError(f"{path}: general.architecture is missing: this is no model")
     if kind in ("adapter", "projector", "mmproj"):
         raise ArgumentError(f"{path}: a GGUF of type {kind}, not a model; not supported as FROM")
-    if isinstance(shards, int) and shards > 1:
-        raise ArgumentError(
-            f"{path}: one of {shards} parts of a split model: join them first "
-            "(llama-gguf-split --merge)"
-        )
 
 
 def _single_gguf(folder: Path) -> Path | None:

@@ -25,7 +25,7 @@ from gpukit.recipes.slabs import Slab, cut, stored_bytes
 from gpukit.recipes.source import Source
 
 if TYPE_CHECKING:
-    from gpukit.recipes.quantize import PlannedOutput
+    from gpukit.recipes.planning import PlannedOutput
 
 # Weights in a slab: 16 MiB of BF16, enough to keep a disk and the kernels busy at a time.
 SLAB_WEIGHTS = 1 << 23

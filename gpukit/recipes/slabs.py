@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gpukit.recipes.source import Source
 
 if TYPE_CHECKING:
-    from gpukit.recipes.quantize import PlannedOutput
+    from gpukit.recipes.planning import PlannedOutput
 
 
 @dataclass(frozen=True)

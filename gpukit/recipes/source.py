@@ -1,7 +1,9 @@
 """Where values come from: a Hugging Face folder or a GGUF model, row slab by row slab."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
-from gpukit.errors import ArgumentError, one_line
+from gpukit.errors import ArgumentError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, TensorSpec
 from gpukit.formats.gguf_split import GGUFModel
@@ -133,12 +135,14 @@ class CheckpointSource(Source):
             self._checkpoint.close()
             raise
         self.fields = plan.fields
-        if plan.left_out:
-            left_out = one_line(some(plan.left_out))
-            self.warnings = (f"{path}: left out: {left_out} without use in a GGUF",)
         self._planned = plan.tensors
         self._scales = plan.scales.by_weight
         self._auto = auto_type(plan.tensors)
+        if plan.left_out:
+            self.warnings = (
+                f"{path}: {some(plan.left_out)} left out: a {plan.config.arch} GGUF has no place "
+                "for them",
+            )
         self.tensors = tuple(self._tensor(planned) for planned in plan.tensors)
 
     def _tensor(self, planned: PlannedTensor) -> SourceTensor:
@@ -171,24 +175,50 @@ class CheckpointSource(Source):
 
     def read(self, index: int, row: int, buffer: memoryview) -> None:
         planned = self._planned[index]
-        if planned.values is None:
-            stored = self._checkpoint.tensors[planned.sources[0]]
-            self._checkpoint.read_into(stored, buffer, self.stored_bytes(index, row))
+        if planned.values is not None:
+            return
+        start, done = self.stored_bytes(index, row), 0
+        each = self._checkpoint.tensors[planned.sources[0]].nbytes
+        while done < len(buffer):
+            number, at = divmod(start + done, each)
+            count = min(each - at, len(buffer) - done)
+            stored = self._checkpoint.tensors[planned.sources[number]]
+            self._checkpoint.read_into(stored, buffer[done : done + count], at)
+            done += count
 
     def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:
         planned = self._planned[index]
         if planned.values is not None:
             return planned.values.view(-1, planned.ne[0])[row : row + rows].to(data.device)
-        found = data.view(self._dtype(index)).view(rows, planned.ne[0])
-        found = self._decoded(planned.sources[0], row, found)
+        found = self._decoded(planned, row, data.view(self._dtype(index)).view(rows, planned.ne[0]))
         return planned.transform(found) if planned.transform is not None else found
 
-    def _decoded(self, name: str, row: int, stored: Tensor) -> Tensor:
-        """Rows of the stored tensor `name`, the first being row `row`, in a type of the kernels."""
-        if (scale := self._scales.get(name)) is not None:
-            return scaled(stored, row, scale, read_scale(self._checkpoint, scale))
+    def _decoded(self, planned: PlannedTensor, row: int, stored: Tensor) -> Tensor:
+        """Rows of `planned` as they are stored, the first being row `row`, in a type of the
+        kernels."""
+        if any(name in self._scales for name in planned.sources):
+            parts = self._of_sources(planned, row, stored)
+            return torch.cat([self._scaled(name, first, part) for name, first, part in parts])
         wide = stored.dtype is torch.float64 or stored.dtype in FP8.values()
         return stored.to(torch.float32) if wide else stored
+
+    def _of_sources(
+        self, planned: PlannedTensor, row: int, stored: Tensor
+    ) -> Iterator[tuple[str, int, Tensor]]:
+        """Each source's name, the first of its own rows, and these rows."""
+        of_one = prod(planned.ne[1:]) // len(planned.sources)
+        done = 0
+        while done < len(stored):
+            number, first = divmod(row + done, of_one)
+            part = stored[done : done + of_one - first]
+            yield planned.sources[number], first, part
+            done += len(part)
+
+    def _scaled(self, name: str, row: int, stored: Tensor) -> Tensor:
+        scale = self._scales.get(name)
+        if scale is None:
+            return stored.to(torch.float32)
+        return scaled(stored, row, scale, read_scale(self._checkpoint, scale))
 
     def close(self) -> None:
         self._checkpoint.close()

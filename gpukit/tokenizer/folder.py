@@ -4,7 +4,7 @@ Tried in this order: `tokenizer.model` (sentencepiece), `tokenizer.json` of a se
 (BPE with byte fallback), `tokenizer.json` of a byte-level BPE.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ CODE_LLAMA_IDS = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 3201
 def vocabulary_fields(
     folder: Path, config: Mapping[str, Any], *, pre: str | None = None
 ) -> list[Field]:
-    """Every tokenizer.* field for `folder`, in the converter's order.
+    """Every tokenizer.* field for a Llama in `folder`, in the converter's order.
 
     `config` is config.json (its vocab_size counts); `pre` names the pre-tokenizer of a byte-level
     BPE that is not recognised. `TokenizerError` for a vocabulary that is missing, unknown, broken
@@ -40,17 +40,17 @@ def vocabulary_fields(
     if (prefix := settings.get("add_prefix_space")) is not None:
         fields.append(boolean("tokenizer.ggml.add_space_prefix", bool(prefix)))
     if (folder / "tokenizer.model").is_file():
-        fields += _sentencepiece(folder, settings, size)
+        fields += sentencepiece_fields(folder, size)
     else:
         fields += _tokenizer_json(folder, size, pre)
     if size == CODE_LLAMA:
         fields += special_fields(folder, kinds=tuple(CODE_LLAMA_IDS), ids=CODE_LLAMA_IDS)
     if size == GRANITE_SMALL:
         fields.append(boolean("tokenizer.ggml.add_bos_token", False))
-    return _last_values(fields)
+    return last_values(fields)
 
 
-def _last_values(fields: list[Field]) -> list[Field]:
+def last_values(fields: list[Field]) -> list[Field]:
     """A key set twice keeps its first place and its last value."""
     return list({field.key: field for field in fields}.values())
 
@@ -68,7 +68,15 @@ def _listed(
     return [*fields, array("tokenizer.ggml.token_type", ValueType.INT32, types)]
 
 
-def _sentencepiece(folder: Path, settings: Mapping[str, Any], size: int) -> list[Field]:
+# A token added after training: id, text and type.
+Added = tuple[int, str, TokenType]
+
+
+def sentencepiece_fields(
+    folder: Path, size: int, added: Callable[[Path], Iterable[Added]] | None = None
+) -> list[Field]:
+    """The fields of a folder with a tokenizer.model, padded to `size` tokens; `added` finds the
+    tokens that were added after training."""
     pieces = _pieces(folder / "tokenizer.model")
     if len(pieces) > size:
         raise TokenizerError(
@@ -80,7 +88,7 @@ def _sentencepiece(folder: Path, settings: Mapping[str, Any], size: int) -> list
     types = [int(TokenType.UNUSED)] * size
     for number, (text, score, kind) in enumerate(pieces):
         tokens[number], scores[number], types[number] = text, score, int(kind)
-    for number, text, kind in _added(folder, settings):
+    for number, text, kind in (added or _added)(folder):
         if number < size:
             tokens[number], scores[number], types[number] = text, ADDED_SCORE, int(kind)
     special = special_fields(folder, size=size)
@@ -113,23 +121,42 @@ def _piece_type(model: Any, number: int) -> TokenType:
     return TokenType.NORMAL
 
 
-def _added(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, str, TokenType]]:
-    """Tokens added after training: id, text and type."""
+def _added(folder: Path) -> Iterator[Added]:
+    yield from added_tokens_file(folder)
+    for number, text, special in added_tokens_decoder(folder):
+        if special or looks_special(text):
+            yield number, text, TokenType.CONTROL
+        else:
+            yield number, text.replace("\u2581", " "), TokenType.USER_DEFINED
+
+
+def added_tokens_file(folder: Path) -> Iterator[Added]:
+    """The tokens in added_tokens.json."""
     path = folder / "added_tokens.json"
     for text, number in (read_json(path) or {}).items():
         yield _number(number, path), text, TokenType.USER_DEFINED
+
+
+def added_tokens_decoder(folder: Path) -> Iterator[tuple[int, str, bool]]:
+    """Id, text and whether it is special, of the tokens in tokenizer_config.json."""
     path = folder / "tokenizer_config.json"
-    decoder = settings.get("added_tokens_decoder") or {}
+    decoder = (read_json(path) or {}).get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise TokenizerError(f"{path}: added_tokens_decoder is no object")
     for key, entry in decoder.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise TokenizerError(f"{path}: added_tokens_decoder: {key!r} has no content")
-        text = entry["content"]
-        if entry.get("special") or looks_special(text):
-            yield _number(key, path), text, TokenType.CONTROL
-        else:
-            yield _number(key, path), text.replace("\u2581", " "), TokenType.USER_DEFINED
+        yield _number(key, path), entry["content"], bool(entry.get("special"))
+
+
+def added_tokens_of_library(folder: Path) -> Iterator[tuple[int, str, bool]]:
+    """The same of the tokens in tokenizer.json."""
+    path = folder / "tokenizer.json"
+    entries = (read_json(path) or {}).get("added_tokens") or []
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise TokenizerError(f"{path}: an added token has no content")
+        yield _number(entry.get("id"), path), entry["content"], bool(entry.get("special"))
 
 
 def _number(value: Any, path: Path) -> int:
@@ -152,7 +179,25 @@ def looks_special(text: str) -> bool:
     )
 
 
+def byte_level_fields(folder: Path, size: int, pre: str | None) -> list[Field]:
+    """The fields of a folder with a byte-level BPE in tokenizer.json, padded to `size` tokens."""
+    data = _bpe(folder)
+    if data["model"].get("byte_fallback"):
+        raise TokenizerError(
+            f"{folder / 'tokenizer.json'}: a sentencepiece vocabulary; copy the model's "
+            "tokenizer.model into the folder"
+        )
+    return _byte_level(folder, folder / "tokenizer.json", data, size, pre)
+
+
 def _tokenizer_json(folder: Path, size: int, pre: str | None) -> list[Field]:
+    data = _bpe(folder)
+    if data["model"].get("byte_fallback"):
+        return _byte_fallback(folder, folder / "tokenizer.json", data, size)
+    return _byte_level(folder, folder / "tokenizer.json", data, size, pre)
+
+
+def _bpe(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     data = read_json(path)
     if data is None:
@@ -167,9 +212,7 @@ def _tokenizer_json(folder: Path, size: int, pre: str | None) -> list[Field]:
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise TokenizerError(f"{path}: {key} {str(model[key])[:40]!r}; a GGUF cannot say that")
-    if model.get("byte_fallback"):
-        return _byte_fallback(folder, path, data, size)
-    return _byte_level(folder, path, data, size, pre)
+    return data
 
 
 def _vocabulary(path: Path, data: Mapping[str, Any], size: int) -> dict[int, str]:

@@ -1,5 +1,6 @@
 """Quantise, dequantise and multiply in GGUF's blocks: the bytes of llama.cpp on every device."""
 
+from gpukit_kernels.counting import operations
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.lanes import Lane, Turn
 from gpukit_kernels.matmul import matmul
@@ -8,9 +9,11 @@ from gpukit_kernels.ops import (
     device,
     device_list,
     devices,
+    issue_rate,
     keep_memory,
     plan_backend,
     quantize,
+    timed,
 )
 from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
 
@@ -26,8 +29,11 @@ __all__ = [
     "device",
     "device_list",
     "devices",
+    "issue_rate",
     "keep_memory",
     "matmul",
+    "operations",
     "plan_backend",
     "quantize",
+    "timed",
 ]

@@ -35,7 +35,7 @@ def folder() -> Path:
 
 def place(name: str, key: Hashable = ()) -> Path:
     """The file of `name` compiled for `key` on this machine; other code has other names."""
-    digest = hashlib.sha256(f"{_machine()} {torch.get_num_threads()} {key}".encode())
+    digest = hashlib.sha256(f"{_machine()} {key}".encode())
     return folder() / f"{name}-{digest.hexdigest()[:16]}.compiled"
 
 

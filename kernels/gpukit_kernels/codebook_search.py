@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits import divide
+from gpukit_kernels.replay import is_tracing
 from gpukit_kernels.search import GROUP_EPS, added, first_largest
 from gpukit_kernels.stages import stage, summing_stage
 
@@ -42,7 +43,7 @@ def _by_half(values: bool) -> Tensor:
 
 
 def _nearest(v: Tensor, values: bool) -> Tensor:
-    if torch.compiler.is_compiling():
+    if is_tracing():
         # From the top down: a NaN gets the last.
         rises = [b - a if values else 1 for a, b in itertools.pairwise(CODEBOOK)]
         found = torch.full_like(v, float(CODEBOOK[-1] if values else 15))

@@ -9,6 +9,7 @@ gpukit call the op and name no device.
 """
 
 import ctypes
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -155,6 +156,36 @@ def devices() -> list[tuple[str, str, int, int]]:
         free, total = torch.cuda.mem_get_info(index)
         found.append((f"cuda:{index}", torch.cuda.get_device_name(index), total, free))
     return found
+
+
+def timed(call: Callable[[], object], where: torch.device, repeats: int = 5) -> float:
+    """Least seconds of `repeats` calls, after one that warms up; all work on the device counts."""
+    least = float("inf")
+    for turn in range(repeats + 1):
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+        begin = time.perf_counter()
+        call()
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+        if turn:
+            least = min(least, time.perf_counter() - begin)
+    return least
+
+
+# Lanes of float32 arithmetic in a multiprocessor of compute capability 8.6 and later, and of 8.0.
+FP32_LANES, FP32_LANES_80 = 128, 64
+
+
+def issue_rate(where: torch.device) -> float | None:
+    """Float32 operations a second that a GPU can begin at its highest clock; None on the CPU and
+    where torch does not tell the clock."""
+    if where.type != "cuda":
+        return None
+    facts = torch.cuda.get_device_properties(where)
+    lanes = FP32_LANES_80 if (facts.major, facts.minor) == (8, 0) else FP32_LANES
+    kilohertz = getattr(facts, "clock_rate", 0)
+    return facts.multi_processor_count * lanes * kilohertz * 1e3 or None
 
 
 def _backend(

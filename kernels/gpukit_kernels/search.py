@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits import divide, root
+from gpukit_kernels.replay import is_tracing
 from gpukit_kernels.stages import stage
 
 # Below this largest magnitude a group counts as zero (GROUP_MAX_EPS).
@@ -23,7 +24,7 @@ def added(terms: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Ten
     eager `sum` takes another order, so there the loop is written out.
     """
     found = terms(x)
-    if torch.compiler.is_compiling():
+    if is_tracing():
         return tuple(term.sum(dim=0) for term in found)
     totals = []
     for term in found:
@@ -39,7 +40,7 @@ def first_largest(x: Tensor) -> tuple[Tensor, Tensor]:
 
     The first one where several are as large; zero where there is none (a NaN never is).
     """
-    if torch.compiler.is_compiling():
+    if is_tracing():
         return _first_largest_in_turn(x)
     high, low = x.amax(dim=0), x.amin(dim=0)
     magnitude = torch.maximum(high, -low) + 0.0  # no zero keeps a sign
@@ -101,7 +102,7 @@ def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
 
     They begin at the ends of float32: of zeros of both signs the first one stays, a NaN never does.
     """
-    if torch.compiler.is_compiling():
+    if is_tracing():
         return _extremes_in_turn(x)
     low, high = x.amin(dim=0), x.amax(dim=0)
     most = torch.finfo(torch.float32).max

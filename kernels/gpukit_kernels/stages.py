@@ -1,27 +1,31 @@
 """Stages: the torch steps of a quantiser, written once and run eagerly or compiled.
 
 An encoder is plain Python that calls stages on a tile of blocks. Eagerly, each stage is its torch
-function. Inside `compiled_stages()` it is the same function under `torch.compile` (C++ through
-inductor). The bytes are the same: stages are elementwise over the lanes of a tile and add up along
-the block one element after the other, and the compiler is told neither to contract nor to reorder.
+function. Inside `compiled_stages()` it is the same function compiled to C++ (see `replay`), on the
+caller's thread alone. The bytes are the same: stages are elementwise over the lanes of a tile and
+add up along the block one element after the other, and the compiler is told neither to contract nor
+to reorder.
 
 Stages stay small because inductor's time grows with the number of operations: a scale search is one
 compiled step called some twenty times on a tile that fits the second-level cache, not one unrolled
 function.
 """
 
+import importlib
+import json
 import logging
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-import torch
+from torch import Tensor
 
 from gpukit_kernels import cache
+from gpukit_kernels.replay import Replay, record
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,73 +55,109 @@ class Stage(Generic[P, R]):
         self.function = function
         self.__doc__ = function.__doc__
         self._options = {**EXACT, **options}
-        self._compiled: dict[Hashable, Callable[P, R]] = {}
+        self._compiled: dict[Hashable, _Form] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if not getattr(_mode, "compiled", False):
             return self.function(*args, **kwargs)
         key = _kind(args)
-        compiled = self._compiled.get(key)
-        if compiled is None:
+        form = self._compiled.get(key)
+        if form is None:
             with _compiling, warnings.catch_warnings():
                 # What torch deprecates in itself is no news to callers, nor an error for them.
                 warnings.simplefilter("ignore")
-                compiled = self._compiled.get(key) or self._load(key) or self._compile(key, args)
-                self._compiled[key] = compiled
-        return compiled(*args, **kwargs)
+                form = self._compiled.get(key) or self._load(key) or self._compile(key, args)
+                self._compiled[key] = form
+        results = form.replay(list(_tensors(args)))
+        return cast(R, _arranged(form.result, iter(results)))
 
     def _path(self, key: Hashable) -> Path:
         name = f"{self.function.__module__}.{self.function.__qualname__}".replace("<", "")
         return cache.place(name.replace(">", ""), (key, sorted(self._options.items())))
 
-    def _load(self, key: Hashable) -> Callable[P, R] | None:
-        """What an earlier process compiled: tracing it again would take as long as the work."""
+    def _load(self, key: Hashable) -> "_Form | None":
+        """What an earlier process compiled."""
         try:
-            with open(self._path(key), "rb") as file:
-                return _unguarded(torch.compiler.load_compiled_function(file))
+            kept = json.loads(self._path(key).read_bytes())
+            return _Form(Replay(kept["source"], kept["libraries"]), kept["result"])
         except FileNotFoundError:
             return None
-        except Exception as error:  # damaged, or torch no longer reads it
+        except Exception as error:  # damaged, or its libraries are gone
             _log.info("%s: %s", self._path(key), error)
             return None
 
-    def _compile(self, key: Hashable, args: Any) -> Callable[P, R]:
-        function: Any = torch.compile(
-            self.function, dynamic=False, fullgraph=True, options=self._options
-        )
-        compiled = function.aot_compile((args, {}))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "stage"
-            compiled.save_compiled_function(path)
-            cache.write(self._path(key), path.read_bytes())
-        return _unguarded(compiled)
+    def _compile(self, key: Hashable, args: Any) -> "_Form":
+        results: list[Any] = []
+        function: Callable[..., Any] = self.function
+
+        def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+            with _eager():
+                results.append(function(*_replaced(args, iter(tensors))))
+            return tuple(_tensors(results[-1]))
+
+        replay = record(flat, list(_tensors(args)), self._options)
+        form = _Form(replay, _arrangement(results[0]))
+        kept = {"source": replay.source, "libraries": replay.libraries, "result": form.result}
+        cache.write(self._path(key), json.dumps(kept).encode())
+        return form
 
 
-def _unguarded(compiled: Any) -> Any:
-    """Without torch's checks of every call: `_kind` and the caller's modes cover what they ask."""
-    compiled.disable_guard_check()
-    return compiled
+@dataclass(frozen=True)
+class _Form:
+    """A compiled stage and how its results are arranged (see `_arrangement`)."""
+
+    replay: Replay
+    result: Any
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in `value`, a tensor or a tuple of such, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _replaced(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """`value` with its tensors taken from `tensors`."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, tuple):
+        return _tuple(type(value), [_replaced(item, tensors) for item in value])
+    return value
+
+
+def _tuple(kind: type, items: list[Any]) -> Any:
+    return kind(*items) if hasattr(kind, "_fields") else tuple(items)
+
+
+def _arrangement(value: Any) -> Any:
+    """How `value` is made of tensors, for JSON: null for one, for a tuple its type and items."""
+    if isinstance(value, Tensor):
+        return None
+    kind = type(value)
+    return [kind.__module__, kind.__qualname__, [_arrangement(item) for item in value]]
+
+
+def _arranged(arrangement: Any, tensors: Iterator[Tensor]) -> Any:
+    if arrangement is None:
+        return next(tensors)
+    module, name, items = arrangement
+    kind = getattr(importlib.import_module(module), name)
+    return _tuple(kind, [_arranged(item, tensors) for item in items])
 
 
 def _kind(args: Any) -> tuple[Hashable, ...]:
     """What code is specialised for: shapes, strides, dtypes, and numbers such as levels."""
     return tuple(
         (arg.shape, arg.stride(), arg.dtype)
-        if isinstance(arg, torch.Tensor)
+        if isinstance(arg, Tensor)
         else _kind(arg)
         if isinstance(arg, tuple)
         else arg
         for arg in args
     )
-
-
-def trust_compiler() -> None:
-    """Spare inductor its trial of every vector instruction set, a second, which it made before."""
-    with suppress(Exception):  # only a matter of time
-        from torch._inductor import config, cpu_vec_isa
-
-        with config.patch({"cpp.vec_isa_ok": True}):
-            cpu_vec_isa.valid_vec_isa_list()
 
 
 def stage(function: Callable[P, R]) -> Stage[P, R]:
@@ -133,8 +173,18 @@ def summing_stage(function: Callable[P, R]) -> Stage[P, R]:
 @contextmanager
 def compiled_stages() -> Iterator[None]:
     """Within the block, this thread's stages run compiled."""
+    with _running(True):
+        yield
+
+
+def _eager() -> AbstractContextManager[None]:
+    return _running(False)
+
+
+@contextmanager
+def _running(compiled: bool) -> Iterator[None]:
     before = getattr(_mode, "compiled", False)
-    _mode.compiled = True
+    _mode.compiled = compiled
     try:
         yield
     finally:

@@ -14,12 +14,13 @@ from torch import Tensor
 from gpukit_kernels.stages import compiled_stages, stage
 from gpukit_kernels.table import QuantType
 
-# Weights in a tile of the compiled path, a thread: 2 MiB as float32, which stays in the caches
-# while some twenty search steps pass over it, and enough work between the meetings of the threads.
+# Weights in a tile of the compiled path: 1 MiB as float32, which stays near the second-level cache
+# while some twenty search steps pass over it, and enough work for the calls of a step to be little.
 # Every tile has this one shape (the last is filled up), so nothing is ever compiled twice.
-COMPILED_TILE = 1 << 19
+COMPILED_TILE = 1 << 18
 # Lanes more than a power of two: else all rows of a tile fall into the same few sets of the cache.
 COMPILED_PAD = 16
+
 MOST_THREADS = 16
 
 # Weights in a tile of the eager path, where each operation is a call of its own: fewer, and Python
@@ -106,7 +107,9 @@ def decode_eager(blocks: Tensor, row: QuantType, out: Tensor) -> None:
     """Fills `out [blocks, block]` of any float type from uint8 `[blocks, nbytes]`."""
 
     def decode(start: int, stop: int) -> None:
-        out[start:stop].copy_(row.decode(blocks[start:stop].t().contiguous()).t())
+        some = blocks[start:stop].t()
+        # A block of one value lies as its bytes are read; side by side they would be a detour.
+        out[start:stop].copy_(row.decode(some if row.block == 1 else some.contiguous()).t())
 
     _spread(decode, len(blocks), EAGER_TILE // row.block)
 
@@ -163,30 +166,30 @@ def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
 def encode_compiled(
     values: Tensor, row: QuantType, out: Tensor, importance: Importance | None = None
 ) -> None:
-    """As `encode_eager`, through `torch.compile`."""
-    threads = min(torch.get_num_threads(), MOST_THREADS)
-    encode, lanes = row.encoder(), threads * (COMPILED_TILE // row.block + COMPILED_PAD)
+    """As `encode_eager`, through compiled stages."""
+    encoder, lanes = row.encoder(), COMPILED_TILE // row.block + COMPILED_PAD
     weighted = row.weighted if importance else None
     means = _means(values, row, importance)
-    # Tiles of our own, made outside inference and gradient modes: the compiled code never sees
-    # anything that it would have to be specialised for.
-    with torch.inference_mode(False):
-        tile = torch.zeros((lanes, row.block), dtype=values.dtype)
-        if weighted:
-            weights, mean = torch.zeros((lanes, row.block)), torch.zeros(lanes)
-    for start in range(0, len(values), lanes):
-        count = min(lanes, len(values) - start)
+    own = threading.local()
+
+    def encode(start: int, stop: int) -> None:
+        count = stop - start
+        # Tiles of our own, made outside inference mode: every one has the same shape and kind.
         with torch.inference_mode(False), torch.no_grad(), compiled_stages():
-            tile[:count] = values[start : start + count]
-            x = tile.t().to(torch.float32) if row.block == 1 else _load(tile)
+            if not hasattr(own, "tile"):
+                own.tile = torch.zeros((lanes, row.block), dtype=values.dtype)
+            own.tile[:count] = values[start:stop]
+            x = own.tile.t().to(torch.float32) if row.block == 1 else _load(own.tile)
             if weighted and importance:
-                weights.copy_(importance.at(start, lanes))
-                mean[:count] = means[start : start + count]
-                blocks = weighted(x, _load(weights), mean)
+                mean = torch.zeros(lanes)
+                mean[:count] = means[start:stop]
+                blocks = weighted(x, _load(importance.at(start, lanes)), mean)
             else:
-                blocks = encode(x)
+                blocks = encoder(x)
             blocks = _store(blocks)
-        out[start : start + count].copy_(blocks[:count])
+        out[start:stop].copy_(blocks[:count])
+
+    _spread(encode, len(values), lanes)
 
 
 @stage

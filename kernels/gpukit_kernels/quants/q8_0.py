@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import divide, half_bits, half_value, round_away, word_bytes
+from gpukit_kernels.replay import is_tracing
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
@@ -44,7 +45,7 @@ def encode(x: Tensor) -> Tensor:
 
 def _largest(x: Tensor) -> Tensor:
     """The largest |x|; the C's maximum forgets what came before a NaN."""
-    if not torch.compiler.is_compiling():
+    if not is_tracing():
         magnitude = x.abs().amax(dim=0)
         if not bool(magnitude.isnan().any()):
             return magnitude

@@ -12,7 +12,7 @@ import pytest
 
 from gpukit.errors import CheckpointError
 from gpukit.formats.gguf_fields import Field
-from gpukit.models.metadata import general_fields
+from gpukit.models.metadata import Parameters, general_fields
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def read(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             (folder / "README.md").write_text(f"---\n{front}\n---\n")
         if generation:
             (folder / "generation_config.json").write_text(json.dumps(generation))
-        found: list[Field] = general_fields(folder, "llama", 1_500_000, name)
+        found: list[Field] = general_fields(folder, "llama", Parameters(1_500_000), name)
         return {field.key: field.value for field in found}
 
     return read
@@ -98,14 +98,14 @@ def test_whole_numbers_may_have_a_point(read: Callable[..., Any]) -> None:
 def test_settings_that_are_no_object(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"generation_config\.json: .*mend or remove it"):
-        general_fields(tmp_path, "llama", 1, None)
+        general_fields(tmp_path, "llama", Parameters(1), None)
 
 
 def test_a_snapshot_in_the_cache_has_the_name_of_its_repository(tmp_path: Path) -> None:
     folder = tmp_path / "models--org--Llama-9-2M-Chat-v1.0" / "snapshots" / ("0a" * 20)
     folder.mkdir(parents=True)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    found = {f.key: f.value for f in general_fields(folder, "llama", 2_000_000, None)}
+    found = {f.key: f.value for f in general_fields(folder, "llama", Parameters(2_000_000), None)}
     assert found["general.name"] == "Llama 9 2M Chat v1.0"
     assert found["general.finetune"] == "Chat"
     assert found["general.license"] == "mit"
@@ -114,5 +114,6 @@ def test_a_snapshot_in_the_cache_has_the_name_of_its_repository(tmp_path: Path) 
 def test_a_linked_folder_keeps_the_name_of_the_link(tmp_path: Path) -> None:
     (tmp_path / "0a1b2c").mkdir()
     (tmp_path / "Llama-9-Chat").symlink_to(tmp_path / "0a1b2c")
-    found = {f.key: f.value for f in general_fields(tmp_path / "Llama-9-Chat", "llama", 1, None)}
+    folder = tmp_path / "Llama-9-Chat"
+    found = {f.key: f.value for f in general_fields(folder, "llama", Parameters(1), None)}
     assert found["general.name"] == "Llama 9 Chat"

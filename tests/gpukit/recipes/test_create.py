@@ -158,7 +158,7 @@ def test_a_model_built_on_itself(store: Store, gguf: Path, tmp_path: Path) -> No
         ("FROM ./text.txt", GGUFError, "text.txt"),
         ("FROM ./cut.gguf", GGUFError, "cut.gguf"),
         ("FROM ./adapter.gguf", ArgumentError, "a GGUF of type adapter"),
-        ("FROM ./part.gguf", ArgumentError, "one of 3 parts of a split model"),
+        ("FROM ./part.gguf", GGUFError, "one of 3 parts of a model, but not called"),
         ("FROM ./bare.gguf", FormatError, "general.architecture is missing"),
         ("FROM tiny.gguf\nADAPTER ./lora", ArgumentError, r"ADAPTER ./lora: not supported"),
         ("FROM tiny.gguf\nDRAFT ./small", ArgumentError, "DRAFT ./small: not supported"),

@@ -281,7 +281,7 @@ FAULTS: Mapping[str, tuple[Callable[[Fields, Tensors], object], str]] = {
     ),
     "architecture": (
         _put(string("general.architecture", "mamba")),
-        r"cannot run architecture 'mamba'; known: llama",
+        r"cannot run architecture 'mamba'; known: .*llama",
     ),
     "layers": (_put(u32("llama.block_count", 5)), r"blk.4.\S+ is missing"),
     "fewer layers": (_put(u32("llama.block_count", 3)), r"blk.3.\S+ and 8 more: gpukit has no use"),
@@ -293,8 +293,8 @@ FAULTS: Mapping[str, tuple[Callable[[Fields, Tensors], object], str]] = {
     "heads": (_put(u32("llama.attention.head_count_kv", 3)), r"8 .* no multiple of 3 key-value"),
     "odd": (_put(u32("llama.attention.key_length", 31)), r"key_length is 31; RoPE rotates pairs"),
     "part of a head": (_put(u32("llama.rope.dimension_count", 16)), r"dimension_count is 16"),
-    "yarn": (_put(string("llama.rope.scaling.type", "yarn")), r"'yarn'; none and linear"),
-    "experts": (_put(u32("llama.expert_count", 8)), r"expert_count is 8; experts cannot be run"),
+    "longrope": (_put(string("llama.rope.scaling.type", "longrope")), r"'longrope'; none, linear"),
+    "experts": (_put(u32("llama.expert_count", 8)), r"no llama.expert_used_count in the metadata"),
     "vocabulary": (_put(u32("llama.vocab_size", 9)), r"2048 rows of 256, the metadata say 9 of"),
     "no tokens": (
         lambda fields, tensors: fields.pop("tokenizer.ggml.tokens"),

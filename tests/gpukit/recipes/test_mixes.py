@@ -11,10 +11,10 @@ from gpukit.recipes.mixes import (
     FILE_TYPES,
     by_name,
     choose_types,
-    make_overrides,
     output_order,
     quantizable,
 )
+from gpukit.recipes.overrides import make_overrides
 
 
 def model(

@@ -17,7 +17,7 @@ from gpukit.errors import ArgumentError, CheckpointError, GpukitError
 from gpukit.events import Event, Step
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.recipes import pipeline
-from gpukit.recipes.mixes import make_overrides
+from gpukit.recipes.overrides import make_overrides
 from gpukit.recipes.quantize import Options, plan_quantize, run_plan
 from gpukit.recipes.source import open_source
 

@@ -18,7 +18,7 @@ from gpukit.formats.gguf_fields import TensorSpec
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
 from gpukit.recipes.generate import GenerateOptions, generate, load_model
-from gpukit.recipes.mixes import make_overrides
+from gpukit.recipes.overrides import make_overrides
 from gpukit.recipes.quantize import plan_quantize, run_plan
 from gpukit.recipes.sampling import SamplingOptions
 from gpukit.recipes.source import open_source

@@ -1,0 +1,180 @@
+"""Puts a decoder together from the weights of a file; an architecture says in a `Style` how."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from gpukit.models.attention import Attention
+from gpukit.models.base import ModelConfig
+from gpukit.models.decoder import Block, Decoder
+from gpukit.models.layers import Experts, GatedFeedForward, RMSNorm, Rope, rotate_halves
+from gpukit.models.rope import yarn_divisors, yarn_magnitude
+from gpukit.models.weights import Linear, Weight, Weights
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an architecture does what all of them do.
+
+    rotate      the pairs of a head that RoPE turns
+    qk_norms    a norm over each head of queries and keys, before RoPE
+    activation  of the gate
+    scaled      embeddings times the root of their width
+    post_norms  a norm behind attention and behind feed forward, too
+    fused       attn_qkv holds queries, keys and values, ffn_up gate and up
+    """
+
+    rotate: Callable[[Tensor, Tensor], Tensor] = rotate_halves
+    qk_norms: bool = False
+    activation: Callable[[Tensor], Tensor] = silu
+    scaled: bool = False
+    post_norms: bool = False
+    fused: bool = False
+
+
+def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
+    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
+    vocab, n_embd = config.vocab_size, config.n_embd
+    embedding = weights.matrix("token_embd.weight", vocab, n_embd)
+    tied = "output.weight" not in weights
+    output = Linear(embedding) if tied else weights.linear("output", vocab, n_embd)
+    last_norm = norm("output_norm", n_embd, config, weights)
+    device = embedding.blocks.device
+    rope = _rope(config, weights, device)
+    local = Rope(config.head_dim, config.rope_theta_local or config.rope_theta, device)
+    return Decoder(
+        config=config,
+        device=device,
+        embed=_scaled(embedding) if style.scaled else embedding.rows,
+        ropes=[
+            local if config.rope_theta_local and config.window_of(layer) else rope
+            for layer in range(config.n_layer)
+        ],
+        blocks=[_block(layer, config, weights, style) for layer in range(config.n_layer)],
+        head=_capped(lambda x: output(last_norm(x)), config.logit_cap),
+    )
+
+
+def _capped(head: Callable[[Tensor], Tensor], cap: float) -> Callable[[Tensor], Tensor]:
+    return (lambda x: torch.tanh(head(x) / cap) * cap) if cap else head
+
+
+def _scaled(embedding: Weight) -> Callable[[Tensor], Tensor]:
+    return lambda ids: embedding.rows(ids) * embedding.width**0.5
+
+
+def norm(name: str, width: int, config: ModelConfig, weights: Weights) -> RMSNorm:
+    """The norm with the weight `name`."""
+    return RMSNorm(weights.vector(f"{name}.weight", width), config.rms_eps)
+
+
+def _rope(config: ModelConfig, weights: Weights, device: torch.device) -> Rope:
+    n_rot, divisors, long = config.n_rot or config.head_dim, None, None
+    if "rope_freqs.weight" in weights:
+        divisors = weights.vector("rope_freqs.weight", n_rot // 2)
+    elif "rope_factors_long.weight" in weights:
+        divisors = weights.vector("rope_factors_short.weight", n_rot // 2)
+        long = config.rope_original_ctx, weights.vector("rope_factors_long.weight", n_rot // 2)
+    magnitude = config.rope_magnitude
+    if config.rope_scaling == "yarn":
+        divisors, magnitude = yarn_divisors(config).to(device), yarn_magnitude(config) * magnitude
+    return Rope(
+        n_rot, config.rope_theta, device,
+        factor=config.rope_factor if config.rope_scaling == "linear" else 1.0,
+        divisors=divisors, long=long, magnitude=magnitude,
+    )  # fmt: skip
+
+
+def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> Block:
+    at = f"blk.{layer}"
+
+    def named(name: str) -> RMSNorm:
+        return norm(f"{at}.{name}", config.n_embd, config, weights)
+
+    attention = _attention(layer, config, weights, style)
+    feed_forward = _feed_forward(at, config, weights, style)
+    if not style.post_norms:
+        return Block(named("attn_norm"), attention, named("ffn_norm"), feed_forward)
+    after_attention, after_feed_forward = named("post_attention_norm"), named("post_ffw_norm")
+    return Block(
+        attention_norm=named("attn_norm"),
+        attention=lambda x, turns, cache: after_attention(attention(x, turns, cache)),
+        feed_forward_norm=named("ffn_norm"),
+        feed_forward=lambda x: after_feed_forward(feed_forward(x)),
+    )
+
+
+def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) -> Attention:
+    at, embd, head_dim = f"blk.{layer}", config.n_embd, config.head_dim
+    q, kv = config.n_head * head_dim, config.n_head_kv * head_dim
+    if style.fused:
+        whole = weights.matrix(f"{at}.attn_qkv.weight", q + 2 * kv, embd)
+        parts = Linear(whole.part(0, q)), Linear(whole.part(q, kv)), Linear(whole.part(q + kv, kv))
+    else:
+        parts = (
+            weights.linear(f"{at}.attn_q", q, embd),
+            weights.linear(f"{at}.attn_k", kv, embd),
+            weights.linear(f"{at}.attn_v", kv, embd),
+        )
+    norms = None
+    if style.qk_norms:
+        norms = (
+            norm(f"{at}.attn_q_norm", head_dim, config, weights),
+            norm(f"{at}.attn_k_norm", head_dim, config, weights),
+        )
+    return Attention(
+        layer=layer,
+        q=parts[0],
+        k=parts[1],
+        v=parts[2],
+        o=weights.linear(f"{at}.attn_output", embd, q),
+        head_dim=head_dim,
+        scale=config.attention_scale or head_dim**-0.5,
+        rotate=style.rotate,
+        window=config.window_of(layer),
+        cap=config.attention_cap,
+        norms=norms,
+    )
+
+
+def _feed_forward(
+    at: str, config: ModelConfig, weights: Weights, style: Style
+) -> Callable[[Tensor], Tensor]:
+    embd, ff = config.n_embd, config.n_ff
+    if config.n_expert:
+        return _experts(at, config, weights, style)
+    if style.fused:
+        both = weights.matrix(f"{at}.ffn_up.weight", 2 * ff, embd)
+        gate, up = Linear(both.part(0, ff)), Linear(both.part(ff, ff))
+    else:
+        gate = weights.linear(f"{at}.ffn_gate", ff, embd)
+        up = weights.linear(f"{at}.ffn_up", ff, embd)
+    return GatedFeedForward(
+        gate=gate,
+        up=up,
+        down=weights.linear(f"{at}.ffn_down", embd, ff),
+        activation=style.activation,
+    )
+
+
+def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Experts:
+    embd, ff, count = config.n_embd, config.n_ff, config.n_expert
+    gate = weights.matrix(f"{at}.ffn_gate_exps.weight", count * ff, embd)
+    up = weights.matrix(f"{at}.ffn_up_exps.weight", count * ff, embd)
+    down = weights.matrix(f"{at}.ffn_down_exps.weight", count * embd, ff)
+    return Experts(
+        router=weights.linear(f"{at}.ffn_gate_inp", count, embd),
+        experts=tuple(
+            GatedFeedForward(
+                gate=Linear(gate.part(number * ff, ff)),
+                up=Linear(up.part(number * ff, ff)),
+                down=Linear(down.part(number * embd, embd)),
+                activation=style.activation,
+            )
+            for number in range(count)
+        ),
+        used=config.n_expert_used,
+    )

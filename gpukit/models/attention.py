@@ -1,0 +1,89 @@
+"""Causal attention over the cache: shared heads, and a window and a cap where a layer has them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from gpukit.models.cache import KVCache
+from gpukit.models.weights import Linear
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0, cap: float = 0.0
+) -> Tensor:
+    """Causal attention: float32 `[count, heads * head_dim]`.
+
+    q `[count, heads, head_dim]` are the last `count` positions of k and v `[kv_heads, length,
+    head_dim]`; each kv head is shared by heads / kv_heads neighbours. With a window a position sees
+    that many, itself included; with a cap a score x becomes cap * tanh(x / cap).
+    """
+    count, heads, head_dim = q.shape
+    if window:
+        # What no position sees any more.
+        gone = max(k.shape[1] - count - window + 1, 0)
+        k, v = k[:, gone:], v[:, gone:]
+    kv_heads, length, _ = k.shape
+    # The kv heads are the batch, those that share one are its heads: nothing is copied.
+    q = q.view(count, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+    mask = _mask(count, length, window, q.device)
+    if cap:
+        parts = [_capped(*head, mask, scale, cap) for head in zip(q, k, v, strict=True)]
+        out = torch.stack(parts)
+    else:
+        shape = (kv_heads, heads // kv_heads, length, head_dim)
+        whole = mask is not None and count == length <= (window or length)
+        out = scaled_dot_product_attention(
+            q, k[:, None].expand(shape), v[:, None].expand(shape), None if whole else mask,
+            is_causal=whole, scale=scale,
+        )  # fmt: skip
+    return out.permute(2, 0, 1, 3).reshape(count, heads * head_dim)
+
+
+def _mask(count: int, length: int, window: int, device: torch.device) -> Tensor | None:
+    """bool `[count, length]`: what each of the last positions sees; None where that is all."""
+    if count == 1:
+        return None
+    mask = torch.ones(count, length, dtype=torch.bool, device=device).tril(length - count)
+    return mask.triu(length - count - window + 1) if 0 < window < length else mask
+
+
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float
+) -> Tensor:
+    """Attention of the heads that share a kv head, so that only their scores are in memory."""
+    scores = (q @ k.transpose(0, 1)).mul_(scale / cap).tanh_().mul_(cap)
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, float("-inf"))
+    return torch.softmax(scores, -1) @ v
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention with rotated queries and keys; `layer` is its place in the cache.
+
+    `rotate` turns the pairs of a head, `norms` go over each head of queries and keys before.
+    """
+
+    layer: int
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    head_dim: int
+    scale: float
+    rotate: Callable[[Tensor, Tensor], Tensor]
+    window: int = 0
+    cap: float = 0.0
+    norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
+
+    def __call__(self, x: Tensor, turns: Tensor, cache: KVCache) -> Tensor:
+        heads = (len(x), -1, self.head_dim)
+        q, k = self.q(x).view(heads), self.k(x).view(heads)
+        if self.norms is not None:
+            q, k = self.norms[0](q), self.norms[1](k)
+        keys, values = cache.extend(self.layer, self.rotate(k, turns), self.v(x).view(heads))
+        q = self.rotate(q, turns)
+        return self.o(attend(q, keys, values, self.scale, self.window, self.cap))

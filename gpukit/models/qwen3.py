@@ -1,0 +1,70 @@
+"""Qwen 3, dense: import from `Qwen3ForCausalLM` checkpoints, and the decoder.
+
+Facts: transformers' Qwen3Config (defaults), llama.cpp's converter (names).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpukit.formats.gguf_fields import Field
+from gpukit.models.assemble import Style, assemble
+from gpukit.models.base import Architecture, ModelConfig, Rule
+from gpukit.models.decoder import Decoder
+from gpukit.models.llama import SKIPPED
+from gpukit.models.qwen2 import DEFAULTS, with_qwen_window
+from gpukit.models.sizes import SILU, check_activation, read_sizes, restore_sizes, size_fields
+from gpukit.models.tables import (
+    ATTENTION,
+    FEED_FORWARD,
+    OUTPUT_BIAS,
+    QK_NORMS,
+    QKV_BIASES,
+    decoder_rules,
+)
+from gpukit.models.weights import Weights
+from gpukit.models.windows import window_fields
+from gpukit.tokenizer import plain_vocabulary
+
+NAME = "qwen3"
+
+
+def read(config: Mapping[str, Any]) -> ModelConfig:
+    """The configuration in a config.json of transformers 4 or 5, with Qwen3Config's defaults."""
+    check_activation(config, NAME, SILU)
+    return with_qwen_window(read_sizes(config, NAME, {**DEFAULTS, "head_dim": 128}), config)
+
+
+def rules(config: ModelConfig) -> list[Rule]:
+    """Every tensor that a checkpoint holds, with its shape."""
+    biases = (*QKV_BIASES, *OUTPUT_BIAS) if config.attention_bias else ()
+    return decoder_rules(config, (*ATTENTION, *QK_NORMS, *biases, *FEED_FORWARD))
+
+
+def fields(config: ModelConfig) -> list[Field]:
+    """The architecture's metadata, in the converter's order."""
+    return [*size_fields(config), *window_fields(config)]
+
+
+def restore(found: Mapping[str, Field]) -> ModelConfig:
+    """The configuration that a GGUF's metadata describes."""
+    return restore_sizes(found, NAME)
+
+
+def build(config: ModelConfig, weights: Weights) -> Decoder:
+    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
+    return assemble(config, weights, Style(qk_norms=True))
+
+
+ARCHITECTURES = (
+    Architecture(
+        name=NAME,
+        classes=("Qwen3ForCausalLM",),
+        read=read,
+        rules=rules,
+        fields=fields,
+        vocabulary=plain_vocabulary,
+        restore=restore,
+        build=build,
+        skipped=SKIPPED,
+    ),
+)

@@ -1,0 +1,59 @@
+"""What a user decides about the types of tensors, over the mix of a file type."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpukit.errors import ArgumentError
+from gpukit_kernels import QUANTS
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a user decides: patterns (first match wins), and types of output and embedding."""
+
+    patterns: tuple[tuple[re.Pattern[str], str], ...] = ()
+    pure: bool = False
+    leave_output: bool = False
+    output_type: str | None = None
+    embedding_type: str | None = None
+
+
+def make_overrides(
+    patterns: Sequence[str],
+    *,
+    pure: bool = False,
+    leave_output: bool = False,
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+) -> Overrides | None:
+    """Overrides from what a user wrote, `REGEX=TYPE` each; None where nothing is overridden.
+
+    `ArgumentError` for what is no pattern or no type.
+    """
+    compiled = []
+    for text in patterns:
+        expression, separator, kind = text.rpartition("=")
+        if not separator or not expression:
+            raise ArgumentError(f"--tensor-type {text}: REGEX=TYPE is needed, as in ffn_down=Q6_K")
+        try:
+            compiled.append((re.compile(expression), _tensor_type(kind)))
+        except re.error as error:
+            raise ArgumentError(f"--tensor-type {text}: no regular expression: {error}") from None
+    found = Overrides(
+        tuple(compiled),
+        pure,
+        leave_output,
+        _tensor_type(output_type) if output_type else None,
+        _tensor_type(embedding_type) if embedding_type else None,
+    )
+    return None if found == Overrides() else found
+
+
+def _tensor_type(name: str) -> str:
+    row = QUANTS.get(name.upper())
+    if row is None or not row.encodable:
+        what = "gpukit only reads" if row else "unknown"
+        known = ", ".join(kind for kind, row in QUANTS.items() if row.encodable)
+        raise ArgumentError(f"{what} tensor type {name!r}; known: {known}")
+    return row.name

@@ -1,0 +1,313 @@
+"""Plans what a model becomes: metadata, the type of every tensor, the files; nothing is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import gpukit_kernels as kernels
+from gpukit.errors import ArgumentError
+from gpukit.formats.gguf_fields import Field, TensorSpec, string, u32
+from gpukit.formats.gguf_split import parts_by_size
+from gpukit.formats.gguf_writer import plan_layout
+from gpukit.formats.imatrix import Floats, Imatrix
+from gpukit.models.base import FILE_TYPE, float_type, with_file_type
+from gpukit.models.importer import QUANTIZATION_VERSION
+from gpukit.recipes.mixes import (
+    FILE_TYPES,
+    Choice,
+    FileType,
+    by_name,
+    choose,
+    needs_importance,
+    output_order,
+)
+from gpukit.recipes.overrides import Overrides
+from gpukit.recipes.source import CheckpointSource, Source, SourceTensor
+from gpukit.recipes.totals import TypeTotal, type_totals
+
+VERSION_KEY = "general.quantization_version"
+# File types that llama.cpp's converter writes itself, in its own order of tensors and metadata.
+CONVERTED = ("F32", "F16", "BF16", "Q8_0")
+FLOATS = ("F64", "F32", "F16", "BF16")
+# llama-quantize keeps no more bytes of a text that it notes.
+NOTED = 127
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask for besides a file type.
+
+    `split_max_size` is in bytes; `keep_split` gives as many files as the source has.
+    """
+
+    overrides: Overrides | None = None
+    imatrix: Imatrix | None = None
+    allow_requantize: bool = False
+    keep_split: bool = False
+    split_max_size: int | None = None
+
+
+@dataclass(frozen=True)
+class PlannedOutput:
+    """One tensor on its way: its place in the source, what it is and what it becomes.
+
+    `importance` is that of its columns, float32 `[ne0]`, or `[experts * ne0]`; `wanted` is the type
+    that its mix has for it, another than `spec.type` where blocks do not fit the rows.
+    """
+
+    index: int
+    spec: TensorSpec
+    source_type: str
+    importance: Floats | None = None
+    wanted: str = ""
+
+
+@dataclass(frozen=True)
+class QuantizePlan:
+    """Everything that will be written: metadata, tensors in file order, the size in bytes.
+
+    `parts` is the number of tensors in each file; `warnings` are lines for the user.
+    """
+
+    file_type: FileType | None
+    title: str
+    fields: tuple[Field, ...]
+    outputs: tuple[PlannedOutput, ...]
+    parts: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = plan_layout(self.fields, self.specs).size
+        object.__setattr__(self, "size", size)
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        return [output.spec for output in self.outputs]
+
+    def totals(self) -> list[TypeTotal]:
+        return type_totals(self.specs)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as one JSON-ready document; sizes in bytes."""
+        return {
+            "file_type": self.file_type.name if self.file_type else None,
+            "size": self.size,
+            "files": len(self.parts),
+            "warnings": list(self.warnings),
+            "tensors": [
+                {
+                    "name": o.spec.name,
+                    "shape": list(o.spec.ne),
+                    "from": o.source_type,
+                    "to": o.spec.type,
+                    "nbytes": o.spec.nbytes,
+                    "importance": o.importance is not None,
+                }
+                for o in self.outputs
+            ],
+        }
+
+
+def plan_quantize(
+    source: Source, file_type: str | None = None, options: Options | None = None
+) -> QuantizePlan:
+    """What `source` becomes as `file_type`; None keeps a checkpoint's own type (BF16 or F16) and
+    the types of a GGUF.
+
+    A folder to F32, F16, BF16 or Q8_0 gives the file of llama.cpp's converter, everything else that
+    of llama-quantize. `ArgumentError` for an unknown type, for a source that is quantised already
+    and for options that contradict it.
+    """
+    options = options or Options()
+    chosen = _file_type(source, file_type)
+    if chosen is None:
+        outputs = [
+            _output(source, i, t.ne, Choice(t.type, t.type)) for i, t in enumerate(source.tensors)
+        ]
+        fields, title = list(source.fields), "copying model"
+    else:
+        if source.is_checkpoint and chosen.name in CONVERTED and options.overrides is None:
+            fields, outputs = _converted(source, chosen)
+        else:
+            fields, outputs = _quantized(source, chosen, options)
+        _refuse_lossy(source, outputs, options)
+        same = source.label == chosen.name or file_type is None
+        shown = (file_type or "").upper()
+        title = "converting model" if same else f"quantizing {source.label} model to {shown}"
+    parts = _parts(source, outputs, options)
+    warnings = (
+        *source.warnings,
+        *_unfitting(outputs),
+        *_unmatched(outputs, options.imatrix),
+    )
+    return QuantizePlan(chosen, title, tuple(fields), tuple(outputs), parts, warnings)
+
+
+def _file_type(source: Source, name: str | None) -> FileType | None:
+    if name is not None:
+        return by_name(name)
+    return FILE_TYPES[source.auto] if isinstance(source, CheckpointSource) else None
+
+
+def _converted(source: Source, chosen: FileType) -> tuple[list[Field], list[PlannedOutput]]:
+    outputs = [
+        _output(source, index, tensor.ne, Choice(kind, kind))
+        for index, tensor in enumerate(source.tensors)
+        for kind in [float_type(tensor.name, tensor.ne, chosen.default)]
+    ]
+    return list(with_file_type(source.fields, chosen.number)), outputs
+
+
+def _quantized(
+    source: Source, chosen: FileType, options: Options
+) -> tuple[list[Field], list[PlannedOutput]]:
+    order = list(range(len(source.tensors)))
+    if not options.keep_split:
+        order.sort(key=lambda i: output_order(source.tensors[i].name))
+    tensors = [source.tensors[index] for index in order]
+    imatrix = options.imatrix
+    choices = choose(tensors, source.get, chosen, options.overrides, imatrix is not None)
+    outputs = [
+        _output(source, index, _trimmed(tensor), choice, imatrix)
+        for index, tensor, choice in zip(order, tensors, choices, strict=True)
+    ]
+    for output in outputs:
+        changed = output.spec.type != output.source_type
+        if changed and output.importance is None and needs_importance(
+            output.spec.name, output.spec.type, chosen
+        ):  # fmt: skip
+            where = f"{imatrix.path} has none for it" if imatrix else "give --imatrix FILE"
+            raise ArgumentError(
+                f"{source.path}: {output.spec.name}: {chosen.name} needs importance weights for "
+                f"{output.spec.type}: {where}, or choose Q2_K"
+            )
+    noted = _noted(imatrix)
+    dropped = {VERSION_KEY, FILE_TYPE, "general.alignment", *(note.key for note in noted)}
+    fields = [entry for entry in source.fields if entry.key not in dropped]
+    fields += [u32(VERSION_KEY, QUANTIZATION_VERSION), u32(FILE_TYPE, chosen.number), *noted]
+    return fields, outputs
+
+
+def _noted(imatrix: Imatrix | None) -> list[Field]:
+    """What llama-quantize writes into a file about the importance that it used."""
+    if imatrix is None:
+        return []
+    cut = [text.encode()[:NOTED].decode("utf-8", "ignore") for text in
+           (str(imatrix.path), imatrix.dataset)]  # fmt: skip
+    fields = [string("quantize.imatrix.file", cut[0])]
+    if cut[1]:
+        fields.append(string("quantize.imatrix.dataset", cut[1]))
+    fields.append(u32("quantize.imatrix.entries_count", len(imatrix.entries)))
+    if imatrix.chunks > 0:
+        fields.append(u32("quantize.imatrix.chunks_count", imatrix.chunks))
+    return fields
+
+
+def _output(
+    source: Source, index: int, ne: tuple[int, ...], choice: Choice, imatrix: Imatrix | None = None
+) -> PlannedOutput:
+    kind = choice.type
+    spec = TensorSpec(source.tensors[index].name, ne, kind)
+    stored = source.stored_type(index)
+    importance = None
+    if imatrix is not None and kind != stored:
+        importance = _importance(spec, imatrix)
+    return PlannedOutput(index, spec, stored, importance, choice.wanted)
+
+
+def _importance(spec: TensorSpec, imatrix: Imatrix) -> Floats | None:
+    """The importance of a tensor's columns, of each matrix its own; None where nobody looks."""
+    values = imatrix.entries.get(spec.name)
+    row = kernels.QUANTS.get(spec.type)
+    if values is None or row is None or row.weighted is None:
+        return None
+    wanted = spec.ne[0] * prod(spec.ne[2:3])
+    if values.size == wanted:
+        return values
+    if spec.name == "token_embd.weight":  # as llama-quantize has it
+        return None
+    raise ArgumentError(
+        f"{imatrix.path}: {spec.name} has {values.size} values, the tensor takes {wanted}; "
+        "this importance matrix was made for another model"
+    )
+
+
+def _unfitting(outputs: Sequence[PlannedOutput]) -> list[str]:
+    """Lines about tensors that get another type than their mix has, since blocks do not fit."""
+    groups: dict[tuple[int, str, str], list[str]] = {}
+    for output in outputs:
+        if output.wanted and output.wanted != output.spec.type:
+            key = (output.spec.ne[0], output.wanted, output.spec.type)
+            groups.setdefault(key, []).append(output.spec.name)
+    return [
+        f"{_some(names)}: rows of {width} are no multiple of {kernels.QUANTS[wanted].block}, "
+        f"{kind} instead of {wanted}"
+        for (width, wanted, kind), names in groups.items()
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many tensors, and the names of the first."""
+    return f"{len(names)} tensors ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+
+
+def _unmatched(outputs: Sequence[PlannedOutput], imatrix: Imatrix | None) -> tuple[str, ...]:
+    """Lines about tensors that are quantised without importance although there is some."""
+    if imatrix is None:
+        return ()
+    takes = {name for name, row in kernels.QUANTS.items() if row.weighted is not None}
+    without = [
+        o.spec.name
+        for o in outputs
+        if o.importance is None and o.spec.type in takes and o.spec.type != o.source_type
+    ]
+    # llama-imatrix does not look at the ends of a model by default.
+    without = [name for name in without if name.startswith("blk.")]
+    if not without:
+        return ()
+    return (f"{imatrix.path} has nothing on {_some(without)}: quantised without importance",)
+
+
+def _trimmed(tensor: SourceTensor) -> tuple[int, ...]:
+    """Dimensions without ones at the end, as llama-quantize writes them."""
+    ne = tensor.ne
+    while len(ne) > 1 and ne[-1] == 1:
+        ne = ne[:-1]
+    return ne
+
+
+def _refuse_lossy(source: Source, outputs: Sequence[PlannedOutput], options: Options) -> None:
+    """Quantised tensors become floats, or another quantised type where that is allowed."""
+    for output in outputs:
+        old, new = output.source_type, output.spec.type
+        if old in FLOATS or old == new:
+            continue
+        if old not in kernels.QUANTS:
+            raise ArgumentError(
+                f"{source.path}: {output.spec.name} is {old}, which gpukit cannot decode; "
+                f"known: {', '.join(kernels.QUANTS)}"
+            )
+        if not options.allow_requantize and new not in FLOATS:
+            raise ArgumentError(
+                f"{source.path}: {output.spec.name} is quantised already ({old}); start from the "
+                "checkpoint or from an F16, BF16 or F32 GGUF, or allow the loss with "
+                "--allow-requantize"
+            )
+
+
+def _parts(source: Source, outputs: Sequence[PlannedOutput], options: Options) -> tuple[int, ...]:
+    """The number of tensors in each file."""
+    if options.keep_split and options.split_max_size:
+        raise ArgumentError("--keep-split and --split-max-size exclude each other; give one")
+    if options.keep_split:
+        if len(source.parts) == 1:
+            raise ArgumentError(
+                f"{source.path}: --keep-split needs a GGUF in several parts, and this model is in "
+                "one; --split-max-size splits it"
+            )
+        return source.parts
+    if options.split_max_size:
+        return parts_by_size([output.spec for output in outputs], options.split_max_size)
+    return (len(outputs),)

@@ -1,0 +1,41 @@
+"""`gpukit bench`."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from gpukit.errors import ArgumentError
+from gpukit.recipes.bench import plan_bench
+from gpukit_cli import app
+
+app._register()
+
+
+def test_every_type_has_a_rate() -> None:
+    plan = plan_bench("dequantize", weights=8192)
+    rates = list(plan.rates())
+    assert len(rates) == 25
+    assert all(rate.seconds > 0 and rate.copy_share > 0 for rate in rates)
+    assert {rate.weights for rate in rates} == {8192}
+
+
+def test_json_and_table() -> None:
+    run = CliRunner().invoke
+    words = ["bench", "quantize", "--type", "q8_0", "--weights", "8192", "--device", "cpu"]
+    document = json.loads(run(app.app, [*words, "--json"]).stdout)
+    (rate,) = document["rates"]
+    assert rate["type"] == "Q8_0"
+    assert rate["weights_per_second"] == pytest.approx(8192 / rate["seconds"])
+    assert "Q8_0" in run(app.app, words).stdout
+
+
+def test_what_cannot_be_timed() -> None:
+    for words, what in (
+        (("train",), "cannot be timed; known: quantize, dequantize"),
+        (("quantize", ["IQ1_S"]), "IQ1_S can only be read"),
+        (("quantize", ["Q9_9"]), "unknown quant type"),
+        (("quantize", [], "cuda:99"), "cuda:99 is not here"),
+    ):
+        with pytest.raises(ArgumentError, match=what):
+            plan_bench(*words)  # type: ignore[arg-type]

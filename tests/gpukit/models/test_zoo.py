@@ -1,0 +1,166 @@
+"""Every architecture: import against llama.cpp's converter and llama-quantize, logits against
+transformers, and llama.cpp's own logits of the files.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import DATA
+from golden_makers.converter import described
+from golden_makers.zoo import QUANTIZED, collect
+from zoo import ZOO, build
+
+from gpukit.models.base import architectures
+from gpukit.models.decoder import Decoder
+from gpukit.recipes.generate import load_model
+from gpukit.recipes.quantize import plan_quantize, run_plan
+from gpukit.recipes.source import open_source
+
+GOLDEN: dict[str, dict[str, Any]] = json.loads((DATA / "golden" / "zoo.json").read_text())
+TREE = os.environ.get("GPUKIT_LLAMA_CPP")
+# float32 sums of up to 512 products in another order: some 2^-24 * sqrt(512) of the largest term
+# each, through a few layers. Measured: below 2e-5.
+TOLERANCE = 1e-4
+# Past every window and every length that a RoPE scaling starts from.
+POSITIONS = 300
+
+
+def test_every_class_is_in_the_zoo() -> None:
+    known = {name for arch in architectures() for name in arch.classes}
+    shown = {animal.config["architectures"][0] for animal in ZOO.values()}
+    assert known - {"LlamaForCausalLM", "LLaMAForCausalLM"} == shown
+    assert GOLDEN.keys() == ZOO.keys()
+
+
+def test_architectures_of_one_name_are_read_back_alike() -> None:
+    first = {arch.name: arch for arch in reversed(architectures())}
+    for arch in architectures():
+        assert arch.restore is first[arch.name].restore
+        assert arch.build is first[arch.name].build
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the checkpoints are built in, once each."""
+    return tmp_path_factory.mktemp("zoo")
+
+
+def _built(name: str, folders: Path) -> Path:
+    return folders / name if (folders / name).exists() else build(name, folders)
+
+
+def _converted(name: str, folders: Path, kind: str) -> Path:
+    out = folders / f"{name}-{kind}.gguf"
+    if not out.exists():
+        with open_source(_built(name, folders)) as source:
+            run_plan(source, plan_quantize(source, None if kind == "auto" else kind), out)
+    return out
+
+
+def _without_extra(name: str, fields: list[list[Any]]) -> list[list[Any]]:
+    extra = [field[0] for field in fields if field[0] in ZOO[name].extra]
+    assert extra == list(ZOO[name].extra)
+    return [field for field in fields if field[0] not in extra]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_import_equals_that_of_the_converter(name: str, folders: Path) -> None:
+    found = described({kind: _converted(name, folders, kind) for kind in ZOO[name].types})
+    assert _without_extra(name, found["fields"]) == GOLDEN[name]["fields"]
+    assert found["tensors"] == GOLDEN[name]["tensors"]
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].dtype != "F32"])
+def test_quantising_equals_llama_quantize(name: str, folders: Path) -> None:
+    found = described({QUANTIZED: _converted(name, folders, QUANTIZED)})
+    assert _without_extra(name, found["fields"]) == GOLDEN[name]["quantized"]["fields"]
+    assert found["tensors"] == GOLDEN[name]["quantized"]["tensors"]
+
+
+@pytest.mark.skipif(TREE is None, reason="GPUKIT_LLAMA_CPP names no llama.cpp source")
+@pytest.mark.peer
+def test_the_golden_entries_are_those_of_the_peer(tmp_path: Path) -> None:
+    assert TREE is not None
+    for name, found in collect(tmp_path, Path(TREE), ZOO).items():
+        assert found["fields"] == GOLDEN[name]["fields"], name
+        assert found["tensors"] == GOLDEN[name]["tensors"], name
+
+
+def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference at any position over the largest logit there."""
+    assert found.shape == wanted.shape
+    return float(((found - wanted).abs().amax(-1) / wanted.abs().amax(-1)).max())
+
+
+def _in_pieces(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
+    """Logits of every position through a cache that grows unevenly."""
+    cache, at, parts = decoder.cache(len(tokens)), 0, []
+    for count in (1, 1, 7, 200, 1, len(tokens) - 210):
+        parts.append(decoder.forward(tokens[at : at + count], cache, every=True))
+        at += count
+    return torch.cat(parts)
+
+
+def _peer(name: str, folders: Path) -> Any:
+    """The checkpoint in transformers, float32."""
+    transformers = pytest.importorskip("transformers")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(
+        _built(name, folders), dtype=torch.float32, attn_implementation="eager"
+    )
+    if ZOO[name].dtype == "F16" and "gemma" in ZOO[name].family:
+        # The converter adds 1 in half precision, and what a file holds is what runs.
+        for key, weight in peer.named_parameters():
+            if key.endswith("norm.weight"):
+                weight.data = (weight.data.half() + 1).float() - 1
+    return peer
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].in_transformers])
+def test_logits_are_those_of_transformers(name: str, folders: Path) -> None:
+    ids = torch.randint(2048, (POSITIONS,), generator=torch.Generator().manual_seed(1))
+    peer = _peer(name, folders)
+    with torch.inference_mode():
+        wanted = peer(ids[None], use_cache=False).logits[0]
+    decoder = load_model(_converted(name, folders, "f32"), "cpu").decoder
+    tokens = ids.tolist()
+    whole = decoder.forward(tokens, decoder.cache(POSITIONS), every=True)
+    assert _error(whole, wanted) < TOLERANCE
+    assert _error(_in_pieces(decoder, tokens), wanted) < TOLERANCE
+
+
+def test_short_contexts_have_the_short_divisors(folders: Path) -> None:
+    tokens = list(range(300, 364))
+    with torch.inference_mode():
+        wanted = _peer("phi3-128k", folders)(torch.tensor([tokens]), use_cache=False).logits[0]
+    decoder = load_model(_converted("phi3-128k", folders, "f32"), "cpu").decoder
+    assert _error(decoder.forward(tokens, decoder.cache(64), every=True), wanted) < TOLERANCE
+    assert _error(decoder.forward(tokens, decoder.cache(65), every=True), wanted) > 10 * TOLERANCE
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].loads])
+def test_llama_cpp_gives_the_same_probabilities(name: str, folders: Path) -> None:
+    peer = pytest.importorskip("xllamacpp")
+    path = _converted(name, folders, "f32")
+    tokens = list(range(300, 300 + ZOO[name].prompt))
+    params = peer.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx, params.n_parallel, params.port, params.warmup = 256, 1, 0, False
+    params.cpuparams.n_threads = 1
+    params.cache_type_k = params.cache_type_v = peer.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = peer.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    request = {"prompt": tokens, "n_predict": 1, "temperature": 0, "n_probs": 20}
+    answer = peer.Server(params).handle_completions(request)
+    top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    ids, wanted = zip(*((entry["id"], entry["logprob"]) for entry in top), strict=True)
+    decoder = load_model(path, "cpu").decoder
+    found = decoder.forward(tokens, decoder.cache(256)).log_softmax(-1)[list(ids)]
+    # The same sums in another order (measured: below 2e-5), and its GELU comes from a table of
+    # float16: 2^-12 of each value (measured: below 2e-3).
+    within = 5e-3 if "gemma" in ZOO[name].family else 1e-4
+    difference = (found - torch.tensor(wanted)).abs().max()
+    assert (difference < within) == ZOO[name].alike
