@@ -38,15 +38,8 @@ def plan_import(
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
     scales = find_scales(checkpoint)
-    if config.n_layer > len(checkpoint.tensors):
-        # What follows takes room for every layer.
-        raise CheckpointError(
-            f"{checkpoint.folder}: config.json asks for {config.n_layer} layers, the folder holds "
-            f"{len(checkpoint.tensors)} tensors; fetch it again or mend config.json"
-        )
-    # First what is stored: what is computed takes room for what config.json says.
-    planned = _tensors(checkpoint, arch, arch.rules(config), scales)
-    tensors = [*arch.computed(config), *planned]
+    stored = _tensors(checkpoint, arch, arch.rules(config), scales)
+    tensors = [*arch.computed(config), *stored]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
     fields = [
         about,  # general.architecture
@@ -79,11 +72,17 @@ def _tensors(
     checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule], scales: Scales
 ) -> list[PlannedTensor]:
     """In the order of the checkpoint, as the converter reads it."""
-    used = {
-        arch.renamed(tensor.name): tensor
-        for tensor in checkpoint
-        if tensor.name not in scales and not arch.leaves_out(tensor.name)
-    }
+    used: dict[str, StoredTensor] = {}
+    for tensor in checkpoint:
+        if tensor.name in scales or arch.leaves_out(tensor.name):
+            continue
+        name = arch.renamed(tensor.name)
+        if name in used:
+            raise CheckpointError(
+                f"{tensor.path}: {tensor.name} and {used[name].name} are one tensor of "
+                f"{arch.name}, {name}; remove one"
+            )
+        used[name] = tensor
     by_source = {source: rule for rule in rules for source in rule.sources}
     _check_names(checkpoint, arch, used, by_source)
     groups: dict[str, list[Rule]] = {}

@@ -13,7 +13,7 @@ from gpukit.models import llama, mistral
 from gpukit.models.base import Architecture, ModelConfig, Rule
 from gpukit.models.sizes import SILU, check_activation, read_sizes
 from gpukit.models.tables import ATTENTION, FEED_FORWARD_NORM, Row, decoder_rules
-from gpukit.models.values import whole
+from gpukit.models.values import MOST_EXPERTS, whole
 from gpukit.models.windows import with_window
 from gpukit.tokenizer import vocabulary_fields
 
@@ -29,7 +29,7 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
     check_activation(config, llama.NAME, SILU)
     model = replace(
         read_sizes(config, llama.NAME, DEFAULTS, llama.SCALINGS),
-        n_expert=whole(config, "num_local_experts", 8),
+        n_expert=whole(config, "num_local_experts", 8, most=MOST_EXPERTS),
         n_expert_used=whole(config, "num_experts_per_tok", 2),
         head_dim_said=config.get("head_dim") is not None,
     )

@@ -12,7 +12,16 @@ from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models.base import FILE_TYPE, ModelConfig
 from gpukit.models.rope import rope_fields, stored_yarn, with_rope
-from gpukit.models.values import count, flag, optional, real, stored, whole
+from gpukit.models.values import (
+    MOST_EXPERTS,
+    MOST_LAYERS,
+    count,
+    flag,
+    optional,
+    real,
+    stored,
+    whole,
+)
 from gpukit.models.windows import with_stored_window
 
 SILU = ("silu", "swish")
@@ -45,7 +54,7 @@ def read_sizes(
         raise CheckpointError(f"config.json: head_dim {head_dim} is odd; RoPE rotates pairs")
     model = ModelConfig(
         arch=arch,
-        n_layer=whole(config, "num_hidden_layers", defaults["num_hidden_layers"]),
+        n_layer=whole(config, "num_hidden_layers", defaults["num_hidden_layers"], most=MOST_LAYERS),
         n_ctx=whole(config, "max_position_embeddings", defaults["max_position_embeddings"]),
         n_embd=n_embd,
         n_ff=whole(config, "intermediate_size", defaults["intermediate_size"]),
@@ -133,7 +142,7 @@ def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = Fals
     tokens = found.get("tokenizer.ggml.tokens")
     config = ModelConfig(
         arch=arch,
-        n_layer=count(found, f"{arch}.block_count"),
+        n_layer=count(found, f"{arch}.block_count", most=MOST_LAYERS),
         n_ctx=n_ctx,
         n_embd=n_embd,
         n_ff=count(found, f"{arch}.feed_forward_length"),
@@ -172,7 +181,7 @@ def _with_stored_experts(config: ModelConfig, found: Mapping[str, Field]) -> Mod
     field = found.get(f"{config.arch}.expert_count")
     if field is None or field.value == 0:
         return config
-    experts = count(found, f"{config.arch}.expert_count")
+    experts = count(found, f"{config.arch}.expert_count", most=MOST_EXPERTS)
     used = count(found, f"{config.arch}.expert_used_count")
     if used > experts:
         raise GGUFError(f"{config.arch}.expert_used_count is {used}, there are {experts} experts")

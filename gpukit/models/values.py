@@ -7,17 +7,24 @@ from typing import Any
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field
 
+MOST = (1 << 31) - 1
+# As many as llama.cpp loads; what is made of a configuration takes room for every one.
+MOST_LAYERS = 512
+MOST_EXPERTS = 1024
 
-def whole(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A positive whole number; null and a missing key mean the default."""
+
+def whole(config: Mapping[str, Any], key: str, default: int | None = None, most: int = MOST) -> int:
+    """A positive whole number up to `most`; null and a missing key mean the default."""
     value = config.get(key)
     value = default if value is None else value
     if value is None:
         raise CheckpointError(f"config.json: no {key}")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST:
         raise CheckpointError(f"config.json: {key} is {value!r}; a positive whole number is needed")
+    if value > most:
+        raise CheckpointError(f"config.json: {key} is {value}; llama.cpp loads {most} at most")
     return value
 
 
@@ -78,9 +85,11 @@ def optional(fields: Mapping[str, Field], key: str) -> float:
     return 0.0 if found is None or found.value == 0 else float(stored(fields, key))
 
 
-def count(fields: Mapping[str, Field], key: str, default: int | None = None) -> int:
-    """The value of a metadata number that counts something: positive and whole."""
+def count(
+    fields: Mapping[str, Field], key: str, default: int | None = None, most: int = MOST
+) -> int:
+    """The value of a metadata number that counts something: positive, whole and up to `most`."""
     value = stored(fields, key, default)
-    if not isinstance(value, int) or value >= 1 << 31:
-        raise GGUFError(f"{key} is {value}; a whole number below 2^31 is needed")
+    if not isinstance(value, int) or value > most:
+        raise GGUFError(f"{key} is {value}; a whole number up to {most} is needed")
     return value

@@ -4,16 +4,20 @@ Whole checkpoints are compared with the converter in test_forms.py.
 """
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import zoo
 from safetensors.torch import save_file
 
 from gpukit.errors import CheckpointError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.models.fp8 import Scale, find_scales, read_scale, scaled
+from gpukit.recipes.quantize import plan_quantize, run_plan
+from gpukit.recipes.source import open_source
 
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [4, 6]}
 
@@ -121,3 +125,32 @@ def test_what_cannot_be_read(
             find_scales(source)
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith(f"{tmp_path}/")
+
+
+def test_stacked_experts_are_scaled_each_in_slabs_of_any_size(tmp_path: Path) -> None:
+    plain, scaled_by = (
+        zoo.build("mixtral-12", tmp_path / "a"),
+        zoo.build("mixtral-12", tmp_path / "b"),
+    )
+    source = random.Random(1)
+    wide, narrow = zoo.tensors("mixtral-12"), zoo.tensors("mixtral-12")
+    for name in [name for name in wide if ".experts." in name]:
+        weight = (4 * wide[name].float()).to(torch.float8_e4m3fn)
+        rows, columns = (-(-size // 24) for size in weight.shape)
+        scale = torch.tensor([source.random() for _ in range(rows * columns)]).view(rows, columns)
+        each = scale.repeat_interleave(24, 0).repeat_interleave(24, 1)
+        wide[name] = weight.float() * each[: weight.shape[0], : weight.shape[1]]
+        narrow |= {name: weight, f"{name}_scale_inv": scale}
+    save_file(wide, plain / "model.safetensors")
+    save_file(narrow, scaled_by / "model.safetensors")
+    path = scaled_by / "config.json"
+    settings = {"quant_method": "fp8", "weight_block_size": [24, 24]}
+    config = {**json.loads(path.read_text()), "quantization_config": settings}
+    path.write_text(json.dumps(config))
+    found = []
+    for folder, budget in ((plain, 1 << 30), (scaled_by, 1 << 30), (scaled_by, 1 << 16)):
+        with open_source(folder) as opened:
+            plan = plan_quantize(opened, "F32")
+            result = run_plan(opened, plan, tmp_path / "x.gguf", budget=budget, digest=True)
+        found.append(result.digest)
+    assert found[0] == found[1] == found[2]

@@ -118,6 +118,21 @@ def test_experts_of_several_dtypes_are_told(tmp_path: Path) -> None:
         plan(folder)
 
 
+def test_a_tensor_under_two_names(tmp_path: Path) -> None:
+    folder = build("gemma3-vision", tmp_path)
+    found = tensors("gemma3-vision")
+    name = next(name for name in found if name.endswith("embed_tokens.weight"))
+    other = name.replace("language_model.", "", 1)
+    assert other != name
+    save_file(found | {other: found[name].clone()}, folder / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"are one tensor of gemma3, .*; remove one"
+    ) as caught:
+        plan(folder)
+    assert name in str(caught.value)
+    assert other in str(caught.value)
+
+
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     with open_source(build("gemma-f32-head", tmp_path)) as source:
         (line,) = plan_quantize(source, "F16").warnings
