@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
+import zoo_build
 from safetensors.torch import save_file
 
 from gpukit.errors import CheckpointError
@@ -129,11 +129,11 @@ def test_what_cannot_be_read(
 
 def test_stacked_experts_are_scaled_each_in_slabs_of_any_size(tmp_path: Path) -> None:
     plain, scaled_by = (
-        zoo.build("mixtral-12", tmp_path / "a"),
-        zoo.build("mixtral-12", tmp_path / "b"),
+        zoo_build.build("mixtral-12", tmp_path / "a"),
+        zoo_build.build("mixtral-12", tmp_path / "b"),
     )
     source = random.Random(1)
-    wide, narrow = zoo.tensors("mixtral-12"), zoo.tensors("mixtral-12")
+    wide, narrow = zoo_build.tensors("mixtral-12"), zoo_build.tensors("mixtral-12")
     for name in [name for name in wide if ".experts." in name]:
         weight = (4 * wide[name].float()).to(torch.float8_e4m3fn)
         rows, columns = (-(-size // 24) for size in weight.shape)
