@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Beyond this magnitude a scale may overflow fp16; below it none can.
 FP16_MAX = 65504.0
 # Values of a slab that the CPU decodes again to tell the error, at least; a GPU decodes all.
-SAMPLE = 1 << 17
+SAMPLE = 1 << 15
 
 
 @dataclass

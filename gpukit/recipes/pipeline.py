@@ -1,9 +1,9 @@
 """Read, compute and write overlapped: slabs of rows pass from the disk through the kernels back.
 
-A few readers fetch the next slabs, one thread for each device computes (on a GPU with several
-slabs under way: one is copied in, one computed, one copied out), one writer puts the results in
-their places. The number of slabs under way and their size bound the memory, whatever the size of
-the model.
+A few readers fetch the next slabs. A thread for each GPU computes, with several slabs under way
+(one is copied in, one computed, one copied out), or a few threads for the CPU. One writer puts the
+results in their places, in the order of the file. The number of slabs under way and their size
+bound the memory, whatever the size of the model.
 """
 
 from collections import Counter, deque
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Condition, Lock, Thread
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -33,8 +33,8 @@ SLAB_WEIGHTS = 1 << 23
 READ_AHEAD = 3
 WRITE_BEHIND = 3
 READERS = 2
-# Bytes of buffers a weight of a slab can take, reading and writing, all slabs under way counted.
-BYTES_PER_WEIGHT = 4 * (READ_AHEAD + 1) + 4 * (WRITE_BEHIND + 1) + 8
+# Bytes that a weight of a slab can take, read, computed and written.
+BYTES_PER_WEIGHT = 4 + 8 + 4
 
 
 # Told of each slab that is through.
@@ -84,8 +84,10 @@ def pass_through(
 ) -> Passed:
     """`run_pipeline` on the torch devices `places`."""
     kernels.keep_memory()
-    lanes = [kernels.Lane(place) for place in places]
-    weights = min(SLAB_WEIGHTS, max(budget // BYTES_PER_WEIGHT, 1))
+    lanes = [lane for place in places for lane in kernels.lanes(place)]
+    under_way = sum(lane.depth + 1 for lane in lanes)
+    slabs_in_memory = READ_AHEAD + WRITE_BEHIND + under_way
+    weights = min(SLAB_WEIGHTS, max(budget // (BYTES_PER_WEIGHT * slabs_in_memory), 1))
     slabs = list(cut(source, outputs, weights))
     total = sum(piece.stored for slab in slabs for piece in slab)
     conversion = Conversion(source, outputs, _backends(outputs, places[0]))
@@ -98,11 +100,12 @@ def pass_through(
             done += sum(piece.stored for piece in slab)
             report(Step(title, done, total))
 
-    under_way = sum(lane.depth + 1 for lane in lanes)
     pinned = places[0].type != "cpu"
-    with _Stages(source, outputs, slabs, writer, under_way, pinned) as stages:
-        workers = [_Worker(lane, stages, conversion, advance) for lane in lanes]
-        _run_all(workers)
+    with (
+        _Stages(source, outputs, slabs, writer, under_way, pinned) as stages,
+        kernels.sharing(lanes),
+    ):
+        _run_all([_Worker(lane, stages, conversion, advance) for lane in lanes])
     return Passed(total, conversion.fidelity())
 
 
@@ -129,16 +132,16 @@ class _Worker:
         self._stages = stages
         self._conversion = conversion
         self._advance = advance
-        self._under_way: deque[tuple[Work, Tensor]] = deque()
+        self._under_way: deque[tuple[int, Work, Tensor]] = deque()
         self.failure: BaseException | None = None
 
     def run(self) -> None:
         try:
             with torch.inference_mode():
                 while (loaded := self._stages.take()) is not None:
-                    slab, buffer = loaded
+                    number, slab, buffer = loaded
                     work = self._conversion.begin(slab, buffer, self._lane.turn())
-                    self._under_way.append((work, buffer))
+                    self._under_way.append((number, work, buffer))
                     if len(self._under_way) > self._lane.depth:
                         self._end(*self._under_way.popleft())
                 while self._under_way:
@@ -147,8 +150,8 @@ class _Worker:
             self.failure = error
             self._stages.stop()
 
-    def _end(self, work: Work, buffer: Tensor) -> None:
-        self._stages.write(work.slab, self._conversion.end(work), buffer)
+    def _end(self, number: int, work: Work, buffer: Tensor) -> None:
+        self._stages.write(number, work.slab, self._conversion.end(work), buffer)
         self._advance(work.slab)
 
 
@@ -179,74 +182,95 @@ class _Stages:
     ) -> None:
         self._source = source
         self._outputs = outputs
-        self._slabs = deque(slabs)
-        self._ahead = iter(slabs)
+        self._slabs = deque(enumerate(slabs))
+        self._ahead = deque(enumerate(slabs))
         self._target = writer
         self._size = max(map(stored_bytes, slabs), default=0)
         self._free: SimpleQueue[Tensor] = SimpleQueue()
         # More than are read ahead: those in hand, and those that wait for the disk as they were
         # read (tensors that only move).
-        for _ in range(min(READ_AHEAD + under_way + WRITE_BEHIND, len(slabs))):
+        self._buffers = min(READ_AHEAD + under_way + WRITE_BEHIND, len(slabs))
+        for _ in range(self._buffers):
             self._free.put(torch.empty(self._size, dtype=torch.uint8, pin_memory=pinned))
         self._readers = ThreadPoolExecutor(READERS, "gpukit-read")
         self._writer = ThreadPoolExecutor(1, "gpukit-write")
         self._reading: deque[Future[Tensor]] = deque()
         self._writing: deque[Future[None]] = deque()
-        self._lock = Lock()
+        # Results that came before those of an earlier slab, by their numbers.
+        self._early: dict[int, tuple[Slab, Sequence[Tensor], Tensor]] = {}
+        self._next = self._written = 0
+        self._changed = Condition()
 
     def __enter__(self) -> "_Stages":
         return self
 
-    def take(self) -> tuple[Slab, Tensor] | None:
-        """The next slab and the buffer with its bytes, which `write` takes back; None at the
-        end."""
-        with self._lock:
+    def take(self) -> tuple[int, Slab, Tensor] | None:
+        """The next slab's number, the slab and the buffer with its bytes, which `write` takes back;
+        None at the end."""
+        with self._changed:
+            # Writing goes in order: a slab far ahead must not have the buffer that it waits for.
+            while self._slabs and not self._read_ahead():
+                self._changed.wait()
             if not self._slabs:
                 return None
-            slab = self._slabs.popleft()
-            while (
-                len(self._reading) <= READ_AHEAD
-                and (following := next(self._ahead, None)) is not None
-            ):
-                self._reading.append(self._readers.submit(self._read, following))
+            number, slab = self._slabs.popleft()
             reading = self._reading.popleft()
-        return slab, reading.result()
+        return number, slab, reading.result()
+
+    def _read_ahead(self) -> bool:
+        """Let the next slabs be read for which there are buffers; whether any is on the way."""
+        while (
+            len(self._reading) <= READ_AHEAD
+            and self._ahead
+            and self._ahead[0][0] < self._written + self._buffers
+        ):
+            self._reading.append(self._readers.submit(self._read, self._ahead.popleft()[1]))
+        return bool(self._reading)
 
     def stop(self) -> None:
         """Let nobody take a slab any more."""
-        with self._lock:
+        with self._changed:
             self._slabs.clear()
+            self._changed.notify_all()
 
     def _read(self, slab: Slab) -> Tensor:
         buffer = self._free.get()
         view = buffer.numpy().data
-        for piece in slab:
-            index = self._outputs[piece.output].index
-            self._source.read(index, piece.row, view[piece.begin : piece.begin + piece.stored])
+        try:
+            for piece in slab:
+                index = self._outputs[piece.output].index
+                self._source.read(index, piece.row, view[piece.begin : piece.begin + piece.stored])
+        except BaseException:
+            self._free.put(buffer)
+            raise
         return buffer
 
-    def write(self, slab: Slab, results: Sequence[Tensor], buffer: Tensor) -> None:
+    def write(self, number: int, slab: Slab, results: Sequence[Tensor], buffer: Tensor) -> None:
         """Hand results, uint8 on the host, to the writer; waits when too many are on the way."""
-        with self._lock:
-            self._writing.append(self._writer.submit(self._write, slab, results, buffer))
-            late = None
-            if len(self._writing) > WRITE_BEHIND:
-                late = self._writing.popleft()
-        if late is not None:
-            late.result()
+        late = []
+        with self._changed:
+            self._early[number] = slab, results, buffer
+            while (following := self._early.pop(self._next, None)) is not None:
+                self._writing.append(self._writer.submit(self._write, *following))
+                self._next += 1
+            while len(self._writing) > WRITE_BEHIND:
+                late.append(self._writing.popleft())
+        for written in late:
+            written.result()
 
     def _write(self, slab: Slab, results: Sequence[Tensor], buffer: Tensor) -> None:
-        for piece, blocks in zip(slab, results, strict=True):
-            self._target.write(piece.output, blocks.numpy().data, piece.at)
-        self._free.put(buffer)
+        try:
+            for piece, blocks in zip(slab, results, strict=True):
+                self._target.write(piece.output, blocks.numpy().data, piece.at)
+        finally:
+            self._free.put(buffer)
+            with self._changed:
+                self._written += 1
+                self._changed.notify_all()
 
     def __exit__(self, kind: object, *rest: object) -> None:
         if kind is None:
             while self._writing:
                 self._writing.popleft().result()
-        else:
-            # A reader may wait for a buffer that nobody will give back any more.
-            for _ in range(READERS):
-                self._free.put(torch.empty(self._size, dtype=torch.uint8))
         self._readers.shutdown(cancel_futures=True)
         self._writer.shutdown(cancel_futures=True)

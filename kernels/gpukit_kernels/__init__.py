@@ -2,7 +2,7 @@
 
 from gpukit_kernels.counting import operations
 from gpukit_kernels.errors import QuantError
-from gpukit_kernels.lanes import Lane, Turn
+from gpukit_kernels.lanes import Lane, Turn, lanes, sharing
 from gpukit_kernels.matmul import matmul
 from gpukit_kernels.ops import (
     dequantize,
@@ -31,9 +31,11 @@ __all__ = [
     "devices",
     "issue_rate",
     "keep_memory",
+    "lanes",
     "matmul",
     "operations",
     "plan_backend",
     "quantize",
+    "sharing",
     "timed",
 ]

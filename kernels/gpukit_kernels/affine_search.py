@@ -70,8 +70,9 @@ def root_mean_square(x: Tensor) -> Tensor:
 
 
 @stage
-def affine_range(x: Tensor, weights: Tensor) -> tuple[AffineSums, Tensor]:
-    """The upper end, the weights' sums, and the lower end of the range, zero or below."""
+def affine_range(x: Tensor, weights: Tensor) -> tuple[AffineSums, Tensor, Tensor]:
+    """The upper end, the weights' sums, the lower end of the range, zero or below, and which groups
+    have one value only, 1 or 0."""
     low = high = x[0]
     for i in range(1, x.shape[0]):
         low = torch.where(x[i] < low, x[i], low)
@@ -82,7 +83,7 @@ def affine_range(x: Tensor, weights: Tensor) -> tuple[AffineSums, Tensor]:
         # The C begins this sum with its first term: it is -0, the lowest int32, where all are.
         negative = (weights * x).view(torch.int32).amax(dim=0) == torch.iinfo(torch.int32).min
         weighted_x = torch.where(negative, -0.0, weighted_x)
-    return AffineSums(high, weight, weighted_x), low
+    return AffineSums(high, weight, weighted_x), low, (high == low).to(torch.float32)
 
 
 @summing_stage
@@ -165,20 +166,24 @@ def affine_search(
     Candidates are `start + delta * k` over the range for k = 0..`steps`; errors count squared, or
     `absolute`. A group of one value only has scale 0 and level 0 everywhere.
     """
-    sums, low = affine_range(x, weights)
-    flat = sums.high == low
+    sums, low, flat = affine_range(x, weights)
     best = affine_begin(x, weights, sums, low, levels, absolute)
     for stretch in stretches(start, delta, steps, levels):
         best = affine_step(x, weights, sums, best, stretch, levels, absolute)
+    return _affine_end(best, flat, sums.high), sums.weight
+
+
+@stage
+def _affine_end(best: AffineSearch, flat: Tensor, high: Tensor) -> AffineSearch:
+    """What a search ends with; scale and levels are zero where a group has one value only."""
     zero = torch.zeros_like(best.scale)
-    found = AffineSearch(
-        best.error,
-        torch.where(flat, zero, best.scale),
-        torch.where(flat, sums.high, best.low),
-        torch.where(flat, zero, best.inverse),
-        torch.where(flat, zero, best.shift),
+    return AffineSearch(
+        best.error.clone(),
+        torch.where(flat != 0, zero, best.scale),
+        torch.where(flat != 0, high, best.low),
+        torch.where(flat != 0, zero, best.inverse),
+        torch.where(flat != 0, zero, best.shift),
     )
-    return found, sums.weight
 
 
 # The search of every type with importance weights: start, delta, steps.
@@ -191,6 +196,7 @@ def stretches(start: float, delta: float, steps: int, levels: int) -> Tensor:
     return torch.tensor(start) + torch.tensor(delta) * k + float(levels)
 
 
+@stage
 def found_levels(x: Tensor, best: AffineSearch, levels: int) -> Tensor:
     """float32, shaped as `x`: the levels that a search with given weights ended with."""
     return clamped_level(best.inverse * (x - best.shift), levels)
@@ -203,19 +209,20 @@ class Steps(NamedTuple):
     offset: Tensor
 
 
+@stage
 def read_levels(
     groups: Tensor, best: AffineSearch, steps: Steps, levels: int, given: bool
 ) -> Tensor:
-    """int32 `[groups, elements, lanes]`: the levels, taken anew from what a reader will decode.
+    """Levels `[groups, elements, lanes]`, taken anew from what a reader will decode.
 
     Where a group's scale decodes as zero, the search's levels stay; `given` says whether that had
     a weight for each element.
     """
     step, offset = steps.step[:, None], steps.offset[:, None]
     found = best.inverse[:, None] * (groups - best.shift[:, None])
-    found = clamped_level(found, levels) if given else nearest_level(found, 0, levels)
-    level = nearest_level((groups + offset) / step, 0, levels)
-    return torch.where(step != 0, level, found).to(torch.int32)
+    found = clamped_level(found, levels) if given else found
+    level = torch.where(step != 0, (groups + offset) / step, found)
+    return nearest_level(level, 0, levels)
 
 
 def top_codes(values: Tensor, top_code: int) -> tuple[Tensor, Tensor]:
@@ -232,7 +239,7 @@ def top_codes(values: Tensor, top_code: int) -> tuple[Tensor, Tensor]:
 
 @stage
 def scales6(best: AffineSearch) -> tuple[Tensor, Steps]:
-    """The heads, uint8 `[16, lanes]`, of Q4_K and Q5_K blocks, and their steps."""
+    """The heads, bytes `[16, lanes]`, of Q4_K and Q5_K blocks, and their steps."""
     scale, d = top_codes(best.scale, 63)
     low, dmin = top_codes(-best.low, 63)
     # The C goes through uint8 before it takes the minimum.
@@ -241,12 +248,19 @@ def scales6(best: AffineSearch) -> tuple[Tensor, Steps]:
 
 def weighted_scales6(best: AffineSearch, weight: Tensor) -> tuple[Tensor, Steps]:
     """`scales6` by a search of their own, in which a group counts by its `weight`."""
-    codes, d = positive_search(torch.stack([best.scale, -best.low], dim=1), weight, 63)
+    codes, d = positive_search(scales_and_minima(best), weight, 63)
     return _weighted_head6(codes, d)
 
 
 @stage
+def scales_and_minima(best: AffineSearch) -> Tensor:
+    """float32 `[groups, 2, lanes]`: each group's scale and its minimum, with the sign turned."""
+    return torch.stack([best.scale, -best.low], dim=1)
+
+
+@stage
 def _weighted_head6(codes: Tensor, d: Tensor) -> tuple[Tensor, Steps]:
+    codes = codes.to(torch.int32)
     return _head6(codes[:, 0], codes[:, 1], d[0], d[1])
 
 

@@ -1,6 +1,8 @@
-"""Rounding and packing shared by the quant types: torch functions, their Triton twins below them.
+"""Rounding and packing shared by the quant types: torch functions.
 
 Tiles are `[elements, lanes]`: element i of every block is one row, lanes (blocks) are contiguous.
+Between stages bytes, levels and truths (1 or 0) are float32: compiled code reads other types from
+memory several times as slowly.
 """
 
 import torch
@@ -55,9 +57,15 @@ def root(v: Tensor) -> Tensor:
 
 def half_bits(v: Tensor) -> Tensor:
     """int32 in 0..65535: the fp16 pattern of `v`, rounded to even; a NaN is 0x7E00 plus sign."""
-    plain = v.to(torch.float16).view(torch.int16).to(torch.int32) & 0xFFFF
-    sign = (v.view(torch.int32) >> 16) & 0x8000
-    return torch.where(v != v, sign | 0x7E00, plain)
+    # In float32 and int32 only: a stage with fp16's bits in it would be compiled without vectors.
+    # What overflows becomes infinite. Then a power of two is added whose last bit is the last that
+    # fp16 has, so that the sum is rounded there; its low bits are the result's mantissa.
+    bits = v.view(torch.int32)
+    magnitude = (v.abs() * 2.0**112) * 2.0**-110
+    last = (bits & 0x7F800000).clamp(min=0x38800000) + 0x07800000
+    rounded = (last.view(torch.float32) + magnitude).view(torch.int32)
+    half = ((rounded >> 13) & 0x7C00) + (rounded & 0x0FFF)
+    return ((bits >> 16) & 0x8000) | torch.where(v != v, 0x7E00, half)
 
 
 def half_round(v: Tensor) -> Tensor:
@@ -66,8 +74,8 @@ def half_round(v: Tensor) -> Tensor:
 
 
 def word_bytes(bits: Tensor, count: int) -> Tensor:
-    """uint8 `[count, lanes]`: the low `count` bytes of int32 `[lanes]`, little endian."""
-    return torch.stack([(bits >> (8 * i)) & 0xFF for i in range(count)]).to(torch.uint8)
+    """Bytes `[count, lanes]`: the low `count` bytes of int32 `[lanes]`, little endian."""
+    return torch.stack([((bits >> (8 * i)) & 0xFF).to(torch.float32) for i in range(count)])
 
 
 def half_value(blocks: Tensor, at: int) -> Tensor:
@@ -77,8 +85,11 @@ def half_value(blocks: Tensor, at: int) -> Tensor:
 
 
 def pack_nibbles(levels: Tensor) -> Tensor:
-    """uint8 `[16, lanes]` of uint8 `[32, lanes]`: level j low, level j + 16 high."""
-    return levels[:16] | (levels[16:] << 4)
+    """Bytes `[16, lanes]` of int32 `[32, lanes]`: level j low, level j + 16 high.
+
+    A level out of 0..15 spills into its neighbour, or out of the byte.
+    """
+    return ((levels[:16] | (levels[16:] << 4)) & 0xFF).to(torch.float32)
 
 
 def unpack_nibbles(packed: Tensor) -> Tensor:
@@ -87,13 +98,13 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
 
 
 def pack_crumbs(levels: Tensor) -> Tensor:
-    """uint8 `[64, lanes]` of int32 `[256, lanes]` in 0..3 (`qs` of block_q2_K, block_q3_K).
+    """Bytes `[64, lanes]` of int32 `[256, lanes]` in 0..3 (`qs` of block_q2_K, block_q3_K).
 
     Byte 32 h + j: levels j, j + 32, j + 64 and j + 96 of half h, two bits each from below.
     """
     parts = levels.view(2, 4, 32, -1)
     packed = parts[:, 0] | (parts[:, 1] << 2) | (parts[:, 2] << 4) | (parts[:, 3] << 6)
-    return packed.to(torch.uint8).view(64, -1)
+    return packed.to(torch.float32).view(64, -1)
 
 
 def unpack_crumbs(packed: Tensor) -> Tensor:
@@ -103,7 +114,7 @@ def unpack_crumbs(packed: Tensor) -> Tensor:
 
 
 def pack_scales6(scale: Tensor, low: Tensor) -> Tensor:
-    """uint8 `[12, lanes]` of two int32 `[8, lanes]` in 0..63 (`scales` of block_q4_K, block_q5_K).
+    """Bytes `[12, lanes]` of two int32 `[8, lanes]` in 0..63 (`scales` of block_q4_K, block_q5_K).
 
     bytes 0-3   scale 0-3, above them the two high bits of scale 4-7
     bytes 4-7   min 0-3, above them the two high bits of min 4-7
@@ -115,7 +126,7 @@ def pack_scales6(scale: Tensor, low: Tensor) -> Tensor:
             low[:4] | ((low[4:] >> 4) << 6),
             (scale[4:] & 15) | ((low[4:] & 15) << 4),
         ]
-    ).to(torch.uint8)
+    ).to(torch.float32)
 
 
 def unpack_scales6(packed: Tensor) -> tuple[Tensor, Tensor]:

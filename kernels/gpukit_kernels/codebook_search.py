@@ -103,7 +103,12 @@ def codebook_search(x: Tensor, weights: Tensor | None) -> Tensor:
     best = codebook_begin(x, weights, largest)
     for k in range(-TRIES, TRIES + 1):
         best = codebook_step(x, weights, largest, best, torch.tensor(float(k + CODEBOOK[0])))
-    return torch.where(magnitude < GROUP_EPS, torch.zeros_like(best.scale), best.scale)
+    return _codebook_end(best.scale, magnitude)
+
+
+@stage
+def _codebook_end(scale: Tensor, magnitude: Tensor) -> Tensor:
+    return torch.where(magnitude < GROUP_EPS, torch.zeros_like(scale), scale)
 
 
 def codebook_values(codes: Tensor) -> Tensor:

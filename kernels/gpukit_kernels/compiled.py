@@ -14,6 +14,7 @@ loading, packing and transposing. Q6_K has 19 candidates of one pass. Every thre
 its own and waits for nobody.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -23,22 +24,30 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import cache, tiles
+from gpukit_kernels.program import Form, Program, Recording, build, record
 from gpukit_kernels.table import QuantType
 
 # Seconds that compiling has to save to be worth it. With nothing in the cache it takes some 5 s, of
 # a search 15 s; with the code there almost nothing. Users convert more than once, so it is done
 # somewhat before its first use repays it.
-SAVED, SAVED_CACHED = 3.0, 0.1
+SAVED, SAVED_CACHED = 3.0, 0.02
 # Nanoseconds a weight that it saves with importance, whatever the type.
 WEIGHTED_GAIN = 60
 
 # Blocks that every type encodes both ways before its compiled code is trusted.
 CHECKED_BLOCKS = 256
 
+# Weights in a tile of a program: 16 KiB as float32, which twenty search steps pass over; the whole
+# arena of some 70 KiB lies in the second-level cache. Half and twice as many are hardly slower.
+TILE = 1 << 12
+DTYPES = (torch.float32, torch.bfloat16)
+# The suffix of a program's own C function, beside the file that says what it calls.
+LIBRARY = ".so"
+
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _failure: str | None = None
-_trusted: set[str] = set()
+_programs: dict[str, Program] = {}
 
 
 def compiler() -> str | None:
@@ -55,18 +64,19 @@ def repays(row: QuantType, weights: int, importance: bool = False) -> bool:
     gain = WEIGHTED_GAIN if weighted else row.compiled_gain
     if not gain or _failure is not None or compiler() is None:
         return False
-    name = _name(row, weighted)
-    if name in _trusted:  # loaded already: from some tiles on, the last of which is filled up
-        return weights >= 4 * tiles.COMPILED_TILE
-    return weights * gain * 1e-9 >= (SAVED_CACHED if cache.place(name).exists() else SAVED)
+    names = [_name(row, dtype, weighted) for dtype in DTYPES]
+    ready = any(name in _programs or cache.place(name).exists() for name in names)
+    return weights * gain * 1e-9 >= (SAVED_CACHED if ready else SAVED)
 
 
 def encode(
     values: Tensor, row: QuantType, out: Tensor, importance: tiles.Importance | None = None
 ) -> None:
-    """`tiles.encode_compiled`; eager torch for good once compiling has failed."""
-    if _ready(row, importance is not None and row.weighted is not None):
-        tiles.encode_compiled(values, row, out, importance)
+    """`tiles.encode_program`; eager torch for good once compiling has failed."""
+    dtype = torch.bfloat16 if values.dtype is torch.bfloat16 else torch.float32
+    program = _program(row, dtype, importance is not None and row.weighted is not None)
+    if program is not None:
+        tiles.encode_program(values, row, out, program, importance)
     else:
         tiles.encode_eager(values, row, out, importance)
 
@@ -81,33 +91,59 @@ def status() -> str:
     return f"compiled with {path} where the work repays it, code kept in {cache.folder()}"
 
 
-def _ready(row: QuantType, weighted: bool) -> bool:
-    """Whether the compiled code of `row` works and gives the reference's bytes, tried once."""
+def _program(row: QuantType, dtype: torch.dtype, weighted: bool) -> Program | None:
+    """The compiled program of `row`, which has been found to give the reference's bytes on this
+    machine; None where compiling has failed."""
     global _failure
-    name = _name(row, weighted)
+    name = _name(row, dtype, weighted)
     with _lock:
-        if _failure is None and name not in _trusted:
-            os.environ[cache.VARIABLE] = str(cache.folder())
-            # The marker: this code was compiled and found exact on this machine.
-            marker = cache.place(name)
+        if _failure is None and name not in _programs:
+            # Compiled code that others find in a file has been compared by whoever left it.
+            found = _kept(name)
             try:
-                _compare(row, weighted)
-                cache.folder().mkdir(parents=True, exist_ok=True)
-                marker.touch()
+                _programs[name] = found or _compiled(row, dtype, weighted)
             except Exception as error:
                 _failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
                 _log.info("%s: going on in eager torch: %s", name, _failure)
-            else:
-                _trusted.add(name)
-    return _failure is None
+    return _programs[name] if _failure is None else None
 
 
-def _name(row: QuantType, weighted: bool) -> str:
-    return f"{row.name}-importance" if weighted else row.name
+def _name(row: QuantType, dtype: torch.dtype, weighted: bool) -> str:
+    return f"{row.name}-importance-{dtype}" if weighted else f"{row.name}-{dtype}"
 
 
-def _compare(row: QuantType, weighted: bool) -> None:
-    """Compile `row`; raise where its bytes are not those of the reference.
+def _kept(name: str) -> Program | None:
+    """The program that an earlier process left."""
+    path = cache.place(name)
+    try:
+        kept = json.loads(path.read_bytes())
+        return Program(Recording(**kept), path.with_suffix(LIBRARY))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # damaged, or its libraries are gone
+        _log.info("%s: %s", path, error)
+        return None
+
+
+def _compiled(row: QuantType, dtype: torch.dtype, weighted: bool) -> Program:
+    """The program of `row`, compiled now, compared with the reference and left for others."""
+    os.environ[cache.VARIABLE] = str(cache.folder())
+    path = compiler()
+    if path is None:
+        raise RuntimeError("no C++ compiler")
+    encode = row.weighted if weighted and row.weighted is not None else row.encoder()
+    form = Form(max(TILE // row.block, 1), row.block, row.nbytes, dtype, weighted)
+    recording = record(encode, form)
+    place = cache.place(_name(row, dtype, weighted))
+    build(recording, path, place.with_suffix(LIBRARY))
+    program = Program(recording, place.with_suffix(LIBRARY))
+    _compare(program, row, dtype, weighted)
+    cache.write(place, recording.as_json())
+    return program
+
+
+def _compare(program: Program, row: QuantType, dtype: torch.dtype, weighted: bool) -> None:
+    """Raise where the bytes of `program` are not those of the reference.
 
     The order of additions and the rounding of divisions are up to inductor and the C++ compiler,
     which differ between machines and releases.
@@ -116,20 +152,16 @@ def _compare(row: QuantType, weighted: bool) -> None:
     values = torch.randn((CHECKED_BLOCKS, row.block), generator=random)
     values *= torch.exp2(torch.randint(-20, 20, (CHECKED_BLOCKS, 1), generator=random))
     values[::16, ::2] = 0.0
+    values = values.to(dtype)
     importance = None
     if weighted:
         importance = tiles.Importance(torch.rand((2, 2, row.block), generator=random), 7)
     expected, got = (torch.empty((CHECKED_BLOCKS, row.nbytes), dtype=torch.uint8) for _ in range(2))
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)  # so little to do is done sooner by one
-    try:
-        tiles.encode_eager(values, row, expected, importance)
-        tiles.encode_compiled(values, row, got, importance)
-    finally:
-        torch.set_num_threads(number)
+    tiles.encode_eager(values, row, expected, importance)
+    tiles.encode_program(values, row, got, program, importance)
     wrong = int((got != expected).any(dim=1).sum())
     if wrong:
         raise RuntimeError(
-            f"compiled {_name(row, weighted)} gets {wrong} of {CHECKED_BLOCKS} blocks wrong with "
-            f"torch {torch.__version__} and {compiler()}"
+            f"compiled {_name(row, dtype, weighted)} gets {wrong} of {CHECKED_BLOCKS} blocks wrong "
+            f"with torch {torch.__version__} and {compiler()}"
         )

@@ -7,15 +7,20 @@
     ...                              # other turns
     turn.wait()                      # now `result` is on the host
 
-On the CPU everything has happened when a call returns, and nothing is copied.
+On the CPU everything has happened when a call returns, and nothing is copied. It has several lanes,
+each for a thread of its own: a slab's way from values to bytes, checks and all, is one core's.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor
 
+# Lanes of a CPU at most: each has a slab in hand.
+CPU_LANES = 8
 # Turns that a GPU has under way: one copies in, one computes, one copies out.
 DEEP = 3
 
@@ -74,6 +79,23 @@ class _StreamTurn(Turn):
     ) -> None:
         self._done.record(self._stream)
         self._context.__exit__(kind, error, trace)
+
+
+def lanes(device: torch.device) -> "list[Lane]":
+    """The lanes that keep all of `device` busy."""
+    count = min(torch.get_num_threads(), CPU_LANES) if device.type == "cpu" else 1
+    return [Lane(device) for _ in range(count)]
+
+
+@contextmanager
+def sharing(lanes: "Sequence[Lane]") -> Iterator[None]:
+    """Within it every lane's thread, if it begins here, has its share of torch's threads."""
+    number, busy = torch.get_num_threads(), sum(lane.device.type == "cpu" for lane in lanes)
+    torch.set_num_threads(max(number // max(busy, 1), 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
 
 
 class Lane:

@@ -21,7 +21,7 @@ class _Fit(NamedTuple):
 
 
 def positive_search(x: Tensor, weight: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """int32 codes in 0..255 of float32 `x` `[n, k, lanes]` and the scales, float32 `[k, lanes]`.
+    """Codes 0..255 of float32 `x` `[n, k, lanes]`, and the scales, float32 `[k, lanes]`.
 
     Codes are 0..`levels` but for a negative x, whose code wraps around as the C's uint8 does.
     `weight`, float32 `[n, lanes]`, says how much an error counts.
@@ -85,4 +85,4 @@ def _end(codes: tuple[Tensor, ...], sums: Sums, top: Tensor) -> tuple[Tensor, Te
     nothing = torch.zeros_like(top)
     scale = torch.where(sums.l2 > 0, sums.lx / sums.l2, nothing)
     found = torch.stack([torch.where(zero, nothing, code) for code in codes])
-    return found.to(torch.int32), torch.where(zero, nothing, scale)
+    return found, torch.where(zero, nothing, scale)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits import nearest_int, nearest_level
-from gpukit_kernels.stages import stage
+from gpukit_kernels.stages import settle, stage
 
 SWEEPS = 5
 # Elements a stage takes: each waits for the one before, so a processor finds other work to do
@@ -45,19 +45,21 @@ def refined(
     New levels lie in `low`..`high`; with `low` None they have no lower end and are kept as bytes.
     `weights` are shaped as `x`, or None for x * x.
     """
-    for _ in range(SWEEPS):
-        before = sums
+
+    def sweep(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        *before, lx, l2 = state
+        sums = Sums(lx, l2)
         found: list[Tensor] = []
-        for i in range(0, len(levels), AT_ONCE):
+        for i in range(0, len(before), AT_ONCE):
             some = slice(i, i + AT_ONCE)
             weight = None if weights is None else weights[some]
-            better, sums = _improved(x[some], weight, levels[some], sums, low, high)
+            better, sums = _improved(x[some], weight, tuple(before[some]), sums, low, high)
             found += better
-        levels = tuple(found)
-        # A level that changes changes the sums.
-        if torch.equal(sums.lx, before.lx) and torch.equal(sums.l2, before.l2):
-            break
-    return levels, sums
+        return (*found, *sums)
+
+    # A level that changes changes the sums.
+    *found, lx, l2 = settle(sweep, (*levels, *sums), watched=2, most=SWEEPS)
+    return tuple(found), Sums(lx, l2)
 
 
 @stage

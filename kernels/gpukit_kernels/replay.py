@@ -1,17 +1,16 @@
-"""Torch functions compiled to C++ by inductor, and run without it.
+"""Torch functions compiled to C++ by inductor, and taken apart.
 
 Inductor leaves a module of Python, which allocates results and calls C++ functions, and shared
-libraries with these functions. Here the module runs with small stand-ins for what it imports (that
-would take two seconds), and the functions are called through ctypes, which lets other Python
-threads run meanwhile. Each is compiled for one thread: callers give every thread work of its own.
+libraries with these functions. Here the module runs with stand-ins for what it imports: they tell
+where results would be allocated and which function is called with what. Each function is compiled
+for one thread.
 """
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
 from math import inf, nan
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,54 +24,64 @@ def is_tracing() -> bool:
     return getattr(_tracing, "now", False)
 
 
-class Replay:
-    """A compiled function of tensors: `replay(tensors)` gives its results as a tuple.
+class Target(Protocol):
+    """Takes down what a compiled function does."""
 
-    Raises whatever goes wrong where the module asks for more than the stand-ins offer.
-    """
+    def empty(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory for a result."""
+        ...
+
+    def call(self, library: str, tensors: Sequence[Tensor]) -> None:
+        """The function `kernel` of `library` is called with the addresses of `tensors`."""
+        ...
+
+
+class Replay:
+    """A compiled function of tensors: the module that inductor wrote, and its libraries."""
 
     def __init__(self, source: str, libraries: Sequence[str]) -> None:
-        self.source = source
-        self.libraries = tuple(libraries)
         body = [line for line in source.splitlines() if not line.startswith(("import ", "from "))]
+        self._target: Target
         names: dict[str, Any] = {
             "torch": torch,
             "inf": inf,
             "nan": nan,
             "device": torch.device,
-            "AsyncCompile": lambda: _Libraries(libraries),
+            "AsyncCompile": lambda: _Libraries(self, libraries),
             "extern_kernels": None,
         }
         exec(compile("\n".join(body), "<inductor>", "exec"), names)
+        names["empty_strided_cpu"] = lambda *form: self._target.empty(*form)
         self._call: Callable[[list[Tensor]], Sequence[Tensor]] = names["call"]
 
-    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    def to(self, target: Target, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The results of the function for `tensors`, without values: `target` learns how they come
+        about. Raises whatever goes wrong where the module asks for more than there is."""
+        self._target = target
         return self._call(list(tensors))
+
+    def called(self, library: str, tensors: Sequence[Tensor]) -> None:
+        self._target.call(library, tensors)
 
 
 class _Libraries:
     """Stands in for inductor's AsyncCompile: gives the functions in the order of the module."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, replay: Replay, paths: Sequence[str]) -> None:
+        self._replay = replay
         self._paths = iter(paths)
 
     def cpp_pybinding(self, types: Sequence[str], _source: str) -> Callable[..., None]:
         if not all(kind.endswith("*") for kind in types):
             raise NotImplementedError(f"arguments {types}")
-        function = ctypes.CDLL(next(self._paths)).kernel
-        function.argtypes = [ctypes.c_void_p] * len(types)
-        function.restype = None
-
-        def call(*tensors: Tensor) -> None:
-            function(*[tensor.data_ptr() for tensor in tensors])
-
-        return call
+        path = next(self._paths)
+        return lambda *tensors: self._replay.called(path, tensors)
 
     def wait(self, _names: dict[str, Any]) -> None:
         """Everything is compiled."""
 
 
-def record(
+def compiled(
     function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor], options: dict[str, Any]
 ) -> Replay:
     """`function` of tensors of these shapes, strides and dtypes, compiled for one thread."""
@@ -86,8 +95,8 @@ def record(
     finally:
         _tracing.now = False
     before = {id(module) for module in PyCodeCache.modules}
-    compiled = torch._inductor.compile(graph, list(tensors), options={**options, "cpp.threads": 1})
-    wanted = compiled(*tensors)
+    result = torch._inductor.compile(graph, list(tensors), options={**options, "cpp.threads": 1})
+    wanted = result(*tensors)
     (module,) = [
         module
         for module in PyCodeCache.modules
@@ -97,9 +106,17 @@ def record(
         source = file.read()
     replay = Replay(source, _library_paths(module, source))
     # What inductor does around its module, such as giving a result that is a view, is not replayed.
-    if list(map(_form, replay(tensors))) != list(map(_form, wanted)):
+    if list(map(_form, replay.to(_Nowhere(), tensors))) != list(map(_form, wanted)):
         raise NotImplementedError("a result that is no tensor of its own")
     return replay
+
+
+class _Nowhere:
+    def empty(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty_strided(shape, stride, dtype=dtype)
+
+    def call(self, library: str, tensors: Sequence[Tensor]) -> None:
+        """Nothing is done."""
 
 
 def _form(tensor: Tensor) -> tuple[object, ...]:

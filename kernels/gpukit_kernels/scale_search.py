@@ -74,7 +74,7 @@ def _scale_sums(
 
 
 def scale_search(x: Tensor, weights: Tensor | None, levels: int) -> tuple[ScaleSearch, Tensor]:
-    """The best scale for levels -`levels`..`levels` - 1, and which groups are zero.
+    """The best scale for levels -`levels`..`levels` - 1, and which groups are zero, 1 or 0.
 
     Candidates are `-(levels + 0.1 * k)` over the first largest value, k = -9..9.
     """
@@ -83,20 +83,32 @@ def scale_search(x: Tensor, weights: Tensor | None, levels: int) -> tuple[ScaleS
     for k in [*range(-9, 0), *range(1, 10)]:
         stretch = -(float(levels) + torch.tensor(0.1) * torch.tensor(float(k)))
         best = scale_step(x, weights, largest, best, stretch, levels)
+    scale, zero = _scale_end(best.scale, magnitude)
+    return best._replace(scale=scale), zero
+
+
+@stage
+def _scale_end(scale: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor]:
     zero = magnitude < GROUP_EPS
-    return best._replace(scale=torch.where(zero, torch.zeros_like(best.scale), best.scale)), zero
+    return torch.where(zero, torch.zeros_like(scale), scale), zero.to(torch.float32)
 
 
 def found_levels(x: Tensor, inverse: Tensor, zero: Tensor, levels: int) -> Tensor:
     """float32 in 0..2 * `levels` - 1, shaped as `x`: the levels that a search ended with."""
     level = nearest_level(x * inverse, -levels, levels - 1) + float(levels)
-    return torch.where(zero, torch.zeros_like(level), level)
+    return torch.where(zero != 0, torch.zeros_like(level), level)
+
+
+@stage
+def searched_levels(x: Tensor, inverse: Tensor, zero: Tensor, levels: int) -> Tensor:
+    """`found_levels` as a stage of its own."""
+    return found_levels(x, inverse, zero, levels)
 
 
 def refined_search(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Scales `[groups, lanes]` and packed levels 0..2 * `levels` - 1 of sixteen elements.
+    """Scales `[groups, lanes]` and levels 0..2 * `levels` - 1, `[groups, elements, lanes]`.
 
-    One rounded division, then refine.py; weights are x * x. `unpack_found` takes the levels.
+    One rounded division, then refine.py; weights are x * x.
     """
     zero, begun, sums = _refined_begin(x, levels)
     found, sums = refined(x, None, begun.unbind(), sums, -levels, levels - 1)
@@ -109,7 +121,7 @@ def _refined_begin(x: Tensor, levels: int) -> tuple[Tensor, Tensor, Sums]:
     inverse = divide(-float(levels), largest)
     begun = nearest_level(inverse * x, -levels, levels - 1)
     sums = Sums(*_scale_sums(x, None, inverse, levels))
-    return magnitude < GROUP_EPS, begun, sums
+    return (magnitude < GROUP_EPS).to(torch.float32), begun.contiguous(), sums
 
 
 @stage
@@ -118,17 +130,5 @@ def _refined_end(
 ) -> tuple[Tensor, Tensor]:
     nothing = torch.zeros_like(sums.lx)
     scale = torch.where(sums.l2 > 0, sums.lx / sums.l2, nothing)
-    words = []
-    for i in range(0, len(levels), 8):
-        word = torch.zeros_like(scale, dtype=torch.int32)
-        for k, level in enumerate(levels[i : i + 8]):
-            word = word | ((level.to(torch.int32) + shift) << (4 * k))
-        words.append(torch.where(zero, torch.zeros_like(word), word))
-    return torch.where(zero, nothing, scale), torch.stack(words, dim=1)
-
-
-def unpack_found(words: Tensor) -> Tensor:
-    """float32 `[groups, 16, lanes]` of int32 `[groups, 2, lanes]`, four bits a level."""
-    shifts = torch.arange(8, dtype=torch.int32, device=words.device)[:, None] * 4
-    groups, _, lanes = words.shape
-    return ((words[:, :, None] >> shifts) & 15).view(groups, 16, lanes).to(torch.float32)
+    found = [torch.where(zero != 0, nothing, level + float(shift)) for level in levels]
+    return torch.where(zero != 0, nothing, scale), torch.stack(found, dim=1)

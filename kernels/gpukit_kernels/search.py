@@ -64,10 +64,10 @@ def _first_largest_in_turn(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @stage
-def squares(x: Tensor) -> Tensor:
-    """The sum of x * x over the elements."""
-    (total,) = added(lambda v: (v * v,), x)
-    return total
+def scaled_squares(x: Tensor, factor: float, count: int) -> Tensor:
+    """`factor` times the sum of x * x over the elements, over `count`, a power of two."""
+    (squares,) = added(lambda v: (v * v,), x)
+    return squares * factor / count
 
 
 @stage
@@ -83,18 +83,28 @@ def importance_weights(x: Tensor, importance: Tensor, variance: Tensor) -> Tenso
     return importance * root(variance + x * x)
 
 
-def signed_levels(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """d, float32 `[lanes]`, and int32 levels `[elements, lanes]` in 0..2 * `levels` - 1.
+@stage
+def signed_scale(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """d, float32 `[lanes]`, the first value of largest magnitude / -`levels`, and 1 / d or zero.
 
-    d = the first value of largest magnitude / -`levels`; level = trunc(x / d + levels + 0.5), x / d
-    being x times the reciprocal of the unrounded d (quantize_row_q4_0_ref, quantize_row_q5_0_ref).
+    Source of this and of `signed_levels`: quantize_row_q4_0_ref, quantize_row_q5_0_ref.
     """
     largest, _ = first_largest(x)
     d = largest / torch.full_like(largest, -float(levels))
-    inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
+    return d, torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
+
+
+@stage
+def signed_levels(x: Tensor, inverse: Tensor, levels: int) -> Tensor:
+    """Levels `[elements, lanes]`, at most 2 * `levels` - 1: trunc(x * inverse + levels + 0.5)."""
     # The C goes through int8 before it takes the minimum; it shows where 1 / d is infinite.
-    level = (x * inverse + (levels + 0.5)).to(torch.int32).to(torch.int8).to(torch.int32)
-    return d, level.clamp(max=2 * levels - 1)
+    level = low_int8((x * inverse + (levels + 0.5)).to(torch.int32)).clamp(max=2 * levels - 1)
+    return level.to(torch.float32)
+
+
+def low_int8(v: Tensor) -> Tensor:
+    """int32: what remains of int32 `v` in C's int8."""
+    return (v << 24) >> 24
 
 
 def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,13 +132,19 @@ def _extremes_in_turn(x: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def offset_levels(x: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """d and low, float32 `[lanes]`, and int32 `[elements, lanes]`: trunc((x - low) / d + 0.5).
+@stage
+def offset_scale(x: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """d, low and 1 / d or zero, float32 `[lanes]`: d = (high - low) / `levels`.
 
-    d = (high - low) / `levels`; / d is times the reciprocal of the unrounded d
-    (quantize_row_q4_1_ref, quantize_row_q5_1_ref). What does not fit becomes the lowest int32.
+    Source of this and of `offset_levels`: quantize_row_q4_1_ref, quantize_row_q5_1_ref.
     """
     low, high = extremes(x)
     d = (high - low) / torch.full_like(low, float(levels))
-    inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
-    return d, low, ((x - low) * inverse + 0.5).to(torch.int32)
+    return d, low.clone(), torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
+
+
+@stage
+def offset_levels(x: Tensor, low: Tensor, inverse: Tensor) -> Tensor:
+    """Levels `[elements, lanes]`: trunc((x - low) * inverse + 0.5), the lowest int32 where that
+    does not fit."""
+    return ((x - low) * inverse + 0.5).to(torch.int32).to(torch.float32)

@@ -1,39 +1,32 @@
 """Stages: the torch steps of a quantiser, written once and run eagerly or compiled.
 
 An encoder is plain Python that calls stages on a tile of blocks. Eagerly, each stage is its torch
-function. Inside `compiled_stages()` it is the same function compiled to C++ (see `replay`), on the
-caller's thread alone. The bytes are the same: stages are elementwise over the lanes of a tile and
-add up along the block one element after the other, and the compiler is told neither to contract nor
-to reorder.
+function. While a program is recorded (see `program`) each is compiled to C++ and its calls are
+taken down. The bytes are the same: stages are elementwise over the lanes of a tile and add up along
+the block one element after the other, and the compiler is told neither to contract nor to reorder.
 
-Stages stay small because inductor's time grows with the number of operations: a scale search is one
-compiled step called some twenty times on a tile that fits the second-level cache, not one unrolled
-function.
+Between stages an encoder may take views and put contiguous tensors one after the other
+(`torch.cat`), nothing else; for loops there is `settle`. Stages stay small because inductor's time
+grows with the number of operations: a scale search is one compiled step called some twenty times,
+not one unrolled function.
 """
 
-import importlib
-import json
-import logging
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from contextlib import contextmanager
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-from gpukit_kernels import cache
-from gpukit_kernels.replay import Replay, record
+from gpukit_kernels.replay import Replay, Target, compiled
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_log = logging.getLogger(__name__)
 _mode = threading.local()
-# One compilation at a time, and no thread waits in torch for another thread's.
-_compiling = threading.Lock()
 
 # Exactness: no contraction into FMA, no reassociation, no reciprocals for divisions.
 # (The config's defaults today; stated because the bytes depend on them.)
@@ -48,66 +41,64 @@ EXACT: dict[str, Any] = {
 FUSED_SUMS: dict[str, Any] = {"realize_reads_threshold": 8, "realize_opcount_threshold": 200}
 
 
+class Recorder(Target, Protocol):
+    """Takes down what an encoder does on a tile."""
+
+    def settle(self, step: Callable[[Any], Any], state: Any, watched: int, most: int) -> Any: ...
+
+    def given(self, tensor: Tensor) -> Tensor:
+        """`tensor` where a compiled function can read it."""
+        ...
+
+
 class Stage(Generic[P, R]):
-    """A torch function and its compiled forms: one for each kind of tile, kept in files."""
+    """A torch function, and its compiled forms: one for each kind of tile."""
 
     def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
         self.function = function
         self.__doc__ = function.__doc__
         self._options = {**EXACT, **options}
-        self._compiled: dict[Hashable, _Form] = {}
+        self._compiled: dict[Hashable, tuple[Replay, Any]] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if not getattr(_mode, "compiled", False):
+        recorder = _recorder()
+        if recorder is None:
             return self.function(*args, **kwargs)
+        tensors = [recorder.given(tensor) for tensor in _tensors(args)]
         key = _kind(args)
-        form = self._compiled.get(key)
-        if form is None:
-            with _compiling, warnings.catch_warnings():
+        if key not in self._compiled:
+            with _recording(None), _disable_current_modes(), warnings.catch_warnings():
                 # What torch deprecates in itself is no news to callers, nor an error for them.
                 warnings.simplefilter("ignore")
-                form = self._compiled.get(key) or self._load(key) or self._compile(key, args)
-                self._compiled[key] = form
-        results = form.replay(list(_tensors(args)))
-        return cast(R, _arranged(form.result, iter(results)))
+                self._compiled[key] = self._compile(args, tensors)
+        replay, result = self._compiled[key]
+        return cast(R, _replaced(result, iter(replay.to(recorder, tensors))))
 
-    def _path(self, key: Hashable) -> Path:
-        name = f"{self.function.__module__}.{self.function.__qualname__}".replace("<", "")
-        return cache.place(name.replace(">", ""), (key, sorted(self._options.items())))
-
-    def _load(self, key: Hashable) -> "_Form | None":
-        """What an earlier process compiled."""
-        try:
-            kept = json.loads(self._path(key).read_bytes())
-            return _Form(Replay(kept["source"], kept["libraries"]), kept["result"])
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # damaged, or its libraries are gone
-            _log.info("%s: %s", self._path(key), error)
-            return None
-
-    def _compile(self, key: Hashable, args: Any) -> "_Form":
+    def _compile(self, args: Any, tensors: list[Tensor]) -> tuple[Replay, Any]:
         results: list[Any] = []
         function: Callable[..., Any] = self.function
 
         def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-            with _eager():
-                results.append(function(*_replaced(args, iter(tensors))))
+            results.append(function(*_replaced(args, iter(tensors))))
             return tuple(_tensors(results[-1]))
 
-        replay = record(flat, list(_tensors(args)), self._options)
-        form = _Form(replay, _arrangement(results[0]))
-        kept = {"source": replay.source, "libraries": replay.libraries, "result": form.result}
-        cache.write(self._path(key), json.dumps(kept).encode())
-        return form
+        return compiled(flat, tensors, self._options), results[0]
 
 
-@dataclass(frozen=True)
-class _Form:
-    """A compiled stage and how its results are arranged (see `_arrangement`)."""
+S = TypeVar("S", bound=tuple[Any, ...])
 
-    replay: Replay
-    result: Any
+
+def settle(step: Callable[[S], S], state: S, watched: int, most: int) -> S:
+    """`state`, a tuple of tensors, after up to `most` turns of `step`; no more once a turn leaves
+    the last `watched` tensors as they were, which must mean that it leaves all."""
+    recorder = _recorder()
+    if recorder is not None:
+        return cast(S, recorder.settle(step, state, watched, most))
+    for _ in range(most):
+        before, state = state, step(state)
+        if all(map(torch.equal, before[-watched:], state[-watched:])):
+            break
+    return state
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -124,28 +115,9 @@ def _replaced(value: Any, tensors: Iterator[Tensor]) -> Any:
     if isinstance(value, Tensor):
         return next(tensors)
     if isinstance(value, tuple):
-        return _tuple(type(value), [_replaced(item, tensors) for item in value])
+        items = [_replaced(item, tensors) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value
-
-
-def _tuple(kind: type, items: list[Any]) -> Any:
-    return kind(*items) if hasattr(kind, "_fields") else tuple(items)
-
-
-def _arrangement(value: Any) -> Any:
-    """How `value` is made of tensors, for JSON: null for one, for a tuple its type and items."""
-    if isinstance(value, Tensor):
-        return None
-    kind = type(value)
-    return [kind.__module__, kind.__qualname__, [_arrangement(item) for item in value]]
-
-
-def _arranged(arrangement: Any, tensors: Iterator[Tensor]) -> Any:
-    if arrangement is None:
-        return next(tensors)
-    module, name, items = arrangement
-    kind = getattr(importlib.import_module(module), name)
-    return _tuple(kind, [_arranged(item, tensors) for item in items])
 
 
 def _kind(args: Any) -> tuple[Hashable, ...]:
@@ -170,22 +142,21 @@ def summing_stage(function: Callable[P, R]) -> Stage[P, R]:
     return Stage(function, FUSED_SUMS)
 
 
+def _recorder() -> Recorder | None:
+    return getattr(_mode, "recorder", None)
+
+
+def recorded(recorder: Recorder, call: Callable[[], R]) -> R:
+    """What `call` gives while this thread's stages go to `recorder`."""
+    with _recording(recorder):
+        return call()
+
+
 @contextmanager
-def compiled_stages() -> Iterator[None]:
-    """Within the block, this thread's stages run compiled."""
-    with _running(True):
-        yield
-
-
-def _eager() -> AbstractContextManager[None]:
-    return _running(False)
-
-
-@contextmanager
-def _running(compiled: bool) -> Iterator[None]:
-    before = getattr(_mode, "compiled", False)
-    _mode.compiled = compiled
+def _recording(recorder: Recorder | None) -> Iterator[None]:
+    before = _recorder()
+    _mode.recorder = recorder
     try:
         yield
     finally:
-        _mode.compiled = before
+        _mode.recorder = before

@@ -41,8 +41,8 @@ class TritonPair:
 class QuantType:
     """One type of GGUF data: its facts, its torch functions (the reference), its Triton functions.
 
-    encode   float32 `[block, lanes]` -> uint8 `[nbytes, lanes]`, exact bytes; None for a type
-             that is only read
+    encode   float32 `[block, lanes]` -> `[nbytes, lanes]`, exact bytes, as uint8 or as float32 in
+             0..255; None for a type that is only read
     decode   uint8 `[nbytes, lanes]` -> float32 `[block, lanes]`, exact values
     weighted as `encode`, with the importance of each value, float32 `[block, lanes]`, and the
              mean of x * x over each block's row, float32 `[lanes]`; None for a type that takes

@@ -5,21 +5,18 @@ A tile is `[elements, lanes]`: lanes are consecutive blocks, element i of all of
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 import torch
 from torch import Tensor
 
-from gpukit_kernels.stages import compiled_stages, stage
+from gpukit_kernels.program import Program
 from gpukit_kernels.table import QuantType
 
-# Weights in a tile of the compiled path: 1 MiB as float32, which stays near the second-level cache
-# while some twenty search steps pass over it, and enough work for the calls of a step to be little.
-# Every tile has this one shape (the last is filled up), so nothing is ever compiled twice.
-COMPILED_TILE = 1 << 18
-# Lanes more than a power of two: else all rows of a tile fall into the same few sets of the cache.
-COMPILED_PAD = 16
+# Weights that a thread takes at a time through a compiled program, whose tiles are smaller: enough
+# for Python to be nothing, and few enough for threads to end together.
+PROGRAM_PART = 1 << 17
 
 MOST_THREADS = 16
 
@@ -125,7 +122,8 @@ def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
     some hundred times a tile and reach half the speed.
     """
     tiles = iter([(start, min(start + lanes, count)) for start in range(0, count, lanes)])
-    if count <= lanes or not _spreading.acquire(blocking=False):
+    number = torch.get_num_threads()
+    if count <= lanes or number == 1 or not _spreading.acquire(blocking=False):
         for tile in tiles:
             work(*tile)
         return
@@ -145,7 +143,6 @@ def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
         except BaseException as error:  # handed to the caller below
             failures.append(error)
 
-    number = torch.get_num_threads()
     try:
         threads = [
             threading.Thread(target=run, name="gpukit-tiles", daemon=True)
@@ -163,56 +160,24 @@ def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
         raise failures[0]
 
 
-def encode_compiled(
-    values: Tensor, row: QuantType, out: Tensor, importance: Importance | None = None
+def encode_program(
+    values: Tensor,
+    row: QuantType,
+    out: Tensor,
+    program: Program,
+    importance: Importance | None = None,
 ) -> None:
-    """As `encode_eager`, through compiled stages."""
-    encoder, lanes = row.encoder(), COMPILED_TILE // row.block + COMPILED_PAD
-    weighted = row.weighted if importance else None
+    """As `encode_eager`, through the compiled program of `row`."""
     means = _means(values, row, importance)
-    own = threading.local()
 
     def encode(start: int, stop: int) -> None:
-        count = stop - start
-        # Tiles of our own, made outside inference mode: every one has the same shape and kind.
-        with torch.inference_mode(False), torch.no_grad(), compiled_stages():
-            if not hasattr(own, "tile"):
-                own.tile = torch.zeros((lanes, row.block), dtype=values.dtype)
-            own.tile[:count] = values[start:stop]
-            x = own.tile.t().to(torch.float32) if row.block == 1 else _load(own.tile)
-            if weighted and importance:
-                mean = torch.zeros(lanes)
-                mean[:count] = means[start:stop]
-                blocks = weighted(x, _load(importance.at(start, lanes)), mean)
-            else:
-                blocks = encoder(x)
-            blocks = _store(blocks)
-        out[start:stop].copy_(blocks[:count])
+        given: tuple[Any, ...] = ()
+        if importance is not None and row.weighted is not None:
+            given = (importance.columns, importance.rows, means[start:stop])
+        some = values[start:stop]
+        # A program reads the wider float and the half of it.
+        some = some.to(torch.float32) if values.dtype is torch.float16 else some
+        program.run(some, out[start:stop], start, *given)
 
-    _spread(encode, len(values), lanes)
-
-
-@stage
-def _load(values: Tensor) -> Tensor:
-    """float32 `[block, lanes]`: element i of every block side by side."""
-    return values.t().to(torch.float32).contiguous()
-
-
-@stage
-def _store_words(blocks: Tensor) -> Tensor:
-    """int16 `[lanes, nbytes / 2]`: each block's bytes side by side, two in a word."""
-    low, high = blocks[0::2].to(torch.int16), blocks[1::2].to(torch.int16)
-    return (low | (high << 8)).t().contiguous()
-
-
-@stage
-def _store_bytes(blocks: Tensor) -> Tensor:
-    """uint8 `[lanes, nbytes]`."""
-    return blocks.t().contiguous()
-
-
-def _store(blocks: Tensor) -> Tensor:
-    """uint8 `[lanes, nbytes]` of `[nbytes, lanes]`; words are turned twice as fast as bytes."""
-    if blocks.shape[0] % 2 or blocks.shape[0] == 2:
-        return _store_bytes(blocks)
-    return _store_words(blocks).view(torch.uint8)
+    lanes = program.lanes
+    _spread(encode, len(values), max(PROGRAM_PART // row.block // lanes, 1) * lanes)

@@ -21,7 +21,7 @@ def decode(blocks: Tensor) -> Tensor:
 
 
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[2, lanes]` of float32 `[1, lanes]`."""
+    """Bytes `[2, lanes]` of float32 `[1, lanes]`."""
     return _round(x[0])[:, None].view(torch.uint8).t()
 
 

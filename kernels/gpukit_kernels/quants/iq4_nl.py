@@ -21,7 +21,7 @@ from gpukit_kernels.bits import (
     word_bytes,
 )
 from gpukit_kernels.codebook_search import codebook_search, codebook_values, nearest_code
-from gpukit_kernels.search import importance_weights, squares
+from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
@@ -43,20 +43,20 @@ def decode(blocks: Tensor) -> Tensor:
 
 
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[18, lanes]` of float32 `[32, lanes]`."""
+    """Bytes `[18, lanes]` of float32 `[32, lanes]`."""
     return _block(x, codebook_search(x, None))
 
 
 def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
     """`encode` with float32 `importance` `[32, lanes]`."""
-    weights = importance_weights(x, importance, squares(x) * (2 / 32))
+    weights = importance_weights(x, importance, scaled_squares(x, 2 / 32, 1))
     return _block(x, codebook_search(x, weights))
 
 
 @stage
 def _block(x: Tensor, d: Tensor) -> Tensor:
     inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
-    levels = nearest_code(inverse * x).to(torch.uint8)
+    levels = nearest_code(inverse * x)
     return torch.cat([word_bytes(half_bits(d), 2), pack_nibbles(levels)])
 
 

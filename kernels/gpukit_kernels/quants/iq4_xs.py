@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpukit_kernels.bits import divide, half_bits, half_value, nearest_int, word_bytes
 from gpukit_kernels.codebook_search import codebook_search, codebook_values, nearest_code
-from gpukit_kernels.search import first_largest, importance_weights, squares
+from gpukit_kernels.search import first_largest, importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
@@ -49,7 +49,7 @@ def decode(blocks: Tensor) -> Tensor:
 
 
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[136, lanes]` of float32 `[256, lanes]`."""
+    """Bytes `[136, lanes]` of float32 `[256, lanes]`."""
     groups = x.view(8, 32, -1)
     return _block(groups, codebook_search(groups.transpose(0, 1), None))
 
@@ -57,7 +57,7 @@ def encode(x: Tensor) -> Tensor:
 def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
     """`encode` with float32 `importance` `[256, lanes]`."""
     groups = x.view(8, 32, -1)
-    weights = importance_weights(x, importance, squares(x) * (2 / 256)).view(8, 32, -1)
+    weights = importance_weights(x, importance, scaled_squares(x, 2 / 256, 1)).view(8, 32, -1)
     return _block(groups, codebook_search(groups.transpose(0, 1), weights.transpose(0, 1)))
 
 
@@ -76,7 +76,7 @@ def _block(groups: Tensor, scale: Tensor) -> Tensor:
     low = (code[::2] & 15) | ((code[1::2] & 15) << 4)
     packed = (level[:, :16] | (level[:, 16:] << 4)).view(128, -1)
     head = [word_bytes(half_bits(d), 2), word_bytes(high, 2)]
-    return torch.cat([*head, low.to(torch.uint8), packed.to(torch.uint8)])
+    return torch.cat([*head, low.to(torch.float32), packed.to(torch.float32)])
 
 
 def _inverse(v: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def decode(blocks: Tensor) -> Tensor:
 
 @stage
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[17, lanes]` of float32 `[32, lanes]`."""
+    """Bytes `[17, lanes]` of float32 `[32, lanes]`."""
     largest = torch.zeros_like(x[0])
     for row in x:
         magnitude = row.abs()
@@ -54,7 +54,7 @@ def encode(x: Tensor) -> Tensor:
         error = torch.where(better, tried, error)
         level = torch.where(better, i, level)
     level = level | (((x < 0) & (level != 0)).to(torch.int32) << 3)
-    return torch.cat([e.to(torch.uint8)[None], pack_nibbles(level.to(torch.uint8))])
+    return torch.cat([e.to(torch.float32)[None], pack_nibbles(level)])
 
 
 def _exponent(largest: Tensor) -> Tensor:

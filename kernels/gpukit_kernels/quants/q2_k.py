@@ -20,6 +20,7 @@ from gpukit_kernels.affine_search import (
     Steps,
     affine_search,
     read_levels,
+    scales_and_minima,
     top_codes,
 )
 from gpukit_kernels.bits import (
@@ -31,7 +32,7 @@ from gpukit_kernels.bits import (
     word_bytes,
 )
 from gpukit_kernels.positive_search import positive_search
-from gpukit_kernels.search import importance_weights, squares
+from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import (
@@ -64,23 +65,25 @@ def decode(blocks: Tensor) -> Tensor:
 
 
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[84, lanes]` of float32 `[256, lanes]`."""
+    """Bytes `[84, lanes]` of float32 `[256, lanes]`."""
     groups = x.view(16, 16, -1)
     # Weights are |x|: nothing is added to the magnitude.
-    nothing = torch.zeros_like(groups[:, 0])
+    nothing = torch.zeros(groups[:, 0].shape)
     best, _ = affine_search(groups.transpose(0, 1), nothing, 3, -0.5, 0.1, 15, absolute=True)
-    return _block(groups, best, *_scales(best), False)
+    scales, tail, steps = _scales(best)
+    return torch.cat([scales, _packed(read_levels(groups, best, steps, 3, False)), tail])
 
 
 def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
     """`encode` with float32 `importance` `[256, lanes]`."""
     groups = x.view(16, 16, -1)
-    weights = importance_weights(x, importance, squares(x) / 256).view(16, 16, -1)
+    weights = importance_weights(x, importance, scaled_squares(x, 1.0, 256)).view(16, 16, -1)
     best, weight = affine_search(
         groups.transpose(0, 1), weights.transpose(0, 1), 3, *WITH_IMPORTANCE
     )
-    codes, d = positive_search(torch.stack([best.scale, -best.low], dim=1), weight, 15)
-    return _block(groups, best, *_weighted_scales(codes, d), True)
+    codes, d = positive_search(scales_and_minima(best), weight, 15)
+    scales, tail, steps = _weighted_scales(codes, d)
+    return torch.cat([scales, _packed(read_levels(groups, best, steps, 3, True)), tail])
 
 
 @stage
@@ -92,6 +95,7 @@ def _scales(best: AffineSearch) -> tuple[Tensor, Tensor, Steps]:
 
 @stage
 def _weighted_scales(codes: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Steps]:
+    codes = codes.to(torch.int32)
     return _head(codes[:, 0], codes[:, 1], d[0], d[1])
 
 
@@ -104,15 +108,12 @@ def _head(scale: Tensor, low: Tensor, d: Tensor, dmin: Tensor) -> tuple[Tensor, 
         half_round(dmin) * (packed >> 4).to(torch.float32),
     )
     tail = torch.cat([word_bytes(half_bits(d), 2), word_bytes(half_bits(dmin), 2)])
-    return packed.to(torch.uint8), tail, steps
+    return packed.to(torch.float32), tail, steps
 
 
 @stage
-def _block(
-    groups: Tensor, best: AffineSearch, scales: Tensor, tail: Tensor, steps: Steps, given: bool
-) -> Tensor:
-    levels = read_levels(groups, best, steps, 3, given).view(256, -1)
-    return torch.cat([scales, pack_crumbs(levels), tail])
+def _packed(levels: Tensor) -> Tensor:
+    return pack_crumbs(levels.view(256, -1).to(torch.int32))
 
 
 @triton.jit

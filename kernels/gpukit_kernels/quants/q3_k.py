@@ -32,9 +32,14 @@ from gpukit_kernels.scale_search import (
     found_levels,
     refined_search,
     scale_search,
-    unpack_found,
 )
-from gpukit_kernels.search import first_largest, importance_weights, squares, total
+from gpukit_kernels.search import (
+    first_largest,
+    importance_weights,
+    low_int8,
+    scaled_squares,
+    total,
+)
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
@@ -71,23 +76,23 @@ def decode(blocks: Tensor) -> Tensor:
 
 
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[110, lanes]` of float32 `[256, lanes]`."""
+    """Bytes `[110, lanes]` of float32 `[256, lanes]`."""
     groups = x.view(16, 16, -1)
     scale, found = refined_search(groups.transpose(0, 1), 4)
     tail, step = _scales(scale)
-    return torch.cat([_levels(groups, found, step), tail])
+    return torch.cat([*_packed(_levels(groups, found, step)), tail])
 
 
 def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
     """`encode` with float32 `importance` `[256, lanes]`."""
     groups = x.view(16, 16, -1)
-    weights = importance_weights(x, importance, 2 * squares(x) / 256).view(16, 16, -1)
+    weights = importance_weights(x, importance, scaled_squares(x, 2.0, 256)).view(16, 16, -1)
     weights = weights.transpose(0, 1)
     best, zero = scale_search(groups.transpose(0, 1), weights, 4)
     # The scales themselves are quantised by the same search, a group counts by its weights' sum.
     d, none = scale_search(best.scale, total(weights), 32)
     tail, step = _weighted_scales(best.scale, d, none)
-    return torch.cat([_weighted_levels(groups, best, zero, step), tail])
+    return torch.cat([*_packed(_weighted_levels(groups, best, zero, step)), tail])
 
 
 @stage
@@ -96,7 +101,7 @@ def _scales(scale: Tensor) -> tuple[Tensor, Tensor]:
     some = top != 0
     inverse = divide(-32.0, top)
     # The C goes through int8 before it clamps.
-    code = nearest_int(inverse * scale).to(torch.int8).to(torch.int32).clamp(-32, 31) + 32
+    code = low_int8(nearest_int(inverse * scale)).clamp(-32, 31) + 32
     code = torch.where(some, code, torch.zeros_like(code))
     return _tail(code, torch.where(some, divide(1.0, inverse), torch.zeros_like(top)))
 
@@ -107,7 +112,7 @@ def _weighted_scales(scale: Tensor, best: ScaleSearch, zero: Tensor) -> tuple[Te
 
 
 def _tail(code: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """The last 14 bytes, uint8 `[14, lanes]`, and the steps that a reader makes of them."""
+    """The last 14 bytes, `[14, lanes]`, and the steps that a reader makes of them."""
     step = half_round(d) * (code.to(torch.float32) - 32.0)
     return torch.cat([_pack_scales(code), word_bytes(half_bits(d), 2)]), step
 
@@ -115,7 +120,7 @@ def _tail(code: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 def _pack_scales(code: Tensor) -> Tensor:
     low, high = code & 15, (code >> 4).view(4, 4, -1)
     high = high[0] | (high[1] << 2) | (high[2] << 4) | (high[3] << 6)
-    return torch.cat([low[:8] | (low[8:] << 4), high]).to(torch.uint8)
+    return torch.cat([low[:8] | (low[8:] << 4), high]).to(torch.float32)
 
 
 def _unpack_scales(packed: Tensor) -> Tensor:
@@ -126,23 +131,29 @@ def _unpack_scales(packed: Tensor) -> Tensor:
 
 @stage
 def _levels(groups: Tensor, found: Tensor, step: Tensor) -> Tensor:
-    return _pack_levels(groups, unpack_found(found), step)
+    return _read(groups, found, step)
 
 
 @stage
 def _weighted_levels(groups: Tensor, best: ScaleSearch, zero: Tensor, step: Tensor) -> Tensor:
-    return _pack_levels(groups, found_levels(groups, best.inverse[:, None], zero[:, None], 4), step)
+    return _read(groups, found_levels(groups, best.inverse[:, None], zero[:, None], 4), step)
 
 
-def _pack_levels(groups: Tensor, found: Tensor, step: Tensor) -> Tensor:
-    """uint8 `[96, lanes]`: the levels taken anew, those of the search where the step is zero."""
+def _read(groups: Tensor, found: Tensor, step: Tensor) -> Tensor:
+    """Levels `[8, 32, lanes]`, taken anew, those of the search where the step is zero."""
     step = step[:, None]
     level = nearest_level(groups / step, -4, 3) + 4.0
-    level = torch.where(step != 0, level, found).to(torch.int32).view(8, 32, -1)
-    high = torch.zeros_like(level[0])
+    return torch.where(step != 0, level, found).view(8, 32, -1)
+
+
+@stage
+def _packed(levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The third bits, bytes `[32, lanes]`, and the low two, `[64, lanes]`."""
+    levels = levels.to(torch.int32)
+    high = torch.zeros_like(levels[0])
     for g in range(8):
-        high = high | ((level[g] >> 2) << g)
-    return torch.cat([high.to(torch.uint8), pack_crumbs((level & 3).view(256, -1))])
+        high = high | ((levels[g] >> 2) << g)
+    return high.to(torch.float32), pack_crumbs((levels & 3).view(256, -1))
 
 
 @triton.jit

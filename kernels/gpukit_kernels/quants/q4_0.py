@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
-from gpukit_kernels.scale_search import found_levels, scale_search
-from gpukit_kernels.search import importance_weights, signed_levels
+from gpukit_kernels.scale_search import scale_search, searched_levels
+from gpukit_kernels.search import importance_weights, signed_levels, signed_scale
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
@@ -34,26 +34,21 @@ def decode(blocks: Tensor) -> Tensor:
     return levels * half_value(blocks, 0)
 
 
-@stage
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[18, lanes]` of float32 `[32, lanes]`."""
-    d, levels = signed_levels(x, 8)
-    return _packed(d, levels)
+    """Bytes `[18, lanes]` of float32 `[32, lanes]`."""
+    d, inverse = signed_scale(x, 8)
+    return _packed(d, signed_levels(x, inverse, 8))
 
 
 def weighted(x: Tensor, importance: Tensor, mean_square: Tensor) -> Tensor:
     """`encode` with float32 `importance` `[32, lanes]`; mean squares of the rows, `[lanes]`."""
     best, zero = scale_search(x, importance_weights(x, importance, mean_square), 8)
-    return _weighted_block(x, best.scale, best.inverse, zero)
+    return _packed(best.scale, searched_levels(x, best.inverse, zero, 8))
 
 
 @stage
-def _weighted_block(x: Tensor, d: Tensor, inverse: Tensor, zero: Tensor) -> Tensor:
-    return _packed(d, found_levels(x, inverse, zero, 8).to(torch.int32))
-
-
 def _packed(d: Tensor, levels: Tensor) -> Tensor:
-    return torch.cat([word_bytes(half_bits(d), 2), pack_nibbles(levels.to(torch.uint8))])
+    return torch.cat([word_bytes(half_bits(d), 2), pack_nibbles(levels.to(torch.int32))])
 
 
 @triton.jit

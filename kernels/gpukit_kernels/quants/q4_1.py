@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.affine_search import WITH_IMPORTANCE, AffineSearch, affine_search, found_levels
+from gpukit_kernels.affine_search import WITH_IMPORTANCE, affine_search, found_levels
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
-from gpukit_kernels.search import importance_weights, offset_levels
+from gpukit_kernels.search import importance_weights, low_int8, offset_levels, offset_scale
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import offset_search_tl
@@ -36,29 +36,29 @@ def decode(blocks: Tensor) -> Tensor:
     return levels * half_value(blocks, 0) + half_value(blocks, 2)
 
 
-@stage
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[20, lanes]` of float32 `[32, lanes]`."""
-    d, low, levels = offset_levels(x, 15)
+    """Bytes `[20, lanes]` of float32 `[32, lanes]`."""
+    d, low, inverse = offset_scale(x, 15)
+    return _packed(d, low, _clamped(offset_levels(x, low, inverse)))
+
+
+@stage
+def _clamped(levels: Tensor) -> Tensor:
     # The C goes through int8 before it takes the minimum.
-    return _packed(d, low, levels.to(torch.int8).to(torch.int32).clamp(max=15))
+    return low_int8(levels.to(torch.int32)).clamp(max=15).to(torch.float32)
 
 
 def weighted(x: Tensor, importance: Tensor, mean_square: Tensor) -> Tensor:
     """`encode` with float32 `importance` `[32, lanes]`; mean squares of the rows, `[lanes]`."""
     weights = importance_weights(x, importance, mean_square)
     best, _ = affine_search(x, weights, 15, *WITH_IMPORTANCE)
-    return _weighted_block(x, best)
+    return _packed(best.scale, best.low, found_levels(x, best, 15))
 
 
 @stage
-def _weighted_block(x: Tensor, best: AffineSearch) -> Tensor:
-    return _packed(best.scale, best.low, found_levels(x, best, 15).to(torch.int32))
-
-
 def _packed(d: Tensor, low: Tensor, levels: Tensor) -> Tensor:
     head = [word_bytes(half_bits(d), 2), word_bytes(half_bits(low), 2)]
-    return torch.cat([*head, pack_nibbles(levels.to(torch.uint8))])
+    return torch.cat([*head, pack_nibbles(levels.to(torch.int32))])
 
 
 @triton.jit

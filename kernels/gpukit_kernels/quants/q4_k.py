@@ -16,8 +16,6 @@ from torch import Tensor
 
 from gpukit_kernels.affine_search import (
     WITH_IMPORTANCE,
-    AffineSearch,
-    Steps,
     affine_search,
     affine_values,
     read_levels,
@@ -26,7 +24,7 @@ from gpukit_kernels.affine_search import (
     weighted_scales6,
 )
 from gpukit_kernels.bits import unpack_scales6
-from gpukit_kernels.search import importance_weights, squares
+from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl
@@ -41,29 +39,29 @@ def decode(blocks: Tensor) -> Tensor:
 
 
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[144, lanes]` of float32 `[256, lanes]`."""
+    """Bytes `[144, lanes]` of float32 `[256, lanes]`."""
     groups = x.view(8, 32, -1)
     elements = groups.transpose(0, 1)
     best, _ = affine_search(elements, root_mean_square(elements), 15, -1.0, 0.1, 20)
     head, steps = scales6(best)
-    return torch.cat([head, _levels(groups, best, steps, False)])
+    return torch.cat([head, _packed(read_levels(groups, best, steps, 15, False))])
 
 
 def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
     """`encode` with float32 `importance` `[256, lanes]`."""
     groups = x.view(8, 32, -1)
-    weights = importance_weights(x, importance, 2 * squares(x) / 256).view(8, 32, -1)
+    weights = importance_weights(x, importance, scaled_squares(x, 2.0, 256)).view(8, 32, -1)
     best, weight = affine_search(
         groups.transpose(0, 1), weights.transpose(0, 1), 15, *WITH_IMPORTANCE
     )
     head, steps = weighted_scales6(best, weight)
-    return torch.cat([head, _levels(groups, best, steps, True)])
+    return torch.cat([head, _packed(read_levels(groups, best, steps, 15, True))])
 
 
 @stage
-def _levels(groups: Tensor, best: AffineSearch, steps: Steps, given: bool) -> Tensor:
-    levels = read_levels(groups, best, steps, 15, given)
-    return (levels[::2] | (levels[1::2] << 4)).to(torch.uint8).view(128, -1)
+def _packed(levels: Tensor) -> Tensor:
+    levels = levels.to(torch.int32)
+    return (levels[::2] | (levels[1::2] << 4)).to(torch.float32).view(128, -1)
 
 
 @triton.jit

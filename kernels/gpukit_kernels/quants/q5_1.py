@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.affine_search import WITH_IMPORTANCE, AffineSearch, affine_search, found_levels
+from gpukit_kernels.affine_search import WITH_IMPORTANCE, affine_search, found_levels
 from gpukit_kernels.bits import (
     half_bits,
     half_value,
@@ -22,7 +22,7 @@ from gpukit_kernels.bits import (
     unpack_nibbles,
     word_bytes,
 )
-from gpukit_kernels.search import importance_weights, offset_levels
+from gpukit_kernels.search import importance_weights, offset_levels, offset_scale
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import offset_search_tl
@@ -46,30 +46,26 @@ def decode(blocks: Tensor) -> Tensor:
     return levels * half_value(blocks, 0) + half_value(blocks, 2)
 
 
-@stage
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[24, lanes]` of float32 `[32, lanes]`."""
-    d, low, levels = offset_levels(x, 31)
-    return _packed(d, low, levels & 0xFF)
+    """Bytes `[24, lanes]` of float32 `[32, lanes]`."""
+    d, low, inverse = offset_scale(x, 31)
+    return _packed(d, low, offset_levels(x, low, inverse))
 
 
 def weighted(x: Tensor, importance: Tensor, mean_square: Tensor) -> Tensor:
     """`encode` with float32 `importance` `[32, lanes]`; mean squares of the rows, `[lanes]`."""
     weights = importance_weights(x, importance, mean_square)
     best, _ = affine_search(x, weights, 31, *WITH_IMPORTANCE)
-    return _weighted_block(x, best)
+    return _packed(best.scale, best.low, found_levels(x, best, 31))
 
 
 @stage
-def _weighted_block(x: Tensor, best: AffineSearch) -> Tensor:
-    return _packed(best.scale, best.low, found_levels(x, best, 31).to(torch.int32))
-
-
 def _packed(d: Tensor, low: Tensor, levels: Tensor) -> Tensor:
+    levels = levels.to(torch.int32)
     fifth = torch.zeros_like(levels[0])
     for j in range(32):
         fifth = fifth | (((levels[j] >> 4) & 1) << j)
-    packed = pack_nibbles((levels & 15).to(torch.uint8))
+    packed = pack_nibbles(levels & 15)
     head = [word_bytes(half_bits(d), 2), word_bytes(half_bits(low), 2), word_bytes(fifth, 4)]
     return torch.cat([*head, packed])
 

@@ -24,8 +24,8 @@ from gpukit_kernels.bits import (
     nearest_level,
     word_bytes,
 )
-from gpukit_kernels.scale_search import ScaleSearch, found_levels, scale_search
-from gpukit_kernels.search import GROUP_EPS, first_largest
+from gpukit_kernels.scale_search import ScaleSearch, scale_search
+from gpukit_kernels.search import GROUP_EPS, first_largest, low_int8
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
@@ -59,7 +59,7 @@ def decode(blocks: Tensor) -> Tensor:
 
 
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[210, lanes]` of float32 `[256, lanes]`."""
+    """Bytes `[210, lanes]` of float32 `[256, lanes]`."""
     return _encode(x.view(16, 16, -1), None)
 
 
@@ -70,36 +70,50 @@ def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
 
 def _encode(groups: Tensor, weights: Tensor | None) -> Tensor:
     best, zero = scale_search(groups.transpose(0, 1), weights, 32)
-    scales, step, d, empty = _scales(best)
-    block = torch.cat([*_levels(groups, best, zero, step), scales, d])
-    return torch.where(empty, torch.zeros_like(block), block)
+    scales, step, d, nothing = _scales(best, zero)
+    levels = _levels(groups, best.inverse, step, nothing)
+    return torch.cat([*_packed(levels), scales, d])
 
 
 @stage
-def _scales(best: ScaleSearch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scales uint8 `[16, lanes]`, d * scale float32, d uint8 `[2, lanes]`, which blocks are 0."""
+def _scales(best: ScaleSearch, zero: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scales, bytes `[16, lanes]`, d * scale, d, bytes `[2, lanes]`, which groups are 0."""
     top, magnitude = first_largest(best.scale)
     inverse = divide(-128.0, top)
     d = divide(1.0, inverse)
     # The C goes through int8, which keeps the low byte.
-    scales = nearest_int(inverse * best.scale).clamp(max=127).to(torch.int8)
+    scales = low_int8(nearest_int(inverse * best.scale).clamp(max=127))
     step = half_round(d) * scales.to(torch.float32)
-    return scales.view(torch.uint8), step, word_bytes(half_bits(d), 2), magnitude < GROUP_EPS
+    # Of a block without a scale every byte is zero.
+    empty = magnitude < GROUP_EPS
+    none = torch.zeros_like(scales)
+    return (
+        torch.where(empty, none, scales & 0xFF).to(torch.float32),
+        step,
+        word_bytes(torch.where(empty, none[0], half_bits(d)), 2),
+        (empty | ((zero != 0) & (step == 0))).to(torch.float32),
+    )
 
 
 @stage
-def _levels(groups: Tensor, best: ScaleSearch, zero: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Low four bits, uint8 `[128, lanes]`, and high two, uint8 `[64, lanes]`, of the levels."""
+def _levels(groups: Tensor, inverse: Tensor, step: Tensor, nothing: Tensor) -> Tensor:
+    """Levels `[2, 4, 32, lanes]`, taken anew, those of the search where the step is 0."""
     step = step[:, None]
-    found = found_levels(groups, best.inverse[:, None], zero[:, None], 32)
-    level = nearest_level(groups / step, -32, 31) + 32.0
-    level = torch.where(step != 0, level, found).to(torch.int32).view(2, 4, 32, -1)
-    low = level & 15
-    high = level >> 4
+    level = torch.where(step != 0, groups / step, groups * inverse[:, None])
+    level = nearest_level(level, -32, 31) + 32.0
+    level = torch.where(nothing[:, None] != 0, torch.zeros_like(level), level)
+    return level.view(2, 4, 32, -1)
+
+
+@stage
+def _packed(levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The low four bits, bytes `[128, lanes]`, and the high two, `[64, lanes]`."""
+    levels = levels.to(torch.int32)
+    low, high = levels & 15, levels >> 4
     high = high[:, 0] | (high[:, 1] << 2) | (high[:, 2] << 4) | (high[:, 3] << 6)
     return (
-        (low[:, :2] | (low[:, 2:] << 4)).to(torch.uint8).view(128, -1),
-        high.to(torch.uint8).view(64, -1),
+        (low[:, :2] | (low[:, 2:] << 4)).to(torch.float32).view(128, -1),
+        high.to(torch.float32).view(64, -1),
     )
 
 

@@ -33,14 +33,24 @@ def decode(blocks: Tensor) -> Tensor:
     return half_value(blocks, 0) * blocks[2:].view(torch.int8).to(torch.float32)
 
 
-@stage
 def encode(x: Tensor) -> Tensor:
-    """uint8 `[34, lanes]` of float32 `[32, lanes]`."""
+    """Bytes `[34, lanes]` of float32 `[32, lanes]`."""
+    d, inverse = _scale(x)
+    return torch.cat([d, _levels(x, inverse)])
+
+
+@stage
+def _scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """d, bytes `[2, lanes]`, and 1 / d or zero."""
     magnitude = _largest(x)
     d = magnitude / torch.full_like(magnitude, 127.0)
     inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
-    levels = round_away(x * inverse).to(torch.uint8)
-    return torch.cat([word_bytes(half_bits(d), 2), levels])
+    return word_bytes(half_bits(d), 2), inverse
+
+
+@stage
+def _levels(x: Tensor, inverse: Tensor) -> Tensor:
+    return (round_away(x * inverse) & 0xFF).to(torch.float32)
 
 
 def _largest(x: Tensor) -> Tensor:

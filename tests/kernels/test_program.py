@@ -1,0 +1,119 @@
+"""Programs: what they record, what they refuse, tiles that are not full, memory used again."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpukit_kernels import compiled
+from gpukit_kernels.program import Form, Program, build, record
+from gpukit_kernels.stages import settle, stage
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning"),
+]
+
+LANES, BLOCK = 16, 8
+
+
+def program(
+    encode: Callable[..., Tensor], nbytes: int, folder: Path, weighted: bool = False
+) -> Program:
+    recording = record(encode, Form(LANES, BLOCK, nbytes, torch.float32, weighted))
+    build(recording, str(shutil.which("g++")), folder / "program.so")
+    return Program(recording, folder / "program.so")
+
+
+def values(count: int) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(0, 80, (count, BLOCK), generator=random).float()
+
+
+@stage
+def halved(x: Tensor) -> Tensor:
+    return (x / 2).floor()
+
+
+@stage
+def scaled(x: Tensor, factor: Tensor) -> Tensor:
+    return x * factor
+
+
+@stage
+def capped(state: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
+    found = torch.minimum(state + 1, cap)
+    return found, found.sum(dim=0)
+
+
+def bytes_of(x: Tensor) -> Tensor:
+    """Constants, memory that is used again, and parts one after the other: 3 * x and x / 4."""
+    for _ in range(6):
+        x = halved(scaled(x, torch.tensor(2.0)))
+    return torch.cat([scaled(x, torch.tensor(3.0))[:3], halved(halved(x))])
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 100])
+def test_tiles_that_are_full_and_not(count: int, tmp_path: Path) -> None:
+    run = program(bytes_of, 11, tmp_path)
+    x, out = values(count), torch.full((count + 1, 11), 77, dtype=torch.uint8)
+    run.run(x, out[:count])
+    wanted = torch.cat([(x * 3)[:, :3], (x / 4).floor()], dim=1).to(torch.uint8)
+    assert torch.equal(out[:count], wanted)
+    assert (out[count:] == 77).all()
+
+
+@pytest.mark.parametrize("nbytes", [4, 5, 6, 7, 8])
+def test_blocks_of_any_number_of_bytes(nbytes: int, tmp_path: Path) -> None:
+    run = program(lambda x: halved(x)[:nbytes], nbytes, tmp_path)
+    x, out = values(40), torch.zeros((40, nbytes), dtype=torch.uint8)
+    run.run(x, out)
+    assert torch.equal(out, (x[:, :nbytes] / 2).floor().to(torch.uint8))
+
+
+def test_loops_end_when_nothing_changes_and_after_the_most(tmp_path: Path) -> None:
+    def encode(x: Tensor) -> Tensor:
+        cap = halved(x)
+        found, _ = settle(
+            lambda state: capped(state[0], cap), capped(scaled(x, torch.tensor(0.0)), cap), 1, 20
+        )
+        return found
+
+    run = program(encode, BLOCK, tmp_path)
+    x, out = values(50), torch.zeros((50, BLOCK), dtype=torch.uint8)
+    run.run(x, out)
+    assert torch.equal(out, (x / 2).floor().clamp(max=21).to(torch.uint8))
+    assert torch.equal(out, encode(x.t().contiguous()).t().to(torch.uint8))
+
+
+def test_importance_is_that_of_the_column_and_the_expert(tmp_path: Path) -> None:
+    def encode(x: Tensor, importance: Tensor, mean: Tensor) -> Tensor:
+        return added(x, importance, mean)
+
+    run = program(encode, BLOCK, tmp_path, weighted=True)
+    experts, of_row, rows = 3, 2, 5
+    columns = torch.randint(0, 50, (experts, of_row, BLOCK)).float()
+    x, means = values(experts * of_row * rows), torch.arange(30).float()
+    out = torch.zeros((30, BLOCK), dtype=torch.uint8)
+    for first, last in ((0, 7), (7, 30)):
+        run.run(x[first:last], out[first:last], first, columns, rows, means[first:last])
+    wanted = x.view(experts, rows, of_row, BLOCK) + columns[:, None] + means.view(3, 5, 2, 1)
+    assert torch.equal(out, wanted.view(30, BLOCK).to(torch.uint8))
+
+
+@stage
+def added(x: Tensor, importance: Tensor, mean: Tensor) -> Tensor:
+    return x + importance + mean
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [lambda x: halved(x) + 1, lambda x: halved(x).add_(1), lambda x: halved(x.contiguous() * 2)],
+)
+def test_work_outside_of_stages_is_refused(encode: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(RuntimeError, match="outside of a stage"):
+        record(encode, Form(LANES, BLOCK, BLOCK, torch.float32, False))
