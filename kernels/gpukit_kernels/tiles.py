@@ -177,7 +177,7 @@ def encode_program(
         some = values[start:stop]
         # A program reads the wider float and the half of it.
         some = some.to(torch.float32) if values.dtype is torch.float16 else some
-        program.run(some, out[start:stop], start, *given)
+        program.run(some.contiguous(), out[start:stop], start, *given)
 
     lanes = program.lanes
     _spread(encode, len(values), max(PROGRAM_PART // row.block // lanes, 1) * lanes)

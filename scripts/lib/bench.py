@@ -133,6 +133,7 @@ def _compare_quantize(peers: Path, work: Path, folder: Path, name: str) -> dict[
     command = [sys.executable, "-m", "gpukit_cli", "quantize", source, ours, name]
     cache = str(work / "cache")  # a first run of each type compiles; the second is what counts
     _timed(command, XDG_CACHE_HOME=cache)
+    ours.unlink()  # replacing it would free its pages first
     _read_all([source])
     seconds, memory = _timed(command, XDG_CACHE_HOME=cache)
     _apart(_same_bytes, ours, theirs)

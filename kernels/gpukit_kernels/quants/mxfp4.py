@@ -36,25 +36,39 @@ def decode(blocks: Tensor) -> Tensor:
     return number * _scale(blocks[0].to(torch.int32))
 
 
-@stage
 def encode(x: Tensor) -> Tensor:
     """Bytes `[17, lanes]` of float32 `[32, lanes]`."""
+    e, scale = _shared(x)
+    return torch.cat([e, _packed(_levels(x, scale))])
+
+
+@stage
+def _shared(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The exponent's byte, `[1, lanes]`, and half of what it stands for, `[lanes]`."""
     largest = torch.zeros_like(x[0])
     for row in x:
         magnitude = row.abs()
         largest = torch.where(largest < magnitude, magnitude, largest)
     e = _exponent(largest)
-    scale = _scale(e)
+    return e.to(torch.float32)[None], _scale(e)
+
+
+@stage
+def _levels(x: Tensor, scale: Tensor) -> Tensor:
     magnitude = x.abs()
     error = magnitude
-    level = torch.zeros_like(x, dtype=torch.int32)
+    level = torch.zeros_like(x)
     for i, number in enumerate(NUMBERS[1:], 1):
         tried = (number * scale - magnitude).abs()
         better = tried < error
         error = torch.where(better, tried, error)
-        level = torch.where(better, i, level)
-    level = level | (((x < 0) & (level != 0)).to(torch.int32) << 3)
-    return torch.cat([e.to(torch.float32)[None], pack_nibbles(level)])
+        level = torch.where(better, float(i), level)
+    return torch.where((x < 0) & (level != 0), level + 8.0, level)
+
+
+@stage
+def _packed(levels: Tensor) -> Tensor:
+    return pack_nibbles(levels.to(torch.int32))
 
 
 def _exponent(largest: Tensor) -> Tensor:
@@ -146,6 +160,6 @@ ROWS = (
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, tile=64),
-        compiled_gain=19,
+        compiled_gain=25,
     ),
 )

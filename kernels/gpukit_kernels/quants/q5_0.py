@@ -104,6 +104,6 @@ ROWS = (
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=64, weighted_tile=128),
         weighted=weighted,
         row_mean=True,
-        compiled_gain=9,
+        compiled_gain=14,
     ),
 )

@@ -100,6 +100,6 @@ ROWS = (
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, tile=64),
-        compiled_gain=1.5,
+        compiled_gain=4,
     ),
 )
