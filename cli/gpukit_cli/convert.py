@@ -195,6 +195,7 @@ def _print_result(result: "QuantizeResult", json: bool) -> None:
 
 
 def _as_json(result: "QuantizeResult") -> dict[str, Any]:
+    seconds = max(result.seconds, 1e-9)
     return {
         "path": str(result.path),
         "paths": [str(path) for path in result.paths],
@@ -202,11 +203,15 @@ def _as_json(result: "QuantizeResult") -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "weights": result.weights,
         "read_bytes": result.read_bytes,
+        "weights_per_second": result.weights / seconds,
+        "read_bytes_per_second": result.read_bytes / seconds,
+        "written_bytes_per_second": result.size / seconds,
         "types": {
             t.type: {
                 "tensors": t.tensors,
                 "weights": t.weights,
                 "nbytes": t.nbytes,
+                "bits_per_weight": t.bits_per_weight,
                 "relative_rms_error": t.relative_rms,
             }
             for t in result.totals

@@ -12,7 +12,14 @@ from typing import Any
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.gguf_fields import TensorSpec, type_sizes
-from gpukit.recipes.overrides import Overrides
+from gpukit.recipes.kept import quantizable
+from gpukit.recipes.overrides import (
+    EMBEDDING_TYPE,
+    LEAVE_OUTPUT,
+    OUTPUT_TYPE,
+    Overrides,
+    pattern_option,
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,8 @@ KINDS = (
     ("ffn_down", "down"),
 )
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
-ENDS = (*EMBEDDINGS, "output.weight")
+OUTPUT = "output.weight"
+ENDS = (*EMBEDDINGS, OUTPUT)
 
 # Where a rule applies: i of n tensors of the kind have gone by.
 WHERE: Mapping[str, Callable[[Mix, int, int], bool]] = {
@@ -175,30 +183,8 @@ FALLBACKS = {
     **dict.fromkeys(("IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
 }
 
-# Tensors that keep their type whatever the file type, by what their name contains.
-KEPT = (
-    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
-    "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
-    "indexer.q_proj.weight", "time_mix_first.weight", "time_mix_w0.weight", "time_mix_w1.weight",
-    "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight", "time_mix_v2.weight",
-    "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight",
-    "time_mix_g2.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight",
-    "time_mix_lerp_fused.weight", "attn_rel_b.weight", ".position_embd", "sam.pos_embd",
-    "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger", "a.rvq.codebook",
-    "mm.a.code_embd",
-)  # fmt: skip
-# The same for one architecture.
-KEPT_IN = {
-    "glm5-next": (
-        "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate",
-        "indexer_compressor_ape", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight",
-        "ssm_g_b.weight", "ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight",
-        "attn_v_b.weight",
-    ),
-}  # fmt: skip
 # Tensors of one architecture that are never less than Q8_0.
 AT_LEAST_Q8_0 = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
-KEPT_NAMES = ("position_embd.weight", "token_types.weight")
 
 
 def choose_types(
@@ -214,10 +200,14 @@ def choose_types(
 
 @dataclass(frozen=True)
 class Choice:
-    """What a tensor becomes, and what it was meant to be: another where blocks do not fit."""
+    """What a tensor becomes, and what it was meant to be: another where blocks do not fit.
+
+    `option` is the option that decided, empty where none did.
+    """
 
     type: str
     wanted: str
+    option: str = ""
 
 
 def choose(
@@ -268,7 +258,7 @@ def _mix(
         n_v=sum(_kind(tensor.name) == "v" for tensor in tensors),
         n_expert=n_expert,
         gqa=n_head // n_head_kv if n_head_kv else 0,
-        tied=all(tensor.name != "output.weight" for tensor in tensors),
+        tied=all(tensor.name != OUTPUT for tensor in tensors),
         is_70b=LAYERS_70B.get(arch) == n_layer
         and (arch != "llama" or (n_expert != 8 and n_head != n_head_kv)),
         importance=importance,
@@ -277,32 +267,36 @@ def _mix(
 
 def _choose(tensor: TensorSpec, mix: Mix, overrides: Overrides) -> Choice:
     name = tensor.name
-    fixed = None
-    if not quantizable(tensor, mix.arch) or (overrides.leave_output and name == "output.weight"):
-        fixed = tensor.type
-    elif overrides.embedding_type and name in EMBEDDINGS:
-        fixed = overrides.embedding_type
-    elif overrides.output_type and name == "output.weight":
-        fixed = overrides.output_type
-    elif mix.file_type.is_float:
-        fixed = mix.file_type.default
-    if fixed is not None:
-        return Choice(fixed, fixed)
-    wanted = next((kind for pattern, kind in overrides.patterns if pattern.search(name)), None)
-    if wanted is None:
-        wanted = mix.file_type.default if overrides.pure else _mixed(tensor, mix)
-    return Choice(_fitting(tensor, wanted), wanted)
+    if not quantizable(tensor, mix.arch):
+        return Choice(tensor.type, tensor.type)
+    if overrides.leave_output and name == OUTPUT:
+        return Choice(tensor.type, tensor.type, LEAVE_OUTPUT)
+    pattern = next((found for found in overrides.patterns if found[0].search(name)), None)
+    # The embeddings of each layer are a large table of their own, which a pattern may name.
+    named = name == EMBEDDINGS[1] and pattern is not None
+    if overrides.embedding_type and name in EMBEDDINGS and not named:
+        return _exactly(tensor, overrides.embedding_type, EMBEDDING_TYPE)
+    if overrides.output_type and name == OUTPUT:
+        return _exactly(tensor, overrides.output_type, OUTPUT_TYPE)
+    if pattern is not None:
+        return _fitted(tensor, pattern[1], pattern_option(*pattern))
+    if overrides.pure or mix.file_type.is_float:
+        return _fitted(tensor, mix.file_type.default)
+    if overrides.output_type and mix.tied and name in EMBEDDINGS:
+        return _fitted(tensor, overrides.output_type, OUTPUT_TYPE)
+    return _fitted(tensor, _mixed(tensor, mix))
 
 
-def quantizable(tensor: TensorSpec, arch: str = "") -> bool:
-    """Whether a tensor may change its type: a weight of two dimensions that is no exception."""
-    dims = [n for n in tensor.ne[1:] if n != 1]
-    return (
-        bool(dims)
-        and tensor.name.endswith("weight")
-        and tensor.name not in KEPT_NAMES
-        and not any(part in tensor.name for part in (*KEPT, *KEPT_IN.get(arch, ())))
-    )
+def _fitted(tensor: TensorSpec, wanted: str, option: str = "") -> Choice:
+    return Choice(_fitting(tensor, wanted), wanted, option)
+
+
+def _exactly(tensor: TensorSpec, wanted: str, option: str) -> Choice:
+    """`wanted` and nothing in its place; `ArgumentError` where its blocks do not fit."""
+    if fault := unfitting(tensor, wanted):
+        small = ", ".join(n for n in ("Q8_0", "F16") if not unfitting(tensor, n))
+        raise ArgumentError(f"{option} {wanted}: {tensor.name}: {fault}; choose another: {small}")
+    return Choice(wanted, wanted, option)
 
 
 def _kind(name: str) -> str | None:
@@ -314,7 +308,7 @@ def _mixed(tensor: TensorSpec, mix: Mix) -> str:
     if any(part in tensor.name for part in AT_LEAST_Q8_0.get(mix.arch, ())):
         return "Q8_0"
     moe = mix.file_type.name == "MXFP4_MOE"
-    if tensor.name == "output.weight" or (mix.tied and tensor.name in EMBEDDINGS):
+    if tensor.name == OUTPUT or (mix.tied and tensor.name in EMBEDDINGS):
         if moe or mix.falcon or tensor.ne[0] % type_sizes()[default].block:
             return "Q8_0"
         return default if default == "Q8_0" else "Q6_K"
@@ -360,9 +354,15 @@ def layer_of(name: str) -> int:
 def _fitting(tensor: TensorSpec, wanted: str) -> str:
     """`wanted`, or what takes its place where blocks do not divide the rows."""
     for candidate in (wanted, FALLBACKS.get(wanted)):
-        if candidate is not None and tensor.ne[0] % type_sizes()[candidate].block == 0:
+        if candidate is not None and not unfitting(tensor, candidate):
             return candidate
     return "F16"
+
+
+def unfitting(tensor: TensorSpec, kind: str) -> str:
+    """Why rows of `tensor` are no blocks of `kind`, in words; empty where they are."""
+    block, width = type_sizes()[kind].block, tensor.ne[0]
+    return f"rows of {width} are no multiple of {block}" if width % block else ""
 
 
 def output_order(name: str) -> tuple[int, bytes]:

@@ -1,6 +1,7 @@
 """What a user decides about the types of tensors, over the mix of a file type."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,24 @@ class Overrides:
     leave_output: bool = False
     output_type: str | None = None
     embedding_type: str | None = None
+
+    def options(self) -> list[str]:
+        """Every option that decides types, as `Choice.option` names it."""
+        found = [pattern_option(pattern, kind) for pattern, kind in self.patterns]
+        if self.output_type:
+            found.append(OUTPUT_TYPE)
+        if self.embedding_type:
+            found.append(EMBEDDING_TYPE)
+        return found + [LEAVE_OUTPUT] * self.leave_output
+
+
+OUTPUT_TYPE, EMBEDDING_TYPE = "--output-tensor-type", "--token-embedding-type"
+LEAVE_OUTPUT = "--leave-output-tensor"
+
+
+def pattern_option(pattern: re.Pattern[str], kind: str) -> str:
+    """How a user wrote a pattern."""
+    return f"--tensor-type {pattern.pattern}={kind}"
 
 
 def make_overrides(
@@ -36,10 +55,7 @@ def make_overrides(
         expression, separator, kind = text.rpartition("=")
         if not separator or not expression:
             raise ArgumentError(f"--tensor-type {text}: REGEX=TYPE is needed, as in ffn_down=Q6_K")
-        try:
-            compiled.append((re.compile(expression), _tensor_type(kind)))
-        except re.error as error:
-            raise ArgumentError(f"--tensor-type {text}: no regular expression: {error}") from None
+        compiled.append((_pattern(text, expression), _tensor_type(kind)))
     found = Overrides(
         tuple(compiled),
         pure,
@@ -48,6 +64,16 @@ def make_overrides(
         _tensor_type(embedding_type) if embedding_type else None,
     )
     return None if found == Overrides() else found
+
+
+def _pattern(text: str, expression: str) -> re.Pattern[str]:
+    try:
+        with warnings.catch_warnings():
+            # Python warns of what it may read otherwise one day; to a user that says nothing.
+            warnings.simplefilter("ignore")
+            return re.compile(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ArgumentError(f"--tensor-type {text}: no regular expression: {error}") from None
 
 
 def _tensor_type(name: str) -> str:

@@ -22,7 +22,7 @@ from gpukit.recipes.mixes import (
     needs_importance,
     output_order,
 )
-from gpukit.recipes.overrides import Overrides
+from gpukit.recipes.overrides import Overrides, pattern_option
 from gpukit.recipes.source import CheckpointSource, Source, SourceTensor
 from gpukit.recipes.totals import TypeTotal, type_totals
 
@@ -122,6 +122,7 @@ def plan_quantize(
     """
     options = options or Options()
     chosen = _file_type(source, file_type)
+    unheard: list[str] = []
     if chosen is None:
         outputs = [
             _output(source, i, t.ne, Choice(t.type, t.type)) for i, t in enumerate(source.tensors)
@@ -131,7 +132,7 @@ def plan_quantize(
         if source.is_checkpoint and chosen.name in CONVERTED and options.overrides is None:
             fields, outputs = _converted(source, chosen)
         else:
-            fields, outputs = _quantized(source, chosen, options)
+            fields, outputs, unheard = _quantized(source, chosen, options)
         _refuse_lossy(source, outputs, options)
         same = source.label == chosen.name or file_type is None
         shown = (file_type or "").upper()
@@ -139,6 +140,7 @@ def plan_quantize(
     parts = _parts(source, outputs, options)
     warnings = (
         *source.warnings,
+        *unheard,
         *_unfitting(outputs),
         *_unmatched(outputs, options.imatrix),
     )
@@ -162,7 +164,8 @@ def _converted(source: Source, chosen: FileType) -> tuple[list[Field], list[Plan
 
 def _quantized(
     source: Source, chosen: FileType, options: Options
-) -> tuple[list[Field], list[PlannedOutput]]:
+) -> tuple[list[Field], list[PlannedOutput], list[str]]:
+    """Metadata, tensors, and lines for the user about options that decide nothing."""
     order = list(range(len(source.tensors)))
     if not options.keep_split:
         order.sort(key=lambda i: output_order(source.tensors[i].name))
@@ -187,7 +190,8 @@ def _quantized(
     dropped = {VERSION_KEY, FILE_TYPE, "general.alignment", *(note.key for note in noted)}
     fields = [entry for entry in source.fields if entry.key not in dropped]
     fields += [u32(VERSION_KEY, QUANTIZATION_VERSION), u32(FILE_TYPE, chosen.number), *noted]
-    return fields, outputs
+    unheard = _unheard(tensors, choices, options.overrides) if options.overrides else []
+    return fields, outputs, unheard
 
 
 def _noted(imatrix: Imatrix | None) -> list[Field]:
@@ -234,6 +238,26 @@ def _importance(spec: TensorSpec, imatrix: Imatrix) -> Floats | None:
     )
 
 
+def _unheard(
+    tensors: Sequence[TensorSpec], choices: Sequence[Choice], overrides: Overrides
+) -> list[str]:
+    """Lines about options that decide the type of no tensor."""
+    heard = {choice.option for choice in choices}
+    patterns = {pattern_option(*found): found[0] for found in overrides.patterns}
+    lines = []
+    for option in overrides.options():
+        if option in heard:
+            continue
+        pattern = patterns.get(option)
+        matched = [t.name for t in tensors if pattern is not None and pattern.search(t.name)]
+        if matched:
+            why = f"what it fits, {_some(matched)}, stays as it is or follows another option"
+        else:
+            why = f"fits none of the {len(tensors)} tensors"
+        lines.append(f"{option} changes nothing: {why}; --dry-run shows their names")
+    return lines
+
+
 def _unfitting(outputs: Sequence[PlannedOutput]) -> list[str]:
     """Lines about tensors that get another type than their mix has, since blocks do not fit."""
     groups: dict[tuple[int, str, str], list[str]] = {}
@@ -250,7 +274,8 @@ def _unfitting(outputs: Sequence[PlannedOutput]) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     """How many tensors, and the names of the first."""
-    return f"{len(names)} tensors ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+    what = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+    return f"{what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
 
 
 def _unmatched(outputs: Sequence[PlannedOutput], imatrix: Imatrix | None) -> tuple[str, ...]:
@@ -258,11 +283,10 @@ def _unmatched(outputs: Sequence[PlannedOutput], imatrix: Imatrix | None) -> tup
     if imatrix is None:
         return ()
     takes = {name for name, row in kernels.QUANTS.items() if row.weighted is not None}
-    without = [
-        o.spec.name
-        for o in outputs
-        if o.importance is None and o.spec.type in takes and o.spec.type != o.source_type
-    ]
+    changed = [o for o in outputs if o.spec.type in takes and o.spec.type != o.source_type]
+    if not changed:
+        return (f"{imatrix.path} is not used: no tensor becomes a type that takes importance",)
+    without = [o.spec.name for o in changed if o.importance is None]
     # llama-imatrix does not look at the ends of a model by default.
     without = [name for name in without if name.startswith("blk.")]
     if not without:

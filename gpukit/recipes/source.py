@@ -265,9 +265,20 @@ class GGUFSource(Source):
         info = self._infos[index]
         dtype = TORCH_TYPES.get(info.type)
         if dtype is None:
-            return kernels.dequantize(data.view(rows, info.row_bytes), info.type)
+            found = kernels.dequantize(data.view(rows, info.row_bytes), info.type)
+            return _without_nan_scales(found, data) if info.type == "MXFP4" else found
         found = data.view(dtype).view(rows, info.ne[0] if info.ne else 1)
         return found.to(torch.float32) if found.dtype is torch.float64 else found
 
     def close(self) -> None:
         self._model.close()
+
+
+def _without_nan_scales(values: Tensor, data: Tensor) -> Tensor:
+    """`values` of the MXFP4 blocks `data`, NaN where the exponent is 255, which means NaN.
+
+    llama.cpp refuses such a block; its levels 0 and 1 would decode as plain numbers.
+    """
+    row = kernels.by_name("MXFP4")
+    nan = (data.view(-1, row.nbytes)[:, 0] == 255).repeat_interleave(row.block)
+    return values.masked_fill(nan.view_as(values), float("nan"))

@@ -1,6 +1,9 @@
 """What the Triton kernels compile to, without a GPU: registers, spills and FMAs of each.
 
-    python -m gpukit_kernels.resources [--arch 80,90,100] [--type Q4_K,...] [--dtype bf16] [--json]
+    python -m gpukit_kernels.resources [--arch 80,90,100] [--type Q4_K,...] [--dtype bf16]
+                                       [--json | --markdown]
+
+docs/kernel-resources.md is what `--dtype bf16 --markdown` prints, some ten minutes later.
 
 Each kernel is compiled as its launcher would have it compiled and its machine code is read with the
 tools that Triton ships. Not under TRITON_INTERPRET=1, which takes the compiler's place.
@@ -12,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -217,11 +220,14 @@ def main() -> int:
     parser.add_argument("--arch", default=",".join(map(str, ARCHES)))
     parser.add_argument("--type", default=",".join(QUANTS))
     parser.add_argument("--dtype", default=",".join(DTYPES))
-    parser.add_argument("--json", action="store_true")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true")
+    form.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     found = []
     write = sys.stdout.write
-    if not options.json:
+    plain = not options.json and not options.markdown
+    if plain:
         head = ("kernel", "arch", "registers", "spills", "shared", "fma", "flushes")
         write(_FORMAT.format(*head, ""))
     for name in options.type.split(","):
@@ -229,13 +235,43 @@ def main() -> int:
             for arch in map(int, options.arch.split(",")):
                 use = usage(kernel, arch)
                 found.append(use)
-                if not options.json:
+                if plain:
                     facts = (use.registers, use.spills, use.shared, use.fma, use.flushes)
                     write(_FORMAT.format(use.kernel, f"sm_{arch}", *facts, use.fault() or ""))
                     sys.stdout.flush()
     if options.json:
         write(json.dumps([{**asdict(use), "fault": use.fault()} for use in found], indent=1) + "\n")
+    if options.markdown:
+        write(markdown(found))
     return int(any(use.fault() for use in found))
+
+
+def markdown(found: Sequence[Usage]) -> str:
+    """A document with a row for each kernel: registers for each architecture, sums of the rest."""
+    arches = sorted({use.arch for use in found})
+    rows: dict[str, list[Usage]] = {}
+    for use in found:
+        rows.setdefault(use.kernel, []).append(use)
+    heads = ["kernel", *(f"sm_{arch}" for arch in arches), "spills", "FMAs"]
+    lines = [
+        "# Registers of the Triton kernels",
+        "",
+        "Registers of a thread, by architecture; spills (accesses to local memory) and FMAs of all",
+        "architectures together. Kernels that give bytes and decoded values have no FMA; products",
+        f"(`matmul`) fuse on purpose. Triton {triton.__version__}, compiled without a GPU by",
+        "`python -m gpukit_kernels.resources --dtype bf16 --markdown`.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+    ]
+    for name, uses in rows.items():
+        by_arch = {use.arch: use for use in uses}
+        registers = [str(by_arch[arch].registers) if arch in by_arch else "-" for arch in arches]
+        exact = all(use.exact for use in uses)
+        fma = str(sum(use.fma for use in uses)) if exact else "allowed"
+        lines.append(f"| {' | '.join([name, *registers, str(sum(u.spills for u in uses)), fma])} |")
+    faults = sum(use.fault() is not None for use in found)
+    return "\n".join([*lines, "", f"{len(found)} compilations, {faults} with a fault.", ""])
 
 
 _FORMAT = "{:24} {:7} {:>9} {:>7} {:>8} {:>5} {:>8}  {}\n"

@@ -255,7 +255,11 @@ def affine_encode_tl(
             tl.reshape(weight, (TILE, 8)),
             63,
         )
-        scale6, low6 = spilled6_tl(scale6, low6)
+        if LEVELS == 31:
+            # Q5_K, unlike Q4_K, takes the minimum here too, so that nothing spills.
+            scale6, low6 = tl.minimum(scale6, 63), tl.minimum(low6, 63)
+        else:
+            scale6, low6 = spilled6_tl(scale6, low6)
     store_word16_tl(out, at, half_bits_tl(d), mask)
     store_word16_tl(out, at + 2, half_bits_tl(dmin), mask)
     store_scales6_tl(out, at + 4, scale6, low6, mask)

@@ -47,6 +47,10 @@ def test_convert_in_json(folder: Path, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["size"] == (tmp_path / "x.gguf").stat().st_size
     assert set(found["types"]) == {"Q4_K", "Q6_K", "F32"}
+    assert found["types"]["Q6_K"]["bits_per_weight"] == 6.5625
+    assert found["written_bytes_per_second"] == pytest.approx(
+        found["size"] / found["seconds"], rel=0.02
+    )
 
 
 def test_a_dry_run_writes_nothing(file: Path, tmp_path: Path) -> None:
@@ -114,6 +118,20 @@ def test_doctor(tmp_path: Path) -> None:
         (("inspect", "README"), 1, "no GGUF file: it begins with b'This'"),
         (("inspect", "/etc"), 1, "/etc: no config.json"),
         (("quantize", "FOLDER", "OUT", "Q8_0", "--tensor-type", "x"), 2, "REGEX=TYPE"),
+        (
+            ("quantize", "FILE", "OUT", "Q8_0", "--tensor-type", "(=Q8_0"),
+            2,
+            "no regular expression",
+        ),
+        (("quantize", "FILE", "OUT", "Q8_0", "--tensor-type", "a=IQ2_S"), 2, "gpukit only reads"),
+        (("quantize", "FILE", "OUT", "Q8_0", "--output-tensor-type", "Q9"), 2, "tensor type 'Q9'"),
+        (("quantize", "FILE", "OUT", "Q8_0", "--imatrix", "README"), 1, "no importance matrix"),
+        (("quantize", "FILE", "OUT", "Q8_0", "--imatrix", "/no/such"), 1, "/no/such: no such file"),
+        (("quantize", "FILE", "OUT", "Q2_K_S"), 2, "give --imatrix FILE"),
+        (("quantize", "FILE", "OUT", "Q8_0", "--keep-split"), 2, "in several parts"),
+        (("quantize", "FILE", "OUT", "Q8_0", "--split-max-size", "2T"), 2, "'2T' is no size"),
+        (("quantize", "FILE", "FILE", "Q8_0"), 2, "input and output are the same file"),
+        (("bench", "train"), 2, "cannot be timed"),
         (("convert", "FOLDER", "OUT", "--device", "tpu"), 2, "unknown device 'tpu'"),
         (("convert", "FOLDER"), 2, "Missing argument"),
         (("nonsense",), 2, "No such command"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpukit_kernels import QUANTS
+from gpukit_kernels import QUANTS, resources
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 Usages = list[dict[str, object]]
@@ -62,6 +62,19 @@ def test_products_do_fuse(usages: Usages) -> None:
     """So that a count of no FMAs elsewhere says something."""
     few = [usage for usage in usages if str(usage["kernel"]).endswith("matmul few")]
     assert all(int(str(usage["fma"])) > 0 for usage in few)
+
+
+def test_the_table_in_docs_has_every_kernel_and_no_fault() -> None:
+    text = (KERNELS.parent / "docs" / "kernel-resources.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    head, *rows = rows
+    assert head == ["kernel", "sm_80", "sm_90", "sm_100", "spills", "FMAs"]
+    wanted = [k.name for row in QUANTS.values() for k in resources.kernels(row, ["bf16"])]
+    assert [row[0] for row in rows] == wanted
+    assert {row[4] for row in rows} == {"0"}
+    exact = [k.exact for row in QUANTS.values() for k in resources.kernels(row, ["bf16"])]
+    assert [row[5] == "0" for row in rows] == exact
+    assert all(0 < int(count) <= 255 for row in rows for count in row[1:4])
 
 
 def test_nothing_is_compiled_in_the_interpreter() -> None:

@@ -7,12 +7,12 @@ import pytest
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.gguf_fields import TensorSpec
+from gpukit.recipes.kept import quantizable
 from gpukit.recipes.mixes import (
     FILE_TYPES,
     by_name,
     choose_types,
     output_order,
-    quantizable,
 )
 from gpukit.recipes.overrides import make_overrides
 
@@ -137,12 +137,31 @@ def test_overrides() -> None:
     assert make_overrides([]) is None
 
 
+def test_the_embeddings_of_layers_follow_a_pattern_that_names_them() -> None:
+    specs = [
+        TensorSpec(f"{part}token_embd.weight", (256, 64), "BF16") for part in ("", "per_layer_")
+    ]
+    get: Callable[[str, Any], Any] = lambda _key, default: default  # noqa: E731
+    overrides = make_overrides(["per_layer=Q5_1"], embedding_type="Q8_0")
+    assert choose_types(specs, get, FILE_TYPES["Q4_K_M"], overrides) == ["Q8_0", "Q5_1"]
+    overrides = make_overrides(["^token_embd=Q5_1"], embedding_type="Q8_0")
+    assert choose_types(specs, get, FILE_TYPES["Q4_K_M"], overrides) == ["Q8_0", "Q8_0"]
+
+
+def test_an_output_type_of_tied_embeddings_gives_way_to_shapes() -> None:
+    specs, metadata = model(1, tied=True, width=288)
+    overrides = make_overrides([], output_type="Q4_K")
+    found = choose_types(specs, metadata, FILE_TYPES["Q8_0"], overrides)
+    assert dict(zip((s.name for s in specs), found, strict=True))["token_embd.weight"] == "Q5_0"
+
+
 @pytest.mark.parametrize(
     ("patterns", "words"),
     [
         (["ffn_down"], "REGEX=TYPE is needed"),
         (["=Q8_0"], "REGEX=TYPE is needed"),
         (["(=Q8_0"], "no regular expression"),
+        (["a{99999999999999}=Q8_0"], "no regular expression"),
         (["a=Q9"], "unknown tensor type 'Q9'; known: F32"),
         (["a=iq2_xs"], "gpukit only reads tensor type 'iq2_xs'; known: F32"),
     ],

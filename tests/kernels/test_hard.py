@@ -1,0 +1,128 @@
+"""Hard values, hard importance and every width of row: llama.cpp's bytes, eager, compiled, Triton.
+
+Off a GPU the Triton kernels run in the interpreter, with a tile that takes all blocks.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import hard_values as hard
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gpukit_kernels import QUANTS, compiled, launch, quantize
+
+GOLDEN: dict[str, dict[str, str]] = json.loads(
+    (Path(__file__).parents[1] / "data" / "golden" / "hard.json").read_text()
+)
+NAMES = list(GOLDEN)
+WEIGHTED = [name for name in NAMES if QUANTS[name].weighted]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# The interpreter takes seconds an encode: these stand for the others, which a GPU does, too.
+INTERPRETED_WIDTHS = (288, 4096)
+INTERPRETED_IMPORTANCE = ("mostly zero", "wide")
+
+Encode = Callable[[np.ndarray, str, np.ndarray | None], np.ndarray]
+
+
+@pytest.fixture(autouse=True)
+def quiet_numpy() -> Iterator[None]:
+    """The interpreter computes with numpy, which warns where the format overflows on purpose."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def by(backend: str) -> Encode:
+    def encode(values: np.ndarray, name: str, importance: np.ndarray | None) -> np.ndarray:
+        weights = None if importance is None else torch.from_numpy(importance)
+        return quantize(torch.from_numpy(values), name, weights, backend=backend).numpy()
+
+    return encode
+
+
+def by_triton(values: np.ndarray, name: str, importance: np.ndarray | None) -> np.ndarray:
+    row = QUANTS[name]
+    if DEVICE.type == "cpu":
+        assert row.triton is not None
+        tile = 1 << (values.size // row.block - 1).bit_length()
+        row = replace(row, triton=replace(row.triton, tile=tile, weighted_tile=tile))
+    weights: Tensor | None = None if importance is None else torch.from_numpy(importance)
+    on_device = None if weights is None else weights.to(DEVICE)
+    return launch.encode_triton(torch.from_numpy(values).to(DEVICE), row, on_device).cpu().numpy()
+
+
+def interpreted(encode: Encode) -> bool:
+    return encode is by_triton and DEVICE.type == "cpu"
+
+
+COMPILED = pytest.param(
+    by("compiled"),
+    id="compiled",
+    marks=[
+        pytest.mark.slow,
+        pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler"),
+        pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning"),
+    ],
+)
+BACKENDS = pytest.mark.parametrize(
+    "encode",
+    [pytest.param(by("eager"), id="eager"), COMPILED, pytest.param(by_triton, id="triton")],
+)
+
+
+def test_every_type_kind_and_width_has_a_digest() -> None:
+    assert set(NAMES) == {n for n, row in QUANTS.items() if row.encodable} - {"F32"}
+    for name, found in GOLDEN.items():
+        widths = {str(w) for w in hard.WIDTHS if not w % QUANTS[name].block}
+        wanted = {*hard.KINDS, *widths}
+        if name in WEIGHTED:
+            wanted |= {f"all, {kind}" for kind in hard.IMPORTANCE} | {f"{w}, cubes" for w in widths}
+            wanted.add("scarce")
+        assert set(found) == wanted
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", NAMES)
+def test_hard_values(name: str, encode: Encode) -> None:
+    blocks = encode(hard.everything(), name, None).reshape(len(hard.KINDS), -1)
+    found = {kind: hard.digest(some) for kind, some in zip(hard.KINDS, blocks, strict=True)}
+    assert found.items() <= GOLDEN[name].items()
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_hard_importance(name: str, encode: Encode) -> None:
+    wrong = []
+    for kind in INTERPRETED_IMPORTANCE if interpreted(encode) else hard.IMPORTANCE:
+        blocks = encode(hard.everything(), name, hard.importance(kind))
+        if hard.digest(blocks) != GOLDEN[name][f"all, {kind}"]:
+            wrong.append(kind)
+    assert not wrong
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_groups_with_scales_below_zero(name: str, encode: Encode) -> None:
+    # Q4_K lets their codes spill into other bits, Q5_K does not.
+    blocks = encode(hard.scarce(), name, hard.importance("mostly zero"))
+    assert hard.digest(blocks) == GOLDEN[name]["scarce"]
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", NAMES)
+def test_widths(name: str, encode: Encode) -> None:
+    wrong = []
+    for width in INTERPRETED_WIDTHS if interpreted(encode) else hard.WIDTHS:
+        if width % QUANTS[name].block:
+            continue
+        if hard.digest(encode(hard.wide(width), name, None)) != GOLDEN[name][str(width)]:
+            wrong.append(str(width))
+        if name in WEIGHTED:
+            blocks = encode(hard.wide(width), name, hard.importance("cubes", width))
+            if hard.digest(blocks) != GOLDEN[name][f"{width}, cubes"]:
+                wrong.append(f"{width}, cubes")
+    assert not wrong
