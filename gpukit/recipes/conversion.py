@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # Beyond this magnitude a scale may overflow fp16; below it none can.
 FP16_MAX = 65504.0
+# Searches square sums of importance * x * x * level, over 256 values with levels to 127. Up to this
+# importance * x * x the squares are well within float32.
+WEIGHTED_MAX = 1e12
 # Values of a slab that the CPU decodes again to tell the error, at least; a GPU decodes all.
 SAMPLE = 1 << 15
 
@@ -188,7 +191,7 @@ class Conversion:
         output = self._outputs[piece.output]
         result = _Result(taken, turn.take(torch.stack(x.aminmax())))
         if output.spec.type != output.source_type:
-            step = 1 if x.is_cuda else max(x.numel() // SAMPLE, 1)
+            step = max(x.numel() // SAMPLE, 1) if turn.sparing else 1
             some = x[::step].to(torch.float32)
             again = kernels.dequantize(blocks.view(x.shape[0], -1)[::step], output.spec.type)
             error = (some - again).square().sum(dtype=torch.float64)
@@ -204,14 +207,20 @@ class Conversion:
             self._refuse(piece, data)
         output = self._outputs[piece.output]
         kind = output.spec.type
-        if largest <= FP16_MAX or self._passes(piece):
+        weight = 0.0 if output.importance is None else float(output.importance.max())
+        tame = largest <= FP16_MAX and weight * max(largest, largest**2) <= WEIGHTED_MAX
+        if tame or self._passes(piece):
             return
         decoded = kernels.dequantize(result.blocks.view(piece.rows, -1), kind)
-        if not bool(torch.isfinite(decoded).all()):
-            raise CheckpointError(
-                f"{self._source.path}: {output.spec.name}: a value of magnitude {largest:g} "
-                f"overflows {kind}; choose BF16 or F32 for this model"
-            )
+        if bool(torch.isfinite(decoded).all()):
+            return
+        what = f"{self._source.path}: {output.spec.name}: a value of magnitude {largest:g}"
+        if largest > FP16_MAX:
+            raise CheckpointError(f"{what} overflows {kind}; choose BF16 or F32 for this model")
+        raise CheckpointError(
+            f"{what} with an importance of up to {weight:g} overflows the search of {kind}; "
+            "the importance matrix is damaged, or scale it down"
+        )
 
     def _refuse(self, piece: Piece, data: Tensor) -> NoReturn:
         """Name the first value that is not finite."""

@@ -246,10 +246,13 @@ def scales6(best: AffineSearch) -> tuple[Tensor, Steps]:
     return _head6((scale & 0xFF).clamp(max=63), (low & 0xFF).clamp(max=63), d, dmin)
 
 
-def weighted_scales6(best: AffineSearch, weight: Tensor) -> tuple[Tensor, Steps]:
-    """`scales6` by a search of their own, in which a group counts by its `weight`."""
+def weighted_scales6(best: AffineSearch, weight: Tensor, most: int = 255) -> tuple[Tensor, Steps]:
+    """`scales6` by a search of their own, in which a group counts by its `weight`.
+
+    Codes above `most` become it: the C takes a minimum for Q5_K, for Q4_K it does not.
+    """
     codes, d = positive_search(scales_and_minima(best), weight, 63)
-    return _weighted_head6(codes, d)
+    return _weighted_head6(codes, d, most)
 
 
 @stage
@@ -259,8 +262,8 @@ def scales_and_minima(best: AffineSearch) -> Tensor:
 
 
 @stage
-def _weighted_head6(codes: Tensor, d: Tensor) -> tuple[Tensor, Steps]:
-    codes = codes.to(torch.int32)
+def _weighted_head6(codes: Tensor, d: Tensor, most: int) -> tuple[Tensor, Steps]:
+    codes = codes.clamp(max=most).to(torch.int32)
     return _head6(codes[:, 0], codes[:, 1], d[0], d[1])
 
 

@@ -28,6 +28,9 @@ DEEP = 3
 class Turn:
     """One piece of work on its way through a device."""
 
+    # Whether decoding results costs as much as making them: then look at a sample only.
+    sparing = True
+
     def put(self, host: Tensor) -> Tensor:
         """`host` on the device; it must not change before `wait` returns."""
         return host
@@ -52,6 +55,8 @@ class Turn:
 
 
 class _StreamTurn(Turn):
+    sparing = False
+
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
         self._done = torch.cuda.Event()

@@ -57,7 +57,7 @@ def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
     best, weight = affine_search(
         groups.transpose(0, 1), weights.transpose(0, 1), 31, *WITH_IMPORTANCE
     )
-    head, steps = weighted_scales6(best, weight)
+    head, steps = weighted_scales6(best, weight, 63)
     return torch.cat([head, *_packed(read_levels(groups, best, steps, 31, True))])
 
 

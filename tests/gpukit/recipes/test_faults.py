@@ -17,6 +17,7 @@ from checkpoints import build
 from gpukit.errors import CheckpointError, DiskError, GpukitError
 from gpukit.formats import atomic
 from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.imatrix import Imatrix
 from gpukit.recipes.quantize import Options, plan_quantize, run_plan
 from gpukit.recipes.source import open_source
 from gpukit_kernels import QUANTS
@@ -210,3 +211,16 @@ def test_huge_values_that_no_scale_can_hold(tmp_path: Path) -> None:
     ):
         run_plan(source, plan_quantize(source, "Q4_0"), tmp_path / "x.gguf")
     assert not list(tmp_path.glob("*x.gguf*"))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K", "IQ4_NL"])
+def test_importance_that_no_search_can_add_up(kind: str, tmp_path: Path) -> None:
+    values = np.linspace(-3, 3, ROWS * WIDTH, dtype=np.float32).reshape(ROWS, WIDTH)
+    entries = {NAME: np.full(WIDTH, 3e38, np.float32)}
+    options = Options(imatrix=Imatrix(Path("huge.dat"), entries))
+    with (
+        open_source(model(tmp_path, "F32", values)) as source,
+        pytest.raises(CheckpointError, match=rf"{NAME}: .* importance of up to 3e\+38 overflows"),
+    ):
+        run_plan(source, plan_quantize(source, kind.replace("_K", "_K_M"), options), tmp_path / "x")
+    assert not list(tmp_path.glob("*x*"))
