@@ -5,6 +5,7 @@ so that `gpukit --help` answers at once.
 """
 
 import gc
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -66,6 +67,9 @@ def main() -> None:
     # Importing torch and its compiler makes a million objects, none of them garbage: looking for
     # cycles every 700 of them takes a quarter of the 2.4 s.
     gc.set_threshold(200_000)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without UTF-8 shows every word as well as it can.
+        sys.stdout.reconfigure(errors="replace")
     try:
         _register()
         app()

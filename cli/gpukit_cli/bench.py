@@ -1,10 +1,11 @@
 """`gpukit bench`: how fast each type is quantised and decoded on this machine."""
 
-import json as jsonlib
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
+
+from gpukit_cli.output import print_json
 
 
 def bench(
@@ -31,12 +32,12 @@ def bench(
             }
             for rate in plan.rates()
         ]
-        print(jsonlib.dumps({
+        print_json({
             "what": what,
             "device": str(plan.device),
             "copy_bytes_per_second": plan.copy,
             "rates": rows,
-        }))  # fmt: skip
+        })  # fmt: skip
         return
     print(f"{what} on {plan.device}, {plan.weights:,} weights a call; a copy of them moves "
           f"{plan.copy / 1e9:.1f} GB/s, read and written")  # fmt: skip

@@ -1,11 +1,11 @@
 """`gpukit convert` and `gpukit quantize`: one file from a checkpoint or from another GGUF."""
 
-import json as jsonlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ SplitMaxSize = Annotated[
 
 def convert(
     folder: Annotated[
-        Path, typer.Argument(metavar="IN", help="A model folder, a GGUF, or hf.co/org/name.")
+        Path,
+        typer.Argument(
+            metavar="IN", help="A model folder, a GGUF, a name in the store, or hf.co/org/name."
+        ),
     ],
     out: Annotated[
         Path, typer.Argument(help="The GGUF to write, or from a GGUF a .safetensors file.")
@@ -66,7 +69,10 @@ def convert(
 
 def quantize(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A GGUF, a model folder, or hf.co/org/name.")
+        Path,
+        typer.Argument(
+            metavar="IN", help="A GGUF, a model folder, a name in the store, or hf.co/org/name."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The GGUF to write.")],
     type: Annotated[str, typer.Argument(help="File type, such as Q4_K_M.")],
@@ -132,12 +138,12 @@ def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any)
 
 
 def _opened(path: Path, pre: str | None, hub: bool) -> "Source":
-    """The model at `path`, fetched first where it names one of the hub."""
-    from gpukit.recipes.hub import located
+    """The model at `path`, which may be a name in the store; one of the hub is fetched first."""
+    from gpukit.recipes.inputs import find_input
     from gpukit.recipes.source import open_source
 
     with reporter() as report:
-        path = located(path, report, bare=hub)
+        path = find_input(path, report, hub=hub)
     return open_source(path, pre)
 
 
@@ -164,7 +170,7 @@ def _run(
 
 def _print_plan(plan: "QuantizePlan", json: bool) -> None:
     if json:
-        print(jsonlib.dumps(plan.as_json()))
+        print_json(plan.as_json())
         return
     names = max((len(o.spec.name) for o in plan.outputs), default=0)
     shapes = [" x ".join(map(str, o.spec.ne)) for o in plan.outputs]
@@ -182,7 +188,7 @@ def _print_plan(plan: "QuantizePlan", json: bool) -> None:
 
 def _print_result(result: "QuantizeResult", json: bool) -> None:
     if json:
-        print(jsonlib.dumps(_as_json(result)))
+        print_json(_as_json(result))
         return
     _print_classes(result)
     _print_totals(result.totals)

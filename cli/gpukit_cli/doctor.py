@@ -1,9 +1,10 @@
 """`gpukit doctor`: what this machine offers, what is missing and how to get it."""
 
-import json as jsonlib
 from typing import Annotated
 
 import typer
+
+from gpukit_cli.output import print_json
 
 
 def doctor(
@@ -15,7 +16,7 @@ def doctor(
 
     found = diagnose()
     if json:
-        print(jsonlib.dumps(found.as_json()))
+        print_json(found.as_json())
         return
     rows = [("gpukit", found.gpukit), ("python", found.python), ("system", found.system)]
     rows += [(name, version or "not installed") for name, version in found.libraries.items()]

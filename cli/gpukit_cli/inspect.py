@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpukit_cli.progress import human_bytes
+from gpukit_cli.output import print_json
+from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
     from gpukit.recipes.describe import Description
@@ -24,7 +25,10 @@ TITLES = {"safetensors": "safetensors", "pytorch": "PyTorch", "checkpoint": "mod
 def inspect(
     file: Annotated[
         Path,
-        typer.Argument(help="A GGUF, a .safetensors, .bin or .pth file, or a model folder."),
+        typer.Argument(
+            help="A GGUF, a .safetensors, .bin or .pth file, a model folder, a name in the store, "
+            "or hf.co/org/name."
+        ),
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor, too.")] = False,
     json: Annotated[
@@ -33,10 +37,12 @@ def inspect(
 ) -> None:
     """Show architecture, metadata, tokenizer, chat template and tensors by type."""
     from gpukit.recipes.describe import describe
+    from gpukit.recipes.inputs import find_input
 
-    found = describe(file)
+    with reporter() as report:
+        found = describe(find_input(file, report))
     if json:
-        print(jsonlib.dumps(found.as_json(), ensure_ascii=False))
+        print_json(found.as_json())
         return
     _print_head(found)
     if found.metadata:
@@ -67,7 +73,8 @@ def _print_head(found: "Description") -> None:
           f"{found.elements:,} parameters")  # fmt: skip
     if found.format == "gguf":
         facts = found.details
-        print(f"file type {found.file_type}, alignment {facts['alignment']}, "
+        file_type = f"file type {found.file_type}" if found.file_type else "no file type"
+        print(f"{file_type}, alignment {facts['alignment']}, "
               f"data from byte {facts['data_start']}")  # fmt: skip
     if len(found.files) > 1:
         print(f"{len(found.files)} files: {found.files[0].name} … {found.files[-1].name}")

@@ -1,7 +1,5 @@
 """`gpukit run`: a model speaks."""
 
-import io
-import json as jsonlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +8,7 @@ import typer
 
 from gpukit.errors import ArgumentError
 from gpukit.events import Event, Warned
+from gpukit_cli.output import print_json
 from gpukit_cli.progress import reporter
 
 if TYPE_CHECKING:
@@ -51,13 +50,10 @@ def run(
         "num_predict": num_predict,
         "num_ctx": num_ctx,
     }
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal without UTF-8 shows a model's every word as well as it can.
-        sys.stdout.reconfigure(errors="replace")
     found = _resolve(model)
     result, told = _speak(found, _prompt(prompt or []), given, device, quiet=json)
     if json:
-        print(jsonlib.dumps({"model": model, **result.as_json()}, ensure_ascii=False))
+        print_json({"model": model, **result.as_json()})
     else:
         print("\n", flush=True)
     with reporter() as report:

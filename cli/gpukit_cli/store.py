@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.output import print_json
+
 if TYPE_CHECKING:
     from gpukit.recipes.show import ModelDetails
     from gpukit.store import Store
@@ -61,7 +63,7 @@ def create(
         )
     if json:
         made = store.describe(model)
-        print(jsonlib.dumps({"name": model.display, "digest": made.digest, "size": made.size}))
+        print_json({"name": model.display, "digest": made.digest, "size": made.size})
 
 
 def list_models(json: Json = False) -> None:
@@ -81,7 +83,7 @@ def list_models(json: Json = False) -> None:
             }
             for model in models
         ]
-        print(jsonlib.dumps({"models": rows}))
+        print_json({"models": rows})
         return
     now = datetime.now(UTC)
     table = [("NAME", "ID", "SIZE", "MODIFIED")]
@@ -114,7 +116,7 @@ def show(
         )
     found = show_model(_tidy_store(), name)
     if json:
-        print(jsonlib.dumps(found.as_json(verbose=verbose), ensure_ascii=False))
+        print_json(found.as_json(verbose=verbose))
     elif modelfile:
         print(found.modelfile, end="")
     elif parameters:

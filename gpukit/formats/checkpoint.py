@@ -13,7 +13,8 @@ from gpukit.formats.safetensors import SafetensorsFile, StoredTensor
 
 
 class Checkpoint:
-    """A Hugging Face folder: its `config` and the `tensors` of all its files of weights.
+    """A Hugging Face folder: its `config` and the `tensors` of all its files of weights; `unread`
+    are those beside them that an index does not list.
 
     Tensors stand in the order that llama.cpp reads them: files by name; names sorted within a
     safetensors file, as they come in one of PyTorch. Raises `CheckpointError`, `SafetensorsError`
@@ -31,6 +32,7 @@ class Checkpoint:
                 f"{self.folder}: no config.json; a Hugging Face model folder is needed"
             )
         self.config: dict[str, Any] = config
+        self.unread: tuple[str, ...] = ()
         index, parts = self._parts()
         with ExitStack() as stack:
             self.files: dict[Path, SafetensorsFile | PytorchFile] = {}
@@ -54,7 +56,9 @@ class Checkpoint:
         if naming.index not in there:
             return None, [self.folder / name for name in names]
         weight_map = self._weight_map(naming.index)
-        parts = [self.folder / name for name in sorted(set(weight_map.values()))]
+        listed = set(weight_map.values())
+        self.unread = tuple(name for name in names if name not in listed)
+        parts = [self.folder / name for name in sorted(listed)]
         for part in parts:
             if part.name not in there or not part.is_file():
                 holds = sum(1 for name in weight_map.values() if name == part.name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpukit.errors import CheckpointError
+from gpukit.formats.pointers import POINTER, is_pointer
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_json(path: Path, kind: type[CheckpointError] = CheckpointError) -> dict
 
 
 def check_files(folder: Path) -> None:
-    """`CheckpointError` for a file that is a link out of `folder`, a pipe or a device.
+    """`CheckpointError` for a file that is a link out of `folder`, a pipe, a device or a pointer.
 
     A folder that came from somewhere must not be able to name other files of this machine. Allowed
     is the layout of Hugging Face's cache: `snapshots/<revision>/FILE -> ../../blobs/<digest>`.
@@ -112,6 +113,8 @@ def check_files(folder: Path) -> None:
         # Opening a pipe would wait for its other end.
         if target.exists() and not target.is_file() and not target.is_dir():
             raise CheckpointError(f"{path}: no regular file")
+        if is_pointer(path):
+            raise CheckpointError(f"{path}: {POINTER}")
 
 
 def _read(folder: Path) -> Sequence[Path]:

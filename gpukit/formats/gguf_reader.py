@@ -27,6 +27,7 @@ from gpukit.formats.gguf_fields import (
     type_names,
     type_sizes,
 )
+from gpukit.formats.pointers import POINTER, is_pointer
 from gpukit.formats.positioned import read_at
 
 MAGIC = b"GGUF"
@@ -163,6 +164,8 @@ class _Header:
 
     def _start(self) -> tuple[int, int]:
         magic = self._take(4, "magic")
+        if magic != MAGIC and is_pointer(self.path):
+            raise GGUFError(f"{self.path}: {POINTER}")
         if magic != MAGIC:
             raise GGUFError(f"{self.path}: no GGUF file: it begins with {magic!r}, not {MAGIC!r}")
         self.version = self._number("I", "version")

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from gpukit.errors import PytorchError
+from gpukit.formats.pointers import POINTER, is_pointer
 from gpukit.formats.safetensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class PytorchFile:
         except (OSError, PytorchError):
             raise
         except Exception as error:  # zipfile raises many types for what is no archive
+            if is_pointer(self.path):
+                self._fail(POINTER)
             self._fail(
                 f"no zip archive of torch.save ({error}): fetch it again, as safetensors if there "
                 "are any, or save it again with torch 1.6 or later"

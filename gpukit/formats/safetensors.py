@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from gpukit.errors import SafetensorsError
+from gpukit.formats.pointers import POINTER, is_pointer
 from gpukit.formats.positioned import read_at
 
 # Bits of a value of each dtype.
@@ -85,6 +86,8 @@ class SafetensorsFile:
         prefix = bytearray(8)
         read_at(self._fd, memoryview(prefix), 0)
         (length,) = struct.unpack("<Q", prefix)
+        if length > MAX_HEADER and is_pointer(self.path):
+            raise SafetensorsError(f"{self.path}: {POINTER}")
         if length > MAX_HEADER:
             self._fail(f"the header claims {length} bytes; {MAX_HEADER} are possible")
         if length > self.size - 8:

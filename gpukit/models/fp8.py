@@ -8,6 +8,7 @@ is float32(weight) * float32(scale), as in llama.cpp's converter.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -53,7 +54,7 @@ class Scales:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    @property
+    @cached_property
     def _names(self) -> set[str]:
         return {scale.tensor.name for scale in self.by_weight.values()} | set(self.unused)
 

@@ -137,8 +137,9 @@ class _Fetcher:
         assert found is not None
         naming, weights = found
         if naming.index in self._sizes:
-            listed = read_json(self._file(naming.index)) or {}
-            weights = sorted({n for n in listed.get("weight_map", {}).values() if n in self._sizes})
+            listed = (read_json(self._file(naming.index)) or {}).get("weight_map")
+            names = listed.values() if isinstance(listed, dict) else ()
+            weights = [name for name in sorted(self._sizes) if name in names]
         self._files([*filter(_is_wanted, self._sizes), *weights])
         return folder
 

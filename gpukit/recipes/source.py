@@ -15,8 +15,9 @@ import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError, one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, TensorSpec
+from gpukit.formats.gguf_reader import is_gguf
 from gpukit.formats.gguf_split import GGUFModel
-from gpukit.models.base import PlannedTensor, auto_type, float_type
+from gpukit.models.base import ImportPlan, PlannedTensor, auto_type, float_type
 from gpukit.models.fp8 import FP8, read_scale, scaled
 from gpukit.models.importer import plan_import, some
 
@@ -27,6 +28,8 @@ TORCH_TYPES = {
     "BF16": torch.bfloat16,
 }
 STORED_TYPES = {**TORCH_TYPES, **FP8}
+# Endings of files that are a part of a checkpoint.
+WEIGHTS = (".safetensors", ".bin", ".pth")
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,10 @@ def open_source(path: Path, pre: str | None = None) -> Source:
         return CheckpointSource(path, pre)
     if not path.exists():
         raise ArgumentError(f"{path}: no such file or folder")
+    if path.suffix in WEIGHTS and not is_gguf(path):
+        raise ArgumentError(
+            f"{path}: weights without their model; name the folder that has config.json beside them"
+        )
     if pre is not None:
         raise ArgumentError(f"{path}: a GGUF has its pre-tokenizer; --pre is for model folders")
     return GGUFSource(path)
@@ -138,12 +145,20 @@ class CheckpointSource(Source):
         self._planned = plan.tensors
         self._scales = plan.scales.by_weight
         self._auto = auto_type(plan.tensors)
-        if plan.left_out:
-            left_out = one_line(some(plan.left_out))
-            self.warnings = (
-                f"{path}: {left_out} left out: a {plan.config.arch} GGUF has no place for them",
-            )
+        self.warnings = tuple(self._left_out(plan))
         self.tensors = tuple(self._tensor(planned) for planned in plan.tensors)
+
+    def _left_out(self, plan: ImportPlan) -> Iterator[str]:
+        """What of the folder has no part in the GGUF, a line for each reason."""
+        if plan.left_out:
+            tensors = one_line(some(plan.left_out))
+            yield (
+                f"{self.path}: {tensors} left out: a {plan.config.arch} GGUF has no place for them"
+            )
+        for name in self._checkpoint.unread:
+            yield one_line(
+                f"{self.path / name}: not read: the index of the weights does not list it"
+            )
 
     def _tensor(self, planned: PlannedTensor) -> SourceTensor:
         # What stays as it is in a quantised file has the type of a plain conversion.

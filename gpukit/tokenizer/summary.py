@@ -55,7 +55,8 @@ def summarise(fields: Mapping[str, Field]) -> TokenizerSummary | None:
         return None
     numbers = get("token_type")
     kinds = numbers if _all(numbers, int) and len(numbers) >= len(tokens) else [1] * len(tokens)
-    types = [_type(number) for number in kinds[: len(tokens)]]
+    known = {int(kind): kind for kind in TokenType}
+    types = [known.get(number, TokenType.NORMAL) for number in kinds[: len(tokens)]]
     ids = {kind: _id(get(f"{key}_token_id"), tokens) for kind, key in KINDS.items()}
     fills = {kind: _id(get(f"{kind}_token_id"), tokens) for kind in FILL_TEXTS}
     _, ends = corrected(tokens, types, ids | fills)
@@ -75,10 +76,6 @@ def summarise(fields: Mapping[str, Field]) -> TokenizerSummary | None:
 
 def _all(values: Any, kind: type) -> bool:
     return isinstance(values, list) and bool(values) and isinstance(values[0], kind)
-
-
-def _type(number: int) -> TokenType:
-    return TokenType(number) if number in set(TokenType) else TokenType.NORMAL
 
 
 def _id(value: Any, tokens: list[str]) -> int | None:

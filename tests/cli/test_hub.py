@@ -11,6 +11,7 @@ import pytest
 from checkpoints import build
 from hub import COMMIT, Hub, serve
 
+INDEX = "model.safetensors.index.json"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -27,6 +28,7 @@ def hub(files: dict[str, bytes]) -> Iterator[Hub]:
         "org/tiny-1M": files | other,
         "org/secret": files,
         "org/empty": {"README.md": b""},
+        "org/odd-index": files | {INDEX: b'{"weight_map": [[1], null]}'},
         "org/ggufs": {"a-Q4_K_M.gguf": b"", "a-Q8_0.gguf": b"GGUF", "config.json": b"{}"},
     }
     gated = {"org/gated": files}
@@ -94,6 +96,12 @@ def test_create_from_the_hub(gpukit: Run, tmp_path: Path) -> None:
     done = gpukit("create", "tiny", "-f", tmp_path / "Modelfile", "-q", "Q8_0")
     assert done.returncode == 0, done.stderr
     assert "tiny:latest" in gpukit("list").stdout
+
+
+def test_an_index_that_is_none(gpukit: Run, tmp_path: Path) -> None:
+    done = gpukit("convert", "hf.co/org/odd-index", tmp_path / "a.gguf")
+    assert done.returncode == 1
+    assert f"{INDEX}: no weight_map of file names" in done.stderr
 
 
 REFUSED = {

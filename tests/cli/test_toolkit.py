@@ -1,13 +1,19 @@
 """convert, quantize, inspect and doctor as a user meets them."""
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from checkpoints import build
+from safetensors.torch import load_file
+
+from gpukit.formats.gguf_fields import ValueType, array, f32, string
+from gpukit.formats.gguf_writer import GGUFWriter
 
 
 def gpukit(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -97,6 +103,64 @@ def test_inspect_a_folder_and_its_weights(folder: Path) -> None:
     assert "256 x 512  BF16" in done.stdout
 
 
+def not_in_json(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_inspect_prints_json_whatever_a_file_holds(encoding: str, tmp_path: Path) -> None:
+    fields = [
+        string("general.architecture", "né"),
+        f32("a", math.nan),
+        array("b", ValueType.FLOAT32, [math.inf, -math.inf, 0.5]),
+        array("tokenizer.ggml.tokens", ValueType.STRING, ["\x1b[31m", "\udcff"]),
+    ]
+    with GGUFWriter(tmp_path / "odd.gguf", fields, []):
+        pass
+    done = gpukit("inspect", tmp_path / "odd.gguf", "--json", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout, parse_constant=not_in_json)
+    assert found["architecture"] == "né"
+    values = {key: entry["value"] for key, entry in found["metadata"].items()}
+    assert values["a"] == "NaN"
+    assert values["b"] == ["Infinity", "-Infinity", 0.5]
+    assert values["tokenizer.ggml.tokens"] == ["\x1b[31m", "\udcff"]
+    shown = gpukit("inspect", tmp_path / "odd.gguf", PYTHONIOENCODING=encoding)
+    assert shown.returncode == 0, shown.stderr
+    assert "no file type" in shown.stdout
+
+
+def test_names_of_the_store_are_read_like_files(file: Path, tmp_path: Path) -> None:
+    place = {"GPUKIT_MODELS": str(tmp_path / "store")}
+    (tmp_path / "Modelfile").write_text(f"FROM {file}\n")
+    done = gpukit("create", "mine", "-f", tmp_path / "Modelfile", **place)
+    assert done.returncode == 0, done.stderr
+    for name, out in (("mine", "a.gguf"), ("mine:latest", "b.gguf")):
+        done = gpukit("quantize", name, tmp_path / out, "Q8_0", **place)
+        assert done.returncode == 0, done.stderr
+    gpukit("quantize", file, tmp_path / "c.gguf", "Q8_0")
+    assert len({(tmp_path / f"{out}.gguf").read_bytes() for out in "abc"}) == 1
+    assert json.loads(gpukit("inspect", "mine", "--json", **place).stdout)["parameters"] > 0
+    done = gpukit("inspect", "yours", **place)
+    assert done.returncode == 2
+    assert f"yours: no such file or folder, and no model of that name in {tmp_path}" in done.stderr
+
+
+def test_what_an_index_does_not_list_is_named(folder: Path, tmp_path: Path) -> None:
+    there = tmp_path / "model"
+    shutil.copytree(folder, there)
+    weights = there / "model-1.safetensors"
+    (there / "model.safetensors").rename(weights)
+    names = load_file(weights)
+    index = {"weight_map": dict.fromkeys(names, weights.name)}
+    (there / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copyfile(weights, there / "model.safetensors")
+    done = gpukit("convert", there, tmp_path / "x.gguf")
+    assert done.returncode == 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert line.startswith(f"warning: {there / 'model.safetensors'}: not read: the index of")
+
+
 def test_doctor(tmp_path: Path) -> None:
     done = gpukit("doctor", GPUKIT_MODELS=str(tmp_path / "store"))
     assert done.returncode == 0
@@ -115,6 +179,9 @@ def test_doctor(tmp_path: Path) -> None:
         (("convert", "/no/such", "OUT"), 2, "/no/such: no such file or folder"),
         (("quantize", "README", "OUT", "Q8_0"), 1, "no GGUF file"),
         (("inspect", "/no/such.gguf"), 2, "/no/such.gguf: no such file or folder"),
+        (("convert", "WEIGHTS", "OUT"), 2, "weights without their model; name the folder"),
+        (("inspect", "/no/such"), 2, "/no/such: no such file or folder"),
+        (("inspect", "a:b:c"), 2, "a:b:c: no such file or folder, and "),
         (("inspect", "README"), 1, "no GGUF file: it begins with b'This'"),
         (("inspect", "/etc"), 1, "/etc: no config.json"),
         (("quantize", "FOLDER", "OUT", "Q8_0", "--tensor-type", "x"), 2, "REGEX=TYPE"),
@@ -142,7 +209,14 @@ def test_bad_input_is_one_line(
 ) -> None:
     readme = tmp_path / "README"
     readme.write_text("This is no model.")
-    places = {"FOLDER": folder, "FILE": file, "OUT": tmp_path / "x.gguf", "README": readme}
+    weights = folder / "model.safetensors"
+    places = {
+        "WEIGHTS": weights,
+        "FOLDER": folder,
+        "FILE": file,
+        "OUT": tmp_path / "x.gguf",
+        "README": readme,
+    }
     done = gpukit(*(places.get(word, word) for word in words))
     assert done.returncode == code, done.stderr
     assert text in done.stderr

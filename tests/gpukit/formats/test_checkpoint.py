@@ -12,9 +12,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from gpukit.errors import CheckpointError, SafetensorsError
+from gpukit.errors import CheckpointError, FormatError, SafetensorsError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.folder import weight_files
+from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.pytorch import PytorchFile
+from gpukit.formats.safetensors import SafetensorsFile
 
 INDEX = "model.safetensors.index.json"
 DEEP = b"[" * 200_000
@@ -150,6 +153,7 @@ def test_files_that_the_index_does_not_name_are_left_alone(tmp_path: Path) -> No
     save_file({"a": np.zeros(1)}, there / "model-extra.safetensors")
     with Checkpoint(there) as checkpoint:
         assert len(checkpoint.files) == 2
+        assert checkpoint.unread == ("model-extra.safetensors",)
 
 
 def test_a_cache_of_symlinks(tmp_path: Path) -> None:
@@ -213,6 +217,29 @@ def test_a_link_to_itself_and_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(there / "generation_config.json")
     with pytest.raises(CheckpointError, match=r"generation_config\.json: no regular file"):
         Checkpoint(there)
+
+
+POINTED = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n"
+
+
+@pytest.mark.parametrize("name", [ONE, "tokenizer.json", "tokenizer.model"])
+def test_pointers_of_git_lfs_in_a_folder(name: str, tmp_path: Path) -> None:
+    there = folder(tmp_path, SHARDS)
+    (there / name).write_text(POINTED)
+    with pytest.raises(CheckpointError, match=f"{name}: a pointer of Git LFS .*`git lfs pull`"):
+        Checkpoint(there)
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [("a.gguf", GGUFFile), ("a.safetensors", SafetensorsFile), ("a.bin", PytorchFile)],
+)
+def test_pointers_of_git_lfs_by_themselves(
+    name: str, reader: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(POINTED)
+    with pytest.raises(FormatError, match=rf"{name}: a pointer of Git LFS"):
+        reader(tmp_path / name)
 
 
 def folder_instead(path: Path) -> None:

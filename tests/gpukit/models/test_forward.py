@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import build
+from llama_cpp_server import probabilities
 from safetensors.torch import load_file, save_file
 
 from gpukit.errors import ArgumentError
@@ -73,6 +74,18 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     assert _error(torch.cat(parts), wanted) < TOLERANCE
     # The last position alone is the last row.
     assert _error(decoder.forward(tokens, decoder.cache(300)), wanted[-1]) < TOLERANCE
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", VARIANTS)
+def test_llama_cpp_gives_the_same_probabilities(name: str, tmp_path: Path) -> None:
+    folder = build(name, tmp_path)
+    _lively(folder)
+    decoder, tokens = _ours(folder), list(range(300, 500))
+    ids, wanted = probabilities(folder / "f32.gguf", tokens)
+    found = decoder.forward(tokens, decoder.cache(256)).log_softmax(-1)[ids]
+    # The same sums in another order.
+    assert (found - wanted).abs().max() < 1e-4
 
 
 def test_the_comparison_sees_a_wrong_rotation(tmp_path: Path) -> None:
