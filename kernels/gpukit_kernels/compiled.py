@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import cache, tiles
-from gpukit_kernels.program import Form, Program, Recording, build, record
+from gpukit_kernels.program import Program, build
+from gpukit_kernels.recording import Form, Recording, record
 from gpukit_kernels.table import QuantType
 
 # Seconds that compiling has to save to be worth it. With nothing in the cache it takes some 5 s, of

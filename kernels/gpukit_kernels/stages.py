@@ -1,7 +1,7 @@
 """Stages: the torch steps of a quantiser, written once and run eagerly or compiled.
 
 An encoder is plain Python that calls stages on a tile of blocks. Eagerly, each stage is its torch
-function. While a program is recorded (see `program`) each is compiled to C++ and its calls are
+function. While a program is recorded (see `recording`) each is compiled to C++ and its calls are
 taken down. The bytes are the same: stages are elementwise over the lanes of a tile and add up along
 the block one element after the other, and the compiler is told neither to contract nor to reorder.
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import compiled
-from gpukit_kernels.program import Form, Program, build, record
+from gpukit_kernels.program import Program, build
+from gpukit_kernels.recording import Form, record
 from gpukit_kernels.stages import settle, stage
 
 pytestmark = [
