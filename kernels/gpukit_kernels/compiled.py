@@ -1,17 +1,18 @@
 """The compiled CPU path: when it pays, where its code is kept, and what to do when it cannot work.
 
-Figures: 2 cores of an AMD EPYC (Zen 5, AVX-512), torch 2.13, bf16 in, M weights a second:
+Figures: 2 cores of an AMD EPYC (Zen 3, AVX2), torch 2.13, bf16 in, M weights a second:
 
-             Q8_0  Q4_0  Q4_1  Q5_0  Q5_1  MXFP4  Q2_K  Q3_K  Q4_K  Q5_K  Q6_K  IQ4_XS
-    compiled  470   390   370   300   290    140   160   180   120   170   200      90
-    eager     260   120   200    80    90     40    11    10     7     9    19      14
+             Q4_0  Q4_1  Q5_0  Q5_1  Q8_0  MXFP4  Q2_K  Q3_K  Q4_K  Q5_K  Q6_K  IQ4_NL  IQ4_XS
+    compiled  970   900  1050  1010   900    780   120   230   100   130   280      90      85
+    eager      63    62    32    42    95     18     6     4     3     4    11       6       7
 
 The floor: a Q4_K weight goes through 22 candidates of some 28 operations (level 7, weight 2, three
-sums 6, the level again 7, error 6), 616 in all or 39 instructions on 16 lanes. At three a cycle
-and 4 GHz that is 3.2 ns a weight. Measured are 7.3 ns in the candidates (both passes read the
-weights from the second-level cache, and no sum may start before the last one ends) and 2.7 ns in
-loading, packing and transposing. Q6_K has 19 candidates of one pass. Every thread works on tiles of
-its own and waits for nobody.
+sums 6, the level again 7, error 6), 616 in all or 77 instructions on 8 lanes. At three a cycle and
+3.4 GHz that is 7.5 ns a weight and core. Measured are 13 to 16 ns in the candidates: a group's
+second pass cannot begin before its first has been divided out, and the 32 steps of a pass hang on
+each other by their sums, so that some two instructions a cycle go through. Loading, packing and
+storing take 1 to 2 ns. Q6_K has 19 candidates of one pass at 0.26 ns each. Every thread works on
+tiles of its own and waits for nobody.
 """
 
 import json
@@ -28,7 +29,7 @@ from gpukit_kernels.program import Program, build
 from gpukit_kernels.recording import Form, Recording, record
 from gpukit_kernels.table import QuantType
 
-# Seconds that compiling has to save to be worth it. With nothing in the cache it takes some 5 s, of
+# Seconds that compiling has to save to be worth it. With nothing in the cache it takes some 10 s, of
 # a search 15 s; with the code there almost nothing. Users convert more than once, so it is done
 # somewhat before its first use repays it.
 SAVED, SAVED_CACHED = 3.0, 0.02
