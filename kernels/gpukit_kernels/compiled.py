@@ -29,8 +29,8 @@ from gpukit_kernels.program import Program, build
 from gpukit_kernels.recording import Form, Recording, record
 from gpukit_kernels.table import QuantType
 
-# Seconds that compiling has to save to be worth it. With nothing in the cache it takes some 10 s, of
-# a search 15 s; with the code there almost nothing. Users convert more than once, so it is done
+# Seconds that compiling has to save to be worth it. With nothing in the cache it takes some 10 s,
+# of a search 15 s; with the code there almost nothing. Users convert more than once, so it is done
 # somewhat before its first use repays it.
 SAVED, SAVED_CACHED = 3.0, 0.02
 # Nanoseconds a weight that it saves with importance, whatever the type.
