@@ -138,13 +138,17 @@ class _Worker:
     def run(self) -> None:
         try:
             with torch.inference_mode():
-                while (loaded := self._stages.take()) is not None:
-                    number, slab, buffer = loaded
-                    work = self._conversion.begin(slab, buffer, self._lane.turn())
-                    self._under_way.append((number, work, buffer))
-                    if len(self._under_way) > self._lane.depth:
-                        self._end(*self._under_way.popleft())
-                while self._under_way:
+                while True:
+                    # Others may wait for what is under way here: it must not wait for them.
+                    loaded = self._stages.take(wait=not self._under_way)
+                    if loaded is not None:
+                        number, slab, buffer = loaded
+                        work = self._conversion.begin(slab, buffer, self._lane.turn())
+                        self._under_way.append((number, work, buffer))
+                        if len(self._under_way) <= self._lane.depth:
+                            continue
+                    if not self._under_way:
+                        return
                     self._end(*self._under_way.popleft())
         except BaseException as error:  # raised again by `_run_all`
             self.failure = error
@@ -204,14 +208,14 @@ class _Stages:
     def __enter__(self) -> "_Stages":
         return self
 
-    def take(self) -> tuple[int, Slab, Tensor] | None:
+    def take(self, wait: bool) -> tuple[int, Slab, Tensor] | None:
         """The next slab's number, the slab and the buffer with its bytes, which `write` takes back;
-        None at the end."""
+        None at the end, and where there is no buffer for it and `wait` is false."""
         with self._changed:
             # Writing goes in order: a slab far ahead must not have the buffer that it waits for.
-            while self._slabs and not self._read_ahead():
+            while self._slabs and not self._read_ahead() and wait:
                 self._changed.wait()
-            if not self._slabs:
+            if not self._slabs or not self._reading:
                 return None
             number, slab = self._slabs.popleft()
             reading = self._reading.popleft()
@@ -269,8 +273,10 @@ class _Stages:
                 self._changed.notify_all()
 
     def __exit__(self, kind: object, *rest: object) -> None:
-        if kind is None:
-            while self._writing:
+        try:
+            while kind is None and self._writing:
                 self._writing.popleft().result()
-        self._readers.shutdown(cancel_futures=True)
-        self._writer.shutdown(cancel_futures=True)
+        finally:
+            self.stop()
+            self._readers.shutdown(cancel_futures=True)
+            self._writer.shutdown(cancel_futures=True)

@@ -1,6 +1,8 @@
 """The pipeline: slabs, several devices, importance, and that faults end it."""
 
+import time
 from pathlib import Path
+from threading import Thread
 
 import gguf_models
 import numpy as np
@@ -13,9 +15,11 @@ from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
 from gpukit.formats.imatrix import Imatrix
 from gpukit.recipes import pipeline
+from gpukit.recipes.conversion import Conversion, Work
 from gpukit.recipes.quantize import Options, plan_quantize, run_plan
-from gpukit.recipes.slabs import cut
+from gpukit.recipes.slabs import Slab, cut
 from gpukit.recipes.source import open_source
+from gpukit_kernels import Lane, Turn
 
 CPU = torch.device("cpu")
 
@@ -57,6 +61,31 @@ def test_slabs_hold_every_row_once_and_are_no_larger_than_asked(tmp_path: Path) 
             for slab in slabs:
                 assert sum(p.rows * outputs[p.output].spec.ne[0] for p in slab) <= weights
     assert len(slabs) == 1
+
+
+def test_a_device_that_is_late_holds_up_the_others_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = gguf_models.build("eight-layers", tmp_path)
+    wanted = through(model, tmp_path / "a.gguf", [CPU], Options())
+    begin, late = Conversion.begin, [True]
+
+    def slow(self: Conversion, slab: Slab, data: torch.Tensor, turn: Turn) -> Work:
+        if slab[0].output == slab[0].row == 0 and late.pop():
+            time.sleep(1)  # the others fill every buffer with what comes after
+        return begin(self, slab, data, turn)
+
+    monkeypatch.setattr(Conversion, "begin", slow)
+    monkeypatch.setattr(Lane, "depth", 2)
+    monkeypatch.setattr(pipeline, "SLAB_WEIGHTS", 1)
+    out: list[bytes] = []
+    thread = Thread(
+        target=lambda: out.append(through(model, tmp_path / "b.gguf", [CPU] * 2, Options())),
+        daemon=True,
+    )
+    thread.start()
+    thread.join(60)
+    assert out == [wanted]
 
 
 @pytest.mark.parametrize("places", [[CPU], [CPU] * 3])
