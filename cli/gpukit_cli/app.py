@@ -88,9 +88,6 @@ def main() -> None:
         if os.environ.get("GPUKIT_TRACEBACK"):
             raise
         _fail(_unexpected(error), 1)
-    finally:
-        # At its end the interpreter would look through all of them once more, for most of a second.
-        gc.freeze()
 
 
 def _unexpected(error: Exception) -> str:
