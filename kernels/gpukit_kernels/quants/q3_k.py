@@ -70,7 +70,7 @@ def decode(blocks: Tensor) -> Tensor:
     """float32 `[256, lanes]` of uint8 `[110, lanes]`."""
     step = half_value(blocks, 108) * (_unpack_scales(blocks[96:108]) - 32.0)
     shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None, None]
-    high = ((blocks[None, :32] >> shifts) & 1).view(256, -1) << 2
+    high = ((blocks[None, :32] >> shifts) & 1).reshape(256, -1) << 2
     levels = (unpack_crumbs(blocks[32:96]) | high).view(16, 16, -1).to(torch.float32) - 4.0
     return (step[:, None] * levels).view(256, -1)
 
