@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,15 @@ import quant_kinds
 import torch
 from torch import Tensor
 
-from gpukit_kernels import QUANTS, QuantError, dequantize, plan_backend, quantize
+from gpukit_kernels import (
+    QUANTS,
+    QuantError,
+    cache,
+    compiled,
+    dequantize,
+    plan_backend,
+    quantize,
+)
 
 # The types that are only read: test_read_only.py.
 NAMES = [name for name, row in QUANTS.items() if row.encodable]
@@ -203,6 +212,14 @@ def test_errors_are_one_line_with_both_numbers(call, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in the first process of a new user."""
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(compiled, "_programs", {})
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("name", NAMES)
 def test_little_work_is_done_eagerly(name: str) -> None:
     assert plan_backend(name, 1 << 20, "cpu") == "eager"
