@@ -10,17 +10,19 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
-
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, type_sizes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gpukit.models.decoder import Decoder
     from gpukit.models.fp8 import Scales
     from gpukit.models.weights import Weights
 
 FILE_TYPE = "general.file_type"
+# Of the block layouts (GGML_QNT_VERSION).
+QUANTIZATION_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ class PlannedTensor:
     sources: tuple[str, ...]
     dtype: str
     row_group: int = 1
-    transform: Callable[[Tensor], Tensor] | None = None
-    values: Tensor | None = None
+    transform: "Callable[[Tensor], Tensor] | None" = None
+    values: "Tensor | None" = None
 
     @property
     def n_elements(self) -> int:
@@ -132,7 +134,7 @@ class Rule:
     shape: tuple[int, ...]
     required: bool = True
     row_group: int = 1
-    transform: Callable[[Tensor], Tensor] | None = None
+    transform: "Callable[[Tensor], Tensor] | None" = None
     stack: int = 0
     group: str = ""
 

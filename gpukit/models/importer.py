@@ -8,13 +8,18 @@ from gpukit.errors import ArgumentError, CheckpointError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import StoredTensor
-from gpukit.models.base import Architecture, ImportPlan, PlannedTensor, Rule, by_class
+from gpukit.models.base import (
+    QUANTIZATION_VERSION,
+    Architecture,
+    ImportPlan,
+    PlannedTensor,
+    Rule,
+    by_class,
+)
 from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import Parameters, general_fields
 
 PRE = "tokenizer.ggml.pre"
-# Of the block layouts (GGML_QNT_VERSION).
-QUANTIZATION_VERSION = 2
 
 # What the converter sees of each dtype; others need a dequantiser of their own.
 DTYPES = {

@@ -1,54 +1,27 @@
-"""What happens to a slab between the disk and the disk: values, checks, blocks, the error.
+"""Slabs computed with torch on any devices: values, checks, blocks, the error.
 
 `begin` launches all of it on a device, `end` looks at the results; on a GPU other slabs come
 between the two.
 """
 
-import math
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from threading import Lock
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
-from gpukit.errors import CheckpointError
+from gpukit.errors import ArgumentError
+from gpukit.recipes.dtypes import TORCH_TYPES
+from gpukit.recipes.engine import SAMPLE, Buffer, Engine
 from gpukit.recipes.slabs import Piece, Slab, stored_bytes
-from gpukit.recipes.source import TORCH_TYPES, Source
+from gpukit.recipes.source import Source
 
 if TYPE_CHECKING:
     from gpukit.recipes.planning import PlannedOutput
-
-# Beyond this magnitude a scale may overflow fp16; below it none can.
-FP16_MAX = 65504.0
-# Searches square sums of importance * x * x * level, over 256 values with levels to 127. Up to this
-# importance * x * x the squares are well within float32.
-WEIGHTED_MAX = 1e12
-# Values of a slab that the CPU decodes again to tell the error, at least; a GPU decodes all.
-SAMPLE = 1 << 15
-
-
-@dataclass
-class Fidelity:
-    """Sums over values of one tensor: of (x - decoded)^2, of x^2, and how many were compared."""
-
-    error: float = 0.0
-    square: float = 0.0
-    count: int = 0
-
-    def add(self, other: "Fidelity") -> None:
-        self.error += other.error
-        self.square += other.square
-        self.count += other.count
-
-    @property
-    def relative_rms(self) -> float | None:
-        """The root mean square of the error over that of the values; None where there are none."""
-        if not self.count:
-            return None
-        return math.sqrt(self.error / self.square) if self.square else 0.0
 
 
 @dataclass
@@ -71,28 +44,30 @@ class Work:
     results: list[_Result]
 
 
-class Conversion:
-    """Turns slabs of `source` into bytes of `outputs`; `backends` is the kernels' backend by type.
-
-    `CheckpointError` for values that are not finite, before or after.
-    """
+class Conversion(Engine[kernels.Lane, Work]):
+    """The engine of torch: `places` are the devices that the slabs are dealt out to."""
 
     def __init__(
-        self, source: Source, outputs: "Sequence[PlannedOutput]", backends: dict[str, str]
+        self, source: Source, outputs: "Sequence[PlannedOutput]", places: Sequence[torch.device]
     ) -> None:
-        self._source = source
-        self._outputs = outputs
-        self._backends = backends
-        self._fidelity = [Fidelity() for _ in outputs]
-        self._lock = Lock()
+        super().__init__(source, outputs)
+        self.lanes = [lane for place in places for lane in kernels.lanes(place)]
+        self._pinned = places[0].type != "cpu"
+        self._backends = _backends(outputs, places[0])
 
-    def fidelity(self) -> tuple[Fidelity, ...]:
-        """What each output lost; nothing for one that only moved."""
-        return tuple(self._fidelity)
+    def buffer(self, nbytes: int) -> Buffer:
+        tensor = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
+        return Buffer(tensor.numpy().data, tensor)
 
-    def begin(self, slab: Slab, data: Tensor, turn: kernels.Turn) -> Work:
-        """Launch the work on `data`, the slab's stored bytes, uint8 on the host."""
-        data = data[: stored_bytes(slab)]
+    def running(self) -> AbstractContextManager[None]:
+        return kernels.sharing(self.lanes)
+
+    def working(self) -> AbstractContextManager[None]:
+        return torch.inference_mode()
+
+    def begin(self, slab: Slab, buffer: Buffer, lane: kernels.Lane) -> Work:
+        """Launch the work on the slab's stored bytes in the lane's next turn."""
+        data, turn = buffer.tensor[: stored_bytes(slab)], lane.turn()
         with turn:
             here = turn.put(data)
             values = [self._values(piece, here) for piece in slab]
@@ -103,30 +78,24 @@ class Conversion:
             ]
         return Work(slab, turn, data, results)
 
-    def end(self, work: Work) -> list[Tensor]:
-        """uint8 on the host for each piece, checked."""
+    def end(self, work: Work) -> list[memoryview]:
         work.turn.wait()
         for piece, result in zip(work.slab, work.results, strict=True):
             if result.extremes is not None:
-                self._check(piece, result, work.data)
+                low, high = result.extremes.tolist()
+                self.check(piece, max(-low, high), result.blocks.numpy(), work.data.numpy())
             if result.sums is not None:
                 error, square = result.sums.tolist()
-                with self._lock:
-                    found = Fidelity(error, square, result.compared)
-                    self._fidelity[piece.output].add(found)
-        return [result.blocks for result in work.results]
-
-    def _passes(self, piece: Piece) -> bool:
-        output = self._outputs[piece.output]
-        return self._source.passes(output.index, output.spec.type)
+                self.lost(piece, error, square, result.compared)
+        return [result.blocks.numpy().data for result in work.results]
 
     def _values(self, piece: Piece, data: Tensor) -> Tensor | None:
         """The piece's values; None for bytes that pass as they are and that nobody can decode."""
-        output = self._outputs[piece.output]
-        if self._passes(piece) and output.source_type not in kernels.QUANTS:
+        output = self.outputs[piece.output]
+        if self.passes(piece) and output.source_type not in kernels.QUANTS:
             return None
         stored = data[piece.begin : piece.begin + piece.stored]
-        return self._source.values(output.index, piece.row, piece.rows, stored)
+        return self.source.values(output.index, piece.row, piece.rows, stored)
 
     def _blocks(self, slab: Slab, values: Sequence[Tensor | None], data: Tensor) -> list[Tensor]:
         """uint8 for each piece on the device, or on the host what passes from there as it is;
@@ -134,15 +103,15 @@ class Conversion:
         blocks: dict[int, Tensor] = {}
         together: dict[tuple[object, ...], list[int]] = {}
         for at, (piece, x) in enumerate(zip(slab, values, strict=True)):
-            kind = self._outputs[piece.output].spec.type
-            if x is None or self._passes(piece):
+            kind = self.outputs[piece.output].spec.type
+            if x is None or self.passes(piece):
                 blocks[at] = data[piece.begin : piece.begin + piece.stored]
             elif TORCH_TYPES.get(kind) is x.dtype:
                 blocks[at] = x.contiguous().view(torch.uint8).view(-1)
             else:
                 # Without importance rows of all widths are but blocks; with it matrices of one
                 # shape go together as experts do.
-                columns = self._columns(piece, x)
+                columns = self._importance(piece, x)
                 shape = () if columns is None else (x.shape[1], x.shape[0] // len(columns))
                 together.setdefault((kind, x.dtype, *shape), []).append(at)
         for members in together.values():
@@ -152,22 +121,15 @@ class Conversion:
                 blocks[at] = part
         return [blocks[at] for at in range(len(slab))]
 
-    def _columns(self, piece: Piece, x: Tensor) -> Tensor | None:
-        """float32 `[matrices, ne0]`: the importance of the piece's columns, of each expert its
-        own; None without."""
-        output = self._outputs[piece.output]
-        if output.importance is None:
-            return None
-        columns = torch.from_numpy(output.importance).view(-1, x.shape[-1])
-        of_one = max(output.spec.rows // len(columns), 1)
-        first = piece.row // of_one
-        return columns[first : max(first + piece.rows // of_one, first + 1)]
+    def _importance(self, piece: Piece, x: Tensor) -> Tensor | None:
+        found = self.columns(piece, x.shape[-1])
+        return None if found is None else torch.from_numpy(found)
 
     def _quantize(self, pieces: Sequence[Piece], parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """`parts`, the values of `pieces`, as blocks of their one type, uint8, in one launch."""
-        kind = self._outputs[pieces[0].output].spec.type
+        kind = self.outputs[pieces[0].output].spec.type
         row = kernels.by_name(kind)
-        found = [c for c in map(self._columns, pieces, parts) if c is not None]
+        found = [c for c in map(self._importance, pieces, parts) if c is not None]
         if found:
             columns = torch.cat(found).to(parts[0].device)
             width = columns.shape[1]
@@ -185,10 +147,10 @@ class Conversion:
     def _result(
         self, piece: Piece, x: Tensor | None, blocks: Tensor, turn: kernels.Turn
     ) -> _Result:
-        taken = blocks if self._passes(piece) else turn.take(blocks)
+        taken = blocks if self.passes(piece) else turn.take(blocks)
         if x is None or not x.numel():
             return _Result(taken, None)
-        output = self._outputs[piece.output]
+        output = self.outputs[piece.output]
         result = _Result(taken, turn.take(torch.stack(x.aminmax())))
         if output.spec.type != output.source_type:
             step = max(x.numel() // SAMPLE, 1) if turn.sparing else 1
@@ -199,38 +161,26 @@ class Conversion:
             result.sums, result.compared = turn.take(torch.stack((error, square))), some.numel()
         return result
 
-    def _check(self, piece: Piece, result: _Result, data: Tensor) -> None:
-        assert result.extremes is not None
-        low, high = map(float, result.extremes)
-        largest = max(-low, high)
-        if not largest < float("inf"):
-            self._refuse(piece, data)
-        output = self._outputs[piece.output]
-        kind = output.spec.type
-        weight = 0.0 if output.importance is None else float(output.importance.max())
-        tame = largest <= FP16_MAX and weight * max(largest, largest**2) <= WEIGHTED_MAX
-        if tame or self._passes(piece):
-            return
-        decoded = kernels.dequantize(result.blocks.view(piece.rows, -1), kind)
-        if bool(torch.isfinite(decoded).all()):
-            return
-        what = f"{self._source.path}: {output.spec.name}: a value of magnitude {largest:g}"
-        if largest > FP16_MAX:
-            raise CheckpointError(f"{what} overflows {kind}; choose BF16 or F32 for this model")
-        raise CheckpointError(
-            f"{what} with an importance of up to {weight:g} overflows the search of {kind}; "
-            "the importance matrix is damaged, or scale it down"
-        )
 
-    def _refuse(self, piece: Piece, data: Tensor) -> NoReturn:
-        """Name the first value that is not finite."""
-        x = self._values(piece, data)
-        assert x is not None
-        flat = x.reshape(-1)
-        first = int(torch.nonzero(~torch.isfinite(flat))[0])
-        row, column = divmod(first, x.shape[-1])
-        raise CheckpointError(
-            f"{self._source.path}: {self._outputs[piece.output].spec.name}: value "
-            f"[{piece.row + row}, {column}] is {float(flat[first])}; "
-            "a model with such weights cannot be quantised"
-        )
+def tensor_conversion(
+    source: Source, outputs: "Sequence[PlannedOutput]", device: str
+) -> Conversion:
+    """The engine for `device`, which may name several, `cuda:0,cuda:1`."""
+    try:
+        places = kernels.device_list(device)
+    except kernels.QuantError as error:
+        raise ArgumentError(str(error)) from None
+    return Conversion(source, outputs, places)
+
+
+def _backends(outputs: "Sequence[PlannedOutput]", place: torch.device) -> dict[str, str]:
+    """The kernels' backend for each type, by the work that there is in total."""
+    weights: Counter[tuple[str, bool]] = Counter()
+    for output in outputs:
+        if output.spec.type != output.source_type and output.spec.type in kernels.QUANTS:
+            weights[output.spec.type, output.importance is not None] += output.spec.n_elements
+    planned: dict[str, str] = {}
+    for (name, weighted), count in weights.items():
+        key = f"{name} weighted" if weighted else name
+        planned[key] = kernels.plan_backend(name, count, place, weighted)
+    return planned

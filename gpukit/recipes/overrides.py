@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpukit.errors import ArgumentError
-from gpukit_kernels import QUANTS
+from gpukit_kernels import type_facts
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def _pattern(text: str, expression: str) -> re.Pattern[str]:
 
 
 def _tensor_type(name: str) -> str:
-    row = QUANTS.get(name.upper())
-    if row is None or not row.encodable:
-        what = "gpukit only reads" if row else "unknown"
-        known = ", ".join(kind for kind, row in QUANTS.items() if row.encodable)
+    facts = type_facts().get(name.upper())
+    if facts is None or not facts.encodable:
+        what = "gpukit only reads" if facts else "unknown"
+        known = ", ".join(kind for kind, facts in type_facts().items() if facts.encodable)
         raise ArgumentError(f"{what} tensor type {name!r}; known: {known}")
-    return row.name
+    return facts.name

@@ -6,21 +6,18 @@ results in their places, in the order of the file. The number of slabs under way
 bound the memory, whatever the size of the model.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Condition, Lock, Thread
-from typing import TYPE_CHECKING, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gpukit_kernels as kernels
-from gpukit.errors import ArgumentError
 from gpukit.events import Report, Step
-from gpukit.recipes.conversion import Conversion, Fidelity, Work
+from gpukit.recipes.engine import Buffer, Engine, Fidelity
+from gpukit.recipes.plain import plain_conversion
 from gpukit.recipes.slabs import Slab, cut, stored_bytes
 from gpukit.recipes.source import Source
 
@@ -66,31 +63,24 @@ def run_pipeline(
 ) -> Passed:
     """Pass every tensor through. `device` may name several, `cuda:0,cuda:1`: slabs go to the
     one that is free."""
-    try:
-        places = kernels.device_list(device)
-    except kernels.QuantError as error:
-        raise ArgumentError(str(error)) from None
-    return pass_through(source, outputs, writer, title, places, budget, report)
+    engine: Engine[Any, Any] | None = plain_conversion(source, outputs, device)
+    if engine is None:
+        from gpukit.recipes.conversion import tensor_conversion
+
+        engine = tensor_conversion(source, outputs, device)
+    return pass_through(engine, writer, title, budget, report)
 
 
 def pass_through(
-    source: Source,
-    outputs: "Sequence[PlannedOutput]",
-    writer: Writer,
-    title: str,
-    places: Sequence[torch.device],
-    budget: int,
-    report: Report,
+    engine: Engine[Any, Any], writer: Writer, title: str, budget: int, report: Report
 ) -> Passed:
-    """`run_pipeline` on the torch devices `places`."""
+    """`run_pipeline` with `engine`."""
     kernels.keep_memory()
-    lanes = [lane for place in places for lane in kernels.lanes(place)]
-    under_way = sum(lane.depth + 1 for lane in lanes)
+    under_way = sum(lane.depth + 1 for lane in engine.lanes)
     slabs_in_memory = READ_AHEAD + WRITE_BEHIND + under_way
     weights = min(SLAB_WEIGHTS, max(budget // (BYTES_PER_WEIGHT * slabs_in_memory), 1))
-    slabs = list(cut(source, outputs, weights))
+    slabs = list(cut(engine.source, engine.outputs, weights))
     total = sum(piece.stored for slab in slabs for piece in slab)
-    conversion = Conversion(source, outputs, _backends(outputs, places[0]))
     done, lock = 0, Lock()
     report(Step(title, 0, total))
 
@@ -100,51 +90,34 @@ def pass_through(
             done += sum(piece.stored for piece in slab)
             report(Step(title, done, total))
 
-    pinned = places[0].type != "cpu"
-    with (
-        _Stages(source, outputs, slabs, writer, under_way, pinned) as stages,
-        kernels.sharing(lanes),
-    ):
-        _run_all([_Worker(lane, stages, conversion, advance) for lane in lanes])
-    return Passed(total, conversion.fidelity())
-
-
-def _backends(outputs: "Sequence[PlannedOutput]", place: torch.device) -> dict[str, str]:
-    """The kernels' backend for each type, by the work that there is in total."""
-    weights: Counter[tuple[str, bool]] = Counter()
-    for output in outputs:
-        if output.spec.type != output.source_type and output.spec.type in kernels.QUANTS:
-            weights[output.spec.type, output.importance is not None] += output.spec.n_elements
-    planned: dict[str, str] = {}
-    for (name, weighted), count in weights.items():
-        key = f"{name} weighted" if weighted else name
-        planned[key] = kernels.plan_backend(name, count, place, weighted)
-    return planned
+    with _Stages(engine, slabs, writer, under_way) as stages, engine.running():
+        _run_all([_Worker(lane, stages, engine, advance) for lane in engine.lanes])
+    return Passed(total, engine.fidelity())
 
 
 class _Worker:
-    """Computes on one device until no slab is left."""
+    """Computes in one lane until no slab is left."""
 
     def __init__(
-        self, lane: kernels.Lane, stages: "_Stages", conversion: Conversion, advance: Advance
+        self, lane: Any, stages: "_Stages", engine: Engine[Any, Any], advance: Advance
     ) -> None:
         self._lane = lane
         self._stages = stages
-        self._conversion = conversion
+        self._engine = engine
         self._advance = advance
-        self._under_way: deque[tuple[int, Work, Tensor]] = deque()
+        self._under_way: deque[tuple[int, Slab, Any, Buffer]] = deque()
         self.failure: BaseException | None = None
 
     def run(self) -> None:
         try:
-            with torch.inference_mode():
+            with self._engine.working():
                 while True:
                     # Others may wait for what is under way here: it must not wait for them.
                     loaded = self._stages.take(wait=not self._under_way)
                     if loaded is not None:
                         number, slab, buffer = loaded
-                        work = self._conversion.begin(slab, buffer, self._lane.turn())
-                        self._under_way.append((number, work, buffer))
+                        work = self._engine.begin(slab, buffer, self._lane)
+                        self._under_way.append((number, slab, work, buffer))
                         if len(self._under_way) <= self._lane.depth:
                             continue
                     if not self._under_way:
@@ -154,9 +127,9 @@ class _Worker:
             self.failure = error
             self._stages.stop()
 
-    def _end(self, number: int, work: Work, buffer: Tensor) -> None:
-        self._stages.write(number, work.slab, self._conversion.end(work), buffer)
-        self._advance(work.slab)
+    def _end(self, number: int, slab: Slab, work: Any, buffer: Buffer) -> None:
+        self._stages.write(number, slab, self._engine.end(work), buffer)
+        self._advance(slab)
 
 
 def _run_all(workers: Sequence[_Worker]) -> None:
@@ -176,39 +149,33 @@ class _Stages:
     """The threads around the computation: readers ahead of it, one writer behind it."""
 
     def __init__(
-        self,
-        source: Source,
-        outputs: "Sequence[PlannedOutput]",
-        slabs: Sequence[Slab],
-        writer: Writer,
-        under_way: int,
-        pinned: bool,
+        self, engine: Engine[Any, Any], slabs: Sequence[Slab], writer: Writer, under_way: int
     ) -> None:
-        self._source = source
-        self._outputs = outputs
+        self._source = engine.source
+        self._outputs = engine.outputs
         self._slabs = deque(enumerate(slabs))
         self._ahead = deque(enumerate(slabs))
         self._target = writer
         self._size = max(map(stored_bytes, slabs), default=0)
-        self._free: SimpleQueue[Tensor] = SimpleQueue()
+        self._free: SimpleQueue[Buffer] = SimpleQueue()
         # More than are read ahead: those in hand, and those that wait for the disk as they were
         # read (tensors that only move).
         self._buffers = min(READ_AHEAD + under_way + WRITE_BEHIND, len(slabs))
         for _ in range(self._buffers):
-            self._free.put(torch.empty(self._size, dtype=torch.uint8, pin_memory=pinned))
+            self._free.put(engine.buffer(self._size))
         self._readers = ThreadPoolExecutor(READERS, "gpukit-read")
         self._writer = ThreadPoolExecutor(1, "gpukit-write")
-        self._reading: deque[Future[Tensor]] = deque()
+        self._reading: deque[Future[Buffer]] = deque()
         self._writing: deque[Future[None]] = deque()
         # Results that came before those of an earlier slab, by their numbers.
-        self._early: dict[int, tuple[Slab, Sequence[Tensor], Tensor]] = {}
+        self._early: dict[int, tuple[Slab, Sequence[memoryview], Buffer]] = {}
         self._next = self._written = 0
         self._changed = Condition()
 
     def __enter__(self) -> "_Stages":
         return self
 
-    def take(self, wait: bool) -> tuple[int, Slab, Tensor] | None:
+    def take(self, wait: bool) -> tuple[int, Slab, Buffer] | None:
         """The next slab's number, the slab and the buffer with its bytes, which `write` takes back;
         None at the end, and where there is no buffer for it and `wait` is false."""
         with self._changed:
@@ -237,9 +204,9 @@ class _Stages:
             self._slabs.clear()
             self._changed.notify_all()
 
-    def _read(self, slab: Slab) -> Tensor:
+    def _read(self, slab: Slab) -> Buffer:
         buffer = self._free.get()
-        view = buffer.numpy().data
+        view = buffer.memory
         try:
             for piece in slab:
                 index = self._outputs[piece.output].index
@@ -249,8 +216,8 @@ class _Stages:
             raise
         return buffer
 
-    def write(self, number: int, slab: Slab, results: Sequence[Tensor], buffer: Tensor) -> None:
-        """Hand results, uint8 on the host, to the writer; waits when too many are on the way."""
+    def write(self, number: int, slab: Slab, results: Sequence[memoryview], buffer: Buffer) -> None:
+        """Hand the bytes of each piece to the writer; waits when too many are on the way."""
         late = []
         with self._changed:
             self._early[number] = slab, results, buffer
@@ -262,10 +229,10 @@ class _Stages:
         for written in late:
             written.result()
 
-    def _write(self, slab: Slab, results: Sequence[Tensor], buffer: Tensor) -> None:
+    def _write(self, slab: Slab, results: Sequence[memoryview], buffer: Buffer) -> None:
         try:
             for piece, blocks in zip(slab, results, strict=True):
-                self._target.write(piece.output, blocks.numpy().data, piece.at)
+                self._target.write(piece.output, blocks, piece.at)
         finally:
             self._free.put(buffer)
             with self._changed:

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError
 from gpukit.formats.gguf_fields import Field, TensorSpec, string, u32
 from gpukit.formats.gguf_split import parts_by_size
 from gpukit.formats.gguf_writer import plan_layout
 from gpukit.formats.imatrix import Floats, Imatrix
-from gpukit.models.base import FILE_TYPE, float_type, with_file_type
-from gpukit.models.importer import QUANTIZATION_VERSION
+from gpukit.models.base import FILE_TYPE, QUANTIZATION_VERSION, float_type, with_file_type
 from gpukit.recipes.mixes import (
     FILE_TYPES,
     Choice,
@@ -23,8 +21,9 @@ from gpukit.recipes.mixes import (
     output_order,
 )
 from gpukit.recipes.overrides import Overrides, pattern_option
-from gpukit.recipes.source import CheckpointSource, Source, SourceTensor
+from gpukit.recipes.source import Source, SourceTensor
 from gpukit.recipes.totals import TypeTotal, type_totals
+from gpukit_kernels import type_facts
 
 VERSION_KEY = "general.quantization_version"
 # File types that llama.cpp's converter writes itself, in its own order of tensors and metadata.
@@ -150,7 +149,7 @@ def plan_quantize(
 def _file_type(source: Source, name: str | None) -> FileType | None:
     if name is not None:
         return by_name(name)
-    return FILE_TYPES[source.auto] if isinstance(source, CheckpointSource) else None
+    return FILE_TYPES[source.auto] if source.auto is not None else None
 
 
 def _converted(source: Source, chosen: FileType) -> tuple[list[Field], list[PlannedOutput]]:
@@ -224,8 +223,8 @@ def _output(
 def _importance(spec: TensorSpec, imatrix: Imatrix) -> Floats | None:
     """The importance of a tensor's columns, of each matrix its own; None where nobody looks."""
     values = imatrix.entries.get(spec.name)
-    row = kernels.QUANTS.get(spec.type)
-    if values is None or row is None or row.weighted is None:
+    facts = type_facts().get(spec.type)
+    if values is None or facts is None or not facts.takes_importance:
         return None
     wanted = spec.ne[0] * prod(spec.ne[2:3])
     if values.size == wanted:
@@ -266,7 +265,7 @@ def _unfitting(outputs: Sequence[PlannedOutput]) -> list[str]:
             key = (output.spec.ne[0], output.wanted, output.spec.type)
             groups.setdefault(key, []).append(output.spec.name)
     return [
-        f"{_some(names)}: rows of {width} are no multiple of {kernels.QUANTS[wanted].block}, "
+        f"{_some(names)}: rows of {width} are no multiple of {type_facts()[wanted].block}, "
         f"{kind} instead of {wanted}"
         for (width, wanted, kind), names in groups.items()
     ]
@@ -282,7 +281,7 @@ def _unmatched(outputs: Sequence[PlannedOutput], imatrix: Imatrix | None) -> tup
     """Lines about tensors that are quantised without importance although there is some."""
     if imatrix is None:
         return ()
-    takes = {name for name, row in kernels.QUANTS.items() if row.weighted is not None}
+    takes = {name for name, facts in type_facts().items() if facts.takes_importance}
     changed = [o for o in outputs if o.spec.type in takes and o.spec.type != o.source_type]
     if not changed:
         return (f"{imatrix.path} is not used: no tensor becomes a type that takes importance",)
@@ -308,10 +307,10 @@ def _refuse_lossy(source: Source, outputs: Sequence[PlannedOutput], options: Opt
         old, new = output.source_type, output.spec.type
         if old in FLOATS or old == new:
             continue
-        if old not in kernels.QUANTS:
+        if old not in type_facts():
             raise ArgumentError(
                 f"{source.path}: {output.spec.name} is {old}, which gpukit cannot decode; "
-                f"known: {', '.join(kernels.QUANTS)}"
+                f"known: {', '.join(type_facts())}"
             )
         if not options.allow_requantize and new not in FLOATS:
             raise ArgumentError(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpukit.formats.gguf_fields import TensorSpec
-from gpukit.recipes.conversion import Fidelity
+from gpukit.recipes.engine import Fidelity
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,52 @@
-"""Quantise, dequantise and multiply in GGUF's blocks: the bytes of llama.cpp on every device."""
+"""Quantise, dequantise and multiply in GGUF's blocks: the bytes of llama.cpp on every device.
 
-from gpukit_kernels.counting import operations
+Names are imported when they are first used: what takes seconds, torch and Triton, only where
+something asks for them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from gpukit_kernels.errors import QuantError
-from gpukit_kernels.lanes import Lane, Turn, lanes, sharing
-from gpukit_kernels.matmul import matmul
-from gpukit_kernels.ops import (
-    dequantize,
-    device,
-    device_list,
-    devices,
-    issue_rate,
-    keep_memory,
-    plan_backend,
-    quantize,
-    timed,
-)
-from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
+
+if TYPE_CHECKING:
+    from gpukit_kernels.counting import operations
+    from gpukit_kernels.facts import TypeFacts, type_facts
+    from gpukit_kernels.memory import keep_memory
+    from gpukit_kernels.ops import (
+        dequantize,
+        device,
+        device_list,
+        devices,
+        issue_rate,
+        plan_backend,
+        quantize,
+        timed,
+    )
+    from gpukit_kernels.products import matmul
+    from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
+    from gpukit_kernels.turns import Lane, Turn, lanes, sharing
+
+# The module of each name. None is called as one of its names: importing it would hide that.
+_MODULES = {
+    "counting": ["operations"],
+    "facts": ["TypeFacts", "type_facts"],
+    "memory": ["keep_memory"],
+    "ops": [
+        "dequantize",
+        "device",
+        "device_list",
+        "devices",
+        "issue_rate",
+        "plan_backend",
+        "quantize",
+        "timed",
+    ],
+    "products": ["matmul"],
+    "table": ["QUANTS", "QuantType", "by_id", "by_name"],
+    "turns": ["Lane", "Turn", "lanes", "sharing"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "QUANTS",
@@ -23,6 +54,7 @@ __all__ = [
     "QuantError",
     "QuantType",
     "Turn",
+    "TypeFacts",
     "by_id",
     "by_name",
     "dequantize",
@@ -38,4 +70,18 @@ __all__ = [
     "quantize",
     "sharing",
     "timed",
+    "type_facts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

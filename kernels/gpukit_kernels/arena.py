@@ -8,8 +8,8 @@ import numpy
 import torch
 from torch import Tensor
 
-# Places begin where a vector register's worth of any kind may.
-ALIGNMENT = 64
+from gpukit_kernels.program import ALIGNMENT
+
 # Room for a recording; only what is touched is ever there.
 MOST_BYTES = 1 << 28
 

@@ -1,10 +1,11 @@
 """Where compiled CPU code is kept between processes, and under which names.
 
-Two kinds of files lie in one folder: inductor's own (sources and shared libraries) and ours, one a
-stage: what torch needs to call that library without tracing the stage again.
+Two kinds of files lie in one folder: inductor's own (sources and shared libraries) and ours: a
+program's recording and library, and the facts of the types.
 """
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 import sys
@@ -13,8 +14,6 @@ from collections.abc import Hashable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-
-import torch
 
 # Inductor reads this variable each time it looks for its folder, and sets it to a temporary folder
 # when it is first imported: what the user chose must be read before.
@@ -48,7 +47,8 @@ def _machine() -> str:
     processor = platform.processor()
     with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
         processor = next(line for line in lines if line.startswith(("flags", "Features")))
-    return f"{sources.hexdigest()} {torch.__version__} {sys.version} {processor}"
+    torch = importlib.metadata.version("torch")
+    return f"{sources.hexdigest()} {torch} {sys.version} {processor}"
 
 
 def write(path: Path, data: bytes) -> None:

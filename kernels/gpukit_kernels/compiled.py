@@ -15,7 +15,6 @@ storing take 1 to 2 ns. Q6_K has 19 candidates of one pass at 0.26 ns each. Ever
 tiles of its own and waits for nobody.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -25,8 +24,9 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import cache, tiles
-from gpukit_kernels.program import Program, build
-from gpukit_kernels.recording import Form, Recording, record
+from gpukit_kernels.facts import type_facts
+from gpukit_kernels.program import LIBRARY, Program, build, is_kept, keep, kept, program_name
+from gpukit_kernels.recording import Form, record
 from gpukit_kernels.table import QuantType
 
 # Seconds that compiling has to save to be worth it. With nothing in the cache it takes some 10 s,
@@ -43,13 +43,10 @@ CHECKED_BLOCKS = 256
 # arena of some 70 KiB lies in the second-level cache. Half and twice as many are hardly slower.
 TILE = 1 << 12
 DTYPES = (torch.float32, torch.bfloat16)
-# The suffix of a program's own C function, beside the file that says what it calls.
-LIBRARY = ".so"
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _failure: str | None = None
-_programs: dict[str, Program] = {}
 
 
 def compiler() -> str | None:
@@ -67,7 +64,7 @@ def repays(row: QuantType, weights: int, importance: bool = False) -> bool:
     if not gain or _failure is not None or compiler() is None:
         return False
     names = [_name(row, dtype, weighted) for dtype in DTYPES]
-    ready = any(name in _programs or cache.place(name).exists() for name in names)
+    ready = any(map(is_kept, names))
     return weights * gain * 1e-9 >= (SAVED_CACHED if ready else SAVED)
 
 
@@ -99,32 +96,18 @@ def _program(row: QuantType, dtype: torch.dtype, weighted: bool) -> Program | No
     global _failure
     name = _name(row, dtype, weighted)
     with _lock:
-        if _failure is None and name not in _programs:
-            # Compiled code that others find in a file has been compared by whoever left it.
-            found = _kept(name)
-            try:
-                _programs[name] = found or _compiled(row, dtype, weighted)
-            except Exception as error:
-                _failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-                _log.info("%s: going on in eager torch: %s", name, _failure)
-    return _programs[name] if _failure is None else None
+        if _failure is not None:
+            return None
+        try:
+            return kept(name) or _compiled(row, dtype, weighted)
+        except Exception as error:
+            _failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            _log.info("%s: going on in eager torch: %s", name, _failure)
+            return None
 
 
 def _name(row: QuantType, dtype: torch.dtype, weighted: bool) -> str:
-    return f"{row.name}-importance-{dtype}" if weighted else f"{row.name}-{dtype}"
-
-
-def _kept(name: str) -> Program | None:
-    """The program that an earlier process left."""
-    path = cache.place(name)
-    try:
-        kept = json.loads(path.read_bytes())
-        return Program(Recording(**kept), path.with_suffix(LIBRARY))
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # damaged, or its libraries are gone
-        _log.info("%s: %s", path, error)
-        return None
+    return program_name(row.name, str(dtype).removeprefix("torch."), weighted)
 
 
 def _compiled(row: QuantType, dtype: torch.dtype, weighted: bool) -> Program:
@@ -136,11 +119,13 @@ def _compiled(row: QuantType, dtype: torch.dtype, weighted: bool) -> Program:
     encode = row.weighted if weighted and row.weighted is not None else row.encoder()
     form = Form(max(TILE // row.block, 1), row.block, row.nbytes, dtype, weighted)
     recording = record(encode, form)
-    place = cache.place(_name(row, dtype, weighted))
-    build(recording, path, place.with_suffix(LIBRARY))
-    program = Program(recording, place.with_suffix(LIBRARY))
+    name = _name(row, dtype, weighted)
+    library = cache.place(name).with_suffix(LIBRARY)
+    build(recording, path, library)
+    program = Program(recording, library)
     _compare(program, row, dtype, weighted)
-    cache.write(place, recording.as_json())
+    keep(name, recording, program)
+    type_facts()  # are left, too: who finds the program shall not need torch for them
     return program
 
 

@@ -8,7 +8,6 @@ CPU tensors go to the torch reference, eager or compiled; CUDA tensors to Triton
 gpukit call the op and name no device.
 """
 
-import ctypes
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,8 +20,6 @@ from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QuantType, by_name
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-# From glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 BACKENDS = ("eager", "compiled", "triton")
 
 
@@ -130,20 +127,6 @@ def device_list(names: str = "auto") -> list[torch.device]:
     if len(set(map(str, found))) < len(found):
         raise QuantError(f"device {names}: one of them is named twice")
     return found
-
-
-def keep_memory() -> None:
-    """Let the process keep the scratch memory that it frees, up to 256 MiB, for what comes next.
-
-    glibc else gives tiles of some MiB back and faults them in again, page by page: a fifth of the
-    time of types without a search. Other C libraries take no notice.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
 def devices() -> list[tuple[str, str, int, int]]:

@@ -1,17 +1,49 @@
-"""Programs: recordings (see `recording`) compiled to one C function, and run."""
+"""Programs: recordings (see `recording`) compiled to one C function, kept, and run on arrays.
+
+Nothing here needs torch: a process that finds its programs in the cache can do without.
+"""
 
 import ctypes
+import json
+import logging
 import os
 import subprocess
 import tempfile
 import threading
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
-from torch import Tensor
+from numpy.typing import NDArray
 
-from gpukit_kernels.arena import ALIGNMENT
-from gpukit_kernels.recording import Recording
+from gpukit_kernels import cache
+
+# Places in an arena begin where a vector register's worth of any kind may.
+ALIGNMENT = 64
+# What programs read, and the arrays that hold it: numpy has no bfloat16.
+STORED = {"float32": numpy.dtype(numpy.float32), "bfloat16": numpy.dtype(numpy.uint16)}
+# The suffix of a program's own C function, beside the file that says what it calls.
+LIBRARY = ".so"
+
+_log = logging.getLogger(__name__)
+_lock = threading.Lock()
+_programs: dict[str, "Program"] = {}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A program for files: the C source, the libraries whose functions it calls, blocks in a tile,
+    the arena's size, and the constants, float32 and others, in hexadecimal digits."""
+
+    source: str
+    libraries: list[str]
+    lanes: int
+    size: int
+    constants: str
+
+    def as_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
 
 
 def build(recording: Recording, compiler: str, library: Path) -> None:
@@ -57,22 +89,59 @@ class Program:
 
     def run(
         self,
-        values: Tensor,
-        out: Tensor,
+        values: NDArray[Any],
+        out: NDArray[numpy.uint8],
         first: int = 0,
-        columns: Tensor | None = None,
+        columns: NDArray[numpy.float32] | None = None,
         rows: int = 1,
-        means: Tensor | None = None,
+        means: NDArray[numpy.float32] | None = None,
     ) -> None:
-        """Fill uint8 `out [blocks, nbytes]` from contiguous `values [blocks, block]`.
+        """Fill uint8 `out [blocks, nbytes]` from `values [blocks, block]` (see `STORED`).
 
         With importance `columns`, float32 `[experts, blocks of a row, block]`, block 0 of `values`
-        is block `first` of experts of `rows` rows each; `means` float32 `[blocks]`.
+        is block `first` of experts of `rows` rows each; `means` float32 `[blocks]`. All arrays are
+        contiguous.
         """
         experts, of_row = columns.shape[:2] if columns is not None else (1, 1)
         self._encode(
-            self._functions, self._arena(), self._constants, values.data_ptr(), out.data_ptr(),
+            self._functions, self._arena(), self._constants, values.ctypes.data, out.ctypes.data,
             len(values), first,
-            columns.data_ptr() if columns is not None else None, experts, of_row, max(rows, 1),
-            means.data_ptr() if means is not None else None,
+            columns.ctypes.data if columns is not None else None, experts, of_row, max(rows, 1),
+            means.ctypes.data if means is not None else None,
         )  # fmt: skip
+
+
+def program_name(kind: str, dtype: str, weighted: bool) -> str:
+    """What the program of a type for values of `dtype`, a key of `STORED`, is called."""
+    return f"{kind}-importance-{dtype}" if weighted else f"{kind}-{dtype}"
+
+
+def is_kept(name: str) -> bool:
+    """Whether there is a program `name`: loaded, or left by an earlier process."""
+    return name in _programs or cache.place(name).exists()
+
+
+def kept(name: str) -> Program | None:
+    """The program `name` if an earlier process has left it and it can be loaded.
+
+    Whoever left it has found its bytes to be the reference's on this machine.
+    """
+    with _lock:
+        if name not in _programs:
+            path = cache.place(name)
+            try:
+                recording = Recording(**json.loads(path.read_bytes()))
+                _programs[name] = Program(recording, path.with_suffix(LIBRARY))
+            except FileNotFoundError:
+                return None
+            except Exception as error:  # damaged, or its libraries are gone
+                _log.info("%s: %s", path, error)
+                return None
+        return _programs[name]
+
+
+def keep(name: str, recording: Recording, program: Program) -> None:
+    """Leave `program`, whose bytes have been checked, for this process and others."""
+    with _lock:
+        _programs[name] = program
+    cache.write(cache.place(name), recording.as_json())

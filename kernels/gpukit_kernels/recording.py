@@ -8,9 +8,8 @@ once for many of them, and a process that finds a program needs neither torch's 
 encoder.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpukit_kernels.arena import ALIGNMENT, Arena
+from gpukit_kernels.arena import Arena
+from gpukit_kernels.program import ALIGNMENT, Recording
 from gpukit_kernels.stages import recorded, stage
 
 
@@ -32,21 +32,6 @@ class Form:
     nbytes: int
     dtype: torch.dtype
     weighted: bool
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A program for files: the C source, the libraries whose functions it calls, blocks in a tile,
-    the arena's size, and the constants, float32 and others, in hexadecimal digits."""
-
-    source: str
-    libraries: list[str]
-    lanes: int
-    size: int
-    constants: str
-
-    def as_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
 
 
 def record(encode: Callable[..., Tensor], form: Form) -> Recording:

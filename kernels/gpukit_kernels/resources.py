@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gpukit_kernels import launch, matmul_triton
+from gpukit_kernels import launch, products_triton
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QUANTS, QuantType, by_name
 
@@ -131,27 +131,27 @@ def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
         )
     pointers = {"x": "*fp32", "blocks": "*u8", **table, "out": "*fp32"}
     tile = {
-        "ROWS": matmul_triton.VECTOR_ROWS,
-        "STEP": matmul_triton.VECTOR_WIDTH // row.block,
+        "ROWS": products_triton.VECTOR_ROWS,
+        "STEP": products_triton.VECTOR_WIDTH // row.block,
     }
     yield Kernel(
         f"{row.name} matmul few",
-        matmul_triton.matmul_few_kernel,
+        products_triton.matmul_few_kernel,
         pointers,
         ("rows", "width"),
         {**decoder, **tile},
         False,
     )
-    for count in sorted({matmul_triton.many_tile(row, count)[1] for count in (16, 64)}):
-        rows, _, step = matmul_triton.many_tile(row, count)
+    for count in sorted({products_triton.many_tile(row, count)[1] for count in (16, 64)}):
+        rows, _, step = products_triton.many_tile(row, count)
         yield Kernel(
             f"{row.name} matmul {count}",
-            matmul_triton.matmul_many_kernel,
+            products_triton.matmul_many_kernel,
             pointers,
             ("count", "rows", "width"),
             {**decoder, "COUNT": count, "ROWS": rows, "STEP": step},
             False,
-            matmul_triton.MANY_WARPS,
+            products_triton.MANY_WARPS,
             1,
         )
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.errors import QuantError
+from gpukit_kernels.facts import TypeFacts
 
 
 @dataclass(frozen=True)
 class TritonPair:
-    """The Triton side of a type: jit functions that `launch.py` and `matmul.py` build kernels from.
+    """The Triton side of a type: jit functions that `launch.py` and `products_triton.py` build
+    kernels from.
 
     encode   encode(x, out, at, mask): stores float32 `[TILE, block]` as blocks at byte
              offsets `at`, int32 `[TILE]`, of the uint8 pointer `out`, which is aligned; None
@@ -65,9 +67,7 @@ class QuantType:
 
     def row_bytes(self, n: int) -> int:
         """Bytes of a row of `n` values; `QuantError` when blocks do not divide it."""
-        if n % self.block:
-            raise QuantError(f"rows of {n} are no multiple of {self.block} ({self.name})")
-        return n // self.block * self.nbytes
+        return self.facts.row_bytes(n)
 
     @property
     def encodable(self) -> bool:
@@ -80,6 +80,18 @@ class QuantType:
             known = ", ".join(name for name, row in QUANTS.items() if row.encodable)
             raise QuantError(f"{self.name} can only be read; types that can be written: {known}")
         return self.encode
+
+    @property
+    def facts(self) -> TypeFacts:
+        return TypeFacts(
+            self.name,
+            self.id,
+            self.block,
+            self.nbytes,
+            self.encodable,
+            self.weighted is not None,
+            self.row_mean,
+        )
 
     @property
     def bits_per_weight(self) -> float:

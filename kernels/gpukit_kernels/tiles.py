@@ -5,20 +5,15 @@ A tile is `[elements, lanes]`: lanes are consecutive blocks, element i of all of
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import NamedTuple
 
-import numpy
 import torch
 from torch import Tensor
 
+from gpukit_kernels import plain
 from gpukit_kernels.program import Program
 from gpukit_kernels.table import QuantType
-
-# Weights that a thread takes at a time through a compiled program, whose tiles are smaller: enough
-# for Python to be nothing, and few enough for threads to end together.
-PROGRAM_PART = 1 << 17
-
-MOST_THREADS = 16
 
 # Weights in a tile of the eager path, where each operation is a call of its own: fewer, and Python
 # is what takes time; more, and scratch tensors leave the second-level cache and malloc's own pool
@@ -54,21 +49,6 @@ class Importance(NamedTuple):
         expert = index // (of_row * max(self.rows, 1)) % experts
         return self.columns.view(-1, block)[expert * of_row + index % of_row]
 
-    def mean_squares(self, values: Tensor) -> Tensor:
-        """float32 `[blocks]`: for each of `values [blocks, block]` the mean of x * x over its row.
-
-        A row is added up from its first value on, one after the other, in float32.
-        """
-        count = self.columns.shape[1]
-        rows = values.view(-1, self.columns[0].numel())
-        sums = torch.empty(rows.shape[0], dtype=torch.float32)
-        part = max(1, SLAB // 4 // rows.shape[1])
-        for some, into in zip(rows.split(part), sums.split(part), strict=True):
-            squares = some.to(torch.float32).square().numpy()
-            with numpy.errstate(all="ignore"):
-                into.copy_(torch.from_numpy(numpy.add.accumulate(squares, axis=1)[:, -1]))
-        return (sums / rows.shape[1]).repeat_interleave(count)
-
 
 def encode_eager(
     values: Tensor, row: QuantType, out: Tensor, importance: Importance | None = None
@@ -95,9 +75,17 @@ def encode_eager(
 
 def _means(values: Tensor, row: QuantType, importance: Importance | None) -> Tensor:
     """float32 `[blocks]`: the rows' mean squares, zeros for a type that does not look at them."""
-    if importance and row.weighted and row.row_mean and len(values):
-        return importance.mean_squares(values)
-    return torch.zeros(len(values) if importance else 0)
+    if importance is None or not len(values):
+        return torch.zeros(0)
+    of_row = importance.columns.shape[1]
+    rows = _array(values.view(-1, of_row * row.block))
+    return torch.from_numpy(plain.block_means(rows, of_row, row.row_mean))
+
+
+def _array(values: Tensor) -> plain.Array:
+    """The values of a CPU tensor; bfloat16 as uint16."""
+    found = values.detach()
+    return (found.view(torch.uint16) if found.dtype is torch.bfloat16 else found).numpy()
 
 
 def decode_eager(blocks: Tensor, row: QuantType, out: Tensor) -> None:
@@ -121,43 +109,23 @@ def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
     A thread takes whole tiles and runs each operation alone: short operations on all threads meet
     some hundred times a tile and reach half the speed.
     """
-    tiles = iter([(start, min(start + lanes, count)) for start in range(0, count, lanes)])
     number = torch.get_num_threads()
     if count <= lanes or number == 1 or not _spreading.acquire(blocking=False):
-        for tile in tiles:
-            work(*tile)
+        plain.spread(work, count, lanes, 1)
         return
-    failures: list[BaseException] = []
-    turn = threading.Lock()
-
-    def run() -> None:
-        torch.set_num_threads(1)
-        try:
-            with torch.inference_mode():
-                while not failures:
-                    with turn:
-                        tile = next(tiles, None)
-                    if tile is None:
-                        return
-                    work(*tile)
-        except BaseException as error:  # handed to the caller below
-            failures.append(error)
-
     try:
-        threads = [
-            threading.Thread(target=run, name="gpukit-tiles", daemon=True)
-            for _ in range(min(number, MOST_THREADS))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        plain.spread(work, count, lanes, number, _alone)
     finally:
         # What a thread has set for itself counts for every thread that begins later, too.
         torch.set_num_threads(number)
         _spreading.release()
-    if failures:
-        raise failures[0]
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
 
 
 def encode_program(
@@ -168,16 +136,10 @@ def encode_program(
     importance: Importance | None = None,
 ) -> None:
     """As `encode_eager`, through the compiled program of `row`."""
-    means = _means(values, row, importance)
-
-    def encode(start: int, stop: int) -> None:
-        given: tuple[Any, ...] = ()
-        if importance is not None and row.weighted is not None:
-            given = (importance.columns, importance.rows, means[start:stop])
-        some = values[start:stop]
-        # A program reads the wider float and the half of it.
-        some = some.to(torch.float32) if values.dtype is torch.float16 else some
-        program.run(some.contiguous(), out[start:stop], start, *given)
-
-    lanes = program.lanes
-    _spread(encode, len(values), max(PROGRAM_PART // row.block // lanes, 1) * lanes)
+    columns, rows, means = None, 1, None
+    if importance is not None and row.weighted is not None:
+        columns, rows = _array(importance.columns), importance.rows
+        means = _array(_means(values, row, importance))
+    number = torch.get_num_threads()
+    blocks = _array(values.contiguous())
+    plain.encode_blocks(blocks, _array(out), program, columns, rows, means, number)

@@ -14,9 +14,9 @@ from gpukit_kernels import (
     QUANTS,
     QuantError,
     cache,
-    compiled,
     dequantize,
     plan_backend,
+    program,
     quantize,
 )
 
@@ -216,7 +216,7 @@ def test_errors_are_one_line_with_both_numbers(call, message: str) -> None:
 def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in the first process of a new user."""
     monkeypatch.setattr(cache, "folder", lambda: tmp_path)
-    monkeypatch.setattr(compiled, "_programs", {})
+    monkeypatch.setattr(program, "_programs", {})
 
 
 @pytest.mark.usefixtures("nothing_compiled")

@@ -62,7 +62,7 @@ def bytes_of(x: Tensor) -> Tensor:
 def test_tiles_that_are_full_and_not(count: int, tmp_path: Path) -> None:
     run = program(bytes_of, 11, tmp_path)
     x, out = values(count), torch.full((count + 1, 11), 77, dtype=torch.uint8)
-    run.run(x, out[:count])
+    run.run(x.numpy(), out[:count].numpy())
     wanted = torch.cat([(x * 3)[:, :3], (x / 4).floor()], dim=1).to(torch.uint8)
     assert torch.equal(out[:count], wanted)
     assert (out[count:] == 77).all()
@@ -72,7 +72,7 @@ def test_tiles_that_are_full_and_not(count: int, tmp_path: Path) -> None:
 def test_blocks_of_any_number_of_bytes(nbytes: int, tmp_path: Path) -> None:
     run = program(lambda x: halved(x)[:nbytes], nbytes, tmp_path)
     x, out = values(40), torch.zeros((40, nbytes), dtype=torch.uint8)
-    run.run(x, out)
+    run.run(x.numpy(), out.numpy())
     assert torch.equal(out, (x[:, :nbytes] / 2).floor().to(torch.uint8))
 
 
@@ -86,7 +86,7 @@ def test_loops_end_when_nothing_changes_and_after_the_most(tmp_path: Path) -> No
 
     run = program(encode, BLOCK, tmp_path)
     x, out = values(50), torch.zeros((50, BLOCK), dtype=torch.uint8)
-    run.run(x, out)
+    run.run(x.numpy(), out.numpy())
     assert torch.equal(out, (x / 2).floor().clamp(max=21).to(torch.uint8))
     assert torch.equal(out, encode(x.t().contiguous()).t().to(torch.uint8))
 
@@ -101,7 +101,10 @@ def test_importance_is_that_of_the_column_and_the_expert(tmp_path: Path) -> None
     x, means = values(experts * of_row * rows), torch.arange(30).float()
     out = torch.zeros((30, BLOCK), dtype=torch.uint8)
     for first, last in ((0, 7), (7, 30)):
-        run.run(x[first:last], out[first:last], first, columns, rows, means[first:last])
+        some = slice(first, last)
+        run.run(
+            x[some].numpy(), out[some].numpy(), first, columns.numpy(), rows, means[some].numpy()
+        )
     wanted = x.view(experts, rows, of_row, BLOCK) + columns[:, None] + means.view(3, 5, 2, 1)
     assert torch.equal(out, wanted.view(30, BLOCK).to(torch.uint8))
 

@@ -16,10 +16,11 @@ from gpukit.formats.gguf_writer import GGUFWriter
 from gpukit.formats.imatrix import Imatrix
 from gpukit.recipes import pipeline
 from gpukit.recipes.conversion import Conversion, Work
+from gpukit.recipes.engine import Buffer
 from gpukit.recipes.quantize import Options, plan_quantize, run_plan
 from gpukit.recipes.slabs import Slab, cut
 from gpukit.recipes.source import open_source
-from gpukit_kernels import Lane, Turn
+from gpukit_kernels import Lane
 
 CPU = torch.device("cpu")
 
@@ -28,9 +29,8 @@ def through(model: Path, out: Path, places: list[torch.device], options: Options
     with open_source(model) as source:
         plan = plan_quantize(source, "Q4_0", options)
         with GGUFWriter(out, plan.fields, plan.specs) as writer:
-            pipeline.pass_through(
-                source, plan.outputs, writer, "", places, 1 << 30, lambda _e: None
-            )
+            engine = Conversion(source, plan.outputs, places)
+            pipeline.pass_through(engine, writer, "", 1 << 30, lambda _e: None)
     return out.read_bytes()
 
 
@@ -70,10 +70,10 @@ def test_a_device_that_is_late_holds_up_the_others_but_not_for_ever(
     wanted = through(model, tmp_path / "a.gguf", [CPU], Options())
     begin, late = Conversion.begin, [True]
 
-    def slow(self: Conversion, slab: Slab, data: torch.Tensor, turn: Turn) -> Work:
+    def slow(self: Conversion, slab: Slab, buffer: Buffer, lane: Lane) -> Work:
         if slab[0].output == slab[0].row == 0 and late.pop():
             time.sleep(1)  # the others fill every buffer with what comes after
-        return begin(self, slab, data, turn)
+        return begin(self, slab, buffer, lane)
 
     monkeypatch.setattr(Conversion, "begin", slow)
     monkeypatch.setattr(Lane, "depth", 2)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import QUANTS, QuantError, dequantize, matmul
-from gpukit_kernels.matmul_triton import FEW_ROWS, matmul_triton
+from gpukit_kernels.products_triton import FEW_ROWS, matmul_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NAMES = list(QUANTS)

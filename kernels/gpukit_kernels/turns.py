@@ -19,8 +19,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-# Lanes of a CPU at most: each has a slab in hand.
-CPU_LANES = 8
+from gpukit_kernels.plain import CPU_LANES
+
 # Turns that a GPU has under way: one copies in, one computes, one copies out.
 DEEP = 3
 

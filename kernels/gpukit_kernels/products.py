@@ -1,14 +1,14 @@
 """x @ W^T with W in blocks: the op and its torch reference, which is the path of the CPU.
 
 Weights stay in blocks; a chunk of rows is decoded, used and forgotten, so that a product needs a
-few MiB beside its operands whatever the size of W. A GPU's kernels are in matmul_triton.py.
+few MiB beside its operands whatever the size of W. A GPU's kernels are in products_triton.py.
 """
 
 import torch
 from torch import Tensor
 
 from gpukit_kernels.errors import QuantError
-from gpukit_kernels.matmul_triton import matmul_triton
+from gpukit_kernels.products_triton import matmul_triton
 from gpukit_kernels.table import QuantType, by_name
 
 # Weights decoded at a time: 1 MiB of float32, which the product reads back from the cache (measured
