@@ -103,7 +103,7 @@ class PlainConversion(Engine[PlainLane, _Done]):
         output = self.outputs[piece.output]
         stored = data[piece.begin : piece.begin + piece.stored]
         ne = self.source.tensors[output.index].ne
-        values = stored.view(FLOATS[output.source_type][0]).reshape(-1, ne[0] if ne else 1)
+        values = stored.view(FLOATS[output.source_type][0]).reshape(piece.rows, ne[0] if ne else 1)
         moved = self.passes(piece)
         blocks = stored if moved else self._quantized(piece, values)
         if values.size:
