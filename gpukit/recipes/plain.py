@@ -33,7 +33,7 @@ def plain_conversion(
 ) -> "PlainConversion | None":
     """The engine for a plan from a GGUF of floats on the CPU; None where it cannot do all, or where
     torch is there already."""
-    if "torch" in sys.modules or device not in ("auto", "cpu"):
+    if "torch" in sys.modules or not plain.is_cpu(device):
         return None
     programs: dict[str, Program] = {}
     for output in outputs:
@@ -46,8 +46,6 @@ def plain_conversion(
         if program is None:
             return None
         programs[name] = program
-    if device == "auto" and plain.gpu_is_possible():
-        return None
     return PlainConversion(source, outputs, programs)
 
 

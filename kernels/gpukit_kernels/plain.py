@@ -25,19 +25,23 @@ PART = 1 << 17
 MOST_THREADS = 16
 # Lanes of a CPU at most, threads that each have a slab in hand.
 CPU_LANES = 8
+NVIDIA_DRIVER, AMD_DRIVER = "libcuda.so.1", "/dev/kfd"
 # Values that are looked at in one go: they stay in the second-level cache.
 LOOK = 1 << 16
 # Values whose squares are added up in one go.
 SQUARES = 1 << 20
 
 
-def gpu_is_possible() -> bool:
-    """Whether this machine has NVIDIA's driver, without which torch finds no GPU."""
+def is_cpu(device: str) -> bool:
+    """Whether `device`, as `ops.device` takes it, is the CPU whatever torch says: there is no
+    driver with which it could find a GPU."""
+    if device != "auto" or os.path.exists(AMD_DRIVER):
+        return device == "cpu"
     try:
-        ctypes.CDLL("libcuda.so.1")
+        ctypes.CDLL(NVIDIA_DRIVER)
     except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def cpu_threads() -> int:

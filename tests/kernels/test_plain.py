@@ -91,6 +91,19 @@ def test_names_load_what_they_need() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_is_the_cpu_for_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for nvidia, amd, auto in (
+        ("no-such-library.so", "/no/such/device", True),
+        ("libc.so.6", "/no/such/device", False),
+        ("no-such-library.so", "/dev/null", False),
+    ):
+        monkeypatch.setattr(plain, "NVIDIA_DRIVER", nvidia)
+        monkeypatch.setattr(plain, "AMD_DRIVER", amd)
+        assert plain.is_cpu("cpu")
+        assert plain.is_cpu("auto") is auto
+        assert not any(map(plain.is_cpu, ("cuda", "cuda:1", "cpu,cpu", "x")))
+
+
 @pytest.mark.parametrize("asked", ["3", "0", "x", ""])
 def test_threads_are_those_of_torch(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
