@@ -1,7 +1,8 @@
-"""Set before anything imports Triton: without a GPU its kernels run in the interpreter."""
+"""Without a GPU, Triton kernels run in the interpreter: set before anything imports Triton."""
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -9,3 +10,8 @@ if not torch.cuda.is_available():
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores among themselves.
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long first: workers that share the rest of the tests end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
