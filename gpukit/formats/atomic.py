@@ -45,7 +45,18 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and only its parent has not asked how, as in containers whose
+    first process never does. Other systems than Linux do not tell."""
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    # The state stands behind the name, which may hold brackets itself.
+    return facts.rpartition(b") ")[2][:1] in (b"Z", b"X")
 
 
 @contextmanager

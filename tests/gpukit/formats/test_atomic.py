@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,19 @@ def test_the_next_write_removes_what_was_abandoned(tmp_path: Path) -> None:
     (tmp_path / f".a.gpukit-{gone_pid()}-0123abcd.tmp").write_bytes(b"half")
     atomic_write(tmp_path / "b", b"x")
     assert names(tmp_path) == ["b"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_a_process_that_nobody_has_asked_about_is_gone(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read()  # ends with the process
+        state = Path(f"/proc/{process.pid}/stat")
+        while b") Z " not in state.read_bytes():
+            time.sleep(0.01)
+        left = tmp_path / f".a.gpukit-{process.pid}-0123abcd.tmp"
+        left.write_bytes(b"half")
+        assert remove_abandoned(tmp_path) == [left]
 
 
 def test_temporary_names(tmp_path: Path) -> None:
