@@ -42,7 +42,7 @@ def plain_conversion(
         if source.passes(output.index, output.spec.type):
             continue
         name = _program_name(output)
-        program = programs.get(name) or kept(name)
+        program = kept(name)
         if program is None:
             return None
         programs[name] = program

@@ -10,7 +10,6 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Hashable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -32,15 +31,15 @@ def folder() -> Path:
         return Path(tempfile.gettempdir()) / "gpukit" / "inductor"
 
 
-def place(name: str, key: Hashable = ()) -> Path:
-    """The file of `name` compiled for `key` on this machine; other code has other names."""
-    digest = hashlib.sha256(f"{_machine()} {key}".encode())
+def place(name: str) -> Path:
+    """The file of `name` on this machine; other code has other names."""
+    digest = hashlib.sha256(_machine().encode())
     return folder() / f"{name}-{digest.hexdigest()[:16]}.compiled"
 
 
 @cache
 def _machine() -> str:
-    """What compiled code depends on besides its arguments: our sources, versions, the processor."""
+    """What is kept depends on: our sources, versions, the processor."""
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         sources.update(path.read_bytes())

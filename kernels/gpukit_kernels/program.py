@@ -21,8 +21,6 @@ from gpukit_kernels import cache
 
 # Places in an arena begin where a vector register's worth of any kind may.
 ALIGNMENT = 64
-# What programs read, and the arrays that hold it: numpy has no bfloat16.
-STORED = {"float32": numpy.dtype(numpy.float32), "bfloat16": numpy.dtype(numpy.uint16)}
 # The suffix of a program's own C function, beside the file that says what it calls.
 LIBRARY = ".so"
 
@@ -96,7 +94,8 @@ class Program:
         rows: int = 1,
         means: NDArray[numpy.float32] | None = None,
     ) -> None:
-        """Fill uint8 `out [blocks, nbytes]` from `values [blocks, block]` (see `STORED`).
+        """Fill uint8 `out [blocks, nbytes]` from `values [blocks, block]`: what the program was
+        made for, float32, or bfloat16 as uint16.
 
         With importance `columns`, float32 `[experts, blocks of a row, block]`, block 0 of `values`
         is block `first` of experts of `rows` rows each; `means` float32 `[blocks]`. All arrays are
@@ -112,7 +111,7 @@ class Program:
 
 
 def program_name(kind: str, dtype: str, weighted: bool) -> str:
-    """What the program of a type for values of `dtype`, a key of `STORED`, is called."""
+    """What the program of a type for values of `dtype`, "float32" or "bfloat16", is called."""
     return f"{kind}-importance-{dtype}" if weighted else f"{kind}-{dtype}"
 
 

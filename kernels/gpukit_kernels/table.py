@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -81,7 +82,7 @@ class QuantType:
             raise QuantError(f"{self.name} can only be read; types that can be written: {known}")
         return self.encode
 
-    @property
+    @cached_property
     def facts(self) -> TypeFacts:
         return TypeFacts(
             self.name,
