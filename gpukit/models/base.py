@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpukit.errors import CheckpointError, GGUFError
+from gpukit.events import Report, ignore
 from gpukit.formats.gguf_fields import Field, type_sizes
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class ImportPlan:
     """A checkpoint as a GGUF to be: metadata and tensors in the order of llama.cpp's converter.
 
     `fields` has general.file_type in its place with the value 0; see `with_file_type`. `scales`
-    belong to weights in 8-bit floats; `left_out` are tensors of the checkpoint that nothing uses.
+    belong to weights in 8-bit floats; `left_out` are tensors of the checkpoint that nothing uses;
+    `warnings` are lines for the user.
     """
 
     config: ModelConfig
@@ -118,6 +120,7 @@ class ImportPlan:
     tensors: tuple[PlannedTensor, ...]
     scales: "Scales"
     left_out: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,15 @@ class Rule:
 
 class Vocabulary(Protocol):
     """Folder and config.json -> every tokenizer.* field, in the converter's order; `pre` names the
-    pre-tokenizer of a byte-level BPE that is not recognised."""
+    pre-tokenizer of a byte-level BPE that is not recognised; `report` is told what is left out."""
 
     def __call__(
-        self, folder: Path, config: Mapping[str, Any], *, pre: str | None = None
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        pre: str | None = None,
+        report: Report = ignore,
     ) -> list[Field]: ...
 
 
