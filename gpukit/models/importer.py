@@ -6,18 +6,13 @@ from math import prod
 
 from gpukit.errors import ArgumentError, CheckpointError
 from gpukit.formats.checkpoint import Checkpoint
+from gpukit.formats.file_types import QUANTIZATION_VERSION
 from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import StoredTensor
-from gpukit.models.base import (
-    QUANTIZATION_VERSION,
-    Architecture,
-    ImportPlan,
-    PlannedTensor,
-    Rule,
-    by_class,
-)
 from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import Parameters, general_fields
+from gpukit.models.registry import Architecture, by_class
+from gpukit.models.rules import ImportPlan, PlannedTensor, Rule
 
 PRE = "tokenizer.ggml.pre"
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
-from zoo import YARN
-from zoo_build import build, tensors
+from support.zoo import YARN
+from support.zoo_build import build, tensors
 
 from gpukit.errors import CheckpointError, GGUFError, GpukitError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, ValueType, array, f32, string, u32
-from gpukit.models.base import by_name
 from gpukit.models.importer import plan_import
-from gpukit.recipes.quantize import plan_quantize
-from gpukit.recipes.source import open_source
+from gpukit.models.registry import by_name
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
 
 
 def plan(folder: Path, **config: Any) -> Any:
