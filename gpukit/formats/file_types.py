@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gpukit.errors import ArgumentError
-from gpukit.formats.gguf_fields import Field, type_sizes
+from gpukit.formats.gguf_fields import FLOATS, Field, type_sizes
 
 FILE_TYPE = "general.file_type"
 # Of the block layouts (GGML_QNT_VERSION).
@@ -25,7 +25,7 @@ class FileType:
 
     @property
     def is_float(self) -> bool:
-        return self.default in ("F32", "F16", "BF16")
+        return self.default in FLOATS
 
 
 FILE_TYPES = {
@@ -59,7 +59,7 @@ FILE_TYPES = {
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
-def by_name(name: str) -> FileType:
+def file_type_of(name: str) -> FileType:
     """The file type of `name` in any case; `ArgumentError` lists the known ones."""
     upper = name.upper()
     row = FILE_TYPES.get(ALIASES.get(upper, upper))
