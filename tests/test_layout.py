@@ -44,17 +44,6 @@ def test_wheel_top_level(tmp_path: Path) -> None:
     assert "gpukit_kernels/grids.bin" in names
 
 
-def test_constraints_pin_what_pyproject_names() -> None:
-    pinned = {
-        line.split("==")[0]
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    }
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {requirement.split(">=")[0] for requirement in project["dependencies"]}
-    assert named <= pinned
-
-
 @pytest.mark.parametrize("module", ["gpukit.formats.gguf_reader", "gpukit.store", "gpukit_cli.app"])
 def test_light_modules_leave_torch_alone(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
