@@ -9,8 +9,9 @@ from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit.recipes.quantize import Options, QuantizePlan, QuantizeResult
-    from gpukit.recipes.source import Source
+    from gpukit.conversion.run import QuantizeResult
+    from gpukit.planning.plan import Options, QuantizePlan
+    from gpukit.sources.base import Source
 
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1.")
@@ -107,7 +108,7 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
-    from gpukit.recipes.overrides import make_overrides
+    from gpukit.planning.overrides import make_overrides
 
     options = _options(
         imatrix=imatrix,
@@ -128,7 +129,7 @@ def quantize(
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
     from gpukit.formats.gguf_split import parse_size
     from gpukit.formats.imatrix import read_imatrix
-    from gpukit.recipes.quantize import Options
+    from gpukit.planning.plan import Options
 
     return Options(
         imatrix=read_imatrix(imatrix) if imatrix else None,
@@ -139,8 +140,8 @@ def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any)
 
 def _opened(path: Path, pre: str | None, hub: bool) -> "Source":
     """The model at `path`, which may be a name in the store; one of the hub is fetched first."""
-    from gpukit.recipes.inputs import find_input
-    from gpukit.recipes.source import open_source
+    from gpukit.recipes.references import find_input
+    from gpukit.sources.opening import open_source
 
     with reporter() as report:
         path = find_input(path, report, hub=hub)
@@ -156,7 +157,8 @@ def _run(
     dry_run: bool,
     json: bool,
 ) -> None:
-    from gpukit.recipes.quantize import plan_quantize, run_plan
+    from gpukit.conversion.run import run_plan
+    from gpukit.planning.planner import plan_quantize
 
     with source:
         plan = plan_quantize(source, file_type, options)

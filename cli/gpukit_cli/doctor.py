@@ -11,7 +11,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Show versions, devices, compiler, store and disk, and what is missing."""
-    from gpukit.recipes.diagnose import diagnose
+    from gpukit.recipes.doctor import diagnose
     from gpukit_cli.progress import human_bytes
 
     found = diagnose()

@@ -10,7 +10,7 @@ from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit.recipes.describe import Description
+    from gpukit.recipes.inspect import Description
     from gpukit.tokenizer.summary import TokenizerSummary
 
 # What one line of metadata shows of a long value.
@@ -36,8 +36,8 @@ def inspect(
     ] = False,
 ) -> None:
     """Show architecture, metadata, tokenizer, chat template and tensors by type."""
-    from gpukit.recipes.describe import describe
-    from gpukit.recipes.inputs import find_input
+    from gpukit.recipes.inspect import describe
+    from gpukit.recipes.references import find_input
 
     with reporter() as report:
         found = describe(find_input(file, report))
@@ -58,9 +58,9 @@ def inspect(
         _print_tensors(found)
     print("\nTypes")
     for row in found.totals:
-        _print_total(row.type, row.tensors, row.elements, row.nbytes)
+        _print_total(row.type, row.tensors, row.weights, row.nbytes)
     nbytes = sum(tensor.nbytes for tensor in found.tensors)
-    elements = sum(tensor.elements for tensor in found.tensors)
+    elements = sum(tensor.n_elements for tensor in found.tensors)
     _print_total("all", len(found.tensors), elements, nbytes)
 
 

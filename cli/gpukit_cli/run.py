@@ -12,7 +12,7 @@ from gpukit_cli.output import print_json
 from gpukit_cli.progress import reporter
 
 if TYPE_CHECKING:
-    from gpukit.recipes.generate import Generation
+    from gpukit.generation.generate import Generation
     from gpukit.store.store import ResolvedModel
 
 
@@ -92,7 +92,7 @@ def _resolve(model: str) -> "ResolvedModel":
 def _speak(
     found: "ResolvedModel", text: str, given: dict[str, Any], device: str, quiet: bool
 ) -> "tuple[Generation, list[Event]]":
-    from gpukit.recipes.generate import generate, load_model, options_from, prompt_ids
+    from gpukit.generation.generate import generate, load_model, options_from, prompt_ids
 
     # The bars of a terminal are gone before the text comes.
     with reporter() as report:

@@ -15,11 +15,14 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from gpukit.errors import CheckpointError
+from gpukit.formats.file_types import FILE_TYPE
 from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models import llama
 from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import FILE_TYPE, Architecture, ModelConfig, Rule
+from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
+from gpukit.models.registry import Architecture
+from gpukit.models.rules import Rule
 from gpukit.models.sizes import check_activation, read_sizes, restore_sizes
 from gpukit.models.tables import ATTENTION, FEED_FORWARD, OUTPUT_BIAS, QKV_BIASES, decoder_rules
 from gpukit.models.weights import Weights

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpukit.formats.gguf_fields import Field, ValueType, array, f32, u32
 from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import Architecture, ModelConfig, Rule
+from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
 from gpukit.models.gemma import (
     GELU_TANH,
@@ -24,6 +24,8 @@ from gpukit.models.gemma import (
     shifted,
     theta_fields,
 )
+from gpukit.models.registry import Architecture
+from gpukit.models.rules import Rule
 from gpukit.models.sizes import check_activation, read_sizes, restore_sizes
 from gpukit.models.tables import FEED_FORWARD_IN_NORMS, decoder_rules
 from gpukit.models.values import real, whole

@@ -14,10 +14,12 @@ from gpukit.errors import CheckpointError
 from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models import llama
 from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import Architecture, ModelConfig, Rule
+from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
 from gpukit.models.gemma import GELU_TANH, attention_rows, gelu_tanh, shifted
 from gpukit.models.gemma2 import pattern_fields, periodic, scale_fields, usual_scale
+from gpukit.models.registry import Architecture
+from gpukit.models.rules import Rule
 from gpukit.models.sizes import check_activation, read_sizes, restore_sizes, size_fields
 from gpukit.models.tables import FEED_FORWARD_IN_NORMS, QK_NORMS, decoder_rules
 from gpukit.models.values import real, section, whole

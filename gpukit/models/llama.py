@@ -12,10 +12,12 @@ from torch import Tensor
 
 from gpukit.formats.gguf_fields import Field, u32
 from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import Architecture, ModelConfig, PlannedTensor, Rule
+from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
 from gpukit.models.layers import rotate_pairs
+from gpukit.models.registry import Architecture
 from gpukit.models.rope import rope_divisors
+from gpukit.models.rules import PlannedTensor, Rule
 from gpukit.models.sizes import SILU, check_activation, read_sizes, restore_sizes, size_fields
 from gpukit.models.tables import (
     ATTENTION,

@@ -14,12 +14,15 @@ from typing import Any
 import torch
 
 from gpukit.errors import CheckpointError
+from gpukit.formats.file_types import FILE_TYPE
 from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models import llama
 from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import FILE_TYPE, Architecture, ModelConfig, PlannedTensor, Rule
+from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
+from gpukit.models.registry import Architecture
 from gpukit.models.rope import PLAIN, rope_kind
+from gpukit.models.rules import PlannedTensor, Rule
 from gpukit.models.sizes import SILU, check_activation, check_square, read_sizes, restore_sizes
 from gpukit.models.tables import FUSED, decoder_rules
 from gpukit.models.values import real, section, whole

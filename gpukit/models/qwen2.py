@@ -9,9 +9,11 @@ from typing import Any
 
 from gpukit.formats.gguf_fields import Field
 from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import Architecture, ModelConfig, Rule
+from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
 from gpukit.models.llama import SKIPPED
+from gpukit.models.registry import Architecture
+from gpukit.models.rules import Rule
 from gpukit.models.sizes import (
     SILU,
     check_activation,

@@ -5,13 +5,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpukit.conversion.origins import Work, locate, open_origin
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, Status, Warned, ignore
+from gpukit.formats.file_types import file_type_name
 from gpukit.formats.gguf_reader import GGUFFile
-from gpukit.recipes.origins import Work, locate, open_origin
 from gpukit.store import blobs, gojson, parameters
 from gpukit.store.changes import Change, change
-from gpukit.store.config import Config, file_type_name, human_count
+from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest
 from gpukit.store.modelfile import Modelfile
 from gpukit.store.names import ModelName
@@ -95,9 +96,9 @@ def _refuse_unsupported(modelfile: Modelfile) -> None:
 
 def _file_type(word: str) -> str:
     """The file type's name in upper case as given; ArgumentError listing those there are."""
-    from gpukit.recipes.mixes import by_name
+    from gpukit.formats.file_types import file_type_of
 
-    by_name(word)
+    file_type_of(word)
     return word.upper()
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import build
-from hub import COMMIT, Hub, serve
+from support.checkpoints import build
+from support.hub import COMMIT, Hub, serve
 
 INDEX = "model.safetensors.index.json"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -120,7 +120,7 @@ LOCATE = """
 import sys
 from pathlib import Path
 from gpukit.errors import GpukitError
-from gpukit.recipes.hub import located
+from gpukit.remote.hub import located
 for name in sys.argv[1:]:
     try:
         print(located(Path(name), lambda event: None))

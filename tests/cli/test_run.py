@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import DATA
+from support.checkpoints import DATA
 
-from gpukit.recipes.quantize import plan_quantize, run_plan
-from gpukit.recipes.source import open_source
+from gpukit.conversion.run import run_plan
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
 from gpukit_cli.app import main
 from gpukit_cli.run import duration
 

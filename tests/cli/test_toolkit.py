@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import build
 from safetensors.torch import load_file
+from support.checkpoints import build
 
 from gpukit.formats.gguf_fields import ValueType, array, f32, string
 from gpukit.formats.gguf_writer import GGUFWriter

@@ -11,8 +11,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import quant_kinds
 import torch
+from support import quant_kinds
 from torch import Tensor
 
 from gpukit_kernels import QUANTS, QuantType, dequantize, launch, quantize

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from forms import build
+from support.forms import build
+from support.vocabularies import letters
 from tokenizers import Tokenizer, models, pre_tokenizers
-from vocabularies import letters
 
 from gpukit.errors import ArgumentError, TokenizerError
 from gpukit.formats.checkpoint import Checkpoint

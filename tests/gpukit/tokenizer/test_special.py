@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forms import build
+from support.forms import build
 
 from gpukit.errors import TokenizerError
 from gpukit.tokenizer import vocabulary_fields

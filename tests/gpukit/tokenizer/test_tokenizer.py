@@ -7,10 +7,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from checkpoints import DATA, LLAMA3, SENTENCEPIECE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import PIECES, letters, merges
+from support.checkpoints import DATA, LLAMA3, SENTENCEPIECE
+from support.vocabularies import PIECES, letters, merges
 
 from gpukit.errors import TokenizerError
 from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string, u32

@@ -1,0 +1,290 @@
+"""Where a new model's weights come from: a checkpoint folder, a .gguf file or a stored model.
+
+Each origin is checked and planned when it is made, before anything is written; `add` then brings
+the weights into the store and gives the layers that the model starts with.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from gpukit.errors import ArgumentError, CheckpointError, FormatError, ModelfileError, StoreError
+from gpukit.events import Report, Status, Step, ignore
+from gpukit.formats.file_types import file_type_name
+from gpukit.formats.folder import check_files, has_weights
+from gpukit.formats.gguf_split import GGUFModel, is_part
+from gpukit.remote.hub import HOSTS, located
+from gpukit.store import blobs
+from gpukit.store.changes import Change
+from gpukit.store.manifest import LAYER_PREFIX, Layer, Manifest
+from gpukit.store.modelfile import Modelfile
+from gpukit.store.names import ModelName
+from gpukit.store.store import Store
+
+if TYPE_CHECKING:
+    from gpukit.planning.plan import QuantizePlan
+    from gpukit.sources.base import Source
+
+MODEL = LAYER_PREFIX + "model"
+# What llama.cpp and Ollama take as a source for quantising; other types have lost too much.
+FULL_TYPES = frozenset(("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"))
+# A string that begins so can only be a path.
+PATH_STARTS = ("/", "./", "../", "~", ".\\")
+
+
+@dataclass(frozen=True)
+class Work:
+    """How weights are converted: the file type wanted (None: the source's own), the device, the
+    bound on host memory in bytes, who hears of it, the pre-tokenizer where none is recognised, and
+    the file with importance weights.
+    """
+
+    file_type: str | None
+    device: str
+    budget: int
+    report: Report
+    pre: str | None = None
+    imatrix: Path | None = None
+
+
+class Origin(Protocol):
+    """Weights that have been checked."""
+
+    def add(self, changes: Change) -> tuple[Layer, ...]:
+        """Bring them into the store; the model's first layers, in order."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def locate(store: Store, modelfile: Modelfile, report: Report = ignore) -> Path | ModelName:
+    """What FROM names: an existing folder or file, else a model of the store, else, where it begins
+    with hf.co/, one of the Hugging Face hub, which is fetched.
+
+    A folder without weights gives way to a model of the same name. Raises ModelfileError where
+    a path does not exist, StoreError where a name is not in the store, HubError where the hub does
+    not give it.
+    """
+    text = modelfile.source
+    path = _expanded(text, modelfile.folder)
+    is_path = text.startswith(PATH_STARTS) or text in (".", "..") or text.endswith(".gguf")
+    if path.exists() and (is_path or not path.is_dir() or _has_weights(path)):
+        return path
+    if is_path:
+        if path.exists():
+            return path
+        raise ModelfileError(f"FROM {text}: {path}: no such file or folder")
+    on_hub = text.startswith(HOSTS)
+    try:
+        name = store.find(text)
+        if store.has(name):
+            return name
+    except ArgumentError as error:
+        if not on_hub:
+            raise ModelfileError(f"FROM {text}: no such file or folder, and {error}") from None
+    if path.exists():
+        return path
+    if on_hub:
+        return located(Path(text), report)
+    raise StoreError(
+        f"FROM {text}: there is no file or folder {path}, and no model '{name.display}' in "
+        f"{store.root}"
+    )
+
+
+def open_origin(store: Store, source: Path | ModelName, work: Work) -> Origin:
+    """The weights that `source` names, checked and planned; the caller closes them.
+
+    Raises the errors of the source's readers.
+    """
+    if work.pre is not None and (isinstance(source, ModelName) or not source.is_dir()):
+        raise ArgumentError("--pre is for a FROM that is a model folder; this has its vocabulary")
+    if isinstance(source, ModelName):
+        return _stored(store, source, work)
+    if source.is_dir():
+        single = _single_gguf(source)
+        if single is None:
+            return _converted(source, work, "converting model")
+        source = single
+    return _file(source, work)
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """A .gguf file taken as it is."""
+
+    path: Path
+    work: Work
+
+    def add(self, changes: Change) -> tuple[Layer, ...]:
+        report, total, done = self.work.report, self.path.stat().st_size, 0
+        report(Status("parsing GGUF"))
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            report(Step(f"copying {self.path.name}", done, total))
+
+        target = changes.temporary()
+        with blobs.disk_errors(target.parent):
+            digest, size = blobs.copy_in(self.path, target, advance)
+        if size != total:
+            raise FormatError(f"{self.path}: {total} bytes became {size} while it was copied")
+        return (changes.add_file(target, digest, size, MODEL, origin=self.path.name),)
+
+    def close(self) -> None:
+        """Nothing is open between the check and the copy."""
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A checkpoint or a GGUF on its way to another type, planned tensor by tensor."""
+
+    source: "Source"
+    plan: "QuantizePlan"
+    work: Work
+    opening: str
+
+    def add(self, changes: Change) -> tuple[Layer, ...]:
+        from gpukit.conversion.run import run_plan
+
+        work = self.work
+        work.report(Status(self.opening))
+        if self.plan.title != self.opening:
+            work.report(Status(self.plan.title))
+        changes.need_room(self.plan.size)
+        target = changes.temporary()
+        result = run_plan(
+            self.source, self.plan, target, device=work.device, budget=work.budget, digest=True,
+            report=work.report,
+        )  # fmt: skip
+        work.report(Status("verifying conversion"))
+        check_gguf(target)
+        return (changes.add_file(target, f"sha256:{result.digest}", result.size, MODEL),)
+
+    def close(self) -> None:
+        self.source.close()
+
+
+@dataclass(frozen=True)
+class _Inherited:
+    """A model of the store: its layers, the weights quantised anew if a type was asked for."""
+
+    name: ModelName
+    manifest: Manifest
+    converted: _Converted | None
+
+    def add(self, changes: Change) -> tuple[Layer, ...]:
+        for layer in self.manifest.layers:
+            changes.keep(layer, self.name)
+        layers = [
+            Layer(layer.media_type, layer.digest, layer.size, self.name.display, layer.name)
+            for layer in self.manifest.layers
+        ]
+        if self.converted:
+            at = max(i for i, layer in enumerate(layers) if layer.kind == "model")
+            (layers[at],) = self.converted.add(changes)
+        return tuple(layers)
+
+    def close(self) -> None:
+        if self.converted:
+            self.converted.close()
+
+
+def _stored(store: Store, name: ModelName, work: Work) -> Origin:
+    manifest = store.manifest(name)
+    path = store.weights(name, manifest)
+    check_gguf(path)
+    return _Inherited(name, manifest, _quantized(path, work, f"FROM {name.display}"))
+
+
+def _file(path: Path, work: Work) -> Origin:
+    check_gguf(path)
+    quantized = _quantized(path, work, str(path))
+    if quantized is None and is_part(path):
+        return _converted(path, replace(work, file_type=None), "joining the parts of the model")
+    return quantized or _Copied(path, work)
+
+
+def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
+    """The GGUF at `path` on its way to another type; None where it has that type already."""
+    if work.file_type is None:
+        return None
+    from gpukit.formats.file_types import file_type_of
+
+    with GGUFModel(path) as file:
+        types = {info.type for info in file.tensors.values()}
+        label = file_type_name(file.get("general.file_type"))
+    if lossy := sorted(types - FULL_TYPES):
+        raise ArgumentError(
+            f"{what}: quantization is only supported for F16, BF16 and F32 models, and this one "
+            f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF"
+        )
+    if label == file_type_of(work.file_type).name:
+        return None
+    return _converted(path, work, "parsing GGUF")
+
+
+def _converted(path: Path, work: Work, opening: str) -> _Converted:
+    from gpukit.formats.imatrix import read_imatrix
+    from gpukit.planning.plan import Options
+    from gpukit.planning.planner import plan_quantize
+    from gpukit.sources.opening import open_source
+
+    options = Options(imatrix=read_imatrix(work.imatrix) if work.imatrix else None)
+    source = open_source(path, work.pre)
+    try:
+        return _Converted(source, plan_quantize(source, work.file_type, options), work, opening)
+    except BaseException:
+        source.close()
+        raise
+
+
+def check_gguf(path: Path) -> None:
+    """GGUFError, FormatError or ArgumentError where the file at `path` is no whole model."""
+    with GGUFModel(path) as file:
+        kind = file.get("general.type", "model")
+        if not file.get("general.architecture"):
+            raise FormatError(f"{path}: general.architecture is missing: this is no model")
+    if kind in ("adapter", "projector", "mmproj"):
+        raise ArgumentError(f"{path}: a GGUF of type {kind}, not a model; not supported as FROM")
+
+
+def _single_gguf(folder: Path) -> Path | None:
+    """The one .gguf file of a folder without a checkpoint; None where there is a checkpoint."""
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{folder}: an adapter, not a model: FROM wants the base model, and adapters are not "
+            "supported by this version"
+        )
+    check_files(folder)
+    found = sorted(folder.glob("*.gguf"))
+    if has_weights(folder) and ((folder / "config.json").exists() or not found):
+        return None
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(path.name for path in found[:4])
+        raise CheckpointError(f"{folder}: {len(found)} .gguf files ({names}): name one in FROM")
+    raise CheckpointError(
+        f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with config.json "
+        "and weights (.safetensors, .bin or .pth), or a .gguf file"
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    return has_weights(folder) or any(any(folder.glob(end)) for end in ("*.gguf", "config.json"))
+
+
+def _expanded(text: str, folder: Path) -> Path:
+    """The absolute path that FROM `text` would mean; ModelfileError where it can be none."""
+    try:
+        if not text or "\0" in text:
+            raise ValueError("a folder, a .gguf file or a name is wanted")
+        path = (folder / Path(text).expanduser()).absolute()
+        path.exists()  # fails for a text that is too long for a path
+    except (RuntimeError, ValueError) as error:
+        raise ModelfileError(f"FROM {text[:100]!r}: {error}") from None
+    except OSError as error:
+        raise ModelfileError(f"FROM {text[:100]!r}: {error.strerror}") from None
+    return path

@@ -1,0 +1,120 @@
+"""Convert and quantise in one pass: plan every tensor, then read, compute and write them."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from gpukit.conversion.pipeline import run_pipeline
+from gpukit.errors import ArgumentError
+from gpukit.events import Report, Warned, ignore
+from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.gguf_split import SplitWriter, part_path
+from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.safetensors_writer import SafetensorsWriter
+from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
+from gpukit.planning.planner import plan_quantize
+from gpukit.planning.totals import ClassTotal, TypeTotal, class_totals, type_totals
+from gpukit.sources.base import Source
+
+__all__ = [
+    "Options",
+    "PlannedOutput",
+    "QuantizePlan",
+    "QuantizeResult",
+    "output_paths",
+    "plan_quantize",
+    "run_plan",
+]
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What was written: the files, their size in bytes, the sha256 of a single one if asked for,
+    the seconds it took, totals by type and by class of tensors."""
+
+    path: Path
+    paths: tuple[Path, ...]
+    size: int
+    digest: str | None
+    seconds: float
+    weights: int
+    read_bytes: int
+    totals: tuple[TypeTotal, ...]
+    classes: tuple[ClassTotal, ...]
+
+
+def run_plan(
+    source: Source,
+    plan: QuantizePlan,
+    out: Path,
+    *,
+    device: str = "auto",
+    budget: int = 4 << 30,
+    digest: bool = False,
+    report: Report = ignore,
+) -> QuantizeResult:
+    """Write what `plan` describes to `out`, or to its parts, whole or not at all.
+
+    A name that ends in .safetensors gets a safetensors file. `device` may name several GPUs with
+    commas between. `budget` bounds the host memory of buffers, in bytes. `CheckpointError` for
+    values that are not finite, `DiskError` where the disk refuses, and the errors of the source's
+    reader.
+    """
+    paths = output_paths(out, plan)
+    for path in paths:
+        _check_target(source, path)
+    for line in plan.warnings:
+        report(Warned(line))
+    started = time.monotonic()
+    with _writer(out, plan, digest) as writer:
+        passed = run_pipeline(source, plan.outputs, writer, plan.title, device, budget, report)
+    if out.suffix != SAFETENSORS:
+        _check_written(paths, plan)
+    return QuantizeResult(
+        path=paths[0],
+        paths=tuple(paths),
+        size=sum(path.stat().st_size for path in paths),
+        digest=writer.digest,
+        seconds=time.monotonic() - started,
+        weights=sum(prod(spec.ne) for spec in plan.specs),
+        read_bytes=passed.read_bytes,
+        totals=tuple(type_totals(plan.specs, passed.fidelity)),
+        classes=tuple(class_totals(plan.specs, passed.fidelity)),
+    )
+
+
+SAFETENSORS = ".safetensors"
+
+
+def output_paths(out: Path, plan: QuantizePlan) -> list[Path]:
+    """The files that `run_plan` writes for `out`."""
+    count = len(plan.parts)
+    return [out] if count == 1 else [part_path(out, number, count) for number in range(count)]
+
+
+def _writer(
+    out: Path, plan: QuantizePlan, digest: bool
+) -> GGUFWriter | SplitWriter | SafetensorsWriter:
+    if out.suffix == SAFETENSORS:
+        return SafetensorsWriter(out, plan.specs, digest=digest)
+    if len(plan.parts) > 1:
+        return SplitWriter(out, plan.fields, plan.specs, plan.parts)
+    return GGUFWriter(out, plan.fields, plan.specs, digest=digest)
+
+
+def _check_written(paths: Sequence[Path], plan: QuantizePlan) -> None:
+    for path, wanted in zip(paths, plan.parts, strict=True):
+        with GGUFFile(path) as written:
+            if len(written.tensors) != wanted:
+                raise AssertionError(f"{path}: {len(written.tensors)} of {wanted} tensors")
+
+
+def _check_target(source: Source, out: Path) -> None:
+    if out.is_dir():
+        raise ArgumentError(f"{out}: a folder; name the file to write")
+    if not out.parent.is_dir():
+        raise ArgumentError(f"{out}: there is no folder {out.parent}; make it first")
+    if any(out.exists() and path.exists() and out.samefile(path) for path in source.files):
+        raise ArgumentError(f"{out}: input and output are the same file; write to another name")

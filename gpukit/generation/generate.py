@@ -1,0 +1,294 @@
+"""Loads a model and lets it speak: prefill, decode with a cache, text as it becomes whole."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import gpukit_kernels as kernels
+from gpukit.chat import render
+from gpukit.errors import ArgumentError, CheckpointError, GGUFError
+from gpukit.events import Report, Warned, ignore
+from gpukit.generation.sampling import Sampler, SamplingOptions
+from gpukit.models.decoder import Decoder
+from gpukit.models.registry import architecture_of
+from gpukit.models.weights import Weight, Weights
+from gpukit.sources.base import Source
+from gpukit.sources.gguf import GGUFSource
+from gpukit.sources.opening import open_source
+from gpukit.tokenizer import Tokenizer
+
+# The context that a generation gets unless it asks for another, as Ollama on small machines.
+DEFAULT_CONTEXT = 4096
+
+# Parameters of a Modelfile that say how a machine is used, not what comes out.
+MACHINE_PARAMETERS = frozenset({
+    "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "num_keep", "draft_num_predict",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What a generation may do: `num_predict` tokens at most (negative: until the model ends or the
+    context is full), a context of `num_ctx` tokens, texts that stop it."""
+
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    num_predict: int = -1
+    num_ctx: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_ctx is not None and self.num_ctx < 1:
+            raise ArgumentError(f"num_ctx is {self.num_ctx}; at least 1 token is needed")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device with its tokenizer."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came out: the text, the tokens, why it ended (stop or length), times in seconds."""
+
+    text: str
+    tokens: tuple[int, ...]
+    done_reason: str
+    prompt_tokens: int
+    load_seconds: float
+    prompt_seconds: float
+    seconds: float
+
+    @property
+    def total_seconds(self) -> float:
+        return self.load_seconds + self.prompt_seconds + self.seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """Ollama's names; durations in nanoseconds."""
+        return {
+            "response": self.text,
+            "done": True,
+            "done_reason": self.done_reason,
+            "total_duration": _ns(self.total_seconds),
+            "load_duration": _ns(self.load_seconds),
+            "prompt_eval_count": self.prompt_tokens,
+            "prompt_eval_duration": _ns(self.prompt_seconds),
+            "eval_count": len(self.tokens),
+            "eval_duration": _ns(self.seconds),
+        }
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+def options_from(
+    params: Mapping[str, Any], given: Mapping[str, Any], report: Report = ignore
+) -> GenerateOptions:
+    """Options from a model's parameters, over them what was `given` (None: not given).
+
+    Parameters that change nothing here are passed over; those that would and cannot are told.
+    """
+    merged = {**params, **{key: value for key, value in given.items() if value is not None}}
+    known = {f.name for f in fields(SamplingOptions)}
+    sampling = {key: merged.pop(key) for key in known & merged.keys()}
+    stop = merged.pop("stop", ())
+    own = {key: merged.pop(key) for key in ("num_predict", "num_ctx") if key in merged}
+    for key in sorted(merged.keys() - MACHINE_PARAMETERS):
+        report(Warned(f"parameter {key} is not used by gpukit run"))
+    try:
+        return GenerateOptions(
+            sampling=SamplingOptions(**sampling),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            **own,
+        )
+    except TypeError as error:
+        raise ArgumentError(f"a parameter has a value of the wrong kind: {error}") from None
+
+
+def load_model(path: Path, device: str = "auto") -> LoadedModel:
+    """The model in a GGUF file or a Hugging Face folder, its weights in blocks on `device`.
+
+    `GGUFError` for a file that is no whole model of a known architecture, `ArgumentError` for a
+    device that is not there, and the errors of the readers.
+    """
+    started = time.monotonic()
+    try:
+        place = kernels.device(device)
+    except kernels.QuantError as error:
+        raise ArgumentError(str(error)) from None
+    with open_source(path) as source:
+        metadata = {f.key: f for f in source.fields}
+        arch = architecture_of(source.get("general.architecture"), str(path))
+        try:
+            tokenizer = Tokenizer.from_fields(metadata)
+            config = arch.restore(metadata)
+            weights = Weights(_weights(source, place))
+            decoder = arch.build(config, weights)
+            weights.check_all_taken()
+        except (GGUFError, CheckpointError) as error:
+            raise type(error)(f"{path}: {error}") from None
+    if tokenizer.n_vocab > config.vocab_size:
+        raise GGUFError(
+            f"{path}: {tokenizer.n_vocab} tokens for {config.vocab_size} rows of token_embd.weight"
+        )
+    return LoadedModel(decoder, tokenizer, time.monotonic() - started)
+
+
+def _weights(source: Source, place: torch.device) -> dict[str, Weight]:
+    weights = {}
+    for index, tensor in enumerate(source.tensors):
+        # A checkpoint's float32 weights stay float32, which a plain conversion would round.
+        kind = "F32" if tensor.type == "F32" else source.stored_type(index)
+        if kind not in kernels.QUANTS:
+            known = ", ".join(kernels.QUANTS)
+            raise GGUFError(f"{tensor.name} is {kind}; types that can be run: {known}")
+        data = torch.from_numpy(np.empty(source.stored_bytes(index, tensor.rows), np.uint8))
+        source.read(index, 0, data.numpy().data)
+        if isinstance(source, GGUFSource):
+            blocks = data.view(tensor.rows, tensor.row_bytes)
+        else:
+            values = source.values(index, 0, tensor.rows, data)
+            blocks = kernels.quantize(values, kind)
+        weights[tensor.name] = Weight(blocks.to(place), kind, tensor.ne[0] if tensor.ne else 1)
+    return weights
+
+
+def prompt_ids(
+    model: LoadedModel,
+    prompt: str,
+    *,
+    system: str = "",
+    messages: Sequence[Mapping[str, str]] = (),
+    report: Report = ignore,
+) -> list[int]:
+    """The tokens of a prompt: through the model's chat template when it has one, else as it is.
+
+    `system` and `messages` (role and content each) come before it; without a template they cannot,
+    which a warning tells. `CheckpointError` where the template refuses them.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer.chat_template is None:
+        if system or messages:
+            report(Warned("the model has no chat template; SYSTEM and MESSAGE are not used"))
+        ids = tokenizer.encode(prompt)
+    else:
+        turns = [dict(message) for message in messages]
+        if system:
+            turns.insert(0, {"role": "system", "content": system})
+        turns.append({"role": "user", "content": prompt})
+        bos, eos = (_spelled(tokenizer, i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+        text = render(tokenizer.chat_template, turns, bos_token=bos, eos_token=eos)
+        # Many templates write BOS themselves, and it must not stand there twice.
+        has_bos = bool(bos) and text.startswith(bos)
+        ids = tokenizer.encode(text, add_special=not has_bos, parse_special=True)
+    if tokenizer.add_eos and ids and ids[-1] == tokenizer.eos_id:
+        del ids[-1]  # An end behind the prompt would leave nothing to say.
+    return ids
+
+
+def _spelled(tokenizer: Tokenizer, number: int | None) -> str:
+    return "" if number is None else tokenizer.token_text(number)
+
+
+def generate(
+    model: LoadedModel,
+    ids: Sequence[int],
+    options: GenerateOptions | None = None,
+    on_text: Callable[[str], None] = lambda _text: None,
+    report: Report = ignore,
+) -> Generation:
+    """Continue the tokens `ids`; `on_text` gets the text piece by piece, stop texts left out.
+
+    `ArgumentError` where the prompt is empty or does not fit into the context.
+    """
+    options = options or GenerateOptions()
+    if not ids:
+        raise ArgumentError("the prompt is empty; there is nothing to continue")
+    decoder, tokenizer = model.decoder, model.tokenizer
+    cache = decoder.cache(_context(decoder, options, report))
+    sampler = Sampler(options.sampling)
+    text, stream = _StopWatch(options.stop), tokenizer.stream().continued()
+    started = time.monotonic()
+    logits = decoder.forward(ids, cache)
+    seen, reason = list(ids), "length"
+    prompted = time.monotonic()
+    while options.num_predict < 0 or len(seen) - len(ids) < options.num_predict:
+        token = sampler.pick(logits, seen)
+        seen.append(token)
+        if token in tokenizer.eog_ids:
+            reason = "stop"
+            break
+        on_text(text.push(stream.push(token)))
+        if text.stopped:
+            reason = "stop"
+            break
+        if cache.length == cache.n_ctx:
+            report(Warned(f"the context of {cache.n_ctx} tokens is full; --num-ctx sets its size"))
+            break
+        if len(seen) - len(ids) != options.num_predict:
+            logits = decoder.forward([token], cache)
+    on_text(text.push(stream.flush()) + text.flush())
+    return Generation(
+        text=text.text,
+        tokens=tuple(seen[len(ids) :]),
+        done_reason=reason,
+        prompt_tokens=len(ids),
+        load_seconds=model.seconds,
+        prompt_seconds=prompted - started,
+        seconds=time.monotonic() - prompted,
+    )
+
+
+def _context(decoder: Decoder, options: GenerateOptions, report: Report) -> int:
+    most = decoder.config.n_ctx
+    if options.num_ctx is None:
+        return min(most, DEFAULT_CONTEXT)
+    if options.num_ctx > most:
+        report(Warned(f"a context of {options.num_ctx} tokens; the model was made for {most}"))
+    return min(options.num_ctx, most)
+
+
+class _StopWatch:
+    """Lets text through up to the first stop text; what may become one is held back."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.text = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """What of the text so far is certain to belong to the answer."""
+        if self.stopped:
+            return ""
+        self._held += piece
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._release(min(found))
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        return self._release(len(self._held) - keep)
+
+    def flush(self) -> str:
+        """What was held back and became no stop text."""
+        return "" if self.stopped else self._release(len(self._held))
+
+    def _release(self, count: int) -> str:
+        out, self._held = self._held[:count], self._held[count:]
+        self.text += out
+        return out
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` begin `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
