@@ -86,9 +86,9 @@ class PlacedWriter:
             atomic.remove_abandoned(folder)
         atomic.need_room(self.path, self.size)
         with atomic.disk_errors(self.path):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._fd = os.open(self._temporary, flags, 0o644)
             try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._fd = os.open(self._temporary, flags, 0o644)
                 # The length is set at once: padding is what nobody writes, and reads as zeros.
                 os.ftruncate(self._fd, self.size)
                 self._put(memoryview(self.layout.header), 0)
@@ -155,8 +155,7 @@ class PlacedWriter:
     def publish(self) -> None:
         """Give the complete file its name."""
         with atomic.disk_errors(self.path):
-            self._temporary.replace(self.path)
-            atomic.sync_folder(self.path.parent)
+            atomic.put_in_place(self._temporary, self.path)
         os.close(self._fd)
         self._fd = -1
 
@@ -195,4 +194,4 @@ class PlacedWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._temporary.unlink(missing_ok=True)
+        atomic.remove(self._temporary)
