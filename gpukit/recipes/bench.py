@@ -84,11 +84,8 @@ def plan_bench(
     """
     if what not in WHATS:
         raise ArgumentError(f"{what!r} cannot be timed; known: {', '.join(WHATS)}")
-    try:
-        place = kernels.device(device)
-        rows = [kernels.by_name(name) for name in types] or list(kernels.QUANTS.values())
-    except kernels.QuantError as error:
-        raise ArgumentError(str(error)) from None
+    place = kernels.device(device)
+    rows = [kernels.by_name(name) for name in types] or list(kernels.QUANTS.values())
     if what == "quantize":
         if types and (lacking := [row.name for row in rows if not row.encodable]):
             raise ArgumentError(f"{lacking[0]} can only be read; time it with dequantize")
