@@ -106,9 +106,6 @@ def _command() -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    kernels = sys.modules.get("gpukit_kernels.errors")
-    if kernels is not None and isinstance(error, kernels.QuantError):
-        return str(error)
     return (
         f"{type(error).__name__}: {error} (a bug in gpukit: please report it with the traceback "
         "that GPUKIT_TRACEBACK=1 prints)"

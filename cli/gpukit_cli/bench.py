@@ -1,6 +1,5 @@
 """`gpukit bench`: how fast each type is quantised and decoded on this machine."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -24,20 +23,7 @@ def bench(
 
     plan = plan_bench(what, type or [], device, weights)
     if json:
-        rows = [
-            {
-                **asdict(rate),
-                "weights_per_second": rate.weights_per_second,
-                "bytes_per_second": rate.bytes_per_second,
-            }
-            for rate in plan.rates()
-        ]
-        print_json({
-            "what": what,
-            "device": str(plan.device),
-            "copy_bytes_per_second": plan.copy,
-            "rates": rows,
-        })  # fmt: skip
+        print_json(plan.as_json())
         return
     print(f"{what} on {plan.device}, {plan.weights:,} weights a call; a copy of them moves "
           f"{plan.copy / 1e9:.1f} GB/s, read and written")  # fmt: skip

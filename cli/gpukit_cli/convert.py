@@ -9,7 +9,7 @@ from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit.conversion.run import QuantizeResult
+    from gpukit.conversion.run import Result
     from gpukit.planning.plan import Options, QuantizePlan
     from gpukit.sources.base import Source
 
@@ -198,57 +198,20 @@ def _print_plan(plan: "QuantizePlan", json: bool) -> None:
     print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
 
 
-def _print_result(result: "QuantizeResult", json: bool) -> None:
+def _print_result(result: "Result", json: bool) -> None:
     if json:
-        print_json(_as_json(result))
+        print_json(result.as_json())
         return
     _print_classes(result)
     _print_totals(result.totals)
-    seconds = max(result.seconds, 1e-9)
     files = f" and {len(result.paths) - 1} more" if len(result.paths) > 1 else ""
     print(f"{result.path}{files}: {human_bytes(result.size)} in {result.seconds:.1f} s "
-          f"({result.weights / seconds / 1e6:.1f} M weights/s, "
-          f"{result.read_bytes / seconds / 1e9:.2f} GB/s read, "
-          f"{result.size / seconds / 1e9:.2f} GB/s written)")  # fmt: skip
+          f"({result.weights_per_second / 1e6:.1f} M weights/s, "
+          f"{result.read_bytes_per_second / 1e9:.2f} GB/s read, "
+          f"{result.written_bytes_per_second / 1e9:.2f} GB/s written)")  # fmt: skip
 
 
-def _as_json(result: "QuantizeResult") -> dict[str, Any]:
-    seconds = max(result.seconds, 1e-9)
-    return {
-        "path": str(result.path),
-        "paths": [str(path) for path in result.paths],
-        "size": result.size,
-        "seconds": round(result.seconds, 3),
-        "weights": result.weights,
-        "read_bytes": result.read_bytes,
-        "weights_per_second": result.weights / seconds,
-        "read_bytes_per_second": result.read_bytes / seconds,
-        "written_bytes_per_second": result.size / seconds,
-        "types": {
-            t.type: {
-                "tensors": t.tensors,
-                "weights": t.weights,
-                "nbytes": t.nbytes,
-                "bits_per_weight": t.bits_per_weight,
-                "relative_rms_error": t.relative_rms,
-            }
-            for t in result.totals
-        },
-        "classes": {
-            c.name: {
-                "types": list(c.types),
-                "tensors": c.tensors,
-                "weights": c.weights,
-                "nbytes": c.nbytes,
-                "relative_rms_error": c.relative_rms,
-                "compared_weights": c.compared,
-            }
-            for c in result.classes
-        },
-    }
-
-
-def _print_classes(result: "QuantizeResult") -> None:
+def _print_classes(result: "Result") -> None:
     """What each class of tensors became, and the error that this made."""
     rows = [c for c in result.classes if c.relative_rms is not None]
     if not rows:

@@ -74,16 +74,7 @@ def list_models(json: Json = False) -> None:
     with reporter() as report:
         models = store.models(report)
     if json:
-        rows = [
-            {
-                "name": model.name.display,
-                "digest": model.digest,
-                "size": model.size,
-                "modified_at": model.modified.isoformat(),
-            }
-            for model in models
-        ]
-        print_json({"models": rows})
+        print_json({"models": [model.as_json() for model in models]})
         return
     now = datetime.now(UTC)
     table = [("NAME", "ID", "SIZE", "MODIFIED")]

@@ -121,10 +121,7 @@ def load_model(path: Path, device: str = "auto") -> LoadedModel:
     device that is not there, and the errors of the readers.
     """
     started = time.monotonic()
-    try:
-        place = kernels.device(device)
-    except kernels.QuantError as error:
-        raise ArgumentError(str(error)) from None
+    place = kernels.device(device)
     with open_source(path) as source:
         metadata = {f.key: f for f in source.fields}
         arch = architecture_of(source.get("general.architecture"), str(path))

@@ -46,6 +46,15 @@ class StoredModel:
     def id(self) -> str:
         return self.digest[:12]
 
+    def as_json(self) -> dict[str, Any]:
+        """Ollama's names; the size in bytes."""
+        return {
+            "name": self.name.display,
+            "digest": self.digest,
+            "size": self.size,
+            "modified_at": self.modified.isoformat(),
+        }
+
 
 @dataclass(frozen=True)
 class ResolvedModel:
