@@ -80,6 +80,21 @@ def guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return {**found, "took_s": round(time.monotonic() - begin, 3)}
 
 
+def compilations() -> list[str]:
+    """A list that gets the name of each kernel that this process compiles from now on, which it did
+    not find on disk."""
+    from triton import knobs
+
+    names: list[str] = []
+
+    def heard(*, src: Any, cache_hit: bool, **_: Any) -> None:
+        if not cache_hit:
+            names.append(str(getattr(src, "name", src)))
+
+    knobs.compilation.listener = heard
+    return names
+
+
 def stable_keys() -> int:
     """How many jit functions there are; each has its key, whatever kernel is launched first.
 

@@ -44,6 +44,8 @@ def line(name: str, step: dict[str, Any]) -> str:
     """A step in one line."""
     state = "ERROR" if "error" in step else "wrong" if step.get("wrong") else "ok"
     blocks = f"{step['blocks']} blocks" if "blocks" in step else ""
+    if step.get("compiled"):
+        blocks += f" compiled {len(step['compiled'])} anew"
     return f"{name:18} {step.get('took_s', 0):6.1f} s {state} {blocks} {step.get('left_out', '')}"
 
 

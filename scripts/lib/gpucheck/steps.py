@@ -13,7 +13,17 @@ from typing import Any
 import torch
 
 from gpucheck import checks, pipeline, rates
-from gpucheck.base import NEXT, TOP, Plan, claim, guarded, load_plan, stable_keys, write_json
+from gpucheck.base import (
+    NEXT,
+    TOP,
+    Plan,
+    claim,
+    compilations,
+    guarded,
+    load_plan,
+    stable_keys,
+    write_json,
+)
 from gpucheck.jobs import NEEDS, ODD, jobs, path_of
 from gpukit_kernels import by_name
 
@@ -23,7 +33,7 @@ TURNS = ("Q4_K", "Q8_0")
 COSTS = {"small": 30.0, "big": 25.0}
 COST = 6.0
 # Seconds without a job's result after which a step does without it.
-PATIENCE = 100.0
+PATIENCE = 60.0
 ENDED = 75
 
 
@@ -76,12 +86,16 @@ def steps(plan: Plan) -> list[Step]:
     for name in TURNS if "turns" in plan.steps else ():
         if name in plan.types:
             row = by_name(name)
-            found.append(Step(f"{name} turns", lambda row=row: checks.check_turns(plan, row)))
+            needs = tuple(j for j in jobs(plan) if j == f"{name} encode bf16")
+            found.append(Step(f"{name} turns", lambda r=row: checks.check_turns(plan, r), needs))
     if "small" in plan.steps:
-        needs = tuple(j for j in jobs(plan) if j.startswith("small"))
+        # What the command would compile once more.
+        needs = tuple(j for j in jobs(plan) if j.split()[0] in ("small", *TOP))
         found.append(Step("small", lambda: pipeline.check_small(plan), needs))
     for kind in pipeline.BIG if "big" in plan.steps else ():
-        step = Step(f"big {kind}", lambda k=kind: pipeline.time_big(plan, k), ("big file",))
+        # All jobs: it is timed with the CPU's cores to itself.
+        needs = tuple(jobs(plan))
+        step = Step(f"big {kind}", lambda k=kind: pipeline.time_big(plan, k), needs)
         found.append(step)
     for name in plan.types:
         if name not in ordered:
@@ -124,6 +138,7 @@ def main() -> None:
     plan = load_plan(sys.argv[1])
     torch.set_num_threads(2)
     stable_keys()
+    compiled = compilations()
     left, waited = steps(plan), time.monotonic()
     while left:
         patient = time.monotonic() - waited < PATIENCE
@@ -143,7 +158,9 @@ def main() -> None:
         path = step.path(plan)
         if not claim(path.with_suffix(".begun")):
             continue
-        write_json(path, guarded(step.work))
+        known = len(compiled)
+        found = guarded(step.work)
+        write_json(path, {**found, "compiled": compiled[known:]})
         waited = time.monotonic()
         if _broken(plan):
             os._exit(ENDED)
