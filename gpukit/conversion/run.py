@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from gpukit.conversion.checks import SAFETENSORS, check_target
 from gpukit.conversion.pipeline import run_pipeline
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, Warned, ignore
@@ -64,7 +65,8 @@ def run_plan(
     """
     paths = output_paths(out, plan)
     for path in paths:
-        _check_target(source, path)
+        check_target(path)
+        _check_inputs(source, path)
     for line in plan.warnings:
         report(Warned(line))
     started = time.monotonic()
@@ -83,9 +85,6 @@ def run_plan(
         totals=tuple(type_totals(plan.specs, passed.fidelity)),
         classes=tuple(class_totals(plan.specs, passed.fidelity)),
     )
-
-
-SAFETENSORS = ".safetensors"
 
 
 def output_paths(out: Path, plan: QuantizePlan) -> list[Path]:
@@ -111,10 +110,6 @@ def _check_written(paths: Sequence[Path], plan: QuantizePlan) -> None:
                 raise AssertionError(f"{path}: {len(written.tensors)} of {wanted} tensors")
 
 
-def _check_target(source: Source, out: Path) -> None:
-    if out.is_dir():
-        raise ArgumentError(f"{out}: a folder; name the file to write")
-    if not out.parent.is_dir():
-        raise ArgumentError(f"{out}: there is no folder {out.parent}; make it first")
+def _check_inputs(source: Source, out: Path) -> None:
     if any(out.exists() and path.exists() and out.samefile(path) for path in source.files):
         raise ArgumentError(f"{out}: input and output are the same file; write to another name")
