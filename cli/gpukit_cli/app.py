@@ -8,12 +8,14 @@ import gc
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
 
 from gpukit import __version__
-from gpukit.errors import GpukitError
+from gpukit.errors import GpukitError, one_line
+from gpukit_cli import surroundings
 
 app = typer.Typer(
     name="gpukit",
@@ -59,7 +61,8 @@ def _register() -> None:
 
 
 def main() -> None:
-    """Run the command line; exit code 0 done, 1 the work failed, 2 the arguments are wrong."""
+    """Run the command line; exit code 0 done, 1 the work failed, 2 the arguments are wrong, 128 and
+    the signal's number when told to end."""
     # Read by OpenMP when torch loads: how long a waiting thread spins before it sleeps. The default
     # is so long that two busy neighbours cost a third of the speed; none at all halves it on an
     # idle machine (measured on 2 cores: 20000 is best or level on both).
@@ -67,19 +70,20 @@ def main() -> None:
     # Importing torch and its compiler makes a million objects, none of them garbage: looking for
     # cycles every 700 of them takes a quarter of the 2.4 s.
     gc.set_threshold(200_000)
+    surroundings.open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal without UTF-8 shows every word as well as it can.
         sys.stdout.reconfigure(errors="replace")
     try:
-        _register()
-        app()
+        with surroundings.endings():
+            _command()
     except GpukitError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except surroundings.Ended as ended:
+        _fail(str(ended), ended.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone (`gpukit list | head -1`); nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        surroundings.silence()
         sys.exit(1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
@@ -88,6 +92,17 @@ def main() -> None:
         if os.environ.get("GPUKIT_TRACEBACK"):
             raise
         _fail(_unexpected(error), 1)
+
+
+def _command() -> None:
+    """The command that the arguments name, and all that it prints."""
+    try:
+        _register()
+        app()
+    except SystemExit:
+        # At the end of the process it would be too late to tell of a full disk.
+        surroundings.flush()
+        raise
 
 
 def _unexpected(error: Exception) -> str:
@@ -101,5 +116,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print("Error: " + " ".join(message.split()), file=sys.stderr)
+    with suppress(OSError):
+        print("Error: " + one_line(" ".join(message.split())), file=sys.stderr)
+    surroundings.silence()
     sys.exit(code)

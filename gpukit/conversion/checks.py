@@ -4,7 +4,8 @@ from pathlib import Path
 
 import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError
-from gpukit.formats.file_types import by_name
+from gpukit.formats.file_types import file_type_of
+from gpukit.formats.outputs import check_output
 from gpukit.planning.plan import Options
 from gpukit.tokenizer.recognition import check_pre
 
@@ -14,31 +15,23 @@ SAFETENSORS = ".safetensors"
 def check_plan(file_type: str | None, pre: str | None = None) -> None:
     """`ArgumentError` for a file type or a pre-tokenizer that nobody knows."""
     if file_type is not None:
-        by_name(file_type)
+        file_type_of(file_type)
     if pre is not None:
         check_pre(pre)
 
 
 def check_run(out: Path, file_type: str | None, options: Options, device: str) -> None:
-    """`ArgumentError` for a file that cannot be written or cannot hold what is asked for, and for
-    a device that is not here."""
+    """`ArgumentError` for a place that no file can be written to, for a file that cannot hold what
+    is asked for and for a device that is not here; `DiskError` where this user may not write."""
     if out.suffix == SAFETENSORS:
-        if file_type is not None and not by_name(file_type).is_float:
+        if file_type is not None and not file_type_of(file_type).is_float:
             raise ArgumentError(
                 f"{out}: safetensors files cannot hold {file_type.upper()}; choose F32, F16 or BF16"
             )
         if options.keep_split or options.split_max_size:
             raise ArgumentError(f"{out}: only a GGUF is split; name a .gguf file or do not split")
-    check_target(out)
+    check_output(out, [options.imatrix.path] if options.imatrix else [])
     check_device(device)
-
-
-def check_target(out: Path) -> None:
-    """`ArgumentError` where no file can be called `out`."""
-    if out.is_dir():
-        raise ArgumentError(f"{out}: a folder; name the file to write")
-    if not out.parent.is_dir():
-        raise ArgumentError(f"{out}: there is no folder {out.parent}; make it first")
 
 
 def check_device(names: str) -> None:

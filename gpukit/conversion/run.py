@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from gpukit.conversion.checks import SAFETENSORS, check_target
+from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.pipeline import run_pipeline
-from gpukit.errors import ArgumentError
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.outputs import check_output
 from gpukit.formats.safetensors_writer import SafetensorsWriter
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.planner import plan_quantize
@@ -65,8 +65,7 @@ def run_plan(
     """
     paths = output_paths(out, plan)
     for path in paths:
-        check_target(path)
-        _check_inputs(source, path)
+        check_output(path, source.files)
     for line in plan.warnings:
         report(Warned(line))
     started = time.monotonic()
@@ -108,8 +107,3 @@ def _check_written(paths: Sequence[Path], plan: QuantizePlan) -> None:
         with GGUFFile(path) as written:
             if len(written.tensors) != wanted:
                 raise AssertionError(f"{path}: {len(written.tensors)} of {wanted} tensors")
-
-
-def _check_inputs(source: Source, out: Path) -> None:
-    if any(out.exists() and path.exists() and out.samefile(path) for path in source.files):
-        raise ArgumentError(f"{out}: input and output are the same file; write to another name")
