@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.options import Hub, Pre
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
@@ -22,16 +23,6 @@ ImatrixFile = Annotated[
     Path | None,
     typer.Option("--imatrix", metavar="FILE", help="Importance matrix, .gguf or .dat."),
 ]
-Pre = Annotated[
-    str | None,
-    typer.Option(
-        "--pre", metavar="NAME", help="Pre-tokenizer, such as llama-bpe, where none is recognised."
-    ),
-]
-Hub = Annotated[
-    bool,
-    typer.Option("--hub", help="IN is an id on the Hugging Face hub, such as org/name."),
-]
 SplitMaxSize = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Split into files with at most SIZE of data, as 500M or 2G."),
@@ -40,7 +31,7 @@ SplitMaxSize = Annotated[
 
 def convert(
     folder: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="IN", help="A model folder, a GGUF, a name in the store, or hf.co/org/name."
         ),
@@ -64,14 +55,14 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
-    _check_output(out, imatrix, dry_run)
     options = _options(imatrix=imatrix, split_max_size=split_max_size)
+    _check(out, type, options, device, pre, dry_run)
     _run(_opened(folder, pre, hub), out, type, options, device, dry_run, json)
 
 
 def quantize(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="IN", help="A GGUF, a model folder, a name in the store, or hf.co/org/name."
         ),
@@ -111,7 +102,6 @@ def quantize(
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
     from gpukit.planning.overrides import make_overrides
 
-    _check_output(out, imatrix, dry_run)
     options = _options(
         imatrix=imatrix,
         split_max_size=split_max_size,
@@ -125,15 +115,8 @@ def quantize(
             embedding_type=token_embedding_type,
         ),
     )
+    _check(out, type, options, device, pre, dry_run)
     _run(_opened(source, pre, hub), out, type, options, device, dry_run, json)
-
-
-def _check_output(out: Path, imatrix: Path | None, dry_run: bool) -> None:
-    """Refuse what cannot be written before anything is fetched or read."""
-    from gpukit.formats.outputs import check_output
-
-    if not dry_run:
-        check_output(out, [imatrix] if imatrix else [])
 
 
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
@@ -148,13 +131,29 @@ def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any)
     )
 
 
-def _opened(path: Path, pre: str | None, hub: bool) -> "Source":
-    """The model at `path`, which may be a name in the store; one of the hub is fetched first."""
-    from gpukit.recipes.references import find_input
+def _check(
+    out: Path,
+    file_type: str | None,
+    options: "Options",
+    device: str,
+    pre: str | None,
+    dry_run: bool,
+) -> None:
+    """What can be wrong whatever the input, before that is opened or fetched."""
+    from gpukit.conversion.checks import check_plan, check_run
+
+    check_plan(file_type, pre)
+    if not dry_run:
+        check_run(out, file_type, options, device)
+
+
+def _opened(word: str, pre: str | None, hub: bool) -> "Source":
+    """The model that `word` names; one of the hub is fetched first."""
+    from gpukit.recipes.references import locate
     from gpukit.sources.opening import open_source
 
     with reporter() as report:
-        path = find_input(path, report, hub=hub)
+        path = locate(word, hub=hub).fetch(report)
     return open_source(path, pre)
 
 

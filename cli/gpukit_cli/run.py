@@ -1,23 +1,28 @@
 """`gpukit run`: a model speaks."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpukit.errors import ArgumentError
 from gpukit.events import Event, Warned
+from gpukit_cli.options import Hub, Pre
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import reporter
 
 if TYPE_CHECKING:
     from gpukit.generation.generate import Generation
-    from gpukit.store.store import ResolvedModel
+    from gpukit.recipes.references import Reference
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="A name in the store, a .gguf file or a folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A name in the store, a .gguf file, a model folder, or hf.co/org/name."
+        ),
+    ],
     prompt: Annotated[
         list[str] | None, typer.Argument(help="What to answer or continue; stdin goes before it.")
     ] = None,
@@ -33,6 +38,8 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
     num_predict: Annotated[int | None, typer.Option(help="Tokens at most; -1: no limit.")] = None,
     num_ctx: Annotated[int | None, typer.Option(help="Tokens of context.")] = None,
+    pre: Pre = None,
+    hub: Hub = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     verbose: Annotated[bool, typer.Option("--verbose", help="Print times on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
@@ -50,8 +57,8 @@ def run(
         "num_predict": num_predict,
         "num_ctx": num_ctx,
     }
-    found = _resolve(model)
-    result, told = _speak(found, _prompt(prompt or []), given, device, quiet=json)
+    found = _found(model, hub, pre, device)
+    result, told = _speak(found, _prompt(prompt or []), given, device, pre, quiet=json)
     if json:
         print_json({"model": model, **result.as_json()})
     else:
@@ -78,30 +85,36 @@ def _prompt(words: list[str]) -> str:
     return text
 
 
-def _resolve(model: str) -> "ResolvedModel":
-    from gpukit.store import Store
-    from gpukit.store.store import ResolvedModel
+def _found(model: str, hub: bool, pre: str | None, device: str) -> "Reference":
+    """What `model` names, not fetched yet; what is wrong whatever it is comes first."""
+    from gpukit.conversion.checks import check_device, check_plan
+    from gpukit.recipes.references import locate
 
-    path = Path(model).expanduser()
-    # A folder that holds no checkpoint does not hide a model of the same name.
-    if path.is_dir() and (model.startswith(("/", ".", "~")) or (path / "config.json").exists()):
-        return ResolvedModel(path)
-    return Store().resolve(model)
+    check_plan(None, pre)
+    check_device(device)
+    return locate(model, hub=hub)
 
 
 def _speak(
-    found: "ResolvedModel", text: str, given: dict[str, Any], device: str, quiet: bool
+    found: "Reference",
+    text: str,
+    given: dict[str, Any],
+    device: str,
+    pre: str | None,
+    quiet: bool,
 ) -> "tuple[Generation, list[Event]]":
     from gpukit.generation.generate import generate, load_model, options_from, prompt_ids
 
     # The bars of a terminal are gone before the text comes.
     with reporter() as report:
-        options = options_from(found.params, given, report)
-        loaded = load_model(found.gguf, device)
-        if found.template and loaded.tokenizer.chat_template is None:
+        options_from({}, given)  # before anything is fetched
+        model = found.open(report)
+        options = options_from(model.params, given, report)
+        loaded = load_model(model.gguf, device, pre)
+        if model.template and loaded.tokenizer.chat_template is None:
             report(Warned("TEMPLATE is in Go's syntax and is not used; the prompt goes in bare"))
-        messages = [{"role": m.role, "content": m.content} for m in found.messages]
-        ids = prompt_ids(loaded, text, system=found.system, messages=messages, report=report)
+        messages = [{"role": m.role, "content": m.content} for m in model.messages]
+        ids = prompt_ids(loaded, text, system=model.system, messages=messages, report=report)
     # What there is to say meanwhile waits until the text is out.
     told: list[Event] = []
     result = generate(loaded, ids, options, _ignore if quiet else _print, told.append)

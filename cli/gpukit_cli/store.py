@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.options import Hub, Pre
 from gpukit_cli.output import print_json
 
 if TYPE_CHECKING:
@@ -31,10 +32,8 @@ def create(
     quantize: Annotated[
         str | None, typer.Option("--quantize", "-q", help="Quantise to this type, as Q4_K_M.")
     ] = None,
-    pre: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Pre-tokenizer of a folder, where none is recognised."),
-    ] = None,
+    pre: Pre = None,
+    hub: Hub = False,
     imatrix: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Importance matrix for -q, .gguf or .dat."),
@@ -59,8 +58,9 @@ def create(
 
     with reporter() as report:
         model = create_model(
-            store, name, parsed, quantize, device=device, pre=pre, imatrix=imatrix, report=report
-        )
+            store, name, parsed, quantize,
+            device=device, pre=pre, imatrix=imatrix, hub=hub, report=report,
+        )  # fmt: skip
     if json:
         made = store.describe(model)
         print_json({"name": model.display, "digest": made.digest, "size": made.size})

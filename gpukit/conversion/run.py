@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.pipeline import run_pipeline
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
@@ -101,9 +102,6 @@ def run_plan(
         totals=tuple(type_totals(plan.specs, passed.fidelity)),
         classes=tuple(class_totals(plan.specs, passed.fidelity)),
     )
-
-
-SAFETENSORS = ".safetensors"
 
 
 def output_paths(out: Path, plan: QuantizePlan) -> list[Path]:

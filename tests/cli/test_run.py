@@ -145,10 +145,10 @@ def test_what_cannot_be_run_is_told_in_one_line(run: Caller, home: Path) -> None
     (home / "empty").mkdir()
     (home / "cut.gguf").write_bytes((home / "tiny.gguf").read_bytes()[:100_000])
     for arguments, stdin, code, told in (
-        (("none", "x"), b"", 1, "model 'none' not found"),
+        (("none", "x"), b"", 1, "none: no such file or folder, and no model of that name in "),
         (("none.gguf", "x"), b"", 1, "none.gguf"),
         (("./empty", "x"), b"", 1, "empty"),
-        (("empty", "x"), b"", 1, "model 'empty' not found"),
+        (("empty", "x"), b"", 1, "empty: no config.json"),
         (("cut.gguf", "x"), b"", 1, "cut.gguf"),
         (("tiny.gguf",), b"", 2, "no prompt"),
         (("tiny.gguf",), b"\xff\xfe", 2, "the prompt is no UTF-8"),

@@ -142,7 +142,7 @@ def test_names_of_the_store_are_read_like_files(file: Path, tmp_path: Path) -> N
     assert len({(tmp_path / f"{out}.gguf").read_bytes() for out in "abc"}) == 1
     assert json.loads(gpukit("inspect", "mine", "--json", **place).stdout)["parameters"] > 0
     done = gpukit("inspect", "yours", **place)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert f"yours: no such file or folder, and no model of that name in {tmp_path}" in done.stderr
 
 
@@ -176,12 +176,12 @@ def test_doctor(tmp_path: Path) -> None:
         (("convert", "FOLDER", "OUT", "--type", "Q9"), 2, "unknown type 'Q9'; known: F32"),
         (("convert", "FOLDER", "OUT", "--pre", "qwen2"), 2, "--pre qwen2: this vocabulary is no"),
         (("quantize", "FILE", "OUT", "Q8_0", "--pre", "qwen2"), 2, "--pre is for model folders"),
-        (("convert", "/no/such", "OUT"), 2, "/no/such: no such file or folder"),
+        (("convert", "/no/such", "OUT"), 1, "/no/such: no such file or folder"),
         (("quantize", "README", "OUT", "Q8_0"), 1, "no GGUF file"),
-        (("inspect", "/no/such.gguf"), 2, "/no/such.gguf: no such file or folder"),
+        (("inspect", "/no/such.gguf"), 1, "/no/such.gguf: no such file or folder"),
         (("convert", "WEIGHTS", "OUT"), 2, "weights without their model; name the folder"),
-        (("inspect", "/no/such"), 2, "/no/such: no such file or folder"),
-        (("inspect", "a:b:c"), 2, "a:b:c: no such file or folder, and "),
+        (("inspect", "/no/such"), 1, "/no/such: no such file or folder"),
+        (("inspect", "a:b:c"), 1, "a:b:c: no such file or folder, and "),
         (("inspect", "README"), 1, "no GGUF file: it begins with b'This'"),
         (("inspect", "/etc"), 1, "/etc: no config.json"),
         (("quantize", "FOLDER", "OUT", "Q8_0", "--tensor-type", "x"), 2, "REGEX=TYPE"),
