@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.options import Json, Quiet, stored_names
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
@@ -26,20 +27,23 @@ def inspect(
     file: Annotated[
         Path,
         typer.Argument(
+            metavar="IN",
             help="A GGUF, a .safetensors, .bin or .pth file, a model folder, a name in the store, "
-            "or hf.co/org/name."
+            "or hf.co/org/name.",
+            autocompletion=stored_names,
         ),
     ],
-    tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor, too.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON document, arrays and tensors in full.")
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Show every tensor; --json always does.")
     ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Show architecture, metadata, tokenizer, chat template and tensors by type."""
     from gpukit.recipes.inspect import describe
     from gpukit.recipes.references import find_input
 
-    with reporter() as report:
+    with reporter(quiet) as report:
         found = describe(find_input(file, report))
     if json:
         print_json(found.as_json())
