@@ -67,6 +67,7 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
+    _check_output(out, imatrix, dry_run)
     options = _options(imatrix=imatrix, split_max_size=split_max_size)
     _run(_opened(source, pre, hub, quiet), out, type, options, device, dry_run, quiet, json)
 
@@ -131,6 +132,7 @@ def quantize(
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
     from gpukit.planning.overrides import make_overrides
 
+    _check_output(out, imatrix, dry_run)
     options = _options(
         imatrix=imatrix,
         split_max_size=split_max_size,
@@ -145,6 +147,14 @@ def quantize(
         ),
     )
     _run(_opened(source, pre, hub, quiet), out, type, options, device, dry_run, quiet, json)
+
+
+def _check_output(out: Path, imatrix: Path | None, dry_run: bool) -> None:
+    """Refuse what cannot be written before anything is fetched or read."""
+    from gpukit.formats.outputs import check_output
+
+    if not dry_run:
+        check_output(out, [imatrix] if imatrix else [])
 
 
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":

@@ -62,9 +62,9 @@ def inspect(
         _print_tensors(found)
     print("\nTypes")
     for row in found.totals:
-        _print_total(row.type, row.tensors, row.elements, row.nbytes)
+        _print_total(row.type, row.tensors, row.weights, row.nbytes)
     nbytes = sum(tensor.nbytes for tensor in found.tensors)
-    elements = sum(tensor.elements for tensor in found.tensors)
+    elements = sum(tensor.n_elements for tensor in found.tensors)
     _print_total("all", len(found.tensors), elements, nbytes)
 
 

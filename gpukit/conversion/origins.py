@@ -210,7 +210,7 @@ def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
     """The GGUF at `path` on its way to another type; None where it has that type already."""
     if work.file_type is None:
         return None
-    from gpukit.formats.file_types import by_name
+    from gpukit.formats.file_types import file_type_of
 
     with GGUFModel(path) as file:
         types = {info.type for info in file.tensors.values()}
@@ -220,7 +220,7 @@ def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
             f"{what}: quantization is only supported for F16, BF16 and F32 models, and this one "
             f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF"
         )
-    if label == by_name(work.file_type).name:
+    if label == file_type_of(work.file_type).name:
         return None
     return _converted(path, work, "parsing GGUF")
 

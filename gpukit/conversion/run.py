@@ -7,11 +7,11 @@ from math import prod
 from pathlib import Path
 
 from gpukit.conversion.pipeline import run_pipeline
-from gpukit.errors import ArgumentError
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.outputs import check_output
 from gpukit.formats.safetensors_writer import SafetensorsWriter
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.planner import plan_quantize
@@ -64,7 +64,7 @@ def run_plan(
     """
     paths = output_paths(out, plan)
     for path in paths:
-        _check_target(source, path)
+        check_output(path, source.files)
     for line in plan.warnings:
         report(Warned(line))
     started = time.monotonic()
@@ -109,12 +109,3 @@ def _check_written(paths: Sequence[Path], plan: QuantizePlan) -> None:
         with GGUFFile(path) as written:
             if len(written.tensors) != wanted:
                 raise AssertionError(f"{path}: {len(written.tensors)} of {wanted} tensors")
-
-
-def _check_target(source: Source, out: Path) -> None:
-    if out.is_dir():
-        raise ArgumentError(f"{out}: a folder; name the file to write")
-    if not out.parent.is_dir():
-        raise ArgumentError(f"{out}: there is no folder {out.parent}; make it first")
-    if any(out.exists() and path.exists() and out.samefile(path) for path in source.files):
-        raise ArgumentError(f"{out}: input and output are the same file; write to another name")

@@ -19,13 +19,22 @@ from gpukit.formats.positioned import write_at
 _TEMPORARY = re.compile(r"^\..+\.gpukit-(\d+)-[0-9a-f]{8}\.tmp$")
 
 
+# File systems take names of 255 bytes; the rest of a temporary one has 35 at most.
+MOST_OF_A_NAME = 220
+
 # The temporary files of this process that have neither been put in place nor removed.
 _own: set[Path] = set()
 
 
+def target_of(path: Path) -> Path:
+    """The file that `path` means: where a link leads, which need not be there, else `path`."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
+
+
 def temporary_name(path: Path) -> Path:
     """A fresh temporary name beside `path`, until `put_in_place` or `remove` of this process."""
-    name = path.with_name(f".{path.name}.gpukit-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    start = os.fsdecode(os.fsencode(path.name)[:MOST_OF_A_NAME])
+    name = path.with_name(f".{start}.gpukit-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     _own.add(name)
     return name
 
@@ -121,7 +130,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a small file whole: `path` holds the old content or `data`, never less."""
+    """Write a small file whole: `path` holds the old content or `data`, never less. Where it is
+    a link, this is true of the file that it leads to."""
+    path = target_of(path)
     temporary = temporary_name(path)
     with disk_errors(path):
         remove_abandoned(path.parent)

@@ -68,7 +68,9 @@ class PlacedWriter:
         self._written: list[list[tuple[int, int]]] = [[] for _ in self.tensors]
         self._lock = Lock()
         self._fd = -1
-        self._temporary = atomic.temporary_name(self.path)
+        # A link stays one: the file that it leads to is replaced.
+        self._target = atomic.target_of(self.path)
+        self._temporary = atomic.temporary_name(self._target)
 
     @property
     def size(self) -> int:
@@ -81,10 +83,9 @@ class PlacedWriter:
 
     def open(self) -> None:
         """Make the file, header and all, under a temporary name."""
-        folder = self.path.parent
         with atomic.disk_errors(self.path):
-            atomic.remove_abandoned(folder)
-        atomic.need_room(self.path, self.size)
+            atomic.remove_abandoned(self._target.parent)
+        atomic.need_room(self._target, self.size)
         with atomic.disk_errors(self.path):
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -155,7 +156,7 @@ class PlacedWriter:
     def publish(self) -> None:
         """Give the complete file its name."""
         with atomic.disk_errors(self.path):
-            atomic.put_in_place(self._temporary, self.path)
+            atomic.put_in_place(self._temporary, self._target)
         os.close(self._fd)
         self._fd = -1
 

@@ -15,7 +15,7 @@ from gpukit.errors import ArgumentError, CheckpointError, GGUFError
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.sampling import Sampler, SamplingOptions
 from gpukit.models.decoder import Decoder
-from gpukit.models.registry import by_name
+from gpukit.models.registry import architecture_of
 from gpukit.models.weights import Weight, Weights
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
@@ -127,7 +127,7 @@ def load_model(path: Path, device: str = "auto") -> LoadedModel:
         raise ArgumentError(str(error)) from None
     with open_source(path) as source:
         metadata = {f.key: f for f in source.fields}
-        arch = by_name(source.get("general.architecture"), str(path))
+        arch = architecture_of(source.get("general.architecture"), str(path))
         try:
             tokenizer = Tokenizer.from_fields(metadata)
             config = arch.restore(metadata)

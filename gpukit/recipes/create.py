@@ -96,9 +96,9 @@ def _refuse_unsupported(modelfile: Modelfile) -> None:
 
 def _file_type(word: str) -> str:
     """The file type's name in upper case as given; ArgumentError listing those there are."""
-    from gpukit.formats.file_types import by_name
+    from gpukit.formats.file_types import file_type_of
 
-    by_name(word)
+    file_type_of(word)
     return word.upper()
 
 

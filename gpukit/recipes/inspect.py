@@ -14,6 +14,7 @@ from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.pytorch import PytorchFile
 from gpukit.formats.safetensors import SafetensorsFile, StoredTensor
+from gpukit.planning.totals import TypeTotal, type_totals
 from gpukit.tokenizer.summary import TokenizerSummary, summarise
 
 if TYPE_CHECKING:
@@ -43,22 +44,8 @@ class Tensor:
     offset: int | None = None
 
     @property
-    def elements(self) -> int:
+    def n_elements(self) -> int:
         return prod(self.shape)
-
-
-@dataclass(frozen=True)
-class TypeTotal:
-    """Sums over all tensors of one type."""
-
-    type: str
-    tensors: int
-    elements: int
-    nbytes: int
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.nbytes / self.elements if self.elements else 0.0
 
 
 @dataclass(frozen=True)
@@ -87,21 +74,12 @@ class Description:
     @property
     def elements(self) -> int:
         """Weights, those without use in a GGUF not counted."""
-        return sum(tensor.elements for tensor in self.tensors if tensor.name not in self.left_out)
+        return sum(tensor.n_elements for tensor in self.tensors if tensor.name not in self.left_out)
 
     @property
     def totals(self) -> tuple[TypeTotal, ...]:
         """By type, the largest first."""
-        groups: dict[str, list[Tensor]] = {}
-        for tensor in self.tensors:
-            groups.setdefault(tensor.type, []).append(tensor)
-        rows = [
-            TypeTotal(
-                name, len(group), sum(t.elements for t in group), sum(t.nbytes for t in group)
-            )
-            for name, group in groups.items()
-        ]
-        return tuple(sorted(rows, key=lambda row: -row.nbytes))
+        return tuple(type_totals(self.tensors))
 
     def as_json(self) -> dict[str, Any]:
         """Everything, arrays in full, as one JSON-ready document; sizes in bytes."""
@@ -119,7 +97,7 @@ class Description:
             "chat_templates": dict(self.chat_templates),
             "tensors": [_tensor_json(tensor) for tensor in self.tensors],
             "types": {
-                row.type: {"tensors": row.tensors, "elements": row.elements, "nbytes": row.nbytes}
+                row.type: {"tensors": row.tensors, "elements": row.weights, "nbytes": row.nbytes}
                 for row in self.totals
             },
             "left_out": list(self.left_out),

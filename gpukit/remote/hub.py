@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 from gpukit.errors import ArgumentError, HubError
 from gpukit.events import Report, Status, Step, Warned
 from gpukit.formats.folder import TEMPLATES, read_json, weight_files
+from gpukit.formats.gguf_split import part_of
 
 HOSTS = ("hf.co/", "huggingface.co/")
 SCHEME = re.compile(r"https?:/+")
 # Beside the weights.
 WANTED = (".json", ".jinja", ".txt", ".model")
 CARD = "README.md"
-PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def fetch(model: HubModel, report: Report) -> Path:
 def _only_gguf(model: HubModel, names: Iterable[str]) -> list[str]:
     """The GGUF of a repository without other weights, in its parts."""
     names = sorted(name for name in names if name.endswith(".gguf"))
-    firsts = [name for name in names if not PART.search(name) or "-00001-of-" in name]
+    firsts = [name for name in names if (part := part_of(name)) is None or part[1] == 1]
     if not firsts:
         _fail(model, "no weights there; choose another repository")
     if len(firsts) > 1:
@@ -110,9 +110,10 @@ def _only_gguf(model: HubModel, names: Iterable[str]) -> list[str]:
 
 def _parts(name: str, names: Iterable[str]) -> list[str]:
     """All parts of the split GGUF that begins with `name`, or just that one."""
-    if not (match := PART.search(name)):
+    part = part_of(name)
+    if part is None:
         return [name]
-    return sorted(n for n in names if n.startswith(name[: match.start()]) and PART.search(n))
+    return sorted(n for n in names if (other := part_of(n)) and other[::2] == part[::2])
 
 
 class _Fetcher:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoints import DATA
+from support.checkpoints import DATA
 
 from gpukit.formats.gguf_fields import TensorSpec, string, u32
 from gpukit.formats.gguf_writer import plan_layout
@@ -255,3 +255,22 @@ def test_a_reader_that_has_gone_is_no_fault(words: str, spoken: Path) -> None:
 def test_a_full_disk_behind_stdout_is_told(words: str, spoken: Path) -> None:
     done = shell(f"$gpukit {words} > /dev/full", spoken.parent)
     assert (done.returncode, done.stderr) == (1, "Error: No space left on device\n")
+
+
+@pytest.mark.parametrize("words", ["convert none", "quantize none"])
+def test_outputs_are_looked_at_first(words: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    kind = "Q4_0" if words.startswith("quantize") else ""
+    done = shell(f"$gpukit {words} pipe {kind}", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: pipe: a pipe; name the file to write\n"
+    done = shell(f"$gpukit {words} pipe {kind} --dry-run", tmp_path)
+    assert "none" in done.stderr
+
+
+def test_an_importance_matrix_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "i.dat").write_bytes(b"importance")
+    done = shell(f"$gpukit convert {TINY} i.dat --imatrix i.dat", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: i.dat: input and output are the same file")
+    assert (tmp_path / "i.dat").read_bytes() == b"importance"
