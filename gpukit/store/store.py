@@ -94,10 +94,12 @@ class Store:
                 found.append(name)
         return sorted(found, key=str)
 
-    def models(self, report: Report = ignore) -> list[StoredModel]:
-        """All models, the latest first; of a manifest that cannot be read a warning tells."""
+    def models(self, report: Report = ignore, prefix: str = "") -> list[StoredModel]:
+        """The models whose names begin with `prefix` in any case, as `display` spells them, the
+        latest first; of a manifest that cannot be read a warning tells."""
         found = []
-        for name in self.names():
+        begins = prefix.lower()
+        for name in (n for n in self.names() if n.display.lower().startswith(begins)):
             try:
                 found.append(self.describe(name))
             except StoreError as error:

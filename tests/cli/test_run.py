@@ -7,12 +7,14 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.checkpoints import DATA
 
 from gpukit.conversion.run import run_plan
+from gpukit.formats.gguf_fields import string
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
 from gpukit_cli.app import main
@@ -129,6 +131,20 @@ def test_a_stored_model_brings_its_parameters(run: Caller) -> None:
     seeded = ("tiny", "First Citizen:", "--temperature", "1", "--seed", "7")
     seeds = [run(*seeded).stdout for _ in range(2)]
     assert seeds[0] == seeds[1] != done.stdout
+
+
+def test_system_replaces_the_models(run: Caller, home: Path) -> None:
+    told = "warning: the model has no chat template; SYSTEM and MESSAGE are not used\n"
+    assert run("tiny", "First Citizen:", "--system", "").stderr == ""
+    assert run("tiny.gguf", "First Citizen:", *FAST, "--system", "Speak.").stderr == told
+    assert run("tiny", "First Citizen:", "--system", "Speak.", "--quiet").stderr == ""
+    with open_source(home / "tiny.gguf") as source:
+        plan = plan_quantize(source)
+        every = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+        fields = (*plan.fields, string("tokenizer.chat_template", every))
+        run_plan(source, replace(plan, fields=fields), home / "chat.gguf")
+    done = run("chat.gguf", "Citizen:", *FAST, "--system", "First ")
+    assert (done.stdout, done.stderr) == (GREEDY + "\n\n", "")
 
 
 def test_a_folder_runs(run: Caller) -> None:

@@ -161,6 +161,37 @@ def test_what_an_index_does_not_list_is_named(folder: Path, tmp_path: Path) -> N
     assert line.startswith(f"warning: {there / 'model.safetensors'}: not read: the index of")
 
 
+def test_quiet_leaves_the_result_and_errors(folder: Path, tmp_path: Path) -> None:
+    there = tmp_path / "model"
+    shutil.copytree(folder, there)
+    shutil.copyfile(there / "model.safetensors", there / "model-2.safetensors")
+    index = {
+        "weight_map": dict.fromkeys(load_file(there / "model.safetensors"), "model.safetensors")
+    }
+    (there / "model.safetensors.index.json").write_text(json.dumps(index))
+    loud = gpukit("convert", there, tmp_path / "a.gguf")
+    assert "warning: " in loud.stderr
+    done = gpukit("convert", there, tmp_path / "b.gguf", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{tmp_path / 'b.gguf'}: " in done.stdout
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    done = gpukit("quantize", tmp_path / "b.gguf", tmp_path / "b.gguf", "Q8_0", "--quiet")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+
+
+def test_an_output_that_is_there_is_replaced_at_the_end(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    out.write_text("before")
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(file.read_bytes()[:-1])
+    assert gpukit("quantize", broken, out, "Q8_0").returncode == 1
+    assert out.read_text() == "before"
+    assert gpukit("quantize", file, out, "Q8_0").returncode == 0
+    assert out.read_bytes()[:4] == b"GGUF"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.gguf", "x.gguf"]
+
+
 def test_doctor(tmp_path: Path) -> None:
     done = gpukit("doctor", GPUKIT_MODELS=str(tmp_path / "store"))
     assert done.returncode == 0
@@ -222,5 +253,5 @@ def test_bad_input_is_one_line(
     assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x.gguf").exists()
-    if "Usage" not in done.stderr:
-        assert len([line for line in done.stderr.splitlines() if line.startswith("Error: ")]) == 1
+    assert "Usage" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("Error: ")]) == 1
