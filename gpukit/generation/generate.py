@@ -102,7 +102,7 @@ def options_from(
     """
     merged = {**params, **{key: value for key, value in given.items() if value is not None}}
     known = {f.name for f in fields(SamplingOptions)}
-    sampling = {key: merged.pop(key) for key in known & merged.keys()}
+    sampling: dict[str, Any] = {key: merged.pop(key) for key in known & merged.keys()}
     stop = merged.pop("stop", ())
     own = {key: merged.pop(key) for key in ("num_predict", "num_ctx") if key in merged}
     for key in sorted(merged.keys() - MACHINE_PARAMETERS):

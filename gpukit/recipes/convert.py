@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from gpukit.conversion.checks import check_plan, check_run
 from gpukit.conversion.run import Result, run_plan
 from gpukit.events import Report, ignore
+from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import FileType
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.planner import plan_quantize
 from gpukit.planning.totals import TypeTotal
-from gpukit.recipes.references import model_path
+from gpukit.recipes.references import locate
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
 
@@ -22,7 +23,7 @@ PLAIN = Options()
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Closing):
     """What a model becomes: its tensors in file order, their types and sizes; `write` makes it so.
 
     It holds the model open: use it in a `with`, or `close` it.
@@ -80,17 +81,6 @@ class Plan:
     def close(self) -> None:
         self.source.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def plan(
     model: str | Path,
@@ -107,7 +97,8 @@ def plan(
         print(plan.size)
         plan.write("llama.gguf")
     """
-    source = open_source(model_path(model, report, hub=hub), pre)
+    check_plan(type, pre)
+    source = open_source(locate(str(model), hub=hub).fetch(report), pre)
     try:
         return Plan(source, plan_quantize(source, type, options))
     except BaseException:
@@ -143,6 +134,7 @@ def convert(
         gpukit.convert("Llama-3.2-1B-Instruct", "llama.gguf", "Q4_K_M").size
     """
     options = replace(with_imatrix(PLAIN, imatrix), split_max_size=split_max_size)
+    check_run(Path(out), type, options, device)
     with plan(model, type, options=options, pre=pre, hub=hub, report=report) as planned:
         return planned.write(out, device=device, memory=memory, report=report)
 
@@ -166,6 +158,7 @@ def quantize(
 
         gpukit.quantize("llama-f16.gguf", "llama-q6.gguf", "Q6_K", device="cpu").totals
     """
+    check_run(Path(out), type, options, device)
     with plan(model, type, options=options, pre=pre, hub=hub, report=report) as planned:
         return planned.write(out, device=device, memory=memory, report=report)
 

@@ -6,7 +6,7 @@ import gpukit_kernels as kernels
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.generate import load_model
 from gpukit.generation.model import Model
-from gpukit.recipes.references import open_model
+from gpukit.recipes.references import locate
 
 
 def load(
@@ -29,7 +29,7 @@ def load(
         print(model.generate("Why is the sky blue?", temperature=0).text)
     """
     kernels.device(device)  # before anything is fetched
-    found = open_model(model, report, hub=hub)
+    found = locate(str(model), hub=hub).open(report)
     loaded = load_model(found.gguf, device, pre)
     if found.template and loaded.tokenizer.chat_template is None:
         report(Warned("TEMPLATE is in Go's syntax and is not used; the prompt goes in bare"))
