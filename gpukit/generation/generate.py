@@ -107,7 +107,7 @@ def options_from(
     own = {key: merged.pop(key) for key in ("num_predict", "num_ctx") if key in merged}
     for key in sorted(merged.keys() - MACHINE_PARAMETERS):
         report(Warned(f"parameter {key} is not used by gpukit run"))
-    for key, value in {**sampling, **own}.items():
+    for key, value in (*sampling.items(), *own.items()):
         kind = Integral if TYPES[key] is int else Real
         if not isinstance(value, kind) or isinstance(value, bool):
             wanted = "a whole number" if kind is Integral else "a number"
