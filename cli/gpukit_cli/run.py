@@ -1,7 +1,6 @@
 """`gpukit run`: a model speaks."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,10 +78,11 @@ def _prompt(words: list[str]) -> str:
 
 
 def _resolve(model: str) -> "ResolvedModel":
+    from gpukit.formats.paths import expanded
     from gpukit.store import Store
     from gpukit.store.store import ResolvedModel
 
-    path = Path(model).expanduser()
+    path = expanded(model)
     # A folder that holds no checkpoint does not hide a model of the same name.
     if path.is_dir() and (model.startswith(("/", ".", "~")) or (path / "config.json").exists()):
         return ResolvedModel(path)

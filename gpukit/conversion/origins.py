@@ -13,6 +13,7 @@ from gpukit.events import Report, Status, Step, ignore
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_split import GGUFModel, is_part
+from gpukit.formats.paths import expanded
 from gpukit.remote.hub import HOSTS, located
 from gpukit.store import blobs
 from gpukit.store.changes import Change
@@ -281,9 +282,9 @@ def _expanded(text: str, folder: Path) -> Path:
     try:
         if not text or "\0" in text:
             raise ValueError("a folder, a .gguf file or a name is wanted")
-        path = (folder / Path(text).expanduser()).absolute()
+        path = (folder / expanded(text)).absolute()
         path.exists()  # fails for a text that is too long for a path
-    except (RuntimeError, ValueError) as error:
+    except (ArgumentError, ValueError) as error:
         raise ModelfileError(f"FROM {text[:100]!r}: {error}") from None
     except OSError as error:
         raise ModelfileError(f"FROM {text[:100]!r}: {error.strerror}") from None
