@@ -162,7 +162,7 @@ def _speak(
     quiet: bool,
     shown: bool,
 ) -> "tuple[Generation, list[Event]]":
-    from gpukit.generation.generate import generate, load_model, options_from, prompt_ids
+    from gpukit.generation.generate import load_model, options_from, prompt_ids, stream
 
     # The bars of a terminal are gone before the text comes.
     with reporter(quiet) as report:
@@ -178,16 +178,11 @@ def _speak(
         ids = prompt_ids(loaded, text, system=model.system, messages=messages, report=report)
     # What there is to say meanwhile waits until the text is out.
     told: list[Event] = []
-    result = generate(loaded, ids, options, _print if shown else _ignore, told.append)
-    return result, told
-
-
-def _ignore(_piece: str) -> None:
-    pass
-
-
-def _print(piece: str) -> None:
-    print(piece, end="", flush=True)
+    pieces = stream(loaded, ids, options, told.append)
+    if shown:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    return pieces.result, told
 
 
 def _print_times(result: "Generation") -> None:

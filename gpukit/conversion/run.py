@@ -9,7 +9,7 @@ from typing import Any
 
 from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.pipeline import run_pipeline
-from gpukit.events import Report, Warned, ignore
+from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
@@ -90,6 +90,7 @@ def run_plan(
     with _writer(out, plan, digest) as writer:
         passed = run_pipeline(source, plan.outputs, writer, plan.title, device, budget, report)
     if out.suffix != SAFETENSORS:
+        report(Status("verifying conversion"))
         _check_written(paths, plan)
     return Result(
         path=paths[0],
