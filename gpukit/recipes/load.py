@@ -32,7 +32,7 @@ def load(
     # Before anything is fetched.
     kernels.device(device)
     check_plan(None, pre)
-    found = locate(str(model), hub=hub).open(report)
+    found = locate(model, hub=hub).open(report)
     loaded = load_model(found.gguf, device, pre)
     if found.template and loaded.tokenizer.chat_template is None:
         report(Warned("TEMPLATE is in Go's syntax and is not used; the prompt goes in bare"))
