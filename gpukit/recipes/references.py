@@ -1,7 +1,8 @@
 """From a word to a model: what every command makes of what it is given.
 
     locate(WORD) -> Reference     looks on this machine only
-    Reference.fetch(report)       the model's path, after fetching it where it is on the hub
+    Reference.fetch(report)       the model's path, fetched first where it is on the hub; of
+                                  a folder with a GGUF instead of a checkpoint, that file
     Reference.open(report)        the same, with what a stored model sets beside its weights
 
 A word means the first of these that holds:
@@ -20,10 +21,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpukit.errors import ArgumentError, NotFoundError
+from gpukit.errors import ArgumentError, CheckpointError, NotFoundError
 from gpukit.events import Report, ignore
-from gpukit.formats.folder import has_weights
+from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_reader import is_gguf
+from gpukit.formats.gguf_split import part_of
 from gpukit.remote.hub import HubModel, fetch, is_id, parse_id
 from gpukit.store.names import ModelName
 from gpukit.store.store import ResolvedModel, Store
@@ -54,7 +56,7 @@ class Reference:
         """The model, with everything that its layers set if it is a stored one.
 
         `HubError` where the hub does not give it, StoreError where the store has it damaged or with
-        an adapter.
+        an adapter, `CheckpointError` for a folder with several GGUFs and no checkpoint.
         """
         match self.model:
             case ModelName() as name:
@@ -62,7 +64,7 @@ class Reference:
             case HubModel() as model:
                 return ResolvedModel(fetch(model, report))
             case path:
-                return ResolvedModel(path)
+                return ResolvedModel(_gguf_instead(path) or path)
 
 
 def locate(
@@ -129,6 +131,19 @@ def _holds_model(path: Path) -> bool:
         return (path / "config.json").exists() or has_weights(path) or any(path.glob("*.gguf"))
     except OSError:  # of what may not be read nobody can tell
         return False
+
+
+def _gguf_instead(folder: Path) -> Path | None:
+    """The GGUF of a folder that has no checkpoint, the first part of a split one; else None."""
+    parts = {path: part_of(path.name) for path in sorted(folder.glob("*.gguf"))}
+    found = [path for path, part in parts.items() if part is None or part[1] == 1]
+    if not found or (has_weights(folder) and (folder / "config.json").exists()):
+        return None
+    check_files(folder)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise CheckpointError(f"{folder}: {len(found)} .gguf files ({names}): name one of them")
+    return found[0]
 
 
 def _where(word: str, path: Path) -> str:

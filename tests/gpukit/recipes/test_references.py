@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpukit.errors import ArgumentError, NotFoundError, StoreError
+from gpukit.errors import ArgumentError, CheckpointError, NotFoundError, StoreError
 from gpukit.recipes.references import Reference, locate
 from gpukit.remote.hub import HubModel
 from gpukit.store import ModelName, Store, change
@@ -118,6 +118,27 @@ def test_what_is_told_to_be_on_the_hub_is_there(store: Store) -> None:
         assert locate(word, hub=True).model == HubModel(word.removeprefix("hf.co/"))
     with pytest.raises(ArgumentError, match="full: no id on the Hugging Face hub"):
         locate("full", hub=True)
+
+
+def test_a_folder_with_a_gguf_instead_of_a_checkpoint_means_it(store: Store) -> None:
+    folder = Path("one-gguf")
+    assert locate("./one-gguf").fetch() == folder / "x.gguf"
+    (folder / "config.json").touch()
+    assert locate("./one-gguf").fetch() == folder / "x.gguf"
+    (folder / "y-00001-of-00002.gguf").touch()
+    (folder / "y-00002-of-00002.gguf").touch()
+    with pytest.raises(
+        CheckpointError, match=r"2 .gguf files \(x.gguf, y-00001-of-00002.gguf\): n"
+    ):
+        locate("./one-gguf").fetch()
+    (folder / "x.gguf").unlink()
+    assert locate("./one-gguf").fetch() == folder / "y-00001-of-00002.gguf"
+    (folder / "model.safetensors").touch()
+    assert locate("./one-gguf").fetch() == folder
+    (folder / "model.safetensors").unlink()
+    (folder / "z.gguf").symlink_to("/etc/hostname")
+    with pytest.raises(CheckpointError, match="outside the folder"):
+        locate("./one-gguf").fetch()
 
 
 @pytest.mark.parametrize("word", MISSING)
