@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from gpukit.conversion.engine import Wish
 from gpukit.conversion.pipeline import run_pipeline
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, Warned, ignore
@@ -53,12 +54,14 @@ def run_plan(
     device: str = "auto",
     budget: int = 4 << 30,
     digest: bool = False,
+    engine: Wish = "auto",
     report: Report = ignore,
 ) -> QuantizeResult:
     """Write what `plan` describes to `out`, or to its parts, whole or not at all.
 
     A name that ends in .safetensors gets a safetensors file. `device` may name several GPUs with
-    commas between. `budget` bounds the host memory of buffers, in bytes. `CheckpointError` for
+    commas between. `budget` bounds the host memory of buffers, in bytes. `engine` says who computes
+    the bytes, which are the same; "auto" does without torch where it can. `CheckpointError` for
     values that are not finite, `DiskError` where the disk refuses, and the errors of the source's
     reader.
     """
@@ -69,7 +72,9 @@ def run_plan(
         report(Warned(line))
     started = time.monotonic()
     with _writer(out, plan, digest) as writer:
-        passed = run_pipeline(source, plan.outputs, writer, plan.title, device, budget, report)
+        passed = run_pipeline(
+            source, plan.outputs, writer, plan.title, device, budget, report, engine
+        )
     if out.suffix != SAFETENSORS:
         _check_written(paths, plan)
     return QuantizeResult(
