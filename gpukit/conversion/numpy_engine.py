@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpukit.conversion.checks import SAMPLE, Bytes, Checks
+from gpukit.conversion.audit import SAMPLE, Audit, Bytes
 from gpukit.conversion.engine import Buffer
 from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
 from gpukit.planning.plan import PlannedOutput
@@ -83,14 +83,14 @@ class PlainConversion:
     ) -> None:
         self.source = source
         self.outputs = outputs
-        self._checks = Checks(source, outputs)
+        self._audit = Audit(source, outputs)
         threads = threads or plain.cpu_threads()
         self.lanes = [PlainLane()] * min(threads, plain.CPU_LANES)
         self._threads = max(threads // len(self.lanes), 1)
         self._programs = programs
 
     def fidelity(self) -> tuple[Fidelity, ...]:
-        return self._checks.fidelity()
+        return self._audit.fidelity()
 
     def running(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -117,7 +117,7 @@ class PlainConversion:
         moved = passes(self.source, output)
         blocks = stored if moved else self._quantized(piece, values)
         if values.size:
-            self._checks.finite(piece, plain.largest(values), blocks, data)
+            self._audit.finite(piece, plain.largest(values), blocks, data)
             if not moved:
                 self._compare(piece, values, blocks)
         return blocks
@@ -140,4 +140,4 @@ class PlainConversion:
         with np.errstate(all="ignore"):
             error = float(np.square(some - again).sum(dtype=np.float64))
             square = float(np.square(some).sum(dtype=np.float64))
-        self._checks.lost(piece, error, square, some.size)
+        self._audit.lost(piece, error, square, some.size)

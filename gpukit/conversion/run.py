@@ -5,33 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
+from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.engine import Wish
 from gpukit.conversion.pipeline import run_pipeline
-from gpukit.errors import ArgumentError
-from gpukit.events import Report, Warned, ignore
+from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.outputs import check_output
 from gpukit.formats.safetensors_writer import SafetensorsWriter
-from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
-from gpukit.planning.planner import plan_quantize
+from gpukit.planning.plan import QuantizePlan
 from gpukit.planning.totals import ClassTotal, TypeTotal, class_totals, type_totals
 from gpukit.sources.base import Source
 
-__all__ = [
-    "Options",
-    "PlannedOutput",
-    "QuantizePlan",
-    "QuantizeResult",
-    "output_paths",
-    "plan_quantize",
-    "run_plan",
-]
-
 
 @dataclass(frozen=True)
-class QuantizeResult:
+class Result:
     """What was written: the files, their size in bytes, the sha256 of a single one if asked for,
     the seconds it took, totals by type and by class of tensors."""
 
@@ -45,6 +36,34 @@ class QuantizeResult:
     totals: tuple[TypeTotal, ...]
     classes: tuple[ClassTotal, ...]
 
+    @property
+    def weights_per_second(self) -> float:
+        return self.weights / max(self.seconds, 1e-9)
+
+    @property
+    def read_bytes_per_second(self) -> float:
+        return self.read_bytes / max(self.seconds, 1e-9)
+
+    @property
+    def written_bytes_per_second(self) -> float:
+        return self.size / max(self.seconds, 1e-9)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as one JSON-ready document; sizes in bytes, times in seconds."""
+        return {
+            "path": str(self.path),
+            "paths": [str(path) for path in self.paths],
+            "size": self.size,
+            "seconds": round(self.seconds, 3),
+            "weights": self.weights,
+            "read_bytes": self.read_bytes,
+            "weights_per_second": self.weights_per_second,
+            "read_bytes_per_second": self.read_bytes_per_second,
+            "written_bytes_per_second": self.written_bytes_per_second,
+            "types": {total.type: total.as_json() for total in self.totals},
+            "classes": {total.name: total.as_json() for total in self.classes},
+        }
+
 
 def run_plan(
     source: Source,
@@ -56,7 +75,7 @@ def run_plan(
     digest: bool = False,
     engine: Wish = "auto",
     report: Report = ignore,
-) -> QuantizeResult:
+) -> Result:
     """Write what `plan` describes to `out`, or to its parts, whole or not at all.
 
     A name that ends in .safetensors gets a safetensors file. `device` may name several GPUs with
@@ -67,7 +86,7 @@ def run_plan(
     """
     paths = output_paths(out, plan)
     for path in paths:
-        _check_target(source, path)
+        check_output(path, source.files)
     for line in plan.warnings:
         report(Warned(line))
     started = time.monotonic()
@@ -76,8 +95,9 @@ def run_plan(
             source, plan.outputs, writer, plan.title, device, budget, report, engine
         )
     if out.suffix != SAFETENSORS:
+        report(Status("verifying conversion"))
         _check_written(paths, plan)
-    return QuantizeResult(
+    return Result(
         path=paths[0],
         paths=tuple(paths),
         size=sum(path.stat().st_size for path in paths),
@@ -88,9 +108,6 @@ def run_plan(
         totals=tuple(type_totals(plan.specs, passed.fidelity)),
         classes=tuple(class_totals(plan.specs, passed.fidelity)),
     )
-
-
-SAFETENSORS = ".safetensors"
 
 
 def output_paths(out: Path, plan: QuantizePlan) -> list[Path]:
@@ -114,12 +131,3 @@ def _check_written(paths: Sequence[Path], plan: QuantizePlan) -> None:
         with GGUFFile(path) as written:
             if len(written.tensors) != wanted:
                 raise AssertionError(f"{path}: {len(written.tensors)} of {wanted} tensors")
-
-
-def _check_target(source: Source, out: Path) -> None:
-    if out.is_dir():
-        raise ArgumentError(f"{out}: a folder; name the file to write")
-    if not out.parent.is_dir():
-        raise ArgumentError(f"{out}: there is no folder {out.parent}; make it first")
-    if any(out.exists() and path.exists() and out.samefile(path) for path in source.files):
-        raise ArgumentError(f"{out}: input and output are the same file; write to another name")

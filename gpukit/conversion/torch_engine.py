@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
-from gpukit.conversion.checks import SAMPLE, Checks
+from gpukit.conversion.audit import SAMPLE, Audit
 from gpukit.conversion.engine import Buffer
 from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
-from gpukit.errors import ArgumentError
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
@@ -51,13 +50,13 @@ class Conversion:
     ) -> None:
         self.source = source
         self.outputs = outputs
-        self._checks = Checks(source, outputs)
+        self._audit = Audit(source, outputs)
         self.lanes = [lane for place in places for lane in kernels.lanes(place)]
         self._pinned = places[0].type != "cpu"
         self._backends = _backends(outputs, places[0])
 
     def fidelity(self) -> tuple[Fidelity, ...]:
-        return self._checks.fidelity()
+        return self._audit.fidelity()
 
     def buffer(self, nbytes: int) -> Buffer:
         tensor = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
@@ -88,10 +87,10 @@ class Conversion:
             if result.extremes is not None:
                 low, high = result.extremes.tolist()
                 blocks, data = result.blocks.numpy(), work.data.numpy()
-                self._checks.finite(piece, max(-low, high), blocks, data)
+                self._audit.finite(piece, max(-low, high), blocks, data)
             if result.sums is not None:
                 error, square = result.sums.tolist()
-                self._checks.lost(piece, error, square, result.compared)
+                self._audit.lost(piece, error, square, result.compared)
         return [result.blocks.numpy().data for result in work.results]
 
     def _values(self, piece: Piece, data: Tensor) -> Tensor | None:
@@ -170,11 +169,7 @@ class Conversion:
 
 def tensor_conversion(source: Source, outputs: Sequence[PlannedOutput], device: str) -> Conversion:
     """The engine for `device`, which may name several, `cuda:0,cuda:1`."""
-    try:
-        places = kernels.device_list(device)
-    except kernels.QuantError as error:
-        raise ArgumentError(str(error)) from None
-    return Conversion(source, outputs, places)
+    return Conversion(source, outputs, kernels.device_list(device))
 
 
 def _backends(outputs: Sequence[PlannedOutput], place: torch.device) -> dict[str, str]:

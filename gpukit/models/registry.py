@@ -89,7 +89,7 @@ def architectures() -> tuple[Architecture, ...]:
     return tuple(found)
 
 
-def by_class(config: Mapping[str, Any], where: str) -> Architecture:
+def architecture_of_class(config: Mapping[str, Any], where: str) -> Architecture:
     """The architecture of a config.json; `CheckpointError` names what is known and what is near."""
     classes = config.get("architectures")
     if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
@@ -104,7 +104,7 @@ def by_class(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-def by_name(name: str | None, where: str) -> Architecture:
+def architecture_of(name: str | None, where: str) -> Architecture:
     """The architecture that a GGUF names; `GGUFError` lists the known ones."""
     for arch in architectures():
         if arch.name == name:
