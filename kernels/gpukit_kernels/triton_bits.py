@@ -2,9 +2,9 @@
 
 Exactness: kernels are launched with `enable_fp_fusion=False` (no FMA), divide with `tl.div_rn` and
 take roots with `tl.sqrt_rn`; plain `/` and `tl.sqrt` are approximate. Before Triton 3.6 those two
-flush subnormals on a GPU. A NaN's bits differ between a GPU (0x7FFFFFFF) and x86 (0xFFC00000), so
-nothing here looks at them. Before Triton 3.9 `-v` is `0 - v`, which gives a zero the wrong sign:
-floats are negated by `negated_tl`.
+flush subnormals on a GPU. A NaN that is made has other bits on a GPU (0x7FFFFFFF) than on x86
+(0xFFC00000), so only `half_bits_tl` looks at them. Before Triton 3.9 `-v` is `0 - v`, which gives a
+zero the wrong sign: floats are negated by `negated_tl`.
 
 `at` is an int32 `[TILE]` of byte offsets of blocks; blocks are a uint8 pointer.
 """
@@ -85,10 +85,22 @@ def signed_byte_tl(v):
 
 @triton.jit
 def half_bits_tl(v):
-    """int16: bits.half_bits."""
+    """int16: bits.half_bits of what was computed: a GPU's NaN gets the sign of x86's."""
+    pattern = v.to(tl.int32, bitcast=True)
+    return _half_bits_tl(v, tl.where(pattern == 0x7FFFFFFF, -1, pattern))
+
+
+@triton.jit
+def given_half_bits_tl(v):
+    """int16: bits.half_bits of a value that was given, or of a magnitude: a NaN keeps its sign."""
+    return _half_bits_tl(v, v.to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def _half_bits_tl(v, signed):
     plain = v.to(tl.float16).to(tl.int16, bitcast=True)
-    sign = (v.to(tl.int32, bitcast=True) >> 16) & 0x8000
-    return tl.where(v == v, plain, (sign | 0x7E00).to(tl.int16))
+    nan = ((signed >> 16) & 0x8000) | 0x7E00
+    return tl.where(v == v, plain, nan.to(tl.int16))
 
 
 @triton.jit

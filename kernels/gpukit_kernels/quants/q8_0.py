@@ -18,7 +18,7 @@ from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     divide_tl,
-    half_bits_tl,
+    given_half_bits_tl,
     inverse_tl,
     load_byte_tl,
     load_half_tl,
@@ -84,7 +84,7 @@ def encode_tl(x, out, at, mask):
     largest = tl.where(begin == 32, float("nan"), largest)
     d = divide_tl(largest, tl.full((1,), 127.0, tl.float32))
     level = round_away_tl(x * inverse_tl(d)[:, None]) & 0xFF
-    store_word16_tl(out, at, half_bits_tl(d), mask)
+    store_word16_tl(out, at, given_half_bits_tl(d), mask)
     # Two bytes a word, since a block begins at an even byte.
     placed = tl.reshape(level << (element % 2 * 8), (at.shape[0], 16, 2))
     byte = at[:, None] + 2 + tl.arange(0, 16)[None, :] * 2
