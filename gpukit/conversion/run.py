@@ -7,8 +7,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.pipeline import run_pipeline
-from gpukit.events import Report, Warned, ignore
+from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
@@ -89,6 +90,7 @@ def run_plan(
     with _writer(out, plan, digest) as writer:
         passed = run_pipeline(source, plan.outputs, writer, plan.title, device, budget, report)
     if out.suffix != SAFETENSORS:
+        report(Status("verifying conversion"))
         _check_written(paths, plan)
     return Result(
         path=paths[0],
@@ -101,9 +103,6 @@ def run_plan(
         totals=tuple(type_totals(plan.specs, passed.fidelity)),
         classes=tuple(class_totals(plan.specs, passed.fidelity)),
     )
-
-
-SAFETENSORS = ".safetensors"
 
 
 def output_paths(out: Path, plan: QuantizePlan) -> list[Path]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import gguf
-import hard_values as hard
+from support import hard_values as hard
 from support import quant_kinds
 from support.golden_makers.kernels import TYPES, WEIGHTED
 
