@@ -12,6 +12,7 @@
     │   └── TokenizerError       a vocabulary that is missing, unknown or contradicts the model
     ├── HubError                 the Hugging Face hub lacks it, refuses it or cannot be reached
     ├── StoreError               a name that is not in the store, a blob that is missing or damaged
+    │   └── NotFoundError        a model that is not there: no such path, no such name
     └── DiskError                no room, no permission, a write that failed
 
 Every message is one line: what is wrong, where (file, tensor), both numbers, and the remedy.
@@ -29,6 +30,7 @@ __all__ = [
     "GpukitError",
     "HubError",
     "ModelfileError",
+    "NotFoundError",
     "PytorchError",
     "QuantError",
     "SafetensorsError",
@@ -72,6 +74,10 @@ class HubError(GpukitError):
 
 class StoreError(GpukitError):
     """A name that is not in the store, or a blob that is missing or damaged."""
+
+
+class NotFoundError(StoreError):
+    """A model that is not there: neither a file or a folder nor a name in the store."""
 
 
 class DiskError(GpukitError):

@@ -4,19 +4,43 @@ from typing import Annotated
 
 import typer
 
+from gpukit_cli.options import Device, Json, tensor_types
 from gpukit_cli.output import print_json
+
+WHATS = ("quantize", "dequantize")
+
+
+def _whats(incomplete: str) -> list[str]:
+    return [what for what in WHATS if what.startswith(incomplete)]
 
 
 def bench(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="quantize or dequantize.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="WHAT", help="quantize or dequantize.", autocompletion=_whats),
+    ],
     type: Annotated[
-        list[str] | None, typer.Option("--type", help="A type; may be repeated. By default all.")
+        list[str] | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Type of tensors, such as Q4_K; may be repeated.",
+            show_default="all",
+            autocompletion=tensor_types,
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     weights: Annotated[
-        int | None, typer.Option(min=1, help="Weights of a timed call, BF16.")
+        int | None,
+        typer.Option(
+            "--weights",
+            metavar="N",
+            min=1,
+            help="Weights of a timed call, in BF16.",
+            show_default="16 million on a CPU, 268 million on a GPU",
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Time every type: weights and bytes a second, beside a copy in the same run."""
     from gpukit.recipes.bench import plan_bench

@@ -5,117 +5,146 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.options import (
+    FILE_TYPE_NAMES,
+    Devices,
+    DryRun,
+    Hub,
+    ImatrixFile,
+    Input,
+    Json,
+    Pre,
+    Quiet,
+    SplitMaxSize,
+    file_types,
+    tensor_types,
+)
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit.conversion.run import Result
-    from gpukit.planning.plan import Options, QuantizePlan
-    from gpukit.sources.base import Source
+    from gpukit import Options, Plan, Result
 
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")]
-ImatrixFile = Annotated[
-    Path | None,
-    typer.Option("--imatrix", metavar="FILE", help="Importance matrix, .gguf or .dat."),
-]
-Pre = Annotated[
-    str | None,
-    typer.Option(
-        "--pre", metavar="NAME", help="Pre-tokenizer, such as llama-bpe, where none is recognised."
+Out = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT",
+        help="The GGUF to write. A file that is there is replaced, whole and at the end; "
+        "IN never is.",
     ),
-]
-Hub = Annotated[
-    bool,
-    typer.Option("--hub", help="IN is an id on the Hugging Face hub, such as org/name."),
-]
-SplitMaxSize = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Split into files with at most SIZE of data, as 500M or 2G."),
 ]
 
 
 def convert(
-    folder: Annotated[
+    source: Input,
+    out: Annotated[
         Path,
         typer.Argument(
-            metavar="IN", help="A model folder, a GGUF, a name in the store, or hf.co/org/name."
+            metavar="OUT",
+            help="The GGUF to write, or from a GGUF a .safetensors file. A file that is there is "
+            "replaced, whole and at the end; IN never is.",
         ),
-    ],
-    out: Annotated[
-        Path, typer.Argument(help="The GGUF to write, or from a GGUF a .safetensors file.")
     ],
     type: Annotated[
         str | None,
         typer.Option(
             "--type",
-            help="File type, such as Q4_K_M; by default the checkpoint's own, or a GGUF's types.",
+            metavar="TYPE",
+            help=f"File type: {FILE_TYPE_NAMES}.",
+            show_default="a folder's own, or the types of a GGUF",
+            autocompletion=file_types,
         ),
     ] = None,
     imatrix: ImatrixFile = None,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
     hub: Hub = False,
-    device: Device = "auto",
+    device: Devices = "auto",
     dry_run: DryRun = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
+    import gpukit
+
     options = _options(imatrix=imatrix, split_max_size=split_max_size)
-    _run(_opened(folder, pre, hub), out, type, options, device, dry_run, json)
+    if dry_run:
+        _print_planned(source, type, options, pre, hub, quiet, json)
+        return
+    with reporter(quiet) as report:
+        result = gpukit.convert(
+            source, out, type, imatrix=imatrix, split_max_size=options.split_max_size,
+            pre=pre, hub=hub, device=device, report=report,
+        )  # fmt: skip
+    _print_result(result, json)
 
 
 def quantize(
-    source: Annotated[
-        Path,
+    source: Input,
+    out: Out,
+    type: Annotated[
+        str,
         typer.Argument(
-            metavar="IN", help="A GGUF, a model folder, a name in the store, or hf.co/org/name."
+            metavar="TYPE", help=f"File type: {FILE_TYPE_NAMES}.", autocompletion=file_types
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="The GGUF to write.")],
-    type: Annotated[str, typer.Argument(help="File type, such as Q4_K_M.")],
     imatrix: ImatrixFile = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all, no mix.")] = False,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="REGEX=TYPE", help="Type of the tensors that match; the first match wins."
+            "--tensor-type",
+            metavar="REGEX=TYPE",
+            help="Type of the tensors that match; may be repeated, and the first match wins.",
+            show_default="the mix's",
         ),
     ] = None,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Do not quantise output.weight.")
     ] = False,
     output_tensor_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")
+        str | None,
+        typer.Option(
+            "--output-tensor-type",
+            metavar="TYPE",
+            help="Type of output.weight.",
+            show_default="the mix's",
+            autocompletion=tensor_types,
+        ),
     ] = None,
     token_embedding_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of token_embd.weight.")
+        str | None,
+        typer.Option(
+            "--token-embedding-type",
+            metavar="TYPE",
+            help="Type of token_embd.weight.",
+            show_default="the mix's",
+            autocompletion=tensor_types,
+        ),
     ] = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Take quantised tensors, which loses more.")
     ] = False,
     keep_split: Annotated[
-        bool, typer.Option("--keep-split", help="As many files as the split GGUF has.")
+        bool, typer.Option("--keep-split", help="Write as many files as the split GGUF has.")
     ] = False,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
     hub: Hub = False,
-    device: Device = "auto",
+    device: Devices = "auto",
     dry_run: DryRun = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
-    from gpukit.planning.overrides import make_overrides
+    import gpukit
 
     options = _options(
         imatrix=imatrix,
         split_max_size=split_max_size,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
-        overrides=make_overrides(
+        overrides=gpukit.make_overrides(
             tensor_type or [],
             pure=pure,
             leave_output=leave_output_tensor,
@@ -123,7 +152,14 @@ def quantize(
             embedding_type=token_embedding_type,
         ),
     )
-    _run(_opened(source, pre, hub), out, type, options, device, dry_run, json)
+    if dry_run:
+        _print_planned(source, type, options, pre, hub, quiet, json)
+        return
+    with reporter(quiet) as report:
+        result = gpukit.quantize(
+            source, out, type, options=options, pre=pre, hub=hub, device=device, report=report
+        )
+    _print_result(result, json)
 
 
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
@@ -138,39 +174,24 @@ def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any)
     )
 
 
-def _opened(path: Path, pre: str | None, hub: bool) -> "Source":
-    """The model at `path`, which may be a name in the store; one of the hub is fetched first."""
-    from gpukit.recipes.references import find_input
-    from gpukit.sources.opening import open_source
-
-    with reporter() as report:
-        path = find_input(path, report, hub=hub)
-    return open_source(path, pre)
-
-
-def _run(
-    source: "Source",
-    out: Path,
-    file_type: str | None,
+def _print_planned(
+    source: str,
+    type: str | None,
     options: "Options",
-    device: str,
-    dry_run: bool,
+    pre: str | None,
+    hub: bool,
+    quiet: bool,
     json: bool,
 ) -> None:
-    from gpukit.conversion.run import run_plan
-    from gpukit.planning.planner import plan_quantize
+    import gpukit
 
-    with source:
-        plan = plan_quantize(source, file_type, options)
-        if dry_run:
-            _print_plan(plan, json)
-            return
-        with reporter() as report:
-            result = run_plan(source, plan, out, device=device, report=report)
-    _print_result(result, json)
+    with reporter(quiet) as report:
+        plan = gpukit.plan(source, type, options=options, pre=pre, hub=hub, report=report)
+    with plan:
+        _print_plan(plan, json)
 
 
-def _print_plan(plan: "QuantizePlan", json: bool) -> None:
+def _print_plan(plan: "Plan", json: bool) -> None:
     if json:
         print_json(plan.as_json())
         return

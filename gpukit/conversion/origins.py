@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from gpukit.errors import ArgumentError, CheckpointError, FormatError, ModelfileError, StoreError
-from gpukit.events import Report, Status, Step, ignore
+from gpukit.errors import ArgumentError, CheckpointError, FormatError
+from gpukit.events import Report, Status, Step
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_split import GGUFModel, is_part
-from gpukit.remote.hub import HOSTS, located
+from gpukit.formats.imatrix import Imatrix
 from gpukit.store import blobs
 from gpukit.store.changes import Change
 from gpukit.store.manifest import LAYER_PREFIX, Layer, Manifest
-from gpukit.store.modelfile import Modelfile
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
@@ -28,15 +27,13 @@ if TYPE_CHECKING:
 MODEL = LAYER_PREFIX + "model"
 # What llama.cpp and Ollama take as a source for quantising; other types have lost too much.
 FULL_TYPES = frozenset(("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"))
-# A string that begins so can only be a path.
-PATH_STARTS = ("/", "./", "../", "~", ".\\")
 
 
 @dataclass(frozen=True)
 class Work:
     """How weights are converted: the file type wanted (None: the source's own), the device, the
     bound on host memory in bytes, who hears of it, the pre-tokenizer where none is recognised, and
-    the file with importance weights.
+    the importance weights.
     """
 
     file_type: str | None
@@ -44,7 +41,7 @@ class Work:
     budget: int
     report: Report
     pre: str | None = None
-    imatrix: Path | None = None
+    imatrix: Imatrix | None = None
 
 
 class Origin(Protocol):
@@ -55,41 +52,6 @@ class Origin(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def locate(store: Store, modelfile: Modelfile, report: Report = ignore) -> Path | ModelName:
-    """What FROM names: an existing folder or file, else a model of the store, else, where it begins
-    with hf.co/, one of the Hugging Face hub, which is fetched.
-
-    A folder without weights gives way to a model of the same name. Raises ModelfileError where
-    a path does not exist, StoreError where a name is not in the store, HubError where the hub does
-    not give it.
-    """
-    text = modelfile.source
-    path = _expanded(text, modelfile.folder)
-    is_path = text.startswith(PATH_STARTS) or text in (".", "..") or text.endswith(".gguf")
-    if path.exists() and (is_path or not path.is_dir() or _has_weights(path)):
-        return path
-    if is_path:
-        if path.exists():
-            return path
-        raise ModelfileError(f"FROM {text}: {path}: no such file or folder")
-    on_hub = text.startswith(HOSTS)
-    try:
-        name = store.find(text)
-        if store.has(name):
-            return name
-    except ArgumentError as error:
-        if not on_hub:
-            raise ModelfileError(f"FROM {text}: no such file or folder, and {error}") from None
-    if path.exists():
-        return path
-    if on_hub:
-        return located(Path(text), report)
-    raise StoreError(
-        f"FROM {text}: there is no file or folder {path}, and no model '{name.display}' in "
-        f"{store.root}"
-    )
 
 
 def open_origin(store: Store, source: Path | ModelName, work: Work) -> Origin:
@@ -210,7 +172,7 @@ def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
     """The GGUF at `path` on its way to another type; None where it has that type already."""
     if work.file_type is None:
         return None
-    from gpukit.formats.file_types import by_name
+    from gpukit.formats.file_types import file_type_of
 
     with GGUFModel(path) as file:
         types = {info.type for info in file.tensors.values()}
@@ -220,21 +182,20 @@ def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
             f"{what}: quantization is only supported for F16, BF16 and F32 models, and this one "
             f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF"
         )
-    if label == by_name(work.file_type).name:
+    if label == file_type_of(work.file_type).name:
         return None
     return _converted(path, work, "parsing GGUF")
 
 
 def _converted(path: Path, work: Work, opening: str) -> _Converted:
-    from gpukit.formats.imatrix import read_imatrix
     from gpukit.planning.plan import Options
     from gpukit.planning.planner import plan_quantize
     from gpukit.sources.opening import open_source
 
-    options = Options(imatrix=read_imatrix(work.imatrix) if work.imatrix else None)
     source = open_source(path, work.pre)
     try:
-        return _Converted(source, plan_quantize(source, work.file_type, options), work, opening)
+        plan = plan_quantize(source, work.file_type, Options(imatrix=work.imatrix))
+        return _Converted(source, plan, work, opening)
     except BaseException:
         source.close()
         raise
@@ -270,21 +231,3 @@ def _single_gguf(folder: Path) -> Path | None:
         f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with config.json "
         "and weights (.safetensors, .bin or .pth), or a .gguf file"
     )
-
-
-def _has_weights(folder: Path) -> bool:
-    return has_weights(folder) or any(any(folder.glob(end)) for end in ("*.gguf", "config.json"))
-
-
-def _expanded(text: str, folder: Path) -> Path:
-    """The absolute path that FROM `text` would mean; ModelfileError where it can be none."""
-    try:
-        if not text or "\0" in text:
-            raise ValueError("a folder, a .gguf file or a name is wanted")
-        path = (folder / Path(text).expanduser()).absolute()
-        path.exists()  # fails for a text that is too long for a path
-    except (RuntimeError, ValueError) as error:
-        raise ModelfileError(f"FROM {text[:100]!r}: {error}") from None
-    except OSError as error:
-        raise ModelfileError(f"FROM {text[:100]!r}: {error.strerror}") from None
-    return path

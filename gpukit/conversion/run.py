@@ -7,12 +7,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.pipeline import run_pipeline
-from gpukit.errors import ArgumentError
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.outputs import check_output
 from gpukit.formats.safetensors_writer import SafetensorsWriter
 from gpukit.planning.plan import QuantizePlan
 from gpukit.planning.totals import ClassTotal, TypeTotal, class_totals, type_totals
@@ -82,7 +83,7 @@ def run_plan(
     """
     paths = output_paths(out, plan)
     for path in paths:
-        _check_target(source, path)
+        check_output(path, source.files)
     for line in plan.warnings:
         report(Warned(line))
     started = time.monotonic()
@@ -101,9 +102,6 @@ def run_plan(
         totals=tuple(type_totals(plan.specs, passed.fidelity)),
         classes=tuple(class_totals(plan.specs, passed.fidelity)),
     )
-
-
-SAFETENSORS = ".safetensors"
 
 
 def output_paths(out: Path, plan: QuantizePlan) -> list[Path]:
@@ -127,12 +125,3 @@ def _check_written(paths: Sequence[Path], plan: QuantizePlan) -> None:
         with GGUFFile(path) as written:
             if len(written.tensors) != wanted:
                 raise AssertionError(f"{path}: {len(written.tensors)} of {wanted} tensors")
-
-
-def _check_target(source: Source, out: Path) -> None:
-    if out.is_dir():
-        raise ArgumentError(f"{out}: a folder; name the file to write")
-    if not out.parent.is_dir():
-        raise ArgumentError(f"{out}: there is no folder {out.parent}; make it first")
-    if any(out.exists() and path.exists() and out.samefile(path) for path in source.files):
-        raise ArgumentError(f"{out}: input and output are the same file; write to another name")

@@ -17,7 +17,7 @@ from gpukit.events import Report, Warned, ignore
 from gpukit.generation.sampling import Sampler, SamplingOptions
 from gpukit.generation.stopping import StopWatch
 from gpukit.models.decoder import Decoder
-from gpukit.models.registry import by_name
+from gpukit.models.registry import architecture_of
 from gpukit.models.weights import Weight, Weights
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
@@ -28,6 +28,8 @@ from gpukit.tokenizer import Tokenizer
 # The context that a generation gets unless it asks for another, as Ollama on small machines.
 DEFAULT_CONTEXT = 4096
 
+# Numbers that say what comes out beside those of the sampling.
+OWN = frozenset(("num_predict", "num_ctx"))
 # Parameters of a Modelfile that say how a machine is used, not what comes out.
 MACHINE_PARAMETERS = frozenset({
     "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "num_keep", "draft_num_predict",
@@ -104,7 +106,7 @@ def options_from(
     known = {f.name for f in fields(SamplingOptions)}
     sampling = {key: merged.pop(key) for key in known & merged.keys()}
     stop = merged.pop("stop", ())
-    own = {key: merged.pop(key) for key in ("num_predict", "num_ctx") if key in merged}
+    own = {key: merged.pop(key) for key in OWN & merged.keys()}
     for key in sorted(merged.keys() - MACHINE_PARAMETERS):
         report(Warned(f"parameter {key} is not used by gpukit run"))
     for key, value in {**sampling, **own}.items():
@@ -129,7 +131,7 @@ def load_model(path: Path, device: str = "auto", pre: str | None = None) -> Load
     place = kernels.device(device)
     with open_source(path, pre) as source:
         metadata = {f.key: f for f in source.fields}
-        arch = by_name(source.get("general.architecture"), str(path))
+        arch = architecture_of(source.get("general.architecture"), str(path))
         try:
             tokenizer = Tokenizer.from_fields(metadata)
             config = arch.restore(metadata)

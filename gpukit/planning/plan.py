@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import FileType
 from gpukit.formats.gguf_fields import Field, TensorSpec
 from gpukit.formats.gguf_writer import plan_layout
@@ -23,6 +24,10 @@ class Options:
     allow_requantize: bool = False
     keep_split: bool = False
     split_max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_split and self.split_max_size:
+            raise ArgumentError("--keep-split and --split-max-size exclude each other; give one")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from gpukit.formats.file_types import (
     FILE_TYPES,
     QUANTIZATION_VERSION,
     FileType,
-    by_name,
+    file_type_of,
     float_type,
     with_file_type,
 )
-from gpukit.formats.gguf_fields import Field, TensorSpec, string, u32
+from gpukit.formats.gguf_fields import FLOATS, Field, TensorSpec, string, u32
 from gpukit.formats.gguf_split import parts_by_size
 from gpukit.formats.imatrix import Floats, Imatrix
 from gpukit.planning.mixes import Choice, choose, needs_importance, output_order
@@ -25,7 +25,6 @@ from gpukit_kernels import type_facts
 VERSION_KEY = "general.quantization_version"
 # File types that llama.cpp's converter writes itself, in its own order of tensors and metadata.
 CONVERTED = ("F32", "F16", "BF16", "Q8_0")
-FLOATS = ("F64", "F32", "F16", "BF16")
 # llama-quantize keeps no more bytes of a text that it notes.
 NOTED = 127
 
@@ -69,7 +68,7 @@ def plan_quantize(
 
 def _file_type(source: Source, name: str | None) -> FileType | None:
     if name is not None:
-        return by_name(name)
+        return file_type_of(name)
     return FILE_TYPES[source.auto] if source.auto is not None else None
 
 
@@ -243,8 +242,6 @@ def _refuse_lossy(source: Source, outputs: Sequence[PlannedOutput], options: Opt
 
 def _parts(source: Source, outputs: Sequence[PlannedOutput], options: Options) -> tuple[int, ...]:
     """The number of tensors in each file."""
-    if options.keep_split and options.split_max_size:
-        raise ArgumentError("--keep-split and --split-max-size exclude each other; give one")
     if options.keep_split:
         if len(source.parts) == 1:
             raise ArgumentError(

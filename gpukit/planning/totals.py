@@ -4,9 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from gpukit.formats.gguf_fields import TensorSpec
+from typing import Any, Protocol
 
 
 @dataclass
@@ -28,6 +26,19 @@ class Fidelity:
         if not self.count:
             return None
         return math.sqrt(self.error / self.square) if self.square else 0.0
+
+
+class Counted(Protocol):
+    """A tensor as far as sums look at it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def n_elements(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class ClassTotal:
 
 
 def type_totals(
-    specs: Sequence[TensorSpec], fidelity: Sequence[Fidelity] | None = None
+    specs: Sequence[Counted], fidelity: Sequence[Fidelity] | None = None
 ) -> list[TypeTotal]:
     """Sums by type, largest first."""
     groups = _grouped([spec.type for spec in specs])
@@ -94,7 +105,7 @@ def type_totals(
     return sorted(found, key=lambda total: -total.nbytes)
 
 
-def class_totals(specs: Sequence[TensorSpec], fidelity: Sequence[Fidelity]) -> list[ClassTotal]:
+def class_totals(specs: Sequence[Counted], fidelity: Sequence[Fidelity]) -> list[ClassTotal]:
     """Sums by class, in the order in which they first stand in the file."""
     groups = _grouped([re.sub(r"\bblk\.\d+\.", "blk.*.", spec.name) for spec in specs])
     found = []
@@ -114,7 +125,7 @@ def _grouped(keys: Sequence[str]) -> dict[str, list[int]]:
     return groups
 
 
-def _sums(specs: Sequence[TensorSpec], members: Sequence[int]) -> tuple[int, int, int]:
+def _sums(specs: Sequence[Counted], members: Sequence[int]) -> tuple[int, int, int]:
     some = [specs[i] for i in members]
     return len(some), sum(s.n_elements for s in some), sum(s.nbytes for s in some)
 

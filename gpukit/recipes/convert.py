@@ -1,18 +1,19 @@
 """One file from a model: converted, quantised, or only planned."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from gpukit.conversion.checks import check_plan, check_run
 from gpukit.conversion.run import Result, run_plan
 from gpukit.events import Report, ignore
+from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import FileType
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.planner import plan_quantize
 from gpukit.planning.totals import TypeTotal
-from gpukit.recipes.references import model_path
+from gpukit.recipes.references import locate
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
 
@@ -22,7 +23,7 @@ PLAIN = Options()
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Closing):
     """What a model becomes: its tensors in file order, their types and sizes; `write` makes it so.
 
     It holds the model open: use it in a `with`, or `close` it.
@@ -80,17 +81,6 @@ class Plan:
     def close(self) -> None:
         self.source.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def plan(
     model: str | Path,
@@ -103,11 +93,12 @@ def plan(
 ) -> Plan:
     """What `model` becomes as `type`; nothing is written. Arguments and errors as `quantize`.
 
-        with gpukit.plan("llama", "Q4_K_M") as plan:
-            print(plan.size)
-            plan.write("llama.gguf")
+    with gpukit.plan("llama", "Q4_K_M") as plan:
+        print(plan.size)
+        plan.write("llama.gguf")
     """
-    source = open_source(model_path(model, report, hub=hub), pre)
+    check_plan(type, pre)
+    source = open_source(locate(str(model), hub=hub).fetch(report), pre)
     try:
         return Plan(source, plan_quantize(source, type, options))
     except BaseException:
@@ -137,12 +128,16 @@ def convert(
     `split_max_size` (bytes) splits the output; `pre` names the pre-tokenizer of a folder where none
     is recognised; `device` is auto, cpu, cuda, cuda:N or several with commas; `memory` bounds
     buffers on the host, in bytes; `report` hears progress and warnings.
-    `ArgumentError` for what cannot be asked for, `CheckpointError`, `FormatError` and `HubError`
-    for inputs, `DiskError` where the disk refuses.
+    `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
+    `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
+    `DiskError` where the disk refuses.
 
         gpukit.convert("Llama-3.2-1B-Instruct", "llama.gguf", "Q4_K_M").size
     """
-    options = replace(with_imatrix(PLAIN, imatrix), split_max_size=split_max_size)
+    weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
+    options = Options(imatrix=weights, split_max_size=split_max_size)
+    # Whatever the model, this can be wrong: looked at before that is fetched.
+    check_run(Path(out), type, options, device)
     with plan(model, type, options=options, pre=pre, hub=hub, report=report) as planned:
         return planned.write(out, device=device, memory=memory, report=report)
 
@@ -166,10 +161,6 @@ def quantize(
 
         gpukit.quantize("llama-f16.gguf", "llama-q6.gguf", "Q6_K", device="cpu").totals
     """
+    check_run(Path(out), type, options, device)
     with plan(model, type, options=options, pre=pre, hub=hub, report=report) as planned:
         return planned.write(out, device=device, memory=memory, report=report)
-
-
-def with_imatrix(options: Options, path: str | Path | None) -> Options:
-    """`options` with the importance weights of the file at `path`, if there is one."""
-    return options if path is None else replace(options, imatrix=read_imatrix(Path(path)))

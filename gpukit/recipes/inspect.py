@@ -6,7 +6,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpukit.errors import ArgumentError, GpukitError
+from gpukit.errors import ArgumentError, GpukitError, NotFoundError
+from gpukit.events import Report, ignore
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.gguf_fields import Field, ValueType
@@ -14,6 +15,9 @@ from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.pytorch import PytorchFile
 from gpukit.formats.safetensors import SafetensorsFile, StoredTensor
+from gpukit.planning.totals import TypeTotal, type_totals
+from gpukit.recipes.references import locate
+from gpukit.sources.opening import PRE_FOR_FOLDERS
 from gpukit.tokenizer.summary import TokenizerSummary, summarise
 
 if TYPE_CHECKING:
@@ -43,26 +47,12 @@ class Tensor:
     offset: int | None = None
 
     @property
-    def elements(self) -> int:
+    def n_elements(self) -> int:
         return prod(self.shape)
 
 
 @dataclass(frozen=True)
-class TypeTotal:
-    """Sums over all tensors of one type."""
-
-    type: str
-    tensors: int
-    elements: int
-    nbytes: int
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.nbytes / self.elements if self.elements else 0.0
-
-
-@dataclass(frozen=True)
-class Description:
+class Inspection:
     """A model or a part of one. `size` is that of all `files` together, in bytes; `details` are
     facts of the format; `file_type` is that of a GGUF, such as Q4_K_M; `problem` says why a folder
     cannot be converted."""
@@ -87,21 +77,12 @@ class Description:
     @property
     def elements(self) -> int:
         """Weights, those without use in a GGUF not counted."""
-        return sum(tensor.elements for tensor in self.tensors if tensor.name not in self.left_out)
+        return sum(tensor.n_elements for tensor in self.tensors if tensor.name not in self.left_out)
 
     @property
     def totals(self) -> tuple[TypeTotal, ...]:
         """By type, the largest first."""
-        groups: dict[str, list[Tensor]] = {}
-        for tensor in self.tensors:
-            groups.setdefault(tensor.type, []).append(tensor)
-        rows = [
-            TypeTotal(
-                name, len(group), sum(t.elements for t in group), sum(t.nbytes for t in group)
-            )
-            for name, group in groups.items()
-        ]
-        return tuple(sorted(rows, key=lambda row: -row.nbytes))
+        return tuple(type_totals(self.tensors))
 
     def as_json(self) -> dict[str, Any]:
         """Everything, arrays in full, as one JSON-ready document; sizes in bytes."""
@@ -119,7 +100,7 @@ class Description:
             "chat_templates": dict(self.chat_templates),
             "tensors": [_tensor_json(tensor) for tensor in self.tensors],
             "types": {
-                row.type: {"tensors": row.tensors, "elements": row.elements, "nbytes": row.nbytes}
+                row.type: {"tensors": row.tensors, "elements": row.weights, "nbytes": row.nbytes}
                 for row in self.totals
             },
             "left_out": list(self.left_out),
@@ -127,15 +108,33 @@ class Description:
         }
 
 
-def describe(path: Path) -> Description:
+def inspect(
+    model: str | Path, *, pre: str | None = None, hub: bool = False, report: Report = ignore
+) -> Inspection:
+    """What is inside a model or a file of weights: metadata, tensors, vocabulary, sizes.
+
+    `model` is a GGUF, a .safetensors, .bin or .pth file, a folder, a name in the store, or an id of
+    the hub (hf.co/org/name, or with `hub` org/name). Errors as those of `describe`, and HubError.
+
+        found = gpukit.inspect("llama.gguf")
+        print(found.architecture, found.elements, [tensor.name for tensor in found.tensors])
+    """
+    return describe(locate(str(model), hub=hub).fetch(report), pre)
+
+
+def describe(path: Path, pre: str | None = None) -> Inspection:
     """The description of the GGUF, the .safetensors, .bin or .pth file or the folder at `path`.
 
-    `ArgumentError` where there is nothing, the errors of the readers for what is malformed.
+    `pre` names the pre-tokenizer of a folder with a byte-level BPE. NotFoundError where there is
+    nothing, `ArgumentError` for a `pre` that nothing asks for, the errors of the readers for what
+    is malformed.
     """
     if not path.exists():
-        raise ArgumentError(f"{path}: no such file or folder")
+        raise NotFoundError(f"{path}: no such file or folder")
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, pre)
+    if pre is not None:
+        raise ArgumentError(f"{path}: {PRE_FOR_FOLDERS}")
     if path.suffix == ".safetensors":
         with SafetensorsFile(path) as file:
             texts = [Entry(key, "str", value) for key, value in file.metadata.items()]
@@ -146,13 +145,13 @@ def describe(path: Path) -> Description:
     return _gguf(path)
 
 
-def _gguf(path: Path) -> Description:
+def _gguf(path: Path) -> Inspection:
     with GGUFFile(path) as first:
         details = {
             "version": first.version, "alignment": first.alignment, "data_start": first.data_start,
         }  # fmt: skip
     with GGUFModel(path) as model:
-        return Description(
+        return Inspection(
             path=path,
             format="gguf",
             files=model.paths,
@@ -177,18 +176,18 @@ def _file_type(number: Any) -> str | None:
 
 def _weights(
     path: Path, kind: str, tensors: Iterable[StoredTensor], metadata: Iterable[Entry] = ()
-) -> Description:
+) -> Inspection:
     found = tuple(map(_stored, tensors))
-    return Description(path, kind, (path,), None, tuple(metadata), found)
+    return Inspection(path, kind, (path,), None, tuple(metadata), found)
 
 
-def _folder(path: Path) -> Description:
+def _folder(path: Path, pre: str | None) -> Inspection:
     """A checkpoint as it is, with the vocabulary that its GGUF would have."""
     with Checkpoint(path) as checkpoint:
-        plan, problem = _plan(checkpoint)
+        plan, problem = _plan(checkpoint, pre)
         classes = checkpoint.config.get("architectures")
         fields = {f.key: f for f in plan.fields} if plan else {}
-        return Description(
+        return Inspection(
             path=path,
             format="checkpoint",
             files=tuple(checkpoint.files),
@@ -202,11 +201,13 @@ def _folder(path: Path) -> Description:
         )
 
 
-def _plan(checkpoint: Checkpoint) -> "tuple[ImportPlan | None, str | None]":
+def _plan(checkpoint: Checkpoint, pre: str | None) -> "tuple[ImportPlan | None, str | None]":
     from gpukit.models.importer import plan_import
 
     try:
-        return plan_import(checkpoint), None
+        return plan_import(checkpoint, pre=pre), None
+    except ArgumentError:  # of `pre`, not of the folder
+        raise
     except GpukitError as error:
         return None, str(error)
 

@@ -1,11 +1,11 @@
 """Where values come from: a Hugging Face folder or a GGUF model, row slab by row slab."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_fields import Field, TensorSpec
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class SourceTensor(TensorSpec):
     row_group: int
 
 
-class Source(ABC):
+class Source(Closing):
     """An open model: metadata, tensors, and their values on demand.
 
     `read` fills a buffer from the disk (any thread); `values` turns the bytes into rows.
@@ -75,17 +75,3 @@ class Source(ABC):
         They are where `data` is, and may share its memory. `QuantError` for types that gpukit
         cannot decode.
         """
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

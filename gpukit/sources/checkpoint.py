@@ -10,6 +10,7 @@ from torch import Tensor
 from gpukit.errors import one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import float_type
+from gpukit.formats.folder import read_files
 from gpukit.models.fp8 import FP8, read_scale, scaled
 from gpukit.models.importer import plan_import, some
 from gpukit.models.rules import ImportPlan, PlannedTensor, auto_type
@@ -61,6 +62,11 @@ class CheckpointSource(Source):
     def label(self) -> str:
         types = [planned.dtype for planned in self._planned if len(planned.ne) >= 2]
         return types[0] if types else "F32"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        # A GGUF beside the weights is what some conversion before this one made of them.
+        return (self.path, *(f for f in read_files(self.path) if f.suffix != ".gguf"))
 
     def stored_type(self, index: int) -> str:
         return self._planned[index].dtype

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, NotFoundError
 from gpukit.formats.gguf_reader import is_gguf
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
 
 # Endings of files that are a part of a checkpoint.
 WEIGHTS = (".safetensors", ".bin", ".pth")
+PRE_FOR_FOLDERS = "a GGUF has its pre-tokenizer; --pre is for model folders"
 
 
 def open_source(path: Path, pre: str | None = None) -> Source:
@@ -22,11 +23,11 @@ def open_source(path: Path, pre: str | None = None) -> Source:
 
         return CheckpointSource(path, pre)
     if not path.exists():
-        raise ArgumentError(f"{path}: no such file or folder")
+        raise NotFoundError(f"{path}: no such file or folder")
     if path.suffix in WEIGHTS and not is_gguf(path):
         raise ArgumentError(
             f"{path}: weights without their model; name the folder that has config.json beside them"
         )
     if pre is not None:
-        raise ArgumentError(f"{path}: a GGUF has its pre-tokenizer; --pre is for model folders")
+        raise ArgumentError(f"{path}: {PRE_FOR_FOLDERS}")
     return GGUFSource(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gpukit.errors import ArgumentError, DiskError, StoreError
 from gpukit.formats.atomic import need_room
+from gpukit.formats.positioned import write_all
 from gpukit.store.manifest import Layer, digest_hex
 
 CHUNK = 8 << 20
@@ -80,7 +81,7 @@ def copy_in(
         while n := (writer if shared else reader).readinto(buffer):
             hasher.update(buffer[:n])
             if not shared:
-                _write_all(writer.fileno(), buffer[:n])
+                write_all(writer.fileno(), buffer[:n])
             size += n
             if advance:
                 advance(n)
@@ -92,7 +93,7 @@ def write_new(path: Path, data: bytes) -> None:
     """Write the new file `path`, synced to the disk, mode 0644."""
     with path.open("xb", buffering=0) as file:
         os.fchmod(file.fileno(), 0o644)
-        _write_all(file.fileno(), memoryview(data))
+        write_all(file.fileno(), memoryview(data))
         os.fsync(file.fileno())
 
 
@@ -122,8 +123,3 @@ def _share_blocks(reader: int, writer: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _write_all(handle: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(handle, data) :]

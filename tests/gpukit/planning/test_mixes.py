@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gpukit.errors import ArgumentError
-from gpukit.formats.file_types import FILE_TYPES, by_name
+from gpukit.formats.file_types import FILE_TYPES, file_type_of
 from gpukit.formats.gguf_fields import TensorSpec
 from gpukit.planning.mixes import choose_types, output_order
 from gpukit.planning.overrides import make_overrides
@@ -168,7 +168,7 @@ def test_bad_overrides(patterns: list[str], words: str) -> None:
 
 
 def test_names_of_file_types() -> None:
-    assert by_name("q4_k").name == "Q4_K_M"
-    assert by_name("q5_K_s").name == "Q5_K_S"
+    assert file_type_of("q4_k").name == "Q4_K_M"
+    assert file_type_of("q5_K_s").name == "Q5_K_S"
     with pytest.raises(ArgumentError, match=r"unknown type 'Q9_K'; known: F32, .*Q4_K_M"):
-        by_name("Q9_K")
+        file_type_of("Q9_K")
