@@ -18,6 +18,13 @@ def test_source_roots_are_no_packages(root: str) -> None:
     assert not (ROOT / root / "__init__.py").exists()
 
 
+def test_scripts_without_an_ending_are_linted() -> None:
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]
+    plain = [path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix]
+    python = {path for path in plain if "python" in path.read_text().splitlines()[0]}
+    assert {f"scripts/{path.name}" for path in python} == set(ruff["extend-include"])
+
+
 def test_transformers_range() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "transformers>=5.10.1" in project["optional-dependencies"]["peers"]
@@ -40,22 +47,14 @@ def test_wheel_top_level(tmp_path: Path) -> None:
         "gpukit_cli",
     }
     assert not [name for name in names if name.endswith(".pyc")]
-    # The one file that is no module.
+    # The files that are no modules: a table, and what tells type checkers to look.
     assert "gpukit_kernels/grids.bin" in names
+    assert {f"{top}/py.typed" for top in ("gpukit", "gpukit_kernels", "gpukit_cli")} <= {*names}
 
 
-def test_constraints_pin_what_pyproject_names() -> None:
-    pinned = {
-        line.split("==")[0]
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    }
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {requirement.split(">=")[0] for requirement in project["dependencies"]}
-    assert named <= pinned
-
-
-@pytest.mark.parametrize("module", ["gpukit.formats.gguf_reader", "gpukit.store", "gpukit_cli.app"])
+@pytest.mark.parametrize(
+    "module", ["gpukit", "gpukit.formats.gguf_reader", "gpukit.store", "gpukit_cli.app"]
+)
 def test_light_modules_leave_torch_alone(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

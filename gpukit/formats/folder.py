@@ -101,7 +101,7 @@ def check_files(folder: Path) -> None:
     """
     root = folder.resolve()
     allowed = [root, *_blobs(root)]
-    for path in [*_read(folder), *_read(folder / TEMPLATES)]:
+    for path in read_files(folder):
         try:
             target = path.resolve()
         except (OSError, RuntimeError):  # Python before 3.13 has the second for loops
@@ -115,6 +115,11 @@ def check_files(folder: Path) -> None:
             raise CheckpointError(f"{path}: no regular file")
         if is_pointer(path):
             raise CheckpointError(f"{path}: {POINTER}")
+
+
+def read_files(folder: Path) -> list[Path]:
+    """The files of a model folder that are read where they are there."""
+    return [*_read(folder), *_read(folder / TEMPLATES)]
 
 
 def _read(folder: Path) -> Sequence[Path]:

@@ -100,6 +100,11 @@ class TypeSize:
     nbytes: int
 
 
+# Types that hold every value by itself, those that weights have first.
+FLOATS = ("F64", "F32", "F16", "BF16")
+INTEGERS = ("I8", "I16", "I32", "I64")
+
+
 @cache
 def type_sizes() -> dict[str, TypeSize]:
     """Every tensor type that the gguf package knows, by name."""

@@ -11,12 +11,12 @@ import struct
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from gpukit.errors import GGUFError
+from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_fields import (
     CODES,
     DEFAULT_ALIGNMENT,
@@ -40,7 +40,7 @@ MIN_FIELD_BYTES = 13
 MIN_TENSOR_BYTES = 24
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """An open GGUF file: `fields` and `tensors` by name in file order; data is read on demand.
 
     Raises `GGUFError` (one line, with the file's name) for anything malformed or truncated.
@@ -102,17 +102,6 @@ class GGUFFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def is_gguf(path: Path) -> bool:

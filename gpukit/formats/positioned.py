@@ -1,4 +1,4 @@
-"""Reads and writes at a position of a file descriptor."""
+"""Whole reads and writes of file descriptors: what the system does in parts is gone on with."""
 
 import os
 from contextlib import suppress
@@ -23,6 +23,12 @@ def write_at(fd: int, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(fd, data[done : done + CHUNK], offset + done)
+
+
+def write_all(fd: int, data: memoryview) -> None:
+    """Write all of `data` where the descriptor stands; `OSError` where the disk refuses."""
+    while data:
+        data = data[os.write(fd, data[:CHUNK]) :]
 
 
 def start_writeback(fd: int, offset: int, size: int) -> None:

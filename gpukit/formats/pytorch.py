@@ -15,10 +15,10 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpukit.errors import PytorchError
+from gpukit.formats.closing import Closing
 from gpukit.formats.pointers import POINTER, is_pointer
 from gpukit.formats.safetensors import StoredTensor
 
@@ -41,7 +41,7 @@ DTYPES = {
 }  # fmt: skip
 
 
-class PytorchFile:
+class PytorchFile(Closing):
     """An open file of torch.save that holds a dictionary of tensors; `tensors` in its order.
 
     Raises `PytorchError` (one line, with the file's name) for anything else, before any of it runs.
@@ -182,17 +182,6 @@ class PytorchFile:
 
     def close(self) -> None:
         self._values = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _global(operation: str, value: Any) -> str | None:

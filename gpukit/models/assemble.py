@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from gpukit.models.attention import Attention
-from gpukit.models.base import ModelConfig
+from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Block, Decoder
 from gpukit.models.layers import Experts, GatedFeedForward, RMSNorm, Rope, rotate_halves
 from gpukit.models.rope import yarn_divisors, yarn_magnitude

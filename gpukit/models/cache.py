@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gpukit.errors import ArgumentError
-from gpukit.models.base import ModelConfig
+from gpukit.models.config import ModelConfig
 
 # The cache grows by doubling from this many positions on, up to the context.
 FIRST_POSITIONS = 256

@@ -7,18 +7,13 @@ from math import prod
 from gpukit.errors import ArgumentError, CheckpointError, one_line
 from gpukit.events import Event, Warned
 from gpukit.formats.checkpoint import Checkpoint
+from gpukit.formats.file_types import QUANTIZATION_VERSION
 from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import StoredTensor
-from gpukit.models.base import (
-    QUANTIZATION_VERSION,
-    Architecture,
-    ImportPlan,
-    PlannedTensor,
-    Rule,
-    by_class,
-)
 from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import Parameters, general_fields
+from gpukit.models.registry import Architecture, architecture_of_class
+from gpukit.models.rules import ImportPlan, PlannedTensor, Rule
 
 PRE = "tokenizer.ggml.pre"
 
@@ -38,7 +33,7 @@ def plan_import(
     `CheckpointError` for an unknown architecture, for values in config.json that make no sense, for
     tensors that are missing, left over, of another shape or of an integer dtype.
     """
-    arch = by_class(checkpoint.config, str(checkpoint.folder / "config.json"))
+    arch = architecture_of_class(checkpoint.config, str(checkpoint.folder / "config.json"))
     try:
         config = arch.read(checkpoint.config)
     except CheckpointError as error:  # begins with config.json; say which

@@ -10,7 +10,9 @@ from typing import Any
 
 from gpukit.errors import CheckpointError
 from gpukit.models import llama, mistral
-from gpukit.models.base import Architecture, ModelConfig, Rule
+from gpukit.models.config import ModelConfig
+from gpukit.models.registry import Architecture
+from gpukit.models.rules import Rule
 from gpukit.models.sizes import SILU, check_activation, read_sizes
 from gpukit.models.tables import ATTENTION, FEED_FORWARD_NORM, Row, decoder_rules
 from gpukit.models.values import MOST_EXPERTS, whole
@@ -67,9 +69,7 @@ ARCHITECTURES = (
         rules=rules,
         fields=mistral.fields,
         vocabulary=vocabulary_fields,
-        restore=llama.restore,
-        build=llama.build,
+        style=llama.STYLE,
         computed=llama.computed,
-        skipped=llama.SKIPPED,
     ),
 )

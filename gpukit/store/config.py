@@ -72,14 +72,3 @@ def human_count(n: int) -> str:
     if n >= 10**3:
         return f"{n / 1e3:.0f}K"
     return str(n)
-
-
-def file_type_name(number: object) -> str:
-    """The name of `general.file_type`: `Q4_K_M`. Ollama reads 0 (all F32) as `unknown` too."""
-    import gguf
-
-    try:
-        name = gguf.LlamaFileType(number).name
-    except ValueError:
-        return "unknown"
-    return "unknown" if number == 0 else name.removeprefix("MOSTLY_")

@@ -1,7 +1,7 @@
 """Chat templates as transformers renders them, and what the sandbox refuses."""
 
 import pytest
-from checkpoints import SENTENCEPIECE
+from support.checkpoints import SENTENCEPIECE
 
 from gpukit.chat import render
 from gpukit.errors import CheckpointError

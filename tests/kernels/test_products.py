@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import quant_kinds
 import torch
+from support import quant_kinds
 from torch import Tensor
 
 from gpukit_kernels import QUANTS, QuantError, dequantize, matmul

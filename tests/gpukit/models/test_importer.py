@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import build, weights
-from fuzz_folders import fuzz
 from safetensors.torch import save_file
+from support.checkpoints import build, weights
+from support.fuzz_folders import fuzz
 
 from gpukit.errors import CheckpointError
 from gpukit.formats.checkpoint import Checkpoint
-from gpukit.models.base import PlannedTensor, auto_type, float_type, with_file_type
+from gpukit.formats.file_types import float_type, with_file_type
 from gpukit.models.importer import plan_import
 from gpukit.models.llama import to_pairs
+from gpukit.models.rules import PlannedTensor, auto_type
 
 
 def changed(folder: Path, **config: Any) -> Path:

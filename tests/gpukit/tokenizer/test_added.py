@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sentencepiece import SentencePieceProcessor
-from sentencepiece import sentencepiece_model_pb2 as pb2
-from tokenizer_folders import byte_level, copied, edited, read
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2 as pb2
+from support.tokenizer_folders import byte_level, copied, edited, read
 
 from gpukit.errors import TokenizerError
 from gpukit.formats.gguf_fields import Field

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import SENTENCEPIECE
-from sentencepiece import SentencePieceProcessor
-from sentencepiece import sentencepiece_model_pb2 as pb2
-from tokenizer_folders import byte_level, copied, edited, read
-from vocabularies import texts
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2 as pb2
+from support.checkpoints import SENTENCEPIECE
+from support.tokenizer_folders import byte_level, copied, edited, read
+from support.vocabularies import texts
 
 from gpukit.errors import TokenizerError
 from gpukit.tokenizer import (

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forms import build
-from tokenizer_folders import copied
+from support.forms import build
+from support.tokenizer_folders import copied
 
 from gpukit.errors import TokenizerError
 from gpukit.events import Event, Warned
