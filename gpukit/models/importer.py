@@ -16,6 +16,8 @@ from gpukit.models.registry import Architecture, architecture_of_class
 from gpukit.models.rules import ImportPlan, PlannedTensor, Rule
 
 PRE = "tokenizer.ggml.pre"
+# What transformers puts before the names of everything but the head.
+BASE = "model."
 
 # What the converter sees of each dtype; others need a dequantiser of their own.
 DTYPES = {
@@ -39,7 +41,7 @@ def plan_import(
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
     told: list[Event] = []
-    scales = find_scales(checkpoint)
+    scales = find_scales(checkpoint, told.append)
     stored = _tensors(checkpoint, arch, arch.rules(config), scales)
     tensors = [*arch.computed(config), *stored]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
@@ -84,18 +86,17 @@ def _tensors(
     checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule], scales: Scales
 ) -> list[PlannedTensor]:
     """In the order of the checkpoint, as the converter reads it."""
+    by_source = {source: rule for rule in rules for source in rule.sources}
+    read = [t for t in checkpoint if t.name not in scales and not arch.leaves_out(t.name)]
+    names = _names([arch.renamed(tensor.name) for tensor in read], by_source)
     used: dict[str, StoredTensor] = {}
-    for tensor in checkpoint:
-        if tensor.name in scales or arch.leaves_out(tensor.name):
-            continue
-        name = arch.renamed(tensor.name)
+    for name, tensor in zip(names, read, strict=True):
         if name in used:
             raise CheckpointError(
                 f"{tensor.path}: {tensor.name} and {used[name].name} are one tensor of "
                 f"{arch.name}, {name}; remove one"
             )
         used[name] = tensor
-    by_source = {source: rule for rule in rules for source in rule.sources}
     _check_names(checkpoint, arch, used, by_source)
     groups: dict[str, list[Rule]] = {}
     for rule in rules:
@@ -110,6 +111,14 @@ def _tensors(
         if waiting[name] == 0:
             planned += [_planned(used, ready) for ready in groups[name]]
     return planned
+
+
+def _names(names: Sequence[str], rules: Mapping[str, Rule]) -> list[str]:
+    """`names` as those of a model with a head; a checkpoint of its base class has the same without
+    a prefix."""
+    if any(name.startswith(BASE) for name in names):
+        return list(names)
+    return [BASE + name if BASE + name in rules else name for name in names]
 
 
 def _planned(used: Mapping[str, StoredTensor], rule: Rule) -> PlannedTensor:
