@@ -8,6 +8,7 @@ from typing import Any
 from gpukit.errors import TokenizerError
 from gpukit.tokenizer.added import Added, added_tokens_decoder, added_tokens_file, special_texts
 from gpukit.tokenizer.library import Library
+from gpukit.tokenizer.merges import check_merges
 from gpukit.tokenizer.pieces import Piece
 from gpukit.tokenizer.table import Table
 from gpukit.tokenizer.types import BYTE_TEXTS, TokenType
@@ -57,6 +58,7 @@ def fill_byte_level(table: Table, folder: Path, library: Library) -> Any:
     from tokenizers import Tokenizer
 
     library.check()
+    check_merges(library.merges, library.model.get("vocab", ()), str(library.path))
     try:
         tokenizer = Tokenizer.from_file(str(library.path))
     except Exception as error:  # the library raises plain Exception

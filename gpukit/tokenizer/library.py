@@ -8,6 +8,7 @@ from typing import Any
 from gpukit.errors import TokenizerError
 from gpukit.tokenizer.added import library_tokens, token_id
 from gpukit.tokenizer.files import read_json
+from gpukit.tokenizer.merges import Pair
 from gpukit.tokenizer.pieces import Piece
 from gpukit.tokenizer.types import TokenType
 
@@ -93,12 +94,20 @@ class Library:
         """Of each text that merges make, minus the rank of the first that does: what merges by
         score, the highest first, then merges in the order of this file."""
         ranks: dict[str, float] = {}
-        for rank, merge in enumerate(_list(self.model.get("merges"))):
+        for rank, pair in enumerate(self.merges):
+            ranks.setdefault("".join(pair), -float(rank))
+        return ranks
+
+    @property
+    def merges(self) -> list[Pair]:
+        """The merges, the first before the others."""
+        pairs = []
+        for merge in _list(self.model.get("merges")):
             parts = merge.split(" ") if isinstance(merge, str) else merge
             if not isinstance(parts, list) or len(parts) != 2 or not all(map(_is_text, parts)):
                 raise TokenizerError(f"{self.path}: merge {str(merge)[:60]!r} is no pair")
-            ranks.setdefault("".join(parts), -float(rank))
-        return ranks
+            pairs.append((parts[0], parts[1]))
+        return pairs
 
 
 def read_library(folder: Path) -> Library | None:

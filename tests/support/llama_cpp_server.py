@@ -23,18 +23,12 @@ def probabilities(path: Path, tokens: Sequence[int]) -> tuple[list[int], torch.T
 
 def applied_template(path: Path, messages: Sequence[Mapping[str, str]]) -> str:
     """The prompt that the chat template of a model makes of `messages`."""
-    return str(posted(path, "/apply-template", {"messages": list(messages)})["prompt"])
-
-
-def posted(path: Path, where: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """What the server of a model answers to `body`."""
-    server = _server(path)
+    server, body = _server(path), json.dumps({"messages": list(messages)}).encode()
     kind = {"Content-Type": "application/json"}
-    address = server.listening_address + where
-    request = urllib.request.Request(address, json.dumps(body).encode(), kind)
+    address = f"{server.listening_address}/apply-template"
+    request = urllib.request.Request(address, body, kind)
     with urllib.request.urlopen(request, timeout=60) as answer:
-        found: dict[str, Any] = json.loads(answer.read())
-    return found
+        return str(json.loads(answer.read())["prompt"])
 
 
 def _server(path: Path) -> Any:
