@@ -7,7 +7,7 @@ first stays. What none of them names is looked up in generation_config.json.
 
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def special_fields(
     kind; `kinds` are looked up; `report` is told of what is no id. `TokenizerError` for files that
     are not built as they must be.
     """
-    try:
+    with _sound(folder):
         library = read_json(folder / "tokenizer.json")
         settings = read_json(folder / "tokenizer_config.json")
         found = _Special(library or {}, dict(settings) if settings else None, kinds, size)
@@ -61,6 +61,13 @@ def special_fields(
             *_template_fields(chat_templates(folder, settings or {})),
             *_normalizer((library or {}).get("normalizer") or {}),
         ]
+
+
+@contextmanager
+def _sound(folder: Path) -> Iterator[None]:
+    """`TokenizerError` for files in `folder` that are not built as they must be."""
+    try:
+        yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
         raise TokenizerError(
             f"{folder}: tokenizer.json, tokenizer_config.json, config.json or a chat template: "
@@ -250,7 +257,15 @@ def _merges_file(path: Path) -> list[str]:
 
 def chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Chat templates by name, from the first place that has one, in transformers' order: files of
-    their own, `settings` (tokenizer_config.json), chat_template.json. A single one is "default"."""
+    their own, `settings` (tokenizer_config.json), chat_template.json. A single one is "default".
+
+    `TokenizerError` for templates that are no texts.
+    """
+    with _sound(folder):
+        return _templates(folder, settings)
+
+
+def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     files = {path.stem: path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
     if (file := folder / "chat_template.jinja").is_file():
         files = {"default": file} | {n: path for n, path in files.items() if n != "default"}

@@ -70,6 +70,13 @@ def test_templates_that_fail_give_one_line(template: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_template_that_is_no_utf_8() -> None:
+    # A GGUF may hold any bytes; they come out as they are.
+    template = b"\xff{{ '\xe2' }}{{ messages[1].content }}".decode("utf-8", "surrogateescape")
+    text = render(template, MESSAGES)
+    assert text.encode("utf-8", "surrogateescape") == b"\xff\xe2Hi & <b>"
+
+
 MARKED = (
     "{% for m in messages %}{% if m['role']=='assistant' %}{% generation %}A: {{ m['content'] }}\n"
     "{% endgeneration %}{% else %}Q: {{ m['content'] }}\n{% endif %}{% endfor %}A:"

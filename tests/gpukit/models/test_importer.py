@@ -75,7 +75,7 @@ def test_150_folders_with_a_change_somewhere() -> None:
     outcomes = fuzz(150, 1)
     assert outcomes.total() == 150
     # Files of every kind are changed, with both ends reached.
-    assert len({what.split()[0] for what in outcomes}) == 9
+    assert len({what.split()[0] for what in outcomes}) == 10
     assert len({what.split()[1] for what in outcomes}) == 2
 
 

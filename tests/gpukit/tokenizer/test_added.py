@@ -248,6 +248,14 @@ def test_tokens_past_the_embedding_that_are_needed(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("template", [[1], [{"name": "a", "template": 3}], [{"name": 1}]])
+def test_odd_templates_beside_tokens_past_the_embedding(template: Any, tmp_path: Path) -> None:
+    declare(copied(tmp_path, "tokenizer.json"), "tokenizer.json", 2048)
+    write(tmp_path, "tokenizer_config", {"chat_template": template})
+    with pytest.raises(TokenizerError, match="fetch them again"):
+        read(tmp_path, 2048)
+
+
 def test_a_vocabulary_past_the_embedding_is_refused(tmp_path: Path) -> None:
     copied(tmp_path, "tokenizer.json")
     with pytest.raises(TokenizerError, match=r"token id 2047, config\.json has a vocab_size of 20"):
