@@ -35,7 +35,7 @@ def check_run(out: Path, file_type: str | None, options: Options, device: str) -
 
 
 def check_device(names: str) -> None:
-    """`ArgumentError` for a device, or one of several, that is unknown or not here."""
-    if names in ("auto", "cpu"):  # always here: nothing need be loaded to know
-        return
-    kernels.device_list(names)
+    """QuantError, an `ArgumentError`, for a device, or one of several, that is unknown or not
+    here."""
+    if names not in ("auto", "cpu"):  # always here: nothing need be loaded to know
+        kernels.device_list(names)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from gpukit.errors import ArgumentError, CheckpointError, FormatError
 from gpukit.events import Report, Status, Step
-from gpukit.formats.file_types import file_type_name
+from gpukit.formats.file_types import FILE_TYPE, file_type_name, file_type_of
 from gpukit.formats.folder import check_files, has_weights
+from gpukit.formats.gguf_fields import FLOATS, INTEGERS
 from gpukit.formats.gguf_split import GGUFModel, is_part
 from gpukit.formats.imatrix import Imatrix
 from gpukit.store import blobs
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 
 MODEL = LAYER_PREFIX + "model"
 # What llama.cpp and Ollama take as a source for quantising; other types have lost too much.
-FULL_TYPES = frozenset(("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"))
+FULL_TYPES = frozenset((*FLOATS, *INTEGERS))
 
 
 @dataclass(frozen=True)
-class Work:
+class Wishes:
     """How weights are converted: the file type wanted (None: the source's own), the device, the
     bound on host memory in bytes, who hears of it, the pre-tokenizer where none is recognised, and
     the importance weights.
@@ -44,8 +45,20 @@ class Work:
     imatrix: Imatrix | None = None
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a model's GGUF says of itself: architecture, number of weights, `general.file_type`."""
+
+    architecture: str
+    weights: int
+    file_type: object
+
+
 class Origin(Protocol):
-    """Weights that have been checked."""
+    """Weights that have been checked; `header` is that of the GGUF that the model will have."""
+
+    @property
+    def header(self) -> Header: ...
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
         """Bring them into the store; the model's first layers, in order."""
@@ -54,7 +67,7 @@ class Origin(Protocol):
     def close(self) -> None: ...
 
 
-def open_origin(store: Store, source: Path | ModelName, work: Work) -> Origin:
+def open_origin(store: Store, source: Path | ModelName, work: Wishes) -> Origin:
     """The weights that `source` names, checked and planned; the caller closes them.
 
     Raises the errors of the source's readers.
@@ -64,10 +77,8 @@ def open_origin(store: Store, source: Path | ModelName, work: Work) -> Origin:
     if isinstance(source, ModelName):
         return _stored(store, source, work)
     if source.is_dir():
-        single = _single_gguf(source)
-        if single is None:
-            return _converted(source, work, "converting model")
-        source = single
+        _check_folder(source)
+        return _converted(source, work, "converting model")
     return _file(source, work)
 
 
@@ -76,7 +87,8 @@ class _Copied:
     """A .gguf file taken as it is."""
 
     path: Path
-    work: Work
+    work: Wishes
+    header: Header
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
         report, total, done = self.work.report, self.path.stat().st_size, 0
@@ -104,8 +116,16 @@ class _Converted:
 
     source: "Source"
     plan: "QuantizePlan"
-    work: Work
+    work: Wishes
     opening: str
+
+    @property
+    def header(self) -> Header:
+        return Header(
+            str(self.plan.get("general.architecture")),
+            sum(spec.n_elements for spec in self.plan.specs),
+            self.plan.get(FILE_TYPE),
+        )
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
         from gpukit.conversion.run import run_plan
@@ -120,8 +140,6 @@ class _Converted:
             self.source, self.plan, target, device=work.device, budget=work.budget, digest=True,
             report=work.report,
         )  # fmt: skip
-        work.report(Status("verifying conversion"))
-        check_gguf(target)
         return (changes.add_file(target, f"sha256:{result.digest}", result.size, MODEL),)
 
     def close(self) -> None:
@@ -134,7 +152,12 @@ class _Inherited:
 
     name: ModelName
     manifest: Manifest
+    stored: Header
     converted: _Converted | None
+
+    @property
+    def header(self) -> Header:
+        return self.converted.header if self.converted else self.stored
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
         for layer in self.manifest.layers:
@@ -153,41 +176,40 @@ class _Inherited:
             self.converted.close()
 
 
-def _stored(store: Store, name: ModelName, work: Work) -> Origin:
+def _stored(store: Store, name: ModelName, work: Wishes) -> Origin:
     manifest = store.manifest(name)
     path = store.weights(name, manifest)
-    check_gguf(path)
-    return _Inherited(name, manifest, _quantized(path, work, f"FROM {name.display}"))
+    header = check_gguf(path)
+    return _Inherited(
+        name, manifest, header, _quantized(path, header, work, f"FROM {name.display}")
+    )
 
 
-def _file(path: Path, work: Work) -> Origin:
-    check_gguf(path)
-    quantized = _quantized(path, work, str(path))
+def _file(path: Path, work: Wishes) -> Origin:
+    header = check_gguf(path)
+    quantized = _quantized(path, header, work, str(path))
     if quantized is None and is_part(path):
         return _converted(path, replace(work, file_type=None), "joining the parts of the model")
-    return quantized or _Copied(path, work)
+    return quantized or _Copied(path, work, header)
 
 
-def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
+def _quantized(path: Path, header: Header, work: Wishes, what: str) -> _Converted | None:
     """The GGUF at `path` on its way to another type; None where it has that type already."""
     if work.file_type is None:
         return None
-    from gpukit.formats.file_types import file_type_of
-
     with GGUFModel(path) as file:
         types = {info.type for info in file.tensors.values()}
-        label = file_type_name(file.get("general.file_type"))
     if lossy := sorted(types - FULL_TYPES):
         raise ArgumentError(
             f"{what}: quantization is only supported for F16, BF16 and F32 models, and this one "
             f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF"
         )
-    if label == file_type_of(work.file_type).name:
+    if file_type_name(header.file_type) == file_type_of(work.file_type).name:
         return None
     return _converted(path, work, "parsing GGUF")
 
 
-def _converted(path: Path, work: Work, opening: str) -> _Converted:
+def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
     from gpukit.planning.plan import Options
     from gpukit.planning.planner import plan_quantize
     from gpukit.sources.opening import open_source
@@ -201,33 +223,31 @@ def _converted(path: Path, work: Work, opening: str) -> _Converted:
         raise
 
 
-def check_gguf(path: Path) -> None:
-    """GGUFError, FormatError or ArgumentError where the file at `path` is no whole model."""
+def check_gguf(path: Path) -> Header:
+    """The header of the model at `path`; GGUFError, FormatError or ArgumentError where the file is
+    no whole model."""
     with GGUFModel(path) as file:
         kind = file.get("general.type", "model")
-        if not file.get("general.architecture"):
+        architecture = file.get("general.architecture")
+        if not architecture:
             raise FormatError(f"{path}: general.architecture is missing: this is no model")
+        weights = sum(info.n_elements for info in file.tensors.values())
+        header = Header(str(architecture), weights, file.get(FILE_TYPE))
     if kind in ("adapter", "projector", "mmproj"):
         raise ArgumentError(f"{path}: a GGUF of type {kind}, not a model; not supported as FROM")
+    return header
 
 
-def _single_gguf(folder: Path) -> Path | None:
-    """The one .gguf file of a folder without a checkpoint; None where there is a checkpoint."""
+def _check_folder(folder: Path) -> None:
+    """CheckpointError where `folder` holds no checkpoint, or what nobody may read."""
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise CheckpointError(
             f"{folder}: an adapter, not a model: FROM wants the base model, and adapters are not "
             "supported by this version"
         )
     check_files(folder)
-    found = sorted(folder.glob("*.gguf"))
-    if has_weights(folder) and ((folder / "config.json").exists() or not found):
-        return None
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(path.name for path in found[:4])
-        raise CheckpointError(f"{folder}: {len(found)} .gguf files ({names}): name one in FROM")
-    raise CheckpointError(
-        f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with config.json "
-        "and weights (.safetensors, .bin or .pth), or a .gguf file"
-    )
+    if not has_weights(folder):
+        raise CheckpointError(
+            f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with "
+            "config.json and weights (.safetensors, .bin or .pth), or a .gguf file"
+        )

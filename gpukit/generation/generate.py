@@ -104,12 +104,12 @@ def options_from(
     """
     merged = {**params, **{key: value for key, value in given.items() if value is not None}}
     known = {f.name for f in fields(SamplingOptions)}
-    sampling = {key: merged.pop(key) for key in known & merged.keys()}
+    sampling: dict[str, Any] = {key: merged.pop(key) for key in known & merged.keys()}
     stop = merged.pop("stop", ())
     own = {key: merged.pop(key) for key in OWN & merged.keys()}
     for key in sorted(merged.keys() - MACHINE_PARAMETERS):
         report(Warned(f"parameter {key} is not used by gpukit run"))
-    for key, value in {**sampling, **own}.items():
+    for key, value in (*sampling.items(), *own.items()):
         kind = Integral if TYPES[key] is int else Real
         if not isinstance(value, kind) or isinstance(value, bool):
             wanted = "a whole number" if kind is Integral else "a number"

@@ -68,6 +68,10 @@ class QuantizePlan:
     def specs(self) -> list[TensorSpec]:
         return [output.spec for output in self.outputs]
 
+    def get(self, key: str) -> Any:
+        """The value of a metadata field that will be written, None where there is none."""
+        return next((field.value for field in self.fields if field.key == key), None)
+
     def totals(self) -> list[TypeTotal]:
         return type_totals(self.specs)
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpukit.conversion.checks import check_device, check_plan
-from gpukit.conversion.origins import Work, open_origin
+from gpukit.conversion.origins import Header, Wishes, open_origin
 from gpukit.errors import ArgumentError, ModelfileError, NotFoundError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.file_types import file_type_name
-from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.recipes.references import Reference, locate
-from gpukit.store import blobs, gojson, parameters
+from gpukit.store import gojson, parameters
 from gpukit.store.changes import Change, change
 from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest
@@ -52,7 +51,7 @@ def create(
         raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
     check_plan(quantize or None, pre)
     check_device(device)
-    work = Work(
+    work = Wishes(
         file_type=quantize.upper() if quantize else None,
         device=device,
         budget=budget,
@@ -67,7 +66,7 @@ def create(
     base = _base(store, source)
     with closing(open_origin(store, source, work)) as origin, change(store) as changes:
         layers = _layers(changes, origin.add(changes), base, modelfile)
-        config = _config(store, layers, base, modelfile)
+        config = _config(origin.header, base, modelfile)
         config_layer = changes.add_bytes(config.encode(), CONFIG_TYPE)
         for layer in layers:
             verb = "creating new" if layer.digest in changes.added else "using existing"
@@ -148,21 +147,16 @@ def _layers(
     return layers
 
 
-def _config(store: Store, layers: list[Layer], base: _Base, modelfile: Modelfile) -> Config:
+def _config(header: Header, base: _Base, modelfile: Modelfile) -> Config:
     """The config blob: the weights say what they are, the rest is inherited or set."""
-    weights = [layer for layer in layers if layer.kind == "model"][-1]
-    with GGUFFile(blobs.blob_path(store.blobs, weights.digest)) as file:
-        family = str(file.get("general.architecture"))
-        count = sum(info.n_elements for info in file.tensors.values())
-        file_type = file_type_name(file.get("general.file_type"))
     old = base.config
     return replace(
         old,
         model_format=old.model_format or "gguf",
-        model_family=family,
-        model_families=(family,),
-        model_type=human_count(count),
-        file_type=file_type,
+        model_family=header.architecture,
+        model_families=(header.architecture,),
+        model_type=human_count(header.weights),
+        file_type=file_type_name(header.file_type),
         renderer=modelfile.renderer or old.renderer,
         parser=modelfile.parser or old.parser,
         requires=modelfile.requires or old.requires,

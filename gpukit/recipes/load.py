@@ -31,7 +31,7 @@ def load(
     """
     check_plan(None, pre)
     check_device(device)
-    found = locate(str(model), hub=hub).open(report)
+    found = locate(model, hub=hub).open(report)
     loaded = load_model(found.gguf, device, pre)
     if found.template and loaded.tokenizer.chat_template is None:
         report(Warned("TEMPLATE is in Go's syntax and is not used; the prompt goes in bare"))
