@@ -98,7 +98,7 @@ def plan(
         plan.write("llama.gguf")
     """
     check_plan(type, pre)
-    source = open_source(locate(str(model), hub=hub).fetch(report), pre)
+    source = open_source(locate(model, hub=hub).fetch(report), pre)
     try:
         return Plan(source, plan_quantize(source, type, options))
     except BaseException:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gpukit_kernels as kernels
+from gpukit.conversion.checks import check_plan
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.generate import load_model
 from gpukit.generation.model import Model
@@ -28,8 +29,10 @@ def load(
         model = gpukit.load("llama3.2:1b")
         print(model.generate("Why is the sky blue?", temperature=0).text)
     """
-    kernels.device(device)  # before anything is fetched
-    found = locate(str(model), hub=hub).open(report)
+    # Before anything is fetched.
+    kernels.device(device)
+    check_plan(None, pre)
+    found = locate(model, hub=hub).open(report)
     loaded = load_model(found.gguf, device, pre)
     if found.template and loaded.tokenizer.chat_template is None:
         report(Warned("TEMPLATE is in Go's syntax and is not used; the prompt goes in bare"))

@@ -68,21 +68,24 @@ class Reference:
 
 
 def locate(
-    word: str, *, hub: bool = False, folder: Path = Path(), store: Store | None = None
+    word: str | Path, *, hub: bool = False, folder: Path = Path(), store: Store | None = None
 ) -> Reference:
-    """What `word` means; relative paths start at `folder`. Asks nobody but this machine.
+    """What `word` means; a `Path` is one, and relative ones start at `folder`. Asks nobody but this
+    machine.
 
     NotFoundError, which lists where it was looked for, for what is not there; `ArgumentError` for
     what can be no word for a model, and for an id that can be none of the hub's.
     """
     store = store or Store()
+    is_path = isinstance(word, Path)
+    word = str(word)
     if not word.strip() or "\0" in word:
         raise ArgumentError(f"{word[:SHOWN]!r}: {WANTED}")
     if hub:
         return Reference(word, parse_id(word), store)
     path = _path(word, folder)
     lacking = _lacking(path)
-    if _is_path(word):
+    if is_path or _looks_like_a_path(word):
         if lacking:
             raise NotFoundError(f"{_where(word, path)}: {lacking}")
         return Reference(word, path, store)
@@ -104,7 +107,7 @@ def locate(
     raise NotFoundError(f"{_where(word, path)}: {lacking}, and {unknown}")
 
 
-def _is_path(word: str) -> bool:
+def _looks_like_a_path(word: str) -> bool:
     return word.startswith(PATH_STARTS) or (word.endswith(PATH_ENDS) and not is_id(word))
 
 

@@ -190,7 +190,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from gpukit.conversion.run import run_plan\nfrom gpukit.planning.planner import plan_quantize\n"
+        "from gpukit.conversion.run import run_plan\n"
+        "from gpukit.planning.planner import plan_quantize\n"
         "from gpukit.sources.opening import open_source\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "with open_source(Path(sys.argv[1])) as source:\n"

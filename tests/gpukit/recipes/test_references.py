@@ -159,6 +159,12 @@ def test_what_is_no_word_for_a_model(store: Store, word: str) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_a_path_is_never_a_name(store: Store) -> None:
+    assert locate(Path("empty")).model == Path("empty")
+    with pytest.raises(NotFoundError, match=r"^stored: no such file or folder$"):
+        locate(Path("stored"))
+
+
 def test_relative_paths_start_at_a_folder(store: Store, tmp_path: Path) -> None:
     elsewhere = tmp_path / "work" / "full"
     assert locate("./model.safetensors", folder=elsewhere).model == elsewhere / "model.safetensors"
