@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpukit_kernels.errors import QuantError
+from gpukit_kernels.errors import QuantError, did_you_mean
 from gpukit_kernels.facts import TypeFacts
 
 
@@ -116,7 +116,8 @@ def by_name(name: str | QuantType) -> QuantType:
         return name
     row = QUANTS.get(name.upper())
     if row is None:
-        raise QuantError(f"unknown quant type {name!r}; known: {', '.join(QUANTS)}")
+        hint = did_you_mean(name, QUANTS)
+        raise QuantError(f"unknown quant type {name!r}; known: {', '.join(QUANTS)}{hint}")
     return row
 
 
