@@ -18,6 +18,13 @@ def test_source_roots_are_no_packages(root: str) -> None:
     assert not (ROOT / root / "__init__.py").exists()
 
 
+def test_scripts_without_an_ending_are_linted() -> None:
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]
+    plain = [path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix]
+    python = {path for path in plain if "python" in path.read_text().splitlines()[0]}
+    assert {f"scripts/{path.name}" for path in python} == set(ruff["extend-include"])
+
+
 def test_transformers_range() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "transformers>=5.10.1" in project["optional-dependencies"]["peers"]
@@ -42,17 +49,6 @@ def test_wheel_top_level(tmp_path: Path) -> None:
     assert not [name for name in names if name.endswith(".pyc")]
     # The one file that is no module.
     assert "gpukit_kernels/grids.bin" in names
-
-
-def test_constraints_pin_what_pyproject_names() -> None:
-    pinned = {
-        line.split("==")[0]
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    }
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {requirement.split(">=")[0] for requirement in project["dependencies"]}
-    assert named <= pinned
 
 
 @pytest.mark.parametrize("module", ["gpukit.formats.gguf_reader", "gpukit.store", "gpukit_cli.app"])

@@ -5,113 +5,133 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.options import (
+    FILE_TYPE_NAMES,
+    Devices,
+    DryRun,
+    Hub,
+    ImatrixFile,
+    Input,
+    Json,
+    Pre,
+    Quiet,
+    SplitMaxSize,
+    file_types,
+    tensor_types,
+)
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit.conversion.run import QuantizeResult
+    from gpukit.conversion.run import Result
     from gpukit.planning.plan import Options, QuantizePlan
     from gpukit.sources.base import Source
 
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")]
-ImatrixFile = Annotated[
-    Path | None,
-    typer.Option("--imatrix", metavar="FILE", help="Importance matrix, .gguf or .dat."),
-]
-Pre = Annotated[
-    str | None,
-    typer.Option(
-        "--pre", metavar="NAME", help="Pre-tokenizer, such as llama-bpe, where none is recognised."
+Out = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT",
+        help="The GGUF to write. A file that is there is replaced, whole and at the end; "
+        "IN never is.",
     ),
-]
-Hub = Annotated[
-    bool,
-    typer.Option("--hub", help="IN is an id on the Hugging Face hub, such as org/name."),
-]
-SplitMaxSize = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Split into files with at most SIZE of data, as 500M or 2G."),
 ]
 
 
 def convert(
-    folder: Annotated[
+    source: Input,
+    out: Annotated[
         Path,
         typer.Argument(
-            metavar="IN", help="A model folder, a GGUF, a name in the store, or hf.co/org/name."
+            metavar="OUT",
+            help="The GGUF to write, or from a GGUF a .safetensors file. A file that is there is "
+            "replaced, whole and at the end; IN never is.",
         ),
-    ],
-    out: Annotated[
-        Path, typer.Argument(help="The GGUF to write, or from a GGUF a .safetensors file.")
     ],
     type: Annotated[
         str | None,
         typer.Option(
             "--type",
-            help="File type, such as Q4_K_M; by default the checkpoint's own, or a GGUF's types.",
+            metavar="TYPE",
+            help=f"File type: {FILE_TYPE_NAMES}.",
+            show_default="a folder's own, or the types of a GGUF",
+            autocompletion=file_types,
         ),
     ] = None,
     imatrix: ImatrixFile = None,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
     hub: Hub = False,
-    device: Device = "auto",
+    device: Devices = "auto",
     dry_run: DryRun = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
-    _check_output(out, imatrix, dry_run)
     options = _options(imatrix=imatrix, split_max_size=split_max_size)
-    _run(_opened(folder, pre, hub), out, type, options, device, dry_run, json)
+    _check(out, type, options, device, pre, dry_run)
+    _run(_opened(source, pre, hub, quiet), out, type, options, device, dry_run, quiet, json)
 
 
 def quantize(
-    source: Annotated[
-        Path,
+    source: Input,
+    out: Out,
+    type: Annotated[
+        str,
         typer.Argument(
-            metavar="IN", help="A GGUF, a model folder, a name in the store, or hf.co/org/name."
+            metavar="TYPE", help=f"File type: {FILE_TYPE_NAMES}.", autocompletion=file_types
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="The GGUF to write.")],
-    type: Annotated[str, typer.Argument(help="File type, such as Q4_K_M.")],
     imatrix: ImatrixFile = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all, no mix.")] = False,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="REGEX=TYPE", help="Type of the tensors that match; the first match wins."
+            "--tensor-type",
+            metavar="REGEX=TYPE",
+            help="Type of the tensors that match; may be repeated, and the first match wins.",
+            show_default="the mix's",
         ),
     ] = None,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Do not quantise output.weight.")
     ] = False,
     output_tensor_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")
+        str | None,
+        typer.Option(
+            "--output-tensor-type",
+            metavar="TYPE",
+            help="Type of output.weight.",
+            show_default="the mix's",
+            autocompletion=tensor_types,
+        ),
     ] = None,
     token_embedding_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of token_embd.weight.")
+        str | None,
+        typer.Option(
+            "--token-embedding-type",
+            metavar="TYPE",
+            help="Type of token_embd.weight.",
+            show_default="the mix's",
+            autocompletion=tensor_types,
+        ),
     ] = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Take quantised tensors, which loses more.")
     ] = False,
     keep_split: Annotated[
-        bool, typer.Option("--keep-split", help="As many files as the split GGUF has.")
+        bool, typer.Option("--keep-split", help="Write as many files as the split GGUF has.")
     ] = False,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
     hub: Hub = False,
-    device: Device = "auto",
+    device: Devices = "auto",
     dry_run: DryRun = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
     from gpukit.planning.overrides import make_overrides
 
-    _check_output(out, imatrix, dry_run)
     options = _options(
         imatrix=imatrix,
         split_max_size=split_max_size,
@@ -125,15 +145,8 @@ def quantize(
             embedding_type=token_embedding_type,
         ),
     )
-    _run(_opened(source, pre, hub), out, type, options, device, dry_run, json)
-
-
-def _check_output(out: Path, imatrix: Path | None, dry_run: bool) -> None:
-    """Refuse what cannot be written before anything is fetched or read."""
-    from gpukit.formats.outputs import check_output
-
-    if not dry_run:
-        check_output(out, [imatrix] if imatrix else [])
+    _check(out, type, options, device, pre, dry_run)
+    _run(_opened(source, pre, hub, quiet), out, type, options, device, dry_run, quiet, json)
 
 
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
@@ -148,13 +161,29 @@ def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any)
     )
 
 
-def _opened(path: Path, pre: str | None, hub: bool) -> "Source":
-    """The model at `path`, which may be a name in the store; one of the hub is fetched first."""
-    from gpukit.recipes.references import find_input
+def _check(
+    out: Path,
+    file_type: str | None,
+    options: "Options",
+    device: str,
+    pre: str | None,
+    dry_run: bool,
+) -> None:
+    """What can be wrong whatever the input, before that is opened or fetched."""
+    from gpukit.conversion.checks import check_plan, check_run
+
+    check_plan(file_type, pre)
+    if not dry_run:
+        check_run(out, file_type, options, device)
+
+
+def _opened(word: str, pre: str | None, hub: bool, quiet: bool) -> "Source":
+    """The model that `word` names; one of the hub is fetched first."""
+    from gpukit.recipes.references import locate
     from gpukit.sources.opening import open_source
 
-    with reporter() as report:
-        path = find_input(path, report, hub=hub)
+    with reporter(quiet) as report:
+        path = locate(word, hub=hub).fetch(report)
     return open_source(path, pre)
 
 
@@ -165,6 +194,7 @@ def _run(
     options: "Options",
     device: str,
     dry_run: bool,
+    quiet: bool,
     json: bool,
 ) -> None:
     from gpukit.conversion.run import run_plan
@@ -175,7 +205,7 @@ def _run(
         if dry_run:
             _print_plan(plan, json)
             return
-        with reporter() as report:
+        with reporter(quiet) as report:
             result = run_plan(source, plan, out, device=device, report=report)
     _print_result(result, json)
 
@@ -198,57 +228,20 @@ def _print_plan(plan: "QuantizePlan", json: bool) -> None:
     print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
 
 
-def _print_result(result: "QuantizeResult", json: bool) -> None:
+def _print_result(result: "Result", json: bool) -> None:
     if json:
-        print_json(_as_json(result))
+        print_json(result.as_json())
         return
     _print_classes(result)
     _print_totals(result.totals)
-    seconds = max(result.seconds, 1e-9)
     files = f" and {len(result.paths) - 1} more" if len(result.paths) > 1 else ""
     print(f"{result.path}{files}: {human_bytes(result.size)} in {result.seconds:.1f} s "
-          f"({result.weights / seconds / 1e6:.1f} M weights/s, "
-          f"{result.read_bytes / seconds / 1e9:.2f} GB/s read, "
-          f"{result.size / seconds / 1e9:.2f} GB/s written)")  # fmt: skip
+          f"({result.weights_per_second / 1e6:.1f} M weights/s, "
+          f"{result.read_bytes_per_second / 1e9:.2f} GB/s read, "
+          f"{result.written_bytes_per_second / 1e9:.2f} GB/s written)")  # fmt: skip
 
 
-def _as_json(result: "QuantizeResult") -> dict[str, Any]:
-    seconds = max(result.seconds, 1e-9)
-    return {
-        "path": str(result.path),
-        "paths": [str(path) for path in result.paths],
-        "size": result.size,
-        "seconds": round(result.seconds, 3),
-        "weights": result.weights,
-        "read_bytes": result.read_bytes,
-        "weights_per_second": result.weights / seconds,
-        "read_bytes_per_second": result.read_bytes / seconds,
-        "written_bytes_per_second": result.size / seconds,
-        "types": {
-            t.type: {
-                "tensors": t.tensors,
-                "weights": t.weights,
-                "nbytes": t.nbytes,
-                "bits_per_weight": t.bits_per_weight,
-                "relative_rms_error": t.relative_rms,
-            }
-            for t in result.totals
-        },
-        "classes": {
-            c.name: {
-                "types": list(c.types),
-                "tensors": c.tensors,
-                "weights": c.weights,
-                "nbytes": c.nbytes,
-                "relative_rms_error": c.relative_rms,
-                "compared_weights": c.compared,
-            }
-            for c in result.classes
-        },
-    }
-
-
-def _print_classes(result: "QuantizeResult") -> None:
+def _print_classes(result: "Result") -> None:
     """What each class of tensors became, and the error that this made."""
     rows = [c for c in result.classes if c.relative_rms is not None]
     if not rows:

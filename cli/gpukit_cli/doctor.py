@@ -1,15 +1,10 @@
 """`gpukit doctor`: what this machine offers, what is missing and how to get it."""
 
-from typing import Annotated
-
-import typer
-
+from gpukit_cli.options import Json
 from gpukit_cli.output import print_json
 
 
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-) -> None:
+def doctor(json: Json = False) -> None:
     """Show versions, devices, compiler, store and disk, and what is missing."""
     from gpukit.recipes.doctor import diagnose
     from gpukit_cli.progress import human_bytes

@@ -1,11 +1,11 @@
 """`gpukit inspect`: what is inside a GGUF, a file of weights or a model folder."""
 
 import json as jsonlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.options import Hub, Json, Pre, Quiet, stored_names
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
@@ -24,23 +24,28 @@ TITLES = {"safetensors": "safetensors", "pytorch": "PyTorch", "checkpoint": "mod
 
 def inspect(
     file: Annotated[
-        Path,
+        str,
         typer.Argument(
+            metavar="IN",
             help="A GGUF, a .safetensors, .bin or .pth file, a model folder, a name in the store, "
-            "or hf.co/org/name."
+            "or hf.co/org/name.",
+            autocompletion=stored_names,
         ),
     ],
-    tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor, too.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON document, arrays and tensors in full.")
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Show every tensor; --json always does.")
     ] = False,
+    pre: Pre = None,
+    hub: Hub = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Show architecture, metadata, tokenizer, chat template and tensors by type."""
     from gpukit.recipes.inspect import describe
-    from gpukit.recipes.references import find_input
+    from gpukit.recipes.references import locate
 
-    with reporter() as report:
-        found = describe(find_input(file, report))
+    with reporter(quiet) as report:
+        found = describe(locate(file, hub=hub).fetch(report), pre)
     if json:
         print_json(found.as_json())
         return

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpukit_cli.output import print_json
+from gpukit_cli.options import (
+    FILE_TYPE_NAMES,
+    Devices,
+    Hub,
+    ImatrixFile,
+    Json,
+    Pre,
+    Quiet,
+    StoredName,
+    file_types,
+    stored_names,
+)
+from gpukit_cli.output import complain, print_json
 
 if TYPE_CHECKING:
     from gpukit.recipes.show import ModelDetails
@@ -19,29 +31,43 @@ DEFAULT_MODELFILE = Path("Modelfile")
 SHOWN_LINES = 2
 SHOWN_ITEMS = 80
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
 
 def create(
-    name: Annotated[str, typer.Argument(help="The model's name, such as llama3.2:1b.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="The model's name, such as llama3.2:1b; a model that has it is replaced at the "
+            "end.",
+            autocompletion=stored_names,
+        ),
+    ],
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", help="The Modelfile; else ./Modelfile, else `FROM .`."),
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="The Modelfile.",
+            show_default="./Modelfile, else FROM .",
+        ),
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option("--quantize", "-q", help="Quantise to this type, as Q4_K_M.")
-    ] = None,
-    pre: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Pre-tokenizer of a folder, where none is recognised."),
+        typer.Option(
+            "--quantize",
+            "-q",
+            metavar="TYPE",
+            help=f"File type to quantise to: {FILE_TYPE_NAMES}.",
+            show_default="a folder's own, or the types of a GGUF",
+            autocompletion=file_types,
+        ),
     ] = None,
-    imatrix: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Importance matrix for -q, .gguf or .dat."),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1.")
-    ] = "auto",
+    pre: Pre = None,
+    hub: Hub = False,
+    imatrix: ImatrixFile = None,
+    device: Devices = "auto",
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Make a model in the store from a checkpoint folder, a .gguf file or another model."""
@@ -57,33 +83,37 @@ def create(
 
     from gpukit.recipes.create import create as create_model
 
-    with reporter() as report:
+    with reporter(quiet) as report:
         model = create_model(
-            store, name, parsed, quantize, device=device, pre=pre, imatrix=imatrix, report=report
-        )
+            store, name, parsed, quantize,
+            device=device, pre=pre, imatrix=imatrix, hub=hub, report=report,
+        )  # fmt: skip
     if json:
         made = store.describe(model)
         print_json({"name": model.display, "digest": made.digest, "size": made.size})
 
 
-def list_models(json: Json = False) -> None:
+def list_models(
+    prefix: Annotated[
+        str,
+        typer.Argument(
+            metavar="PREFIX",
+            help="Only models whose names begin so, in any case.",
+            show_default="all",
+            autocompletion=stored_names,
+        ),
+    ] = "",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
     """List the models in the store, the latest first."""
     from gpukit_cli.progress import human_bytes, reporter
 
     store = _tidy_store()
-    with reporter() as report:
-        models = store.models(report)
+    with reporter(quiet) as report:
+        models = store.models(report, prefix)
     if json:
-        rows = [
-            {
-                "name": model.name.display,
-                "digest": model.digest,
-                "size": model.size,
-                "modified_at": model.modified.isoformat(),
-            }
-            for model in models
-        ]
-        print_json({"models": rows})
+        print_json({"models": [model.as_json() for model in models]})
         return
     now = datetime.now(UTC)
     table = [("NAME", "ID", "SIZE", "MODIFIED")]
@@ -94,14 +124,14 @@ def list_models(json: Json = False) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A model in the store.")],
-    modelfile: Annotated[bool, typer.Option("--modelfile", help="Its Modelfile.")] = False,
-    parameters: Annotated[bool, typer.Option("--parameters", help="Its parameters.")] = False,
-    system: Annotated[bool, typer.Option("--system", help="Its system text.")] = False,
-    template: Annotated[bool, typer.Option("--template", help="Its template.")] = False,
-    license: Annotated[bool, typer.Option("--license", help="Its licences.")] = False,
+    name: StoredName,
+    modelfile: Annotated[bool, typer.Option("--modelfile", help="Print its Modelfile.")] = False,
+    parameters: Annotated[bool, typer.Option("--parameters", help="Print its parameters.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Print its system text.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Print its template.")] = False,
+    license: Annotated[bool, typer.Option("--license", help="Print its licences.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="With metadata and tensors.")
+        bool, typer.Option("--verbose", "-v", help="Show metadata and tensors, too.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -131,8 +161,15 @@ def show(
 
 
 def cp(
-    source: Annotated[str, typer.Argument(help="A model in the store.")],
-    destination: Annotated[str, typer.Argument(help="The second name.")],
+    source: StoredName,
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="NEW",
+            help="The second name; a model that has it is replaced.",
+            autocompletion=stored_names,
+        ),
+    ],
 ) -> None:
     """Give a model a second name."""
     from gpukit.store import copy
@@ -142,15 +179,33 @@ def cp(
 
 
 def rm(
-    names: Annotated[list[str], typer.Argument(help="Models in the store.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="Models in the store. Of one that is not there a line tells, and the others go.",
+            autocompletion=stored_names,
+        ),
+    ],
 ) -> None:
     """Remove models, and the blobs that no other model uses."""
+    from gpukit.errors import StoreError
     from gpukit.store import remove
 
     store = _tidy_store()
     for name in names:
-        remove(store, name)
-        print(f"deleted '{name}'")
+        store.find(name)  # what is no name is told before anything goes
+    failed = False
+    for name in names:
+        try:
+            remove(store, name)
+        except StoreError as error:
+            failed = True
+            complain(str(error))
+        else:
+            print(f"deleted '{name}'", flush=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 def human_age(seconds: float) -> str:

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from gpukit.errors import ArgumentError, CheckpointError, FormatError, ModelfileError, StoreError
-from gpukit.events import Report, Status, Step, ignore
-from gpukit.formats.file_types import file_type_name
+from gpukit.errors import ArgumentError, CheckpointError, FormatError
+from gpukit.events import Report, Status, Step
+from gpukit.formats.file_types import FILE_TYPE, file_type_name, file_type_of
 from gpukit.formats.folder import check_files, has_weights
+from gpukit.formats.gguf_fields import FLOATS, INTEGERS
 from gpukit.formats.gguf_split import GGUFModel, is_part
-from gpukit.formats.paths import expanded
-from gpukit.remote.hub import HOSTS, located
+from gpukit.formats.imatrix import Imatrix
+from gpukit.sources.opening import check_whole
 from gpukit.store import blobs
 from gpukit.store.changes import Change
 from gpukit.store.manifest import LAYER_PREFIX, Layer, Manifest
-from gpukit.store.modelfile import Modelfile
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
@@ -28,16 +28,14 @@ if TYPE_CHECKING:
 
 MODEL = LAYER_PREFIX + "model"
 # What llama.cpp and Ollama take as a source for quantising; other types have lost too much.
-FULL_TYPES = frozenset(("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"))
-# A string that begins so can only be a path.
-PATH_STARTS = ("/", "./", "../", "~", ".\\")
+FULL_TYPES = frozenset((*FLOATS, *INTEGERS))
 
 
 @dataclass(frozen=True)
-class Work:
+class Wishes:
     """How weights are converted: the file type wanted (None: the source's own), the device, the
     bound on host memory in bytes, who hears of it, the pre-tokenizer where none is recognised, and
-    the file with importance weights.
+    the importance weights.
     """
 
     file_type: str | None
@@ -45,11 +43,23 @@ class Work:
     budget: int
     report: Report
     pre: str | None = None
-    imatrix: Path | None = None
+    imatrix: Imatrix | None = None
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a model's GGUF says of itself: architecture, number of weights, `general.file_type`."""
+
+    architecture: str
+    weights: int
+    file_type: object
 
 
 class Origin(Protocol):
-    """Weights that have been checked."""
+    """Weights that have been checked; `header` is that of the GGUF that the model will have."""
+
+    @property
+    def header(self) -> Header: ...
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
         """Bring them into the store; the model's first layers, in order."""
@@ -58,42 +68,7 @@ class Origin(Protocol):
     def close(self) -> None: ...
 
 
-def locate(store: Store, modelfile: Modelfile, report: Report = ignore) -> Path | ModelName:
-    """What FROM names: an existing folder or file, else a model of the store, else, where it begins
-    with hf.co/, one of the Hugging Face hub, which is fetched.
-
-    A folder without weights gives way to a model of the same name. Raises ModelfileError where
-    a path does not exist, StoreError where a name is not in the store, HubError where the hub does
-    not give it.
-    """
-    text = modelfile.source
-    path = _expanded(text, modelfile.folder)
-    is_path = text.startswith(PATH_STARTS) or text in (".", "..") or text.endswith(".gguf")
-    if path.exists() and (is_path or not path.is_dir() or _has_weights(path)):
-        return path
-    if is_path:
-        if path.exists():
-            return path
-        raise ModelfileError(f"FROM {text}: {path}: no such file or folder")
-    on_hub = text.startswith(HOSTS)
-    try:
-        name = store.find(text)
-        if store.has(name):
-            return name
-    except ArgumentError as error:
-        if not on_hub:
-            raise ModelfileError(f"FROM {text}: no such file or folder, and {error}") from None
-    if path.exists():
-        return path
-    if on_hub:
-        return located(Path(text), report)
-    raise StoreError(
-        f"FROM {text}: there is no file or folder {path}, and no model '{name.display}' in "
-        f"{store.root}"
-    )
-
-
-def open_origin(store: Store, source: Path | ModelName, work: Work) -> Origin:
+def open_origin(store: Store, source: Path | ModelName, work: Wishes) -> Origin:
     """The weights that `source` names, checked and planned; the caller closes them.
 
     Raises the errors of the source's readers.
@@ -115,7 +90,8 @@ class _Copied:
     """A .gguf file taken as it is."""
 
     path: Path
-    work: Work
+    work: Wishes
+    header: Header
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
         report, total, done = self.work.report, self.path.stat().st_size, 0
@@ -143,8 +119,16 @@ class _Converted:
 
     source: "Source"
     plan: "QuantizePlan"
-    work: Work
+    work: Wishes
     opening: str
+
+    @property
+    def header(self) -> Header:
+        return Header(
+            str(self.plan.get("general.architecture")),
+            sum(spec.n_elements for spec in self.plan.specs),
+            self.plan.get(FILE_TYPE),
+        )
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
         from gpukit.conversion.run import run_plan
@@ -159,8 +143,6 @@ class _Converted:
             self.source, self.plan, target, device=work.device, budget=work.budget, digest=True,
             report=work.report,
         )  # fmt: skip
-        work.report(Status("verifying conversion"))
-        check_gguf(target)
         return (changes.add_file(target, f"sha256:{result.digest}", result.size, MODEL),)
 
     def close(self) -> None:
@@ -173,7 +155,12 @@ class _Inherited:
 
     name: ModelName
     manifest: Manifest
+    stored: Header
     converted: _Converted | None
+
+    @property
+    def header(self) -> Header:
+        return self.converted.header if self.converted else self.stored
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
         for layer in self.manifest.layers:
@@ -192,63 +179,67 @@ class _Inherited:
             self.converted.close()
 
 
-def _stored(store: Store, name: ModelName, work: Work) -> Origin:
+def _stored(store: Store, name: ModelName, work: Wishes) -> Origin:
     manifest = store.manifest(name)
     path = store.weights(name, manifest)
-    check_gguf(path)
-    return _Inherited(name, manifest, _quantized(path, work, f"FROM {name.display}"))
+    header = check_gguf(path)
+    return _Inherited(
+        name, manifest, header, _quantized(path, header, work, f"FROM {name.display}")
+    )
 
 
-def _file(path: Path, work: Work) -> Origin:
-    check_gguf(path)
-    quantized = _quantized(path, work, str(path))
+def _file(path: Path, work: Wishes) -> Origin:
+    check_whole(path)
+    header = check_gguf(path)
+    quantized = _quantized(path, header, work, str(path))
     if quantized is None and is_part(path):
         return _converted(path, replace(work, file_type=None), "joining the parts of the model")
-    return quantized or _Copied(path, work)
+    return quantized or _Copied(path, work, header)
 
 
-def _quantized(path: Path, work: Work, what: str) -> _Converted | None:
+def _quantized(path: Path, header: Header, work: Wishes, what: str) -> _Converted | None:
     """The GGUF at `path` on its way to another type; None where it has that type already."""
     if work.file_type is None:
         return None
-    from gpukit.formats.file_types import file_type_of
-
     with GGUFModel(path) as file:
         types = {info.type for info in file.tensors.values()}
-        label = file_type_name(file.get("general.file_type"))
     if lossy := sorted(types - FULL_TYPES):
         raise ArgumentError(
             f"{what}: quantization is only supported for F16, BF16 and F32 models, and this one "
             f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF"
         )
-    if label == file_type_of(work.file_type).name:
+    if file_type_name(header.file_type) == file_type_of(work.file_type).name:
         return None
     return _converted(path, work, "parsing GGUF")
 
 
-def _converted(path: Path, work: Work, opening: str) -> _Converted:
-    from gpukit.formats.imatrix import read_imatrix
+def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
     from gpukit.planning.plan import Options
     from gpukit.planning.planner import plan_quantize
     from gpukit.sources.opening import open_source
 
-    options = Options(imatrix=read_imatrix(work.imatrix) if work.imatrix else None)
     source = open_source(path, work.pre)
     try:
-        return _Converted(source, plan_quantize(source, work.file_type, options), work, opening)
+        plan = plan_quantize(source, work.file_type, Options(imatrix=work.imatrix))
+        return _Converted(source, plan, work, opening)
     except BaseException:
         source.close()
         raise
 
 
-def check_gguf(path: Path) -> None:
-    """GGUFError, FormatError or ArgumentError where the file at `path` is no whole model."""
+def check_gguf(path: Path) -> Header:
+    """The header of the model at `path`; GGUFError, FormatError or ArgumentError where the file is
+    no whole model."""
     with GGUFModel(path) as file:
         kind = file.get("general.type", "model")
-        if not file.get("general.architecture"):
+        architecture = file.get("general.architecture")
+        if not architecture:
             raise FormatError(f"{path}: general.architecture is missing: this is no model")
+        weights = sum(info.n_elements for info in file.tensors.values())
+        header = Header(str(architecture), weights, file.get(FILE_TYPE))
     if kind in ("adapter", "projector", "mmproj"):
         raise ArgumentError(f"{path}: a GGUF of type {kind}, not a model; not supported as FROM")
+    return header
 
 
 def _single_gguf(folder: Path) -> Path | None:
@@ -271,21 +262,3 @@ def _single_gguf(folder: Path) -> Path | None:
         f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with config.json "
         "and weights (.safetensors, .bin or .pth), or a .gguf file"
     )
-
-
-def _has_weights(folder: Path) -> bool:
-    return has_weights(folder) or any(any(folder.glob(end)) for end in ("*.gguf", "config.json"))
-
-
-def _expanded(text: str, folder: Path) -> Path:
-    """The absolute path that FROM `text` would mean; ModelfileError where it can be none."""
-    try:
-        if not text or "\0" in text:
-            raise ValueError("a folder, a .gguf file or a name is wanted")
-        path = (folder / expanded(text)).absolute()
-        path.exists()  # fails for a text that is too long for a path
-    except (ArgumentError, ValueError) as error:
-        raise ModelfileError(f"FROM {text[:100]!r}: {error}") from None
-    except OSError as error:
-        raise ModelfileError(f"FROM {text[:100]!r}: {error.strerror}") from None
-    return path

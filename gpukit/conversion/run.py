@@ -5,32 +5,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
+from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.pipeline import run_pipeline
-from gpukit.events import Report, Warned, ignore
+from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
 from gpukit.formats.outputs import check_output
 from gpukit.formats.safetensors_writer import SafetensorsWriter
-from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
-from gpukit.planning.planner import plan_quantize
+from gpukit.planning.plan import QuantizePlan
 from gpukit.planning.totals import ClassTotal, TypeTotal, class_totals, type_totals
 from gpukit.sources.base import Source
 
-__all__ = [
-    "Options",
-    "PlannedOutput",
-    "QuantizePlan",
-    "QuantizeResult",
-    "output_paths",
-    "plan_quantize",
-    "run_plan",
-]
-
 
 @dataclass(frozen=True)
-class QuantizeResult:
+class Result:
     """What was written: the files, their size in bytes, the sha256 of a single one if asked for,
     the seconds it took, totals by type and by class of tensors."""
 
@@ -44,6 +35,34 @@ class QuantizeResult:
     totals: tuple[TypeTotal, ...]
     classes: tuple[ClassTotal, ...]
 
+    @property
+    def weights_per_second(self) -> float:
+        return self.weights / max(self.seconds, 1e-9)
+
+    @property
+    def read_bytes_per_second(self) -> float:
+        return self.read_bytes / max(self.seconds, 1e-9)
+
+    @property
+    def written_bytes_per_second(self) -> float:
+        return self.size / max(self.seconds, 1e-9)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as one JSON-ready document; sizes in bytes, times in seconds."""
+        return {
+            "path": str(self.path),
+            "paths": [str(path) for path in self.paths],
+            "size": self.size,
+            "seconds": round(self.seconds, 3),
+            "weights": self.weights,
+            "read_bytes": self.read_bytes,
+            "weights_per_second": self.weights_per_second,
+            "read_bytes_per_second": self.read_bytes_per_second,
+            "written_bytes_per_second": self.written_bytes_per_second,
+            "types": {total.type: total.as_json() for total in self.totals},
+            "classes": {total.name: total.as_json() for total in self.classes},
+        }
+
 
 def run_plan(
     source: Source,
@@ -54,7 +73,7 @@ def run_plan(
     budget: int = 4 << 30,
     digest: bool = False,
     report: Report = ignore,
-) -> QuantizeResult:
+) -> Result:
     """Write what `plan` describes to `out`, or to its parts, whole or not at all.
 
     A name that ends in .safetensors gets a safetensors file. `device` may name several GPUs with
@@ -71,8 +90,9 @@ def run_plan(
     with _writer(out, plan, digest) as writer:
         passed = run_pipeline(source, plan.outputs, writer, plan.title, device, budget, report)
     if out.suffix != SAFETENSORS:
+        report(Status("verifying conversion"))
         _check_written(paths, plan)
-    return QuantizeResult(
+    return Result(
         path=paths[0],
         paths=tuple(paths),
         size=sum(path.stat().st_size for path in paths),
@@ -83,9 +103,6 @@ def run_plan(
         totals=tuple(type_totals(plan.specs, passed.fidelity)),
         classes=tuple(class_totals(plan.specs, passed.fidelity)),
     )
-
-
-SAFETENSORS = ".safetensors"
 
 
 def output_paths(out: Path, plan: QuantizePlan) -> list[Path]:

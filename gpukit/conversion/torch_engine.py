@@ -15,7 +15,6 @@ from torch import Tensor
 import gpukit_kernels as kernels
 from gpukit.conversion.engine import SAMPLE, Buffer, Engine
 from gpukit.conversion.slabs import Piece, Slab, stored_bytes
-from gpukit.errors import ArgumentError
 from gpukit.planning.plan import PlannedOutput
 from gpukit.sources.base import Source
 from gpukit.sources.dtypes import TORCH_TYPES
@@ -161,11 +160,7 @@ class Conversion(Engine[kernels.Lane, Work]):
 
 def tensor_conversion(source: Source, outputs: Sequence[PlannedOutput], device: str) -> Conversion:
     """The engine for `device`, which may name several, `cuda:0,cuda:1`."""
-    try:
-        places = kernels.device_list(device)
-    except kernels.QuantError as error:
-        raise ArgumentError(str(error)) from None
-    return Conversion(source, outputs, places)
+    return Conversion(source, outputs, kernels.device_list(device))
 
 
 def _backends(outputs: Sequence[PlannedOutput], place: torch.device) -> dict[str, str]:

@@ -95,19 +95,29 @@ def _is_zombie(pid: int) -> bool:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk says about `path` into one `DiskError` line."""
+def disk_errors(path: Path, elsewhere: str | None = None) -> Iterator[None]:
+    """Turn what the disk says about `path` into one `DiskError` line with a remedy.
+
+    With `elsewhere`, the way to another place, `path` is a folder, and the line names the file in
+    it that is refused.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            with suppress(OSError):
-                free = shutil.disk_usage(path.parent).free
-                raise DiskError(
-                    f"{path}: {error.strerror} ({free} bytes are free); "
-                    "make room or write to another disk"
-                ) from None
-        raise DiskError(f"{path}: {error.strerror or error}") from None
+        where = path if elsewhere is None else error.filename or path
+        remedy = _remedy(error.errno, path, elsewhere)
+        raise DiskError(f"{where}: {error.strerror or error}{remedy}") from None
+
+
+def _remedy(number: int | None, path: Path, elsewhere: str | None) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        with suppress(OSError):
+            free = shutil.disk_usage(path if elsewhere else path.parent).free
+            other = elsewhere or "write to another disk"
+            return f" ({free} bytes are free); make room or {other}"
+    if elsewhere and number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"; {elsewhere}"
+    return ""
 
 
 def need_room(path: Path, size: int) -> None:

@@ -68,15 +68,18 @@ def file_type_of(name: str) -> FileType:
     return row
 
 
+# Numbers of file types that gpukit reads and does not write, from llama.cpp's llama.h.
+READ_ONLY = {
+    19: "IQ2_XXS", 20: "IQ2_XS", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 26: "IQ3_S", 27: "IQ3_M",
+    28: "IQ2_S", 29: "IQ2_M", 31: "IQ1_M", 36: "TQ1_0", 37: "TQ2_0", 39: "NVFP4", 40: "Q1_0",
+    1024: "GUESSED",
+}  # fmt: skip
+_NAMES = {**READ_ONLY, **{row.number: row.name for row in FILE_TYPES.values()}}
+
+
 def file_type_name(number: object) -> str:
     """The name of `general.file_type`: `Q4_K_M`. Ollama reads 0 (all F32) as `unknown` too."""
-    import gguf
-
-    try:
-        name = gguf.LlamaFileType(number).name
-    except ValueError:
-        return "unknown"
-    return "unknown" if number == 0 else name.removeprefix("MOSTLY_")
+    return _NAMES.get(number, "unknown") if isinstance(number, int) and number else "unknown"
 
 
 def with_file_type(fields: Sequence[Field], number: int) -> tuple[Field, ...]:

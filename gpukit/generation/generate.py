@@ -114,18 +114,16 @@ def options_from(
         raise ArgumentError(f"a parameter has a value of the wrong kind: {error}") from None
 
 
-def load_model(path: Path, device: str = "auto") -> LoadedModel:
-    """The model in a GGUF file or a Hugging Face folder, its weights in blocks on `device`.
+def load_model(path: Path, device: str = "auto", pre: str | None = None) -> LoadedModel:
+    """The model in a GGUF file or a Hugging Face folder, its weights in blocks on `device`; `pre`
+    names the pre-tokenizer of a folder with a byte-level BPE.
 
     `GGUFError` for a file that is no whole model of a known architecture, `ArgumentError` for a
     device that is not there, and the errors of the readers.
     """
     started = time.monotonic()
-    try:
-        place = kernels.device(device)
-    except kernels.QuantError as error:
-        raise ArgumentError(str(error)) from None
-    with open_source(path) as source:
+    place = kernels.device(device)
+    with open_source(path, pre) as source:
         metadata = {f.key: f for f in source.fields}
         arch = architecture_of(source.get("general.architecture"), str(path))
         try:

@@ -51,9 +51,7 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=vocabulary_fields,
-        restore=llama.restore,
-        build=llama.build,
+        style=llama.STYLE,
         computed=llama.computed,
-        skipped=llama.SKIPPED,
     ),
 )

@@ -69,9 +69,7 @@ ARCHITECTURES = (
         rules=rules,
         fields=mistral.fields,
         vocabulary=vocabulary_fields,
-        restore=llama.restore,
-        build=llama.build,
+        style=llama.STYLE,
         computed=llama.computed,
-        skipped=llama.SKIPPED,
     ),
 )

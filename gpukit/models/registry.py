@@ -4,19 +4,20 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field
+from gpukit.models.assemble import Style, assemble
 from gpukit.models.config import ModelConfig
+from gpukit.models.decoder import Decoder
 from gpukit.models.rules import PlannedTensor, Rule
-
-if TYPE_CHECKING:
-    from gpukit.models.decoder import Decoder
-    from gpukit.models.weights import Weights
+from gpukit.models.sizes import restore_sizes
+from gpukit.models.tables import SKIPPED
+from gpukit.models.weights import Weights
 
 
 class Vocabulary(Protocol):
@@ -37,14 +38,15 @@ class Architecture:
     fields    the architecture's own metadata, general.file_type included
     first_fields  what the converter writes before general.type
     vocabulary  the vocabulary of a folder as metadata
-    restore   metadata -> ModelConfig
-    build     the weights of a file -> a decoder that runs
+    style     how its decoder does what all of them do
+    restoring  metadata and name -> ModelConfig
+    building  configuration, weights of a file and style -> a decoder that runs
     computed  tensors that no checkpoint holds, such as RoPE factors
     skipped   endings of the names of tensors that are left out: copies, and what is computed anew
     skipped_parts  beginnings of names: the parts of a larger model that are not text
     renamed   the name of a checkpoint's tensor -> the one that `rules` have
 
-    Several classes may become one GGUF architecture; `restore` and `build` are then the same.
+    Several classes may become one GGUF architecture; what makes the decoder is then the same.
     """
 
     name: str
@@ -53,13 +55,23 @@ class Architecture:
     rules: Callable[[ModelConfig], Sequence[Rule]]
     fields: Callable[[ModelConfig], Sequence[Field]]
     vocabulary: Vocabulary
-    restore: Callable[[Mapping[str, Field]], ModelConfig]
-    build: Callable[[ModelConfig, "Weights"], "Decoder"]
+    style: Style = field(default_factory=Style)
+    restoring: Callable[[Mapping[str, Field], str], ModelConfig] = restore_sizes
+    building: Callable[[ModelConfig, Weights, Style], Decoder] = assemble
     computed: Callable[[ModelConfig], Sequence[PlannedTensor]] = lambda _config: ()
     first_fields: Callable[[ModelConfig], Sequence[Field]] = lambda _config: ()
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = SKIPPED
     skipped_parts: tuple[str, ...] = ()
     renamed: Callable[[str], str] = str
+
+    def restore(self, found: Mapping[str, Field]) -> ModelConfig:
+        """The configuration that a GGUF's metadata describes; `GGUFError` for what is missing,
+        makes no sense, or cannot be run."""
+        return self.restoring(found, self.name)
+
+    def build(self, config: ModelConfig, weights: Weights) -> Decoder:
+        """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
+        return self.building(config, weights, self.style)
 
     def leaves_out(self, name: str) -> bool:
         """Whether the tensor `name` of a checkpoint has no place in a GGUF."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import FileType
 from gpukit.formats.gguf_fields import Field, TensorSpec
 from gpukit.formats.gguf_writer import plan_layout
@@ -23,6 +24,10 @@ class Options:
     allow_requantize: bool = False
     keep_split: bool = False
     split_max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_split and self.split_max_size:
+            raise ArgumentError("--keep-split and --split-max-size exclude each other; give one")
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class QuantizePlan:
     @property
     def specs(self) -> list[TensorSpec]:
         return [output.spec for output in self.outputs]
+
+    def get(self, key: str) -> Any:
+        """The value of a metadata field that will be written, None where there is none."""
+        return next((field.value for field in self.fields if field.key == key), None)
 
     def totals(self) -> list[TypeTotal]:
         return type_totals(self.specs)

@@ -242,8 +242,6 @@ def _refuse_lossy(source: Source, outputs: Sequence[PlannedOutput], options: Opt
 
 def _parts(source: Source, outputs: Sequence[PlannedOutput], options: Options) -> tuple[int, ...]:
     """The number of tensors in each file."""
-    if options.keep_split and options.split_max_size:
-        raise ArgumentError("--keep-split and --split-max-size exclude each other; give one")
     if options.keep_split:
         if len(source.parts) == 1:
             raise ArgumentError(

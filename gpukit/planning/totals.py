@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass
@@ -55,6 +55,15 @@ class TypeTotal:
     def bits_per_weight(self) -> float:
         return 8 * self.nbytes / self.weights if self.weights else 0.0
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "tensors": self.tensors,
+            "weights": self.weights,
+            "nbytes": self.nbytes,
+            "bits_per_weight": self.bits_per_weight,
+            "relative_rms_error": self.relative_rms,
+        }
+
 
 @dataclass(frozen=True)
 class ClassTotal:
@@ -72,6 +81,16 @@ class ClassTotal:
     nbytes: int
     relative_rms: float | None
     compared: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "types": list(self.types),
+            "tensors": self.tensors,
+            "weights": self.weights,
+            "nbytes": self.nbytes,
+            "relative_rms_error": self.relative_rms,
+            "compared_weights": self.compared,
+        }
 
 
 def type_totals(

@@ -5,12 +5,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpukit.conversion.origins import Work, locate, open_origin
-from gpukit.errors import ArgumentError
+from gpukit.conversion.checks import check_device, check_plan
+from gpukit.conversion.origins import Header, Wishes, open_origin
+from gpukit.errors import ArgumentError, ModelfileError, NotFoundError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.file_types import file_type_name
-from gpukit.formats.gguf_reader import GGUFFile
-from gpukit.store import blobs, gojson, parameters
+from gpukit.formats.imatrix import read_imatrix
+from gpukit.recipes.references import Reference, locate
+from gpukit.store import gojson, parameters
 from gpukit.store.changes import Change, change
 from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest
@@ -29,6 +31,7 @@ def create(
     budget: int = 4 << 30,
     pre: str | None = None,
     imatrix: Path | None = None,
+    hub: bool = False,
     report: Report = ignore,
 ) -> ModelName:
     """Put the model that `modelfile` describes into the store; its name there.
@@ -36,23 +39,34 @@ def create(
     `quantize` is a file type such as `Q4_K_M`; without one a checkpoint keeps its own type and
     a GGUF its bytes. `budget` bounds host memory, in bytes; `pre` names the pre-tokenizer of a
     checkpoint that is not recognised; `imatrix` is a file with importance weights for the
-    quantisation. Everything that can be checked is checked before the first byte is written; a
-    failed or killed run leaves the store as it was.
-    Raises ArgumentError for a bad name, type or Modelfile, StoreError for a model that is not
+    quantisation; with `hub` FROM is an id of the Hugging Face hub. Everything that can be checked
+    is checked before the first byte is fetched or written; a failed or killed run leaves the store
+    as it was.
+    Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
     there, DiskError, and the errors of the readers of the weights.
     """
     model = store.find(name)
     _refuse_unsupported(modelfile)
     if imatrix is not None and not quantize:
         raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
-    work = Work(_file_type(quantize) if quantize else None, device, budget, report, pre, imatrix)
-    source = locate(store, modelfile, report)
+    check_plan(quantize or None, pre)
+    check_device(device)
+    work = Wishes(
+        file_type=quantize.upper() if quantize else None,
+        device=device,
+        budget=budget,
+        report=report,
+        pre=pre,
+        imatrix=read_imatrix(imatrix) if imatrix else None,
+    )
+    found = _source(store, modelfile, hub=hub)
+    source = found.model if isinstance(found.model, ModelName) else found.fetch(report)
     for warning in modelfile.warnings:
         report(Warned(warning))
     base = _base(store, source)
     with closing(open_origin(store, source, work)) as origin, change(store) as changes:
         layers = _layers(changes, origin.add(changes), base, modelfile)
-        config = _config(store, layers, base, modelfile)
+        config = _config(origin.header, base, modelfile)
         config_layer = changes.add_bytes(config.encode(), CONFIG_TYPE)
         for layer in layers:
             verb = "creating new" if layer.digest in changes.added else "using existing"
@@ -94,12 +108,15 @@ def _refuse_unsupported(modelfile: Modelfile) -> None:
             )
 
 
-def _file_type(word: str) -> str:
-    """The file type's name in upper case as given; ArgumentError listing those there are."""
-    from gpukit.formats.file_types import file_type_of
-
-    file_type_of(word)
-    return word.upper()
+def _source(store: Store, modelfile: Modelfile, *, hub: bool) -> Reference:
+    """What FROM names."""
+    folder = modelfile.folder.absolute()
+    try:
+        return locate(modelfile.source, hub=hub, folder=folder, store=store)
+    except NotFoundError as error:
+        raise NotFoundError(f"FROM {error}") from None
+    except ArgumentError as error:
+        raise ModelfileError(f"FROM {error}") from None
 
 
 def _layers(
@@ -130,21 +147,16 @@ def _layers(
     return layers
 
 
-def _config(store: Store, layers: list[Layer], base: _Base, modelfile: Modelfile) -> Config:
+def _config(header: Header, base: _Base, modelfile: Modelfile) -> Config:
     """The config blob: the weights say what they are, the rest is inherited or set."""
-    weights = [layer for layer in layers if layer.kind == "model"][-1]
-    with GGUFFile(blobs.blob_path(store.blobs, weights.digest)) as file:
-        family = str(file.get("general.architecture"))
-        count = sum(info.n_elements for info in file.tensors.values())
-        file_type = file_type_name(file.get("general.file_type"))
     old = base.config
     return replace(
         old,
         model_format=old.model_format or "gguf",
-        model_family=family,
-        model_families=(family,),
-        model_type=human_count(count),
-        file_type=file_type,
+        model_family=header.architecture,
+        model_families=(header.architecture,),
+        model_type=human_count(header.weights),
+        file_type=file_type_name(header.file_type),
         renderer=modelfile.renderer or old.renderer,
         parser=modelfile.parser or old.parser,
         requires=modelfile.requires or old.requires,

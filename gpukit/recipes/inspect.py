@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpukit.errors import ArgumentError, GpukitError
+from gpukit.errors import ArgumentError, GpukitError, NotFoundError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.gguf_fields import Field, ValueType
@@ -15,6 +15,7 @@ from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.pytorch import PytorchFile
 from gpukit.formats.safetensors import SafetensorsFile, StoredTensor
 from gpukit.planning.totals import TypeTotal, type_totals
+from gpukit.sources.opening import PRE_FOR_FOLDERS
 from gpukit.tokenizer.summary import TokenizerSummary, summarise
 
 if TYPE_CHECKING:
@@ -105,15 +106,19 @@ class Description:
         }
 
 
-def describe(path: Path) -> Description:
+def describe(path: Path, pre: str | None = None) -> Description:
     """The description of the GGUF, the .safetensors, .bin or .pth file or the folder at `path`.
 
-    `ArgumentError` where there is nothing, the errors of the readers for what is malformed.
+    `pre` names the pre-tokenizer of a folder with a byte-level BPE. NotFoundError where there is
+    nothing, `ArgumentError` for a `pre` that nothing asks for, the errors of the readers for what
+    is malformed.
     """
     if not path.exists():
-        raise ArgumentError(f"{path}: no such file or folder")
+        raise NotFoundError(f"{path}: no such file or folder")
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, pre)
+    if pre is not None:
+        raise ArgumentError(f"{path}: {PRE_FOR_FOLDERS}")
     if path.suffix == ".safetensors":
         with SafetensorsFile(path) as file:
             texts = [Entry(key, "str", value) for key, value in file.metadata.items()]
@@ -160,10 +165,10 @@ def _weights(
     return Description(path, kind, (path,), None, tuple(metadata), found)
 
 
-def _folder(path: Path) -> Description:
+def _folder(path: Path, pre: str | None) -> Description:
     """A checkpoint as it is, with the vocabulary that its GGUF would have."""
     with Checkpoint(path) as checkpoint:
-        plan, problem = _plan(checkpoint)
+        plan, problem = _plan(checkpoint, pre)
         classes = checkpoint.config.get("architectures")
         fields = {f.key: f for f in plan.fields} if plan else {}
         return Description(
@@ -180,11 +185,13 @@ def _folder(path: Path) -> Description:
         )
 
 
-def _plan(checkpoint: Checkpoint) -> "tuple[ImportPlan | None, str | None]":
+def _plan(checkpoint: Checkpoint, pre: str | None) -> "tuple[ImportPlan | None, str | None]":
     from gpukit.models.importer import plan_import
 
     try:
-        return plan_import(checkpoint), None
+        return plan_import(checkpoint, pre=pre), None
+    except ArgumentError:  # of `pre`, not of the folder
+        raise
     except GpukitError as error:
         return None, str(error)
 

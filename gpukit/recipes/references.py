@@ -1,37 +1,132 @@
-"""What the toolkit commands are given to read: a path, a model of the hub, a name in the store."""
+"""From a word to a model: what every command makes of what it is given.
 
+    locate(WORD) -> Reference     looks on this machine only
+    Reference.fetch(report)       the model's path, after fetching it where it is on the hub
+    Reference.open(report)        the same, with what a stored model sets beside its weights
+
+A word means the first of these that holds:
+
+1. a path, if it begins with / . or ~, or ends as files of weights do;
+2. a GGUF file, or a folder with weights, config.json or a GGUF;
+3. a model of the store;
+4. with hf.co/ in front, a model of the Hugging Face hub;
+5. any other file or folder that is there: its reader says what it lacks.
+
+So neither a stray file nor an empty folder hides a stored model. What is told to be an id of the
+hub (`hub`) is one, whatever is here.
+"""
+
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from gpukit.errors import ArgumentError
-from gpukit.events import Report
-from gpukit.remote.hub import located
-from gpukit.store import Store
+from gpukit.errors import ArgumentError, NotFoundError
+from gpukit.events import Report, ignore
+from gpukit.formats.folder import has_weights
+from gpukit.formats.gguf_reader import is_gguf
+from gpukit.formats.paths import expanded
+from gpukit.remote.hub import HubModel, fetch, is_id, parse_id
+from gpukit.store.names import ModelName
+from gpukit.store.store import ResolvedModel, Store
 
 # What begins or ends so is never a name.
 PATH_STARTS = ("/", ".", "~")
 PATH_ENDS = (".gguf", ".safetensors", ".bin", ".pth")
+WANTED = "a path, the name of a model in the store or an id of the hub is wanted"
+# Characters of a word that a message shows.
+SHOWN = 100
+LIKE_AN_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
-def find_input(path: Path, report: Report, *, hub: bool = False) -> Path:
-    """The file or folder that `path` names: itself, what it is on the hub (with `hub` anything,
-    else ids that begin with hf.co/), or the GGUF of the model that is called so in the store.
+@dataclass(frozen=True)
+class Reference:
+    """What `word` means: a path that is there, a model of `store`, or one of the hub, which may
+    have to be fetched."""
 
-    `ArgumentError` where there is none of them, `HubError` and `StoreError` where there is one that
-    cannot be had.
+    word: str
+    model: Path | ModelName | HubModel
+    store: Store
+
+    def fetch(self, report: Report = ignore) -> Path:
+        """The file or folder of the model on this machine; errors as `open`."""
+        return self.open(report).gguf
+
+    def open(self, report: Report = ignore) -> ResolvedModel:
+        """The model, with everything that its layers set if it is a stored one.
+
+        `HubError` where the hub does not give it, StoreError where the store has it damaged or with
+        an adapter.
+        """
+        match self.model:
+            case ModelName() as name:
+                return self.store.open(name)
+            case HubModel() as model:
+                return ResolvedModel(fetch(model, report))
+            case path:
+                return ResolvedModel(path)
+
+
+def locate(
+    word: str, *, hub: bool = False, folder: Path = Path(), store: Store | None = None
+) -> Reference:
+    """What `word` means; relative paths start at `folder`. Asks nobody but this machine.
+
+    NotFoundError, which lists where it was looked for, for what is not there; `ArgumentError` for
+    what can be no word for a model, and for an id that can be none of the hub's.
     """
-    found = located(path, report, bare=hub)
-    if found.exists():
-        return found
-    text = str(path)
-    if text.startswith(PATH_STARTS) or text.endswith(PATH_ENDS):
-        raise ArgumentError(f"{path}: no such file or folder")
-    store = Store()
+    store = store or Store()
+    if not word.strip() or "\0" in word:
+        raise ArgumentError(f"{word[:SHOWN]!r}: {WANTED}")
+    if hub:
+        return Reference(word, parse_id(word), store)
+    path = folder / expanded(word)
+    lacking = _lacking(path)
+    if _is_path(word):
+        if lacking:
+            raise NotFoundError(f"{_where(word, path)}: {lacking}")
+        return Reference(word, path, store)
+    if not lacking and _holds_model(path):
+        return Reference(word, path, store)
     try:
-        name = store.find(text)
+        name = store.find(word)
+        if store.has(name):
+            return Reference(word, name, store)
+        unknown = f"no model of that name in {store.root}{store.similar(word)}"
     except ArgumentError as error:
-        raise ArgumentError(f"{path}: no such file or folder, and {error}") from None
-    if not store.has(name):
-        raise ArgumentError(
-            f"{path}: no such file or folder, and no model of that name in {store.root}"
-        )
-    return store.open(name).gguf
+        unknown = str(error)
+    if is_id(word):
+        return Reference(word, parse_id(word), store)
+    if not lacking:
+        return Reference(word, path, store)
+    if LIKE_AN_ID.fullmatch(word):
+        unknown += f"; for a model of the Hugging Face hub write hf.co/{word}"
+    raise NotFoundError(f"{_where(word, path)}: {lacking}, and {unknown}")
+
+
+def _is_path(word: str) -> bool:
+    return word.startswith(PATH_STARTS) or (word.endswith(PATH_ENDS) and not is_id(word))
+
+
+def _lacking(path: Path) -> str:
+    """Why nothing can be read at `path`; '' where there is something."""
+    try:
+        return "" if path.exists() else "no such file or folder"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _holds_model(path: Path) -> bool:
+    """Whether a GGUF is at `path`, or a folder that somebody made to hold a model."""
+    try:
+        if not path.is_dir():
+            return path.is_file() and is_gguf(path)
+        return (path / "config.json").exists() or has_weights(path) or any(path.glob("*.gguf"))
+    except OSError:  # of what may not be read nobody can tell
+        return False
+
+
+def _where(word: str, path: Path) -> str:
+    """The word, and the path that it would be where that says more."""
+    if len(word) > SHOWN:
+        return f"{word[:SHOWN]}…"
+    return word if not path.is_absolute() or str(path) == word else f"{word}: {path}"

@@ -35,16 +35,17 @@ class HubModel:
         return HOSTS[0] + "/".join(filter(None, (self.repo, self.file)))
 
 
-def parse_id(text: str, *, bare: bool = False) -> HubModel | None:
-    """The model that `hf.co/org/name[/FILE.gguf][@revision]` names; None for any other text.
+def is_id(text: str) -> bool:
+    """Whether `text` begins as an id of the hub does, with its host."""
+    return SCHEME.sub("", text).startswith(HOSTS)
 
-    With `bare` the host may be left out. `ArgumentError` for an id that cannot be one.
-    """
+
+def parse_id(text: str) -> HubModel:
+    """The model that `hf.co/org/name[/FILE.gguf][@revision]` names, with or without the host;
+    `ArgumentError` for a text that can be no id."""
     rest = SCHEME.sub("", text)
-    host = next((host for host in HOSTS if rest.startswith(host)), None)
-    if host is None and not bare:
-        return None
-    rest, _, revision = rest.removeprefix(host or "").strip("/").partition("@")
+    host = next((host for host in HOSTS if rest.startswith(host)), "")
+    rest, _, revision = rest.removeprefix(host).strip("/").partition("@")
     parts = rest.split("/", 2)
     if len(parts) < 2 or not all(re.fullmatch(r"[\w.\-]+", part) for part in parts[:2]):
         raise ArgumentError(
@@ -52,13 +53,6 @@ def parse_id(text: str, *, bare: bool = False) -> HubModel | None:
             "it if need be"
         )
     return HubModel("/".join(parts[:2]), revision or "main", parts[2] if parts[2:] else None)
-
-
-def located(path: Path, report: Report, *, bare: bool = False) -> Path:
-    """`path` as it is, or what it names on the hub, fetched: anything with `bare`, else an id with
-    the hub's name in front that is no path on this machine. Raises what `fetch` raises."""
-    model = None if path.exists() and not bare else parse_id(str(path), bare=bare)
-    return path if model is None else fetch(model, report)
 
 
 def fetch(model: HubModel, report: Report) -> Path:

@@ -1,15 +1,14 @@
 """Blobs: files named by the sha256 of their content; how they are copied in, hashed and checked."""
 
-import errno
 import fcntl
 import hashlib
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from gpukit.errors import ArgumentError, DiskError, StoreError
+from gpukit.errors import ArgumentError, StoreError
+from gpukit.formats import atomic
 from gpukit.formats.atomic import need_room
 from gpukit.formats.positioned import write_all
 from gpukit.store.manifest import Layer, digest_hex
@@ -97,24 +96,9 @@ def write_new(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-@contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turn what the system refuses below `where` into one DiskError line with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        path = error.filename or where
-        reason = error.strerror or str(error)
-        raise DiskError(f"{path}: {reason}{_remedy(error.errno, where)}") from error
-
-
-def _remedy(number: int | None, where: Path) -> str:
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(where).free if where.exists() else 0
-        return f" ({free} bytes are free): make room or set GPUKIT_MODELS"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ": set GPUKIT_MODELS to a folder that you may write to"
-    return ""
+def disk_errors(where: Path) -> AbstractContextManager[None]:
+    """What the disk says below the folder `where` of a store becomes one `DiskError` line."""
+    return atomic.disk_errors(where, "set GPUKIT_MODELS to a folder that takes more files")
 
 
 def _share_blocks(reader: int, writer: int) -> bool:

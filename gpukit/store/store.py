@@ -10,18 +10,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpukit.errors import ArgumentError, StoreError
+from gpukit.errors import ArgumentError, NotFoundError, StoreError
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.paths import expanded
 from gpukit.store import blobs, config, parameters
 from gpukit.store.manifest import Layer, Manifest, decode, mentioned
 from gpukit.store.modelfile import Message
-from gpukit.store.names import ModelName
+from gpukit.store.names import DEFAULT_TAG, ModelName
 
 SCRATCH = ".gpukit"
 
@@ -56,10 +57,20 @@ class StoredModel:
     def id(self) -> str:
         return self.digest[:12]
 
+    def as_json(self) -> dict[str, Any]:
+        """Ollama's names; the size in bytes."""
+        return {
+            "name": self.name.display,
+            "digest": self.digest,
+            "size": self.size,
+            "modified_at": self.modified.isoformat(),
+        }
+
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model that can be opened: the path of its GGUF and what its Modelfile set beside it."""
+    """A model that can be opened: the path of its GGUF, or of a folder, and what its Modelfile set
+    beside it."""
 
     gguf: Path
     name: ModelName | None = None
@@ -104,10 +115,12 @@ class Store:
                 found.append(name)
         return sorted(found, key=str)
 
-    def models(self, report: Report = ignore) -> list[StoredModel]:
-        """All models, the latest first; of a manifest that cannot be read a warning tells."""
+    def models(self, report: Report = ignore, prefix: str = "") -> list[StoredModel]:
+        """The models whose names begin with `prefix` in any case, as `display` spells them, the
+        latest first; of a manifest that cannot be read a warning tells."""
         found = []
-        for name in self.names():
+        begins = prefix.lower()
+        for name in (n for n in self.names() if n.display.lower().startswith(begins)):
             try:
                 found.append(self.describe(name))
             except StoreError as error:
@@ -127,13 +140,21 @@ class Store:
         return ModelName.parse(text).in_casing_of(self.names())
 
     def existing(self, text: str) -> ModelName:
-        """The model that `text` names; StoreError where it is not in the store."""
+        """The model that `text` names; NotFoundError where it is not in the store."""
         name = self.find(text)
         if not self.has(name):
-            raise StoreError(
-                f"model '{text}' not found in {self.root}: `gpukit list` shows what is there"
-            )
+            hint = self.similar(text) or ": `gpukit list` shows what is there"
+            raise NotFoundError(f"model '{text}' not found in {self.root}{hint}")
         return name
+
+    def similar(self, text: str) -> str:
+        """`: did you mean 'x'?` where the name of a model is close to `text`, '' without one."""
+        spelled = {}
+        for name in self.names():
+            for form in (name.display, name.display.removesuffix(f":{DEFAULT_TAG}")):
+                spelled[form.lower()] = name.display
+        close = get_close_matches(text.lower(), spelled, n=1)
+        return f": did you mean '{spelled[close[0]]}'?" if close else ""
 
     def has(self, name: ModelName) -> bool:
         return self.manifest_path(name).is_file()
@@ -146,7 +167,7 @@ class Store:
         try:
             return self.manifest_path(name).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise StoreError(f"model '{name.display}' not found in {self.root}") from None
+            raise NotFoundError(f"model '{name.display}' not found in {self.root}") from None
         except OSError as error:
             raise StoreError(
                 f"model '{name.display}': {error.filename} cannot be read: {error.strerror}"
@@ -218,25 +239,9 @@ class Store:
         where = f": it runs at {remote}" if remote else ""
         raise StoreError(f"model '{name.display}' has no weights in this store{where}")
 
-    def resolve(self, model: str) -> ResolvedModel:
-        """What `model` means: a name in the store or a .gguf file.
-
-        A path that ends in .gguf or begins like one (`/`, `./`, `~`) is a file; anything else is
-        looked for in the store first. Raises StoreError naming what is missing or damaged, and
-        ArgumentError for what is neither a name nor a path.
-        """
-        path = expanded(model)
-        if model.endswith(".gguf") or model.startswith(("/", ".", "~")):
-            return ResolvedModel(_gguf(path))
-        try:
-            name = self.find(model)
-        except ArgumentError:
-            if path.is_file():
-                return ResolvedModel(_gguf(path))
-            raise
-        if not self.has(name) and path.is_file():
-            return ResolvedModel(_gguf(path))
-        return self.open(self.existing(model))
+    def resolve(self, text: str) -> ResolvedModel:
+        """The model that `text` names, opened; NotFoundError where it is not in the store."""
+        return self.open(self.existing(text))
 
     def open(self, name: ModelName) -> ResolvedModel:
         """A model of the store with everything that its layers set."""
@@ -270,14 +275,6 @@ def _four_levels(manifests: Path) -> Iterator[Path]:
                 yield folder / entry.name
 
     return entries(manifests, 1)
-
-
-def _gguf(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise StoreError(f"{path}: a folder; a .gguf file or the name of a model is wanted here")
-    raise StoreError(f"{path}: no such file")
 
 
 def _unreadable(name: ModelName, layer: Layer, error: Any) -> StoreError:

@@ -13,6 +13,7 @@ from gpukit_kernels.triton_bits import (
     load_scales6_tl,
     nearest_int_tl,
     nearest_level_tl,
+    negated_tl,
     rows_tl,
     spilled6_tl,
     spread_tl,
@@ -234,7 +235,7 @@ def affine_encode_tl(
             groups, weights, LEVELS, START, DELTA, STEPS, 32, False, False
         )
         scale6, d = top_codes_tl(tl.reshape(scale, (TILE, 8)), 63)
-        low6, dmin = top_codes_tl(tl.reshape(-low, (TILE, 8)), 63)
+        low6, dmin = top_codes_tl(tl.reshape(negated_tl(low), (TILE, 8)), 63)
         # The C goes through uint8 before it takes the minimum.
         scale6 = tl.minimum(scale6 & 0xFF, 63)
         low6 = tl.minimum(low6 & 0xFF, 63)
@@ -251,7 +252,7 @@ def affine_encode_tl(
         )
         scale6, low6, d, dmin = positive_codes_tl(
             tl.reshape(scale, (TILE, 8)),
-            tl.reshape(-low, (TILE, 8)),
+            tl.reshape(negated_tl(low), (TILE, 8)),
             tl.reshape(weight, (TILE, 8)),
             63,
         )

@@ -3,7 +3,8 @@
 Exactness: kernels are launched with `enable_fp_fusion=False` (no FMA), divide with `tl.div_rn` and
 take roots with `tl.sqrt_rn`; plain `/` and `tl.sqrt` are approximate. Before Triton 3.6 those two
 flush subnormals on a GPU. A NaN's bits differ between a GPU (0x7FFFFFFF) and x86 (0xFFC00000), so
-nothing here looks at them.
+nothing here looks at them. Before Triton 3.9 `-v` is `0 - v`, which gives a zero the wrong sign:
+floats are negated by `negated_tl`.
 
 `at` is an int32 `[TILE]` of byte offsets of blocks; blocks are a uint8 pointer.
 """
@@ -21,6 +22,12 @@ _LOWEST = tl.constexpr(float("-inf"))
 def divide_tl(a, b):
     """float32: the constant or tensor `a` truly divided by the tensor `b`."""
     return tl.div_rn(tl.zeros_like(b) + a, b)
+
+
+@triton.jit
+def negated_tl(v):
+    """float32: -v, zeros too."""
+    return v * -1.0
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from gpukit_kernels import codebook_search, search
-from gpukit_kernels.triton_bits import divide_tl, lanes_tl, nearest_level_tl, rows_tl
+from gpukit_kernels.triton_bits import divide_tl, lanes_tl, nearest_level_tl, negated_tl, rows_tl
 from gpukit_kernels.triton_refine import refined_tl
 from gpukit_kernels.triton_search import importance_weights_tl, lanes_range_tl
 
@@ -50,7 +50,7 @@ def scale_search_tl(x, weights, LEVELS: tl.constexpr, SIZE: tl.constexpr):
     best = scale * sum_lx
     step = tl.zeros_like(largest) - 9.0
     for _ in range(18):
-        tried = tl.div_rn(-(LEVELS + 0.1 * step), largest)
+        tried = tl.div_rn(-LEVELS - 0.1 * step, largest)
         # -9..9 without 0, which is where the search began.
         step = tl.where(step == -1.0, 1.0, step + 1.0)
         sum_lx, sum_l2 = scale_sums_tl(x, weights, tried, LEVELS, SIZE)
@@ -145,7 +145,7 @@ def codebook_sums_tl(x, weights, inverse, SIZE: tl.constexpr):
 def codebook_search_tl(x, weights, SIZE: tl.constexpr):
     """float32 `[lanes]`: codebook_search.codebook_search."""
     largest, magnitude = lanes_range_tl(x, SIZE)
-    inverse = divide_tl(1.0, tl.div_rn(-largest, tl.zeros_like(largest) + _LOWEST))
+    inverse = divide_tl(1.0, tl.div_rn(negated_tl(largest), tl.zeros_like(largest) + _LOWEST))
     sum_qx, sum_q2 = codebook_sums_tl(x, weights, inverse, SIZE)
     scale = tl.where(sum_q2 > 0.0, tl.div_rn(sum_qx, sum_q2), 0.0)
     best = scale * sum_qx

@@ -8,7 +8,14 @@ reference's too.
 import triton
 import triton.language as tl
 
-from gpukit_kernels.triton_bits import divide_tl, inverse_tl, signed_byte_tl, spread_tl, truncate_tl
+from gpukit_kernels.triton_bits import (
+    divide_tl,
+    inverse_tl,
+    negated_tl,
+    signed_byte_tl,
+    spread_tl,
+    truncate_tl,
+)
 
 
 @triton.jit
@@ -20,7 +27,7 @@ def first_largest_tl(x, N: tl.constexpr):
     # The sign of the first that is as large: twice the distance from the end, plus the sign.
     place = 2 * (N - tl.arange(0, N))[None, :] + (x < 0.0).to(tl.int32)
     first = tl.max(tl.where(magnitude == largest[:, None], place, 0), axis=1)
-    return tl.where((first & 1) == 1, -largest, largest)
+    return tl.where((first & 1) == 1, negated_tl(largest), largest)
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 # Sourced by the scripts: makes the virtual environment .venv and brings it up to date.
 #
-#   need_venv EXTRAS    EXTRAS as pip takes them, such as "[dev,peers]", or nothing
+#   need_venv EXTRAS      EXTRAS as pip takes them, such as "[dev,peers]", or nothing
+#   need_triton VERSION   after need_venv: from here on $venv is .venv with that Triton
 #
 # Python 3.11 to 3.13 is taken from $PYTHON or the path; versions come from constraints.txt. The
 # stamp beside the environment makes a second run start at once.
@@ -43,4 +44,20 @@ need_venv() {
     "$venv/bin/pip" install --quiet --disable-pip-version-check \
         -c "$repo/constraints.txt" -e "$repo$extras"
     echo "$wanted $extras" >"$stamp"
+}
+
+# A Triton before all that .venv has: torch may ask for another one, which a resolver would insist
+# on, and its gigabytes need not be there twice.
+need_triton() {
+    local version=$1 base=$venv packages
+    venv="$repo/.venv-triton-$version"
+    [ -f "$venv/.gpukit-stamp" ] && return
+    rm -rf "$venv"
+    echo "making $venv"
+    "$base/bin/python" -m venv --without-pip "$venv"
+    "$base/bin/python" -m pip --python "$venv/bin/python" install --quiet \
+        --disable-pip-version-check --no-deps "triton==$version" || exit 1
+    packages=$("$base/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    echo "import site; site.addsitedir('$packages')" >"$venv/${packages#"$base/"}/gpukit-base.pth"
+    touch "$venv/.gpukit-stamp"
 }

@@ -91,6 +91,57 @@ def test_a_models_life(folder: Path) -> None:
     assert "model 'tiny' not found" in gone.stderr
 
 
+def test_rm_goes_on_after_a_missing_name(folder: Path) -> None:
+    gpukit(folder, "create", "tiny")
+    gpukit(folder, "cp", "tiny", "other")
+    done = gpukit(folder, "rm", "none", "tiny", "nobody", "other", code=1)
+    assert done.stdout == "deleted 'tiny'\ndeleted 'other'\n"
+    lines = done.stderr.splitlines()
+    assert [line[:29] for line in lines] == [
+        "Error: model 'none' not found",
+        "Error: model 'nobody' not fou",
+    ]
+    assert len(gpukit(folder, "list").stdout.splitlines()) == 1
+
+
+def test_rm_of_what_is_no_name_removes_nothing(folder: Path) -> None:
+    gpukit(folder, "create", "tiny")
+    done = gpukit(folder, "rm", "tiny", "a/b/c/d", code=2)
+    assert done.stdout == ""
+    assert "invalid model name" in done.stderr
+    assert len(gpukit(folder, "list").stdout.splitlines()) == 2
+
+
+def test_list_shows_what_begins_so(folder: Path) -> None:
+    gpukit(folder, "create", "Tiny:1b")
+    for name in ("tinyless", "ns/tiny", "other"):
+        gpukit(folder, "cp", "tiny:1b", name)
+
+    def listed(*prefix: str) -> set[str]:
+        return {line.split()[0] for line in gpukit(folder, "list", *prefix).stdout.splitlines()[1:]}
+
+    assert listed() == {"Tiny:1b", "tinyless:latest", "ns/tiny:latest", "other:latest"}
+    assert listed("TINY") == {"Tiny:1b", "tinyless:latest"}
+    assert listed("tiny:1") == {"Tiny:1b"}
+    assert listed("ns/") == {"ns/tiny:latest"}
+    assert listed("none") == set()
+    (found,) = json.loads(gpukit(folder, "list", "o", "--json").stdout)["models"]
+    assert found["name"] == "other:latest"
+
+
+def test_quiet_leaves_results_and_errors(folder: Path) -> None:
+    assert gpukit(folder, "create", "tiny", "--quiet").stderr == ""
+    manifest = folder / "models/manifests/registry.ollama.ai/library/broken/latest"
+    manifest.parent.mkdir()
+    manifest.write_text("{")
+    assert "warning: " in gpukit(folder, "list").stderr
+    done = gpukit(folder, "list", "--quiet")
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 2
+    (folder / "Modelfile").write_text("FROM ./none.gguf\n")
+    assert gpukit(folder, "create", "m", "--quiet", code=2).stderr.startswith("Error: ")
+
+
 def test_show(folder: Path) -> None:
     gpukit(folder, "create", "tiny")
     assert gpukit(folder, "show", "tiny").stdout == (
@@ -148,7 +199,7 @@ def test_create_answers_with_json(folder: Path) -> None:
         (("create", "../x"), 2, "invalid model name: ../x"),
         (("create", "m", "-f", "typo"), 2, "typo: No such file or directory: name a Modelfile"),
         (("create", "m", "-f", "bad"), 2, "bad: (line 2): command must be one of"),
-        (("create", "m", "-f", "lost"), 2, "FROM ./lost.gguf"),
+        (("create", "m", "-f", "lost"), 1, "FROM ./lost.gguf: "),
         (("create", "m", "-f", "adapted"), 2, "ADAPTER ./lora: not supported by this version"),
         (("show", "none"), 1, "model 'none' not found"),
         (("show", "a/b/c/d"), 2, "invalid model name"),

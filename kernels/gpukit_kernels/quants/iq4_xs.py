@@ -26,6 +26,7 @@ from gpukit_kernels.triton_bits import (
     load_byte_tl,
     load_half_tl,
     nearest_int_tl,
+    negated_tl,
     spread_tl,
     store_word16_tl,
     store_word32_tl,
@@ -124,7 +125,7 @@ def weighted_tl(x, importance, _, out, at, mask):
 def _store_tl(groups, scale, out, at, mask):
     TILE: tl.constexpr = at.shape[0]
     scale = tl.reshape(scale, (TILE, 8))
-    d = tl.div_rn(-first_largest_tl(scale, 8), tl.full((TILE,), 32.0, tl.float32))
+    d = tl.div_rn(negated_tl(first_largest_tl(scale, 8)), tl.full((TILE,), 32.0, tl.float32))
     # The steps are taken from d before it is rounded.
     code = nearest_int_tl(inverse_tl(d)[:, None] * scale)
     code = tl.minimum(tl.maximum(code, -32), 31)

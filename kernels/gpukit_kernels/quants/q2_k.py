@@ -48,6 +48,7 @@ from gpukit_kernels.triton_bits import (
     load_byte_tl,
     load_crumbs_tl,
     load_half_tl,
+    negated_tl,
     spread_tl,
     store_crumbs_tl,
     store_word16_tl,
@@ -136,7 +137,7 @@ def encode_tl(x, out, at, mask):
         groups, tl.zeros((TILE * 16,), tl.float32), 3, -0.5, 0.1, 15, 16, False, True
     )
     scale_code, d = top_codes_tl(tl.reshape(scale, (TILE, 16)), 15)
-    low_code, dmin = top_codes_tl(tl.reshape(-low, (TILE, 16)), 15)
+    low_code, dmin = top_codes_tl(tl.reshape(negated_tl(low), (TILE, 16)), 15)
     _store_tl(groups, inverse, shift, scale_code, low_code, d, dmin, out, at, mask, False)
 
 
@@ -157,7 +158,7 @@ def weighted_tl(x, importance, _, out, at, mask):
     )
     scale_code, low_code, d, dmin = positive_codes_tl(
         tl.reshape(scale, (TILE, 16)),
-        tl.reshape(-low, (TILE, 16)),
+        tl.reshape(negated_tl(low), (TILE, 16)),
         tl.reshape(weight, (TILE, 16)),
         15,
     )

@@ -12,7 +12,7 @@ from support import gguf_models
 from support.checkpoints import DATA
 
 import gpukit_kernels as kernels
-from gpukit.conversion.run import QuantizeResult, run_plan
+from gpukit.conversion.run import Result, run_plan
 from gpukit.errors import ArgumentError, CheckpointError, DiskError, GGUFError
 from gpukit.formats import atomic
 from gpukit.formats.gguf_reader import GGUFFile
@@ -26,7 +26,7 @@ STEPS = [key.split() for key in GOLDEN if not key.startswith("split")]
 SPLIT_TYPES = [key.removeprefix("split ") for key in GOLDEN if key.startswith("split")]
 
 
-def quantize(source: Path, out: Path, kind: str | None, **options: object) -> QuantizeResult:
+def quantize(source: Path, out: Path, kind: str | None, **options: object) -> Result:
     with open_source(source) as model:
         plan = plan_quantize(model, kind, Options(**options))  # type: ignore[arg-type]
         return run_plan(model, plan, out)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from support.checkpoints import build
 
-from gpukit.conversion.run import plan_quantize, run_plan
+from gpukit.conversion.run import run_plan
 from gpukit.errors import ArgumentError, DiskError, GpukitError
 from gpukit.formats.gguf_fields import string
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
 from gpukit.formats.outputs import check_output
+from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")

@@ -42,8 +42,9 @@ def test_every_class_is_in_the_zoo() -> None:
 def test_architectures_of_one_name_are_read_back_alike() -> None:
     first = {arch.name: arch for arch in reversed(architectures())}
     for arch in architectures():
-        assert arch.restore is first[arch.name].restore
-        assert arch.build is first[arch.name].build
+        assert arch.style == first[arch.name].style
+        assert arch.restoring is first[arch.name].restoring
+        assert arch.building is first[arch.name].building
 
 
 @pytest.fixture(scope="module")

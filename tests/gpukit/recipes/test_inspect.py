@@ -51,7 +51,7 @@ def test_scales_and_what_is_left_out_are_no_parameters(tmp_path: Path) -> None:
     assert len(fp8.left_out) == 14
     assert {row.type for row in fp8.totals} == {"F8_E4M3", "BF16"}
     assert fp8.elements == plain.elements
-    assert sum(tensor.elements for tensor in fp8.tensors) == fp8.elements + 14
+    assert sum(tensor.n_elements for tensor in fp8.tensors) == fp8.elements + 14
 
 
 def test_files_of_weights(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import struct
 from typing import Any
 
 import pytest
+from gguf import LlamaFileType
 
 from gpukit.errors import ArgumentError, StoreError
+from gpukit.formats.file_types import file_type_name
 from gpukit.store import config, gojson, parameters
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest, decode, mentioned
 
@@ -39,7 +41,7 @@ VECTORS: dict[str, tuple[bytes, str]] = {
             model_family="test",
             model_families=("test",),
             model_type=config.human_count(0),
-            file_type=config.file_type_name(None),
+            file_type=file_type_name(None),
         ).encode(),
         "99759ad5b91e723db0393d698ffbb448b1b7df5ff6377a108c49254583b1bc8c",
     ),
@@ -195,9 +197,14 @@ def test_human_count(n: int, text: str) -> None:
 
 
 def test_file_type_names() -> None:
-    names = [config.file_type_name(n) for n in (0, 1, 2, 7, 14, 15, 18, 32, 999, None, "x")]
+    names = [file_type_name(n) for n in (0, 1, 2, 7, 14, 15, 18, 32, 999, None, "x")]
     assert names == ["unknown", "F16", "Q4_0", "Q8_0", "Q4_K_S", "Q4_K_M", "Q6_K", "BF16",
                      "unknown", "unknown", "unknown"]  # fmt: skip
+
+
+def test_file_types_are_those_of_the_gguf_package() -> None:
+    known = {int(t): t.name.removeprefix("MOSTLY_") for t in LlamaFileType if int(t)}
+    assert {number: file_type_name(number) for number in known} == known
 
 
 def layer(kind: str = "model", digit: str = "a", **keys: Any) -> Layer:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpukit.errors import ArgumentError, DiskError, StoreError
+from gpukit.errors import ArgumentError, DiskError, NotFoundError, StoreError
 from gpukit.events import Event, Warned
 from gpukit.store import ModelName, Store, change, copy, default_root, remove, tidy
 from gpukit.store.blobs import copy_in, digest_of
@@ -264,7 +264,7 @@ def test_many_threads(store: Store) -> None:
     assert files(store) == file_names("shared", "0 3", "2 3", "4 3") | CONFIG_FILE
 
 
-def test_resolve(store: Store, tmp_path: Path) -> None:
+def test_resolve(store: Store) -> None:
     add(
         store, "m",
         model=b"GGUF", system=b"Be brief.", template=b"{{ .Prompt }}",
@@ -279,27 +279,17 @@ def test_resolve(store: Store, tmp_path: Path) -> None:
     assert (model.system, model.template) == ("Be brief.", "{{ .Prompt }}")
     assert [(turn.role, turn.content) for turn in model.messages] == [("user", "Hi")]
 
-    path = tmp_path / "x.gguf"
-    with pytest.raises(StoreError, match="no such file"):
-        store.resolve(str(path))
-    path.write_bytes(b"GGUF")
-    assert store.resolve(str(path)).gguf == path
-    with pytest.raises(StoreError, match="a folder"):
-        store.resolve(str(tmp_path))
-    with pytest.raises(StoreError, match="model 'nope' not found"):
+    with pytest.raises(NotFoundError, match=r"model 'nope' not found in .*: `gpukit list` shows"):
         store.resolve("nope")
 
 
-def test_a_stray_file_does_not_hide_a_model(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add(store, "m", model=b"GGUF")
-    monkeypatch.chdir(tmp_path)
-    Path("m").write_text("stray")
-    Path("plain").write_text("GGUF")
-    assert store.resolve("m").gguf.parent == store.blobs
-    assert store.resolve("plain").gguf == Path("plain")
-    assert store.resolve("./m").gguf == Path("m")
+def test_a_name_that_is_nearly_right(store: Store) -> None:
+    for name in ("llama3.2:1b", "mistral"):
+        add(store, name, model=b"GGUF")
+    for word, meant in (("lama3.2", "llama3.2:1b"), ("Mistrl", "mistral:latest")):
+        with pytest.raises(NotFoundError, match=f"did you mean '{meant}'\\?$"):
+            store.existing(word)
+    assert store.similar("gemma") == ""
 
 
 @pytest.mark.parametrize(
