@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpukit.errors import ArgumentError, NotFoundError
+from gpukit.errors import ArgumentError, NotFoundError, StoreError
 from gpukit.events import Report, ignore
 from gpukit.formats.folder import has_weights
 from gpukit.formats.gguf_reader import is_gguf
@@ -92,7 +92,7 @@ def locate(
         if store.has(name):
             return Reference(word, name, store)
         unknown = f"no model of that name in {store.root}{store.similar(word)}"
-    except ArgumentError as error:
+    except (ArgumentError, StoreError) as error:  # no name, or no place for a store
         unknown = str(error)
     if is_id(word):
         return Reference(word, parse_id(word), store)
