@@ -130,6 +130,15 @@ def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
             {**decoder, "TILE": launch.DECODE_VALUES // row.block},
             True,
         )
+        if pair.aligned:
+            yield Kernel(
+                f"{row.name} decode aligned {dtype}",
+                pair.aligned,
+                {"blocks": "*u8", "out": f"*{dtype}"},
+                ("count", "magic"),
+                {"TILE": launch.DECODE_VALUES // row.block},
+                True,
+            )
     pointers = {"x": "*fp32", "blocks": "*u8", **table, "out": "*fp32"}
     tile = {
         "ROWS": products_triton.VECTOR_ROWS,

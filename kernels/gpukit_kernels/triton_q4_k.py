@@ -7,6 +7,8 @@ before the levels of their block: the scales. Nothing crosses a lane before the 
 import triton
 import triton.language as tl
 
+from gpukit_kernels.triton_bits import store_float_tl
+
 # 2^23 as float32: or'd with a whole number below 2^23 it is 2^23 more. It comes as an argument of
 # a kernel, since of two constants ptxas makes two instructions.
 MAGIC = 0x4B000000
@@ -118,3 +120,41 @@ def _quad_tl(levels, steps, low, high, magic):
             value = nibble_tl(levels[i], upper, magic, 8 * b + 4) * other - steps[3]
             total += value * high[i][b]
     return total
+
+
+@triton.jit
+def decode_kernel(blocks, out, count, magic, TILE: tl.constexpr):
+    """`count` blocks to values; a program decodes TILE of them, a thread eight bytes of levels."""
+    first = tl.program_id(0).to(tl.int64) * TILE
+    words = blocks.to(tl.pointer_type(tl.int32)) + first * 36
+    part = tl.arange(0, TILE * 16)
+    block, pair, place = part // 16, part // 4 % 4, part % 4
+    mask = block < count - first
+    at = words + block * 36
+    steps = steps_tl(words4_tl(at, mask), pair)
+    levels = at + 4 + pair * 8 + place * 2
+    found = tl.load(levels[:, None] + tl.arange(0, 2)[None, :], mask=mask[:, None], other=0)
+    first_word, second_word = tl.split(found)
+    low, high = (), ()
+    for b in tl.static_range(4):
+        step = nibble_step_tl(steps[0], 8 * b)
+        other = nibble_step_tl(steps[1], 8 * b + 4)
+        for i in tl.static_range(2):
+            word = first_word if i == 0 else second_word
+            value = nibble_tl(word, word >> 12, magic, 8 * b) * step - steps[2]
+            low = low + (value,)  # noqa: RUF005
+            value = nibble_tl(word, word >> 12, magic, 8 * b + 4) * other - steps[3]
+            high = high + (value,)  # noqa: RUF005
+    target = out + first * 256 + (block * 256 + pair * 64 + place * 8)[:, None]
+    target += tl.arange(0, 8)[None, :]
+    store_float_tl(target, _eight_tl(low), mask[:, None])
+    store_float_tl(target + 32, _eight_tl(high), mask[:, None])
+
+
+@triton.jit
+def _eight_tl(v):
+    """`[P, 8]` of eight `[P]`: bytes 0 to 3 of a first and of a second word, taking turns."""
+    # Value b + 4 w is v[2 b + w].
+    halves = tl.join(tl.join(v[0], v[1]), tl.join(v[4], v[5]))  # bits 2 and 1 of the place
+    others = tl.join(tl.join(v[2], v[3]), tl.join(v[6], v[7]))
+    return tl.reshape(tl.join(halves, others), (v[0].shape[0], 8))
