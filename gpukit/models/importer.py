@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
 from math import prod
 
 from gpukit.errors import ArgumentError, CheckpointError
@@ -125,7 +124,7 @@ def _planned(used: Mapping[str, StoredTensor], rule: Rule) -> PlannedTensor:
     return PlannedTensor(
         name=rule.name,
         ne=tuple(reversed(rule.full_shape)),
-        spans=tuple(replace(span, source=used[span.source].name) for span in rule.spans),
+        spans=tuple(span._replace(source=used[span.source].name) for span in rule.spans),
         # Each of them fits into float32.
         dtype=dtypes.pop() if len(dtypes) == 1 else "F32",
         row_group=rule.row_group,

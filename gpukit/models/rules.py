@@ -1,10 +1,10 @@
 """How a checkpoint becomes a GGUF: rules of import, and the plan that they make."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpukit.formats.gguf_fields import Field
 from gpukit.models.config import ModelConfig
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from gpukit.models.fp8 import Scales
 
 
-@dataclass(frozen=True)
-class Span:
+# A tuple: a model with many experts has a million, and they are made many times as fast.
+class Span(NamedTuple):
     """Neighbouring rows of a tensor of the checkpoint: `rows` of them from `first` on.
 
     `shape` is that of the whole tensor, outermost first. One of more dimensions is a stack of
@@ -38,6 +38,10 @@ class Span:
     ) -> "Span":
         """Every row of `source`."""
         return cls(source, shape, 0, rows_of(shape), transform)
+
+    def changed_by(self, transform: "Callable[[Tensor], Tensor] | None") -> "Span":
+        """The span with `transform`, if it has none of its own."""
+        return self if transform is None or self.transform else self._replace(transform=transform)
 
 
 def rows_of(shape: tuple[int, ...]) -> int:
@@ -71,8 +75,8 @@ class Rule:
     def __post_init__(self) -> None:
         if isinstance(self.source, str):
             return
-        found, wanted = sum(span.rows for span in self.spans), rows_of(self.full_shape)
-        if found != wanted or any(span.rows % self.row_group for span in self.spans):
+        found, wanted = sum(span.rows for span in self.source), rows_of(self.full_shape)
+        if found != wanted or any(span.rows % self.row_group for span in self.source):
             raise ValueError(
                 f"{self.name}: spans of {found} rows for {wanted}, in groups of {self.row_group}"
             )
@@ -86,14 +90,15 @@ class Rule:
     def spans(self) -> tuple[Span, ...]:
         """What is put one behind the other."""
         if not isinstance(self.source, str):
-            return tuple(replace(s, transform=s.transform or self.transform) for s in self.source)
-        names = tuple(self.source.format(i) for i in range(self.stack)) or (self.source,)
-        return tuple(Span.whole(name, self.shape, self.transform) for name in names)
+            return tuple(span.changed_by(self.transform) for span in self.source)
+        return tuple(Span.whole(name, self.shape, self.transform) for name in self.sources)
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
         """The names in the checkpoint, each once."""
-        return tuple(dict.fromkeys(span.source for span in self.spans))
+        if not isinstance(self.source, str):
+            return tuple(dict.fromkeys(span.source for span in self.source))
+        return tuple(self.source.format(i) for i in range(self.stack)) or (self.source,)
 
 
 @dataclass(frozen=True)
