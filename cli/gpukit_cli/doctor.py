@@ -18,10 +18,11 @@ def doctor(json: Json = False) -> None:
     for device in found.devices:
         memory = f"{human_bytes(device.free)} free of {human_bytes(device.total)}"
         rows.append((device.name, f"{device.model}, {memory}"))
+    free = "" if found.store_free is None else f", {human_bytes(found.store_free)} free"
     rows += [
         ("C++ compiler", found.compiler or "none"),
         ("CPU kernels", found.kernels),
-        ("store", f"{found.store}, {human_bytes(found.store_free)} free"),
+        ("store", "none" if found.store is None else f"{found.store}{free}"),
         ("this folder", f"{human_bytes(found.scratch_free)} free"),
     ]
     width = max(len(name) for name, _ in rows)

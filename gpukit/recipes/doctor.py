@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpukit import __version__
+from gpukit.errors import GpukitError
 from gpukit.store import default_root
 
 LIBRARIES = ("torch", "triton", "safetensors", "gguf", "peft", "numpy", "tokenizers",
@@ -37,13 +38,13 @@ class Diagnosis:
     devices: list[Device]
     compiler: str | None
     kernels: str
-    store: Path
-    store_free: int
+    store: Path | None
+    store_free: int | None
     scratch_free: int
     advice: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "store": str(self.store)}
+        return {**asdict(self), "store": str(self.store) if self.store else None}
 
 
 def diagnose() -> Diagnosis:
@@ -51,7 +52,7 @@ def diagnose() -> Diagnosis:
     libraries = {name: _version(name) for name in LIBRARIES}
     devices = _devices()
     compiler = _compiler()
-    store = default_root()
+    store, trouble = _store()
     diagnosis = Diagnosis(
         gpukit=__version__,
         python=platform.python_version(),
@@ -61,11 +62,23 @@ def diagnose() -> Diagnosis:
         compiler=compiler,
         kernels=_kernels(),
         store=store,
-        store_free=_free(store),
+        store_free=_free(store) if store else None,
         scratch_free=_free(Path.cwd()),
+        advice=trouble,
     )
-    diagnosis.advice.extend(_advice(diagnosis))
+    diagnosis.advice[:0] = _advice(diagnosis)
     return diagnosis
+
+
+def _store() -> tuple[Path | None, list[str]]:
+    """The store's folder, or why there is none and what to do."""
+    try:
+        root = default_root()
+    except GpukitError as error:
+        return None, [str(error)]
+    if _writable(root):
+        return root, []
+    return root, [f"the store {root} is not writable: set GPUKIT_MODELS"]
 
 
 def _advice(found: Diagnosis) -> list[str]:
@@ -84,8 +97,6 @@ def _advice(found: Diagnosis) -> list[str]:
             "no CUDA device: kernels run on the CPU; on an NVIDIA machine install a CUDA build "
             "of torch (https://pytorch.org/get-started)"
         )
-    if not _writable(found.store):
-        advice.append(f"the store {found.store} is not writable: set GPUKIT_MODELS")
     return advice
 
 

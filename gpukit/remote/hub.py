@@ -61,8 +61,12 @@ def fetch(model: HubModel, report: Report) -> Path:
     `HubError` where the hub does not have it, refuses it or cannot be reached.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+    if HF_HUB_CACHE.startswith("~"):
+        # The package would make a folder of that name where the user happens to be.
+        _fail(model, "there is no home folder to keep it in: set HF_HOME to a folder")
     report(Status(f"fetching {model.display}"))
     try:
         found = HfApi().model_info(model.repo, revision=model.revision, files_metadata=True)

@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from difflib import get_close_matches
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpukit.errors import ArgumentError, NotFoundError, StoreError
+from gpukit.errors import ArgumentError, NotFoundError, StoreError, did_you_mean
 from gpukit.events import Report, Warned, ignore
+from gpukit.formats.paths import expanded
 from gpukit.store import blobs, config, parameters
 from gpukit.store.manifest import Layer, Manifest, decode, mentioned
 from gpukit.store.modelfile import Message
@@ -26,11 +27,19 @@ SCRATCH = ".gpukit"
 
 
 def default_root() -> Path:
-    """`$GPUKIT_MODELS`, else `$OLLAMA_MODELS`, else `~/.ollama/models`."""
+    """`$GPUKIT_MODELS`, else `$OLLAMA_MODELS`, else `~/.ollama/models`.
+
+    `StoreError` for a user without a home folder, as containers have them.
+    """
     for variable in ("GPUKIT_MODELS", "OLLAMA_MODELS"):
         if value := os.environ.get(variable, "").strip(" \t'\""):
-            return Path(value).expanduser().absolute()
-    return Path.home() / ".ollama" / "models"
+            return expanded(value).absolute()
+    try:
+        return Path.home() / ".ollama" / "models"
+    except RuntimeError:
+        raise StoreError(
+            "there is no home folder, so no place for models: set GPUKIT_MODELS to a folder"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -71,12 +80,23 @@ class ResolvedModel:
 
 
 class Store:
-    """The store below `root`; a root that does not exist is an empty store."""
+    """The store below `root`, by default `default_root()`, which is asked for when something is
+    looked for in the store; a root that does not exist is an empty store."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root if root is not None else default_root()
-        self.manifests = self.root / "manifests"
-        self.blobs = self.root / "blobs"
+        self._root = root
+
+    @cached_property
+    def root(self) -> Path:
+        return self._root if self._root is not None else default_root()
+
+    @property
+    def manifests(self) -> Path:
+        return self.root / "manifests"
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "blobs"
 
     @property
     def scratch(self) -> Path:
@@ -128,12 +148,9 @@ class Store:
 
     def similar(self, text: str) -> str:
         """`: did you mean 'x'?` where the name of a model is close to `text`, '' without one."""
-        spelled = {}
-        for name in self.names():
-            for form in (name.display, name.display.removesuffix(f":{DEFAULT_TAG}")):
-                spelled[form.lower()] = name.display
-        close = get_close_matches(text.lower(), spelled, n=1)
-        return f": did you mean '{spelled[close[0]]}'?" if close else ""
+        shown = [name.display for name in self.names()]
+        bare = {name.removesuffix(f":{DEFAULT_TAG}"): name for name in shown}
+        return did_you_mean(text, (*shown, *bare), bare)
 
     def has(self, name: ModelName) -> bool:
         return self.manifest_path(name).is_file()

@@ -1,11 +1,14 @@
 """Signals and streams, as shells, containers and schedulers have them."""
 
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -248,7 +251,7 @@ def test_a_reader_that_has_gone_is_no_fault(words: str, spoken: Path) -> None:
     line = f"{{ sleep 0.2; $gpukit {words} --nonsense; echo rc $? > told; }} 2>&1 | true"
     done = shell(line, spoken.parent)
     assert done.stderr == ""
-    assert (spoken.parent / "told").read_text() == "rc 1\n"
+    assert (spoken.parent / "told").read_text() == "rc 2\n"
 
 
 @pytest.mark.parametrize("words", ["inspect tiny.gguf --json", "--version", "list"])
@@ -269,8 +272,125 @@ def test_outputs_are_looked_at_first(words: str, tmp_path: Path) -> None:
 
 
 def test_an_importance_matrix_is_no_output(tmp_path: Path) -> None:
-    (tmp_path / "i.dat").write_bytes(b"importance")
+    matrix = struct.pack("<ii1siif", 1, 1, b"a", 1, 1, 1.0)
+    (tmp_path / "i.dat").write_bytes(matrix)
     done = shell(f"$gpukit convert {TINY} i.dat --imatrix i.dat", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: i.dat: input and output are the same file")
-    assert (tmp_path / "i.dat").read_bytes() == b"importance"
+    assert (tmp_path / "i.dat").read_bytes() == matrix
+
+
+# As `docker run --user 12345`; the capability is for the interpreter, which may lie below /root.
+NOBODY = (
+    "setpriv --reuid 12345 --clear-groups --inh-caps=+dac_read_search "
+    "--ambient-caps=+dac_read_search env -u HOME -u USER -u LOGNAME -u GPUKIT_MODELS "
+    "-u OLLAMA_MODELS -u XDG_CACHE_HOME -u HF_HOME -u HF_HUB_CACHE"
+)
+NO_STORE = "there is no home folder, so no place for models: set GPUKIT_MODELS to a folder"
+homeless = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv"
+)
+
+
+@homeless
+def test_a_file_needs_no_home(spoken: Path, tmp_path: Path) -> None:
+    os.chmod(tmp_path, 0o777)
+    shutil.copy(spoken, tmp_path)
+    whole = shell(RUN, spoken.parent)
+    temporary = {"TMPDIR": str(tmp_path)}
+    done = shell(f"{NOBODY} {RUN}", tmp_path, **temporary)
+    assert (done.returncode, done.stdout, done.stderr) == (0, whole.stdout, "")
+    done = shell(f"{NOBODY} $gpukit quantize tiny.gguf out.gguf Q8_0", tmp_path, **temporary)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "~").exists()
+
+
+@homeless
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        ("list", 1, NO_STORE),
+        ("run name word", 1, f"name: no such file or folder, and {NO_STORE}"),
+        ("inspect name", 1, f"name: no such file or folder, and {NO_STORE}"),
+        ("create name", 1, NO_STORE),
+        ("run '~/tiny.gguf' word", 1, "~/tiny.gguf: there is no home folder; set HOME"),
+        ("run '~who/tiny.gguf' word", 1, "~who/tiny.gguf: there is no user who"),
+        ("inspect hf.co/a/b", 1, "hf.co/a/b: there is no home folder to keep it in: set HF_HOME"),
+    ],
+)
+def test_what_needs_a_home_names_the_variable(
+    words: str, code: int, line: str, tmp_path: Path
+) -> None:
+    os.chmod(tmp_path, 0o777)
+    done = shell(f"{NOBODY} $gpukit {words}", tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(f"Error: {line}")
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+@homeless
+def test_doctor_without_a_home(tmp_path: Path) -> None:
+    done = shell(f"{NOBODY} $gpukit doctor", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"! {NO_STORE}"
+
+
+def test_another_users_folder_names_no_user(tmp_path: Path) -> None:
+    done = shell("$gpukit list", tmp_path, GPUKIT_MODELS="~nobody-at-all/models")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: ~nobody-at-all/models: there is no user nobody-at-all\n"
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user may write to; pytest's lie below a closed one."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)
+
+
+@homeless
+@pytest.mark.parametrize("kind", ["Q8_0", pytest.param("Q6_K", marks=pytest.mark.slow)])
+def test_nothing_that_can_be_written_but_this_folder(kind: str, spoken: Path, public: Path) -> None:
+    """Caches are a help that every command does without."""
+    shutil.copy(spoken, public)
+    (public / "closed").mkdir(mode=0o555)
+    closed = public / "closed"
+    places = f"env HOME={closed} XDG_CACHE_HOME={closed}/none TMPDIR={closed}"
+    done = shell(f"{NOBODY} {places} $gpukit quantize tiny.gguf out.gguf {kind}", public)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(public)) == ["closed", "out.gguf", "tiny.gguf"]
+    assert os.listdir(closed) == []
+
+
+NOBODYS = """
+import os, sys
+from pathlib import Path
+os.environ.pop("XDG_CACHE_HOME", None), os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+del os.environ["HOME"]
+from gpukit_kernels import cache
+os.setuid(12345)
+print(cache.folder())
+"""
+
+
+@homeless
+def test_code_that_others_may_have_left_is_not_loaded(public: Path) -> None:
+    """Where there is no home, compiled code lies below the temporary folder, in one's own."""
+
+    def folder() -> Path:
+        line = [sys.executable, "-c", NOBODYS]
+        variables = environment(public, TMPDIR=str(public))
+        done = subprocess.run(line, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return Path(done.stdout.strip())
+
+    usual = public / "gpukit-12345"
+    assert folder() == folder() == usual / "inductor"
+    assert usual.stat().st_mode & 0o777 == 0o700
+    os.chmod(usual, 0o777)
+    assert folder().parent not in (usual, public)
+    os.chmod(usual, 0o700)
+    os.chown(usual, 0, 0)
+    assert folder().parent not in (usual, public)

@@ -11,7 +11,7 @@ import pytest
 from support.checkpoints import DATA, build
 
 from gpukit.conversion.run import run_plan
-from gpukit.errors import ArgumentError, CheckpointError, GGUFError, GpukitError
+from gpukit.errors import ArgumentError, CheckpointError, GGUFError, GpukitError, NotFoundError
 from gpukit.events import Event, Warned
 from gpukit.formats.gguf_fields import Field, TensorSpec, f32, string, u32
 from gpukit.formats.gguf_reader import GGUFFile
@@ -363,7 +363,7 @@ def test_a_vocabulary_larger_than_the_embedding_is_told(f16: Path, tmp_path: Pat
 def test_devices_and_paths_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="unknown device 'gpu'"):
         load_model(TINY, "gpu")
-    with pytest.raises(ArgumentError, match="no such file or folder"):
+    with pytest.raises(NotFoundError, match="no such file or folder"):
         load_model(tmp_path / "none.gguf", "cpu")
 
 
