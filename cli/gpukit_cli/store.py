@@ -23,8 +23,8 @@ from gpukit_cli.options import (
 from gpukit_cli.output import complain, print_json
 
 if TYPE_CHECKING:
+    from gpukit import Store
     from gpukit.recipes.show import ModelDetails
-    from gpukit.store import Store
 
 DEFAULT_MODELFILE = Path("Modelfile")
 # Of long texts `show` gives the beginning.
@@ -71,26 +71,19 @@ def create(
     json: Json = False,
 ) -> None:
     """Make a model in the store from a checkpoint folder, a .gguf file or another model."""
-    from gpukit.store import Store, modelfile
+    import gpukit
     from gpukit_cli.progress import reporter
 
-    store = Store()
-    store.find(name)
+    source: gpukit.Modelfile | Path = file or DEFAULT_MODELFILE
     if file is None and not DEFAULT_MODELFILE.exists():
-        parsed = modelfile.Modelfile(source=".", folder=Path.cwd())
-    else:
-        parsed = modelfile.read(file or DEFAULT_MODELFILE)
-
-    from gpukit.recipes.create import create as create_model
-
+        source = gpukit.Modelfile(source=".", folder=Path.cwd())
     with reporter(quiet) as report:
-        model = create_model(
-            store, name, parsed, quantize,
+        made = gpukit.Store().create(
+            name, source, quantize,
             device=device, pre=pre, imatrix=imatrix, hub=hub, report=report,
         )  # fmt: skip
     if json:
-        made = store.describe(model)
-        print_json({"name": model.display, "digest": made.digest, "size": made.size})
+        print_json({"name": made.name.display, "digest": made.digest, "size": made.size})
 
 
 def list_models(
@@ -111,7 +104,7 @@ def list_models(
 
     store = _tidy_store()
     with reporter(quiet) as report:
-        models = store.models(report, prefix)
+        models = store.list(prefix, report)
     if json:
         print_json({"models": [model.as_json() for model in models]})
         return
@@ -137,14 +130,13 @@ def show(
 ) -> None:
     """Show what is known of a model."""
     from gpukit.errors import ArgumentError
-    from gpukit.recipes.show import show as show_model
 
     if modelfile + parameters + system + template + license > 1:
         raise ArgumentError(
             "only one of '--license', '--modelfile', '--parameters', '--system', or "
             "'--template' can be specified"
         )
-    found = show_model(_tidy_store(), name)
+    found = _tidy_store().show(name)
     if json:
         print_json(found.as_json(verbose=verbose))
     elif modelfile:
@@ -172,9 +164,7 @@ def cp(
     ],
 ) -> None:
     """Give a model a second name."""
-    from gpukit.store import copy
-
-    copy(_tidy_store(), source, destination)
+    _tidy_store().copy(source, destination)
     print(f"copied '{source}' to '{destination}'")
 
 
@@ -190,7 +180,6 @@ def rm(
 ) -> None:
     """Remove models, and the blobs that no other model uses."""
     from gpukit.errors import StoreError
-    from gpukit.store import remove
 
     store = _tidy_store()
     for name in names:
@@ -198,7 +187,7 @@ def rm(
     failed = False
     for name in names:
         try:
-            remove(store, name)
+            store.remove(name)
         except StoreError as error:
             failed = True
             complain(str(error))
@@ -229,10 +218,10 @@ def human_age(seconds: float) -> str:
 
 def _tidy_store() -> "Store":
     """The store, without what killed commands left in it."""
-    from gpukit.store import Store, tidy
+    import gpukit
 
-    store = Store()
-    tidy(store)
+    store = gpukit.Store()
+    store.tidy()
     return store
 
 

@@ -120,10 +120,10 @@ def test_list_shows_what_begins_so(folder: Path) -> None:
     def listed(*prefix: str) -> set[str]:
         return {line.split()[0] for line in gpukit(folder, "list", *prefix).stdout.splitlines()[1:]}
 
-    assert listed() == {"Tiny:1b", "tinyless:latest", "ns/tiny:latest", "other:latest"}
+    assert listed() == {"Tiny:1b", "tinyless:latest", "ns/Tiny:latest", "other:latest"}
     assert listed("TINY") == {"Tiny:1b", "tinyless:latest"}
     assert listed("tiny:1") == {"Tiny:1b"}
-    assert listed("ns/") == {"ns/tiny:latest"}
+    assert listed("ns/") == {"ns/Tiny:latest"}
     assert listed("none") == set()
     (found,) = json.loads(gpukit(folder, "list", "o", "--json").stdout)["models"]
     assert found["name"] == "other:latest"
@@ -139,7 +139,7 @@ def test_quiet_leaves_results_and_errors(folder: Path) -> None:
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 2
     (folder / "Modelfile").write_text("FROM ./none.gguf\n")
-    assert gpukit(folder, "create", "m", "--quiet", code=2).stderr.startswith("Error: ")
+    assert gpukit(folder, "create", "m", "--quiet", code=1).stderr.startswith("Error: ")
 
 
 def test_show(folder: Path) -> None:
