@@ -11,6 +11,7 @@ import typer
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
     Devices,
+    DryRun,
     Hub,
     ImatrixFile,
     Json,
@@ -23,6 +24,7 @@ from gpukit_cli.options import (
 from gpukit_cli.output import complain, print_json
 
 if TYPE_CHECKING:
+    from gpukit.recipes.create import PlannedModel
     from gpukit.recipes.show import ModelDetails
     from gpukit.store import Store
 
@@ -67,6 +69,7 @@ def create(
     hub: Hub = False,
     imatrix: ImatrixFile = None,
     device: Devices = "auto",
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -82,7 +85,15 @@ def create(
         parsed = modelfile.read(file or DEFAULT_MODELFILE)
 
     from gpukit.recipes.create import create as create_model
+    from gpukit.recipes.create import plan_create
 
+    if dry_run:
+        with reporter(quiet) as report:
+            planned = plan_create(
+                store, name, parsed, quantize, pre=pre, imatrix=imatrix, hub=hub, report=report
+            )
+        _print_planned(planned, json)
+        return
     with reporter(quiet) as report:
         model = create_model(
             store, name, parsed, quantize,
@@ -91,6 +102,25 @@ def create(
     if json:
         made = store.describe(model)
         print_json({"name": model.display, "digest": made.digest, "size": made.size})
+
+
+def _print_planned(planned: "PlannedModel", json: bool) -> None:
+    from gpukit_cli.convert import print_tensors
+    from gpukit_cli.progress import human_bytes
+
+    if json:
+        print_json(planned.as_json())
+        return
+    print_tensors(planned.weights)
+    table = [("LAYER", "SIZE", "DIGEST", "IN THE STORE")]
+    for layer in planned.layers:
+        digest = layer.digest.removeprefix("sha256:")[:12] or "when written"
+        there = "-" if not layer.digest else "yes" if layer.digest in planned.there else "no"
+        table.append((layer.kind, human_bytes(layer.size), digest, there))
+    print()
+    _print_table(table)
+    print(f"{planned.name.display}: {len(planned.layers)} layers of {human_bytes(planned.size)}; "
+          "nothing was written")  # fmt: skip
 
 
 def list_models(
