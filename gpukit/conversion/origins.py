@@ -16,6 +16,7 @@ from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_fields import FLOATS, INTEGERS
 from gpukit.formats.gguf_split import GGUFModel, is_part
 from gpukit.formats.imatrix import Imatrix
+from gpukit.sources.opening import check_whole
 from gpukit.store import blobs
 from gpukit.store.changes import Change
 from gpukit.store.manifest import LAYER_PREFIX, Layer, Manifest
@@ -218,6 +219,7 @@ def _stored(store: Store, name: ModelName, work: Wishes) -> Origin:
 
 
 def _file(path: Path, work: Wishes) -> Origin:
+    check_whole(path)
     header = check_gguf(path)
     quantized = _quantized(path, header, work, str(path))
     if quantized is None and is_part(path):

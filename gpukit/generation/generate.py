@@ -28,6 +28,8 @@ from gpukit.tokenizer import Tokenizer
 # The context that a generation gets unless it asks for another, as Ollama on small machines.
 DEFAULT_CONTEXT = 4096
 
+# Numbers that say what comes out beside those of the sampling.
+OWN = frozenset(("num_predict", "num_ctx"))
 # Parameters of a Modelfile that say how a machine is used, not what comes out.
 MACHINE_PARAMETERS = frozenset({
     "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "num_keep", "draft_num_predict",
@@ -104,7 +106,7 @@ def options_from(
     known = {f.name for f in fields(SamplingOptions)}
     sampling: dict[str, Any] = {key: merged.pop(key) for key in known & merged.keys()}
     stop = merged.pop("stop", ())
-    own = {key: merged.pop(key) for key in ("num_predict", "num_ctx") if key in merged}
+    own = {key: merged.pop(key) for key in OWN & merged.keys()}
     for key in sorted(merged.keys() - MACHINE_PARAMETERS):
         report(Warned(f"parameter {key} is not used by gpukit run"))
     for key, value in (*sampling.items(), *own.items()):

@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from gpukit.errors import ArgumentError, CheckpointError
+from gpukit.errors import ArgumentError, CheckpointError, one_line
+from gpukit.events import Event, Warned
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import QUANTIZATION_VERSION
 from gpukit.formats.gguf_fields import u32
@@ -37,6 +38,7 @@ def plan_import(
         config = arch.read(checkpoint.config)
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
+    told: list[Event] = []
     scales = find_scales(checkpoint)
     stored = _tensors(checkpoint, arch, arch.rules(config), scales)
     tensors = [*arch.computed(config), *stored]
@@ -48,7 +50,10 @@ def plan_import(
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
         *arch.vocabulary(
-            checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}, pre=pre
+            checkpoint.folder,
+            {**checkpoint.config, "vocab_size": config.vocab_size},
+            pre=pre,
+            report=told.append,
         ),
     ]
     if pre is not None and not any(f.key == PRE and f.value == pre for f in fields):
@@ -56,7 +61,14 @@ def plan_import(
             f"{checkpoint.folder}: --pre {pre}: this vocabulary is no byte-level BPE; leave it out"
         )
     left_out = [tensor.name for tensor in checkpoint if arch.leaves_out(tensor.name)]
-    return ImportPlan(config, tuple(fields), tuple(tensors), scales, (*left_out, *scales.unused))
+    return ImportPlan(
+        config=config,
+        fields=tuple(fields),
+        tensors=tuple(tensors),
+        scales=scales,
+        left_out=(*left_out, *scales.unused),
+        warnings=tuple(one_line(event.text) for event in told if isinstance(event, Warned)),
+    )
 
 
 def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:

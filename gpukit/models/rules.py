@@ -66,7 +66,8 @@ class ImportPlan:
     """A checkpoint as a GGUF to be: metadata and tensors in the order of llama.cpp's converter.
 
     `fields` has general.file_type in its place with the value 0; see `with_file_type`. `scales`
-    belong to weights in 8-bit floats; `left_out` are tensors of the checkpoint that nothing uses.
+    belong to weights in 8-bit floats; `left_out` are tensors of the checkpoint that nothing uses;
+    `warnings` are lines for the user.
     """
 
     config: ModelConfig
@@ -74,6 +75,7 @@ class ImportPlan:
     tensors: tuple[PlannedTensor, ...]
     scales: "Scales"
     left_out: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def auto_type(tensors: Sequence[PlannedTensor]) -> str:

@@ -1,6 +1,6 @@
 """One file from a model: converted, quantised, or only planned."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +128,15 @@ def convert(
     `split_max_size` (bytes) splits the output; `pre` names the pre-tokenizer of a folder where none
     is recognised; `device` is auto, cpu, cuda, cuda:N or several with commas; `memory` bounds
     buffers on the host, in bytes; `report` hears progress and warnings.
-    `ArgumentError` for what cannot be asked for, `CheckpointError`, `FormatError` and `HubError`
-    for inputs, `DiskError` where the disk refuses.
+    `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
+    `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
+    `DiskError` where the disk refuses.
 
         gpukit.convert("Llama-3.2-1B-Instruct", "llama.gguf", "Q4_K_M").size
     """
-    options = replace(with_imatrix(PLAIN, imatrix), split_max_size=split_max_size)
+    weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
+    options = Options(imatrix=weights, split_max_size=split_max_size)
+    # Whatever the model, this can be wrong: looked at before that is fetched.
     check_run(Path(out), type, options, device)
     with plan(model, type, options=options, pre=pre, hub=hub, report=report) as planned:
         return planned.write(out, device=device, memory=memory, report=report)
@@ -161,8 +164,3 @@ def quantize(
     check_run(Path(out), type, options, device)
     with plan(model, type, options=options, pre=pre, hub=hub, report=report) as planned:
         return planned.write(out, device=device, memory=memory, report=report)
-
-
-def with_imatrix(options: Options, path: str | Path | None) -> Options:
-    """`options` with the importance weights of the file at `path`, if there is one."""
-    return options if path is None else replace(options, imatrix=read_imatrix(Path(path)))

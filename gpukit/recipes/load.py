@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import gpukit_kernels as kernels
-from gpukit.conversion.checks import check_plan
+from gpukit.conversion.checks import check_device, check_plan
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.generate import load_model
 from gpukit.generation.model import Model
@@ -23,15 +22,15 @@ def load(
     `model` is a name in the store, a GGUF, a folder from Hugging Face, or an id of the hub
     (hf.co/org/name, or with `hub` org/name). A stored model brings its parameters, system text and
     messages. `pre` names the pre-tokenizer of a folder where none is recognised.
-    `ArgumentError` for a device that is not here, `StoreError` and `HubError` for a model that
-    cannot be had, `GGUFError` and `CheckpointError` for one that cannot be run.
+    `ArgumentError` for a device that is not here, NotFoundError for a model that is not there,
+    `StoreError` and `HubError` for one that cannot be had, `GGUFError` and `CheckpointError` for
+    one that cannot be run.
 
         model = gpukit.load("llama3.2:1b")
         print(model.generate("Why is the sky blue?", temperature=0).text)
     """
-    # Before anything is fetched.
-    kernels.device(device)
     check_plan(None, pre)
+    check_device(device)
     found = locate(model, hub=hub).open(report)
     loaded = load_model(found.gguf, device, pre)
     if found.template and loaded.tokenizer.chat_template is None:

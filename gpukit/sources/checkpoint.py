@@ -46,6 +46,7 @@ class CheckpointSource(Source):
 
     def _left_out(self, plan: ImportPlan) -> Iterator[str]:
         """What of the folder has no part in the GGUF, a line for each reason."""
+        yield from plan.warnings
         if plan.left_out:
             tensors = one_line(some(plan.left_out))
             yield (
