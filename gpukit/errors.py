@@ -30,6 +30,7 @@ __all__ = [
     "GpukitError",
     "HubError",
     "ModelfileError",
+    "NotFoundError",
     "PytorchError",
     "QuantError",
     "SafetensorsError",

@@ -23,9 +23,7 @@ from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit.conversion.run import Result
-    from gpukit.planning.plan import Options, QuantizePlan
-    from gpukit.sources.base import Source
+    from gpukit import Options, Plan, Result
 
 Out = Annotated[
     Path,
@@ -67,9 +65,18 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
+    import gpukit
+
     options = _options(imatrix=imatrix, split_max_size=split_max_size)
-    _check(out, type, options, device, pre, dry_run)
-    _run(_opened(source, pre, hub, quiet), out, type, options, device, dry_run, quiet, json)
+    if dry_run:
+        _print_planned(source, type, options, pre, hub, quiet, json)
+        return
+    with reporter(quiet) as report:
+        result = gpukit.convert(
+            source, out, type, imatrix=imatrix, split_max_size=options.split_max_size,
+            pre=pre, hub=hub, device=device, report=report,
+        )  # fmt: skip
+    _print_result(result, json)
 
 
 def quantize(
@@ -130,14 +137,14 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
-    from gpukit.planning.overrides import make_overrides
+    import gpukit
 
     options = _options(
         imatrix=imatrix,
         split_max_size=split_max_size,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
-        overrides=make_overrides(
+        overrides=gpukit.make_overrides(
             tensor_type or [],
             pure=pure,
             leave_output=leave_output_tensor,
@@ -145,8 +152,14 @@ def quantize(
             embedding_type=token_embedding_type,
         ),
     )
-    _check(out, type, options, device, pre, dry_run)
-    _run(_opened(source, pre, hub, quiet), out, type, options, device, dry_run, quiet, json)
+    if dry_run:
+        _print_planned(source, type, options, pre, hub, quiet, json)
+        return
+    with reporter(quiet) as report:
+        result = gpukit.quantize(
+            source, out, type, options=options, pre=pre, hub=hub, device=device, report=report
+        )
+    _print_result(result, json)
 
 
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
@@ -161,56 +174,24 @@ def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any)
     )
 
 
-def _check(
-    out: Path,
-    file_type: str | None,
+def _print_planned(
+    source: str,
+    type: str | None,
     options: "Options",
-    device: str,
     pre: str | None,
-    dry_run: bool,
-) -> None:
-    """What can be wrong whatever the input, before that is opened or fetched."""
-    from gpukit.conversion.checks import check_plan, check_run
-
-    check_plan(file_type, pre)
-    if not dry_run:
-        check_run(out, file_type, options, device)
-
-
-def _opened(word: str, pre: str | None, hub: bool, quiet: bool) -> "Source":
-    """The model that `word` names; one of the hub is fetched first."""
-    from gpukit.recipes.references import locate
-    from gpukit.sources.opening import open_source
-
-    with reporter(quiet) as report:
-        path = locate(word, hub=hub).fetch(report)
-    return open_source(path, pre)
-
-
-def _run(
-    source: "Source",
-    out: Path,
-    file_type: str | None,
-    options: "Options",
-    device: str,
-    dry_run: bool,
+    hub: bool,
     quiet: bool,
     json: bool,
 ) -> None:
-    from gpukit.conversion.run import run_plan
-    from gpukit.planning.planner import plan_quantize
+    import gpukit
 
-    with source:
-        plan = plan_quantize(source, file_type, options)
-        if dry_run:
-            _print_plan(plan, json)
-            return
-        with reporter(quiet) as report:
-            result = run_plan(source, plan, out, device=device, report=report)
-    _print_result(result, json)
+    with reporter(quiet) as report:
+        plan = gpukit.plan(source, type, options=options, pre=pre, hub=hub, report=report)
+    with plan:
+        _print_plan(plan, json)
 
 
-def _print_plan(plan: "QuantizePlan", json: bool) -> None:
+def _print_plan(plan: "Plan", json: bool) -> None:
     if json:
         print_json(plan.as_json())
         return

@@ -10,7 +10,7 @@ from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit.recipes.inspect import Description
+    from gpukit.recipes.inspect import Inspection
     from gpukit.tokenizer.summary import TokenizerSummary
 
 # What one line of metadata shows of a long value.
@@ -41,11 +41,10 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show architecture, metadata, tokenizer, chat template and tensors by type."""
-    from gpukit.recipes.inspect import describe
-    from gpukit.recipes.references import locate
+    import gpukit
 
     with reporter(quiet) as report:
-        found = describe(locate(file, hub=hub).fetch(report), pre)
+        found = gpukit.inspect(file, pre=pre, hub=hub, report=report)
     if json:
         print_json(found.as_json())
         return
@@ -69,7 +68,7 @@ def inspect(
     _print_total("all", len(found.tensors), elements, nbytes)
 
 
-def _print_head(found: "Description") -> None:
+def _print_head(found: "Inspection") -> None:
     title = TITLES.get(found.format) or f"GGUF v{found.details['version']}"
     architecture = found.architecture or "no architecture"
     if found.format in ("safetensors", "pytorch"):
@@ -116,7 +115,7 @@ def _print_template(name: str, text: str) -> None:
         print(f"  … {len(lines) - SHOWN_LINES} more lines")
 
 
-def _print_tensors(found: "Description") -> None:
+def _print_tensors(found: "Inspection") -> None:
     print(f"\nTensors ({len(found.tensors)})")
     names = max((len(tensor.name) for tensor in found.tensors), default=0)
     shapes = [" x ".join(map(str, tensor.shape)) for tensor in found.tensors]

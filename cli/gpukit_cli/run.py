@@ -1,20 +1,19 @@
 """`gpukit run`: a model speaks."""
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpukit.errors import ArgumentError
-from gpukit.events import Event, Warned
 from gpukit_cli.options import Device, Hub, Json, Pre, Quiet, stored_names
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import reporter
 
 if TYPE_CHECKING:
+    from gpukit.events import Event
     from gpukit.generation.generate import Generation
-    from gpukit.recipes.references import Reference
+    from gpukit.generation.model import Model, Parameters
 
 
 def _parameter(flag: str, metavar: str, text: str, default: str) -> Any:
@@ -101,7 +100,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Run a model: print what it answers to PROMPT, or to what comes on stdin."""
-    given = {
+    given: Parameters = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -113,16 +112,11 @@ def run(
         "num_predict": num_predict,
         "num_ctx": num_ctx,
     }
-    found = _found(model, hub, pre, device)
     text = _prompt(prompt or [])
-    result, told = _speak(found, text, system, given, device, pre, quiet, shown=not json)
+    loaded = _loaded(model, given, device, pre, hub, quiet)
+    result = _speak(loaded, text, system, given, quiet, shown=not json)
     if json:
         print_json({"model": model, **result.as_json()})
-    else:
-        print("\n", flush=True)
-    with reporter(quiet) as report:
-        for event in told:
-            report(event)
     if verbose:
         _print_times(result)
 
@@ -142,52 +136,42 @@ def _prompt(words: list[str]) -> str:
     return text
 
 
-def _found(model: str, hub: bool, pre: str | None, device: str) -> "Reference":
-    """What `model` names, not fetched yet; what is wrong whatever it is comes first."""
-    from gpukit.conversion.checks import check_device, check_plan
-    from gpukit.recipes.references import locate
+def _loaded(
+    word: str, given: "Parameters", device: str, pre: str | None, hub: bool, quiet: bool
+) -> "Model":
+    import gpukit
+    from gpukit.generation.generate import options_from
 
-    check_plan(None, pre)
-    check_device(device)
-    return locate(model, hub=hub)
+    options_from({}, given)  # before anything is fetched or loaded
+    # The bars of a terminal are gone before the text comes.
+    with reporter(quiet) as report:
+        return gpukit.load(word, device, pre=pre, hub=hub, report=report)
 
 
 def _speak(
-    found: "Reference",
-    text: str,
-    system: str | None,
-    given: dict[str, Any],
-    device: str,
-    pre: str | None,
-    quiet: bool,
-    shown: bool,
-) -> "tuple[Generation, list[Event]]":
-    from gpukit.generation.generate import generate, load_model, options_from, prompt_ids
-
-    # The bars of a terminal are gone before the text comes.
-    with reporter(quiet) as report:
-        options_from({}, given)  # before anything is fetched
-        model = found.open(report)
-        if system is not None:
-            model = replace(model, system=system)
-        options = options_from(model.params, given, report)
-        loaded = load_model(model.gguf, device, pre)
-        if model.template and loaded.tokenizer.chat_template is None:
-            report(Warned("TEMPLATE is in Go's syntax and is not used; the prompt goes in bare"))
-        messages = [{"role": m.role, "content": m.content} for m in model.messages]
-        ids = prompt_ids(loaded, text, system=model.system, messages=messages, report=report)
-    # What there is to say meanwhile waits until the text is out.
+    model: "Model", text: str, system: str | None, given: "Parameters", quiet: bool, shown: bool
+) -> "Generation":
+    """The whole answer; its text is printed as it comes if it is to be `shown`."""
     told: list[Event] = []
-    result = generate(loaded, ids, options, _print if shown else _ignore, told.append)
-    return result, told
+    pieces = model.stream(text, system=system, report=told.append, **given)
+    _tell(told, quiet)
+    if shown:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    result = pieces.result
+    if shown:
+        print("\n", flush=True)
+    # What there was to say meanwhile has waited until the text is out.
+    _tell(told, quiet)
+    return result
 
 
-def _ignore(_piece: str) -> None:
-    pass
-
-
-def _print(piece: str) -> None:
-    print(piece, end="", flush=True)
+def _tell(told: "list[Event]", quiet: bool) -> None:
+    """Report and forget."""
+    with reporter(quiet) as report:
+        for event in told:
+            report(event)
+    told.clear()
 
 
 def _print_times(result: "Generation") -> None:

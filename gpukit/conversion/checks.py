@@ -35,10 +35,7 @@ def check_run(out: Path, file_type: str | None, options: Options, device: str) -
 
 
 def check_device(names: str) -> None:
-    """`ArgumentError` for a device, or one of several, that is unknown or not here."""
-    if names in ("auto", "cpu"):  # always here: nothing need be loaded to know
-        return
-    try:
+    """QuantError, an `ArgumentError`, for a device, or one of several, that is unknown or not
+    here."""
+    if names not in ("auto", "cpu"):  # always here: nothing need be loaded to know
         kernels.device_list(names)
-    except kernels.QuantError as error:
-        raise ArgumentError(str(error)) from None

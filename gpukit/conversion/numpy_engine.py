@@ -1,19 +1,21 @@
 """Slabs computed on the CPU with numpy and programs that earlier runs have left: without torch.
 
 Importing torch takes as long as many a model takes to quantise. Where everything that a plan needs
-is kept, this engine does without; bytes, checks and sums are those of `conversion`.
+is kept, this engine does without; bytes, checks and sums are those of `torch_engine`.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gpukit.conversion.engine import SAMPLE, Buffer, Bytes, Engine
-from gpukit.conversion.slabs import Piece, Slab, stored_bytes
+from gpukit.conversion.audit import SAMPLE, Audit, Bytes
+from gpukit.conversion.engine import Buffer
+from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
 from gpukit.planning.plan import PlannedOutput
+from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
 from gpukit_kernels import plain, type_facts
 from gpukit_kernels.program import Program, kept, program_name
@@ -28,21 +30,22 @@ FLOATS: dict[str, tuple[np.dtype[Any], str]] = {
 
 def plain_conversion(
     source: Source, outputs: Sequence[PlannedOutput], device: str
-) -> "PlainConversion | None":
-    """The engine for a plan from a GGUF of floats on the CPU; None where it cannot do all, or where
-    torch is there already."""
-    if "torch" in sys.modules or not plain.is_cpu(device):
-        return None
+) -> "PlainConversion | str":
+    """The engine for a plan from a GGUF of floats on the CPU, or why it cannot do all of it."""
+    if not plain.is_cpu(device):
+        return f"only device cpu can be used, not {device}"
+    if source.is_checkpoint:
+        return "no checkpoint can be imported"
     programs: dict[str, Program] = {}
     for output in outputs:
         if output.source_type not in FLOATS:
-            return None
-        if source.passes(output.index, output.spec.type):
+            return f"{output.spec.name} cannot be decoded from {output.source_type}"
+        if passes(source, output):
             continue
         name = _program_name(output)
         program = kept(name)
         if program is None:
-            return None
+            return f"there is no program for {name} yet"
         programs[name] = program
     return PlainConversion(source, outputs, programs)
 
@@ -68,7 +71,7 @@ class _Done:
     blocks: list[Bytes]
 
 
-class PlainConversion(Engine[PlainLane, _Done]):
+class PlainConversion:
     """The engine of `programs`, by their names."""
 
     def __init__(
@@ -78,11 +81,22 @@ class PlainConversion(Engine[PlainLane, _Done]):
         programs: Mapping[str, Program],
         threads: int | None = None,
     ) -> None:
-        super().__init__(source, outputs)
+        self.source = source
+        self.outputs = outputs
+        self._audit = Audit(source, outputs)
         threads = threads or plain.cpu_threads()
         self.lanes = [PlainLane()] * min(threads, plain.CPU_LANES)
         self._threads = max(threads // len(self.lanes), 1)
         self._programs = programs
+
+    def fidelity(self) -> tuple[Fidelity, ...]:
+        return self._audit.fidelity()
+
+    def running(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def working(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def buffer(self, nbytes: int) -> Buffer:
         return Buffer(np.empty(nbytes, dtype=np.uint8).data)
@@ -100,10 +114,10 @@ class PlainConversion(Engine[PlainLane, _Done]):
         stored = data[piece.begin : piece.begin + piece.stored]
         ne = self.source.tensors[output.index].ne
         values = stored.view(FLOATS[output.source_type][0]).reshape(piece.rows, ne[0] if ne else 1)
-        moved = self.passes(piece)
+        moved = passes(self.source, output)
         blocks = stored if moved else self._quantized(piece, values)
         if values.size:
-            self.check(piece, plain.largest(values), blocks, data)
+            self._audit.finite(piece, plain.largest(values), blocks, data)
             if not moved:
                 self._compare(piece, values, blocks)
         return blocks
@@ -111,7 +125,7 @@ class PlainConversion(Engine[PlainLane, _Done]):
     def _quantized(self, piece: Piece, values: plain.Array) -> Bytes:
         output = self.outputs[piece.output]
         facts, program = type_facts()[output.spec.type], self._programs[_program_name(output)]
-        columns = self.columns(piece, values.shape[1])
+        columns = importance_of(piece, output, values.shape[1])
         return plain.quantize_rows(values, facts, program, columns, self._threads).reshape(-1)
 
     def _compare(self, piece: Piece, values: plain.Array, blocks: Bytes) -> None:
@@ -126,4 +140,4 @@ class PlainConversion(Engine[PlainLane, _Done]):
         with np.errstate(all="ignore"):
             error = float(np.square(some - again).sum(dtype=np.float64))
             square = float(np.square(some).sum(dtype=np.float64))
-        self.lost(piece, error, square, some.size)
+        self._audit.lost(piece, error, square, some.size)

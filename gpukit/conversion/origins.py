@@ -78,10 +78,8 @@ def open_origin(store: Store, source: Path | ModelName, work: Wishes) -> Origin:
     if isinstance(source, ModelName):
         return _stored(store, source, work)
     if source.is_dir():
-        single = _single_gguf(source)
-        if single is None:
-            return _converted(source, work, "converting model")
-        source = single
+        _check_folder(source)
+        return _converted(source, work, "converting model")
     return _file(source, work)
 
 
@@ -242,23 +240,16 @@ def check_gguf(path: Path) -> Header:
     return header
 
 
-def _single_gguf(folder: Path) -> Path | None:
-    """The one .gguf file of a folder without a checkpoint; None where there is a checkpoint."""
+def _check_folder(folder: Path) -> None:
+    """CheckpointError where `folder` holds no checkpoint, or what nobody may read."""
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise CheckpointError(
             f"{folder}: an adapter, not a model: FROM wants the base model, and adapters are not "
             "supported by this version"
         )
     check_files(folder)
-    found = sorted(folder.glob("*.gguf"))
-    if has_weights(folder) and ((folder / "config.json").exists() or not found):
-        return None
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(path.name for path in found[:4])
-        raise CheckpointError(f"{folder}: {len(found)} .gguf files ({names}): name one in FROM")
-    raise CheckpointError(
-        f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with config.json "
-        "and weights (.safetensors, .bin or .pth), or a .gguf file"
-    )
+    if not has_weights(folder):
+        raise CheckpointError(
+            f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with "
+            "config.json and weights (.safetensors, .bin or .pth), or a .gguf file"
+        )

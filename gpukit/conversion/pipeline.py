@@ -15,8 +15,8 @@ from threading import Condition, Lock, Thread
 from typing import Any, Protocol
 
 import gpukit_kernels as kernels
-from gpukit.conversion.engine import Buffer, Engine
-from gpukit.conversion.numpy_engine import plain_conversion
+from gpukit.conversion.choice import choose_engine
+from gpukit.conversion.engine import Buffer, Engine, Wish
 from gpukit.conversion.slabs import Slab, cut, stored_bytes
 from gpukit.events import Report, Step
 from gpukit.planning.plan import PlannedOutput
@@ -59,14 +59,11 @@ def run_pipeline(
     device: str,
     budget: int,
     report: Report,
+    wish: Wish = "auto",
 ) -> Passed:
     """Pass every tensor through. `device` may name several, `cuda:0,cuda:1`: slabs go to the
     one that is free."""
-    engine: Engine[Any, Any] | None = plain_conversion(source, outputs, device)
-    if engine is None:
-        from gpukit.conversion.torch_engine import tensor_conversion
-
-        engine = tensor_conversion(source, outputs, device)
+    engine = choose_engine(source, outputs, device, wish)
     return pass_through(engine, writer, title, budget, report)
 
 

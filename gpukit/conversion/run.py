@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpukit.conversion.checks import SAFETENSORS
+from gpukit.conversion.engine import Wish
 from gpukit.conversion.pipeline import run_pipeline
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
@@ -72,12 +73,14 @@ def run_plan(
     device: str = "auto",
     budget: int = 4 << 30,
     digest: bool = False,
+    engine: Wish = "auto",
     report: Report = ignore,
 ) -> Result:
     """Write what `plan` describes to `out`, or to its parts, whole or not at all.
 
     A name that ends in .safetensors gets a safetensors file. `device` may name several GPUs with
-    commas between. `budget` bounds the host memory of buffers, in bytes. `CheckpointError` for
+    commas between. `budget` bounds the host memory of buffers, in bytes. `engine` says who computes
+    the bytes, which are the same; "auto" does without torch where it can. `CheckpointError` for
     values that are not finite, `DiskError` where the disk refuses, and the errors of the source's
     reader.
     """
@@ -88,7 +91,9 @@ def run_plan(
         report(Warned(line))
     started = time.monotonic()
     with _writer(out, plan, digest) as writer:
-        passed = run_pipeline(source, plan.outputs, writer, plan.title, device, budget, report)
+        passed = run_pipeline(
+            source, plan.outputs, writer, plan.title, device, budget, report, engine
+        )
     if out.suffix != SAFETENSORS:
         report(Status("verifying conversion"))
         _check_written(paths, plan)

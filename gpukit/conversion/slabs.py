@@ -7,6 +7,7 @@ model takes no more steps than a thick one of its size.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from gpukit.formats.imatrix import Floats
 from gpukit.planning.plan import PlannedOutput
 from gpukit.sources.base import Source
 
@@ -33,6 +34,22 @@ ALIGNMENT = 64
 def stored_bytes(slab: Slab) -> int:
     """Bytes of a slab's buffer."""
     return slab[-1].begin + slab[-1].stored if slab else 0
+
+
+def passes(source: Source, output: PlannedOutput) -> bool:
+    """Whether stored bytes are the result."""
+    return source.passes(output.index, output.spec.type)
+
+
+def importance_of(piece: Piece, output: PlannedOutput, width: int) -> Floats | None:
+    """float32 `[matrices, width]`: the importance of the columns of a piece of `output`, of each
+    expert its own; None without."""
+    if output.importance is None:
+        return None
+    columns = output.importance.reshape(-1, width)
+    of_one = max(output.spec.rows // len(columns), 1)
+    first = piece.row // of_one
+    return columns[first : max(first + piece.rows // of_one, first + 1)]
 
 
 def cut(source: Source, outputs: Sequence[PlannedOutput], weights: int) -> Iterator[Slab]:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
-from gpukit.conversion.engine import SAMPLE, Buffer, Engine
-from gpukit.conversion.slabs import Piece, Slab, stored_bytes
+from gpukit.conversion.audit import SAMPLE, Audit
+from gpukit.conversion.engine import Buffer
+from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
 from gpukit.planning.plan import PlannedOutput
+from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
 from gpukit.sources.dtypes import TORCH_TYPES
 
@@ -40,16 +42,21 @@ class Work:
     results: list[_Result]
 
 
-class Conversion(Engine[kernels.Lane, Work]):
+class Conversion:
     """The engine of torch: `places` are the devices that the slabs are dealt out to."""
 
     def __init__(
         self, source: Source, outputs: Sequence[PlannedOutput], places: Sequence[torch.device]
     ) -> None:
-        super().__init__(source, outputs)
+        self.source = source
+        self.outputs = outputs
+        self._audit = Audit(source, outputs)
         self.lanes = [lane for place in places for lane in kernels.lanes(place)]
         self._pinned = places[0].type != "cpu"
         self._backends = _backends(outputs, places[0])
+
+    def fidelity(self) -> tuple[Fidelity, ...]:
+        return self._audit.fidelity()
 
     def buffer(self, nbytes: int) -> Buffer:
         tensor = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
@@ -79,16 +86,17 @@ class Conversion(Engine[kernels.Lane, Work]):
         for piece, result in zip(work.slab, work.results, strict=True):
             if result.extremes is not None:
                 low, high = result.extremes.tolist()
-                self.check(piece, max(-low, high), result.blocks.numpy(), work.data.numpy())
+                blocks, data = result.blocks.numpy(), work.data.numpy()
+                self._audit.finite(piece, max(-low, high), blocks, data)
             if result.sums is not None:
                 error, square = result.sums.tolist()
-                self.lost(piece, error, square, result.compared)
+                self._audit.lost(piece, error, square, result.compared)
         return [result.blocks.numpy().data for result in work.results]
 
     def _values(self, piece: Piece, data: Tensor) -> Tensor | None:
         """The piece's values; None for bytes that pass as they are and that nobody can decode."""
         output = self.outputs[piece.output]
-        if self.passes(piece) and output.source_type not in kernels.QUANTS:
+        if passes(self.source, output) and output.source_type not in kernels.QUANTS:
             return None
         stored = data[piece.begin : piece.begin + piece.stored]
         return self.source.values(output.index, piece.row, piece.rows, stored)
@@ -99,8 +107,9 @@ class Conversion(Engine[kernels.Lane, Work]):
         blocks: dict[int, Tensor] = {}
         together: dict[tuple[object, ...], list[int]] = {}
         for at, (piece, x) in enumerate(zip(slab, values, strict=True)):
-            kind = self.outputs[piece.output].spec.type
-            if x is None or self.passes(piece):
+            output = self.outputs[piece.output]
+            kind = output.spec.type
+            if x is None or passes(self.source, output):
                 blocks[at] = data[piece.begin : piece.begin + piece.stored]
             elif TORCH_TYPES.get(kind) is x.dtype:
                 blocks[at] = x.contiguous().view(torch.uint8).view(-1)
@@ -118,7 +127,7 @@ class Conversion(Engine[kernels.Lane, Work]):
         return [blocks[at] for at in range(len(slab))]
 
     def _importance(self, piece: Piece, x: Tensor) -> Tensor | None:
-        found = self.columns(piece, x.shape[-1])
+        found = importance_of(piece, self.outputs[piece.output], x.shape[-1])
         return None if found is None else torch.from_numpy(found)
 
     def _quantize(self, pieces: Sequence[Piece], parts: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -143,10 +152,10 @@ class Conversion(Engine[kernels.Lane, Work]):
     def _result(
         self, piece: Piece, x: Tensor | None, blocks: Tensor, turn: kernels.Turn
     ) -> _Result:
-        taken = blocks if self.passes(piece) else turn.take(blocks)
+        output = self.outputs[piece.output]
+        taken = blocks if passes(self.source, output) else turn.take(blocks)
         if x is None or not x.numel():
             return _Result(taken, None)
-        output = self.outputs[piece.output]
         result = _Result(taken, turn.take(torch.stack(x.aminmax())))
         if output.spec.type != output.source_type:
             step = max(x.numel() // SAMPLE, 1) if turn.sparing else 1

@@ -1,8 +1,9 @@
 """Loads a model and lets it speak: prefill, decode with a cache, text as it becomes whole."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,25 @@ import numpy as np
 import torch
 
 import gpukit_kernels as kernels
-from gpukit.chat import render
-from gpukit.errors import ArgumentError, CheckpointError, GGUFError
+from gpukit.chat import Message, render
+from gpukit.errors import ArgumentError, CheckpointError, GGUFError, GpukitError
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.sampling import Sampler, SamplingOptions
+from gpukit.generation.stopping import StopWatch
 from gpukit.models.decoder import Decoder
 from gpukit.models.registry import architecture_of
 from gpukit.models.weights import Weight, Weights
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
 from gpukit.sources.opening import open_source
+from gpukit.store.parameters import TYPES
 from gpukit.tokenizer import Tokenizer
 
 # The context that a generation gets unless it asks for another, as Ollama on small machines.
 DEFAULT_CONTEXT = 4096
 
+# Numbers that say what comes out beside those of the sampling.
+OWN = frozenset(("num_predict", "num_ctx"))
 # Parameters of a Modelfile that say how a machine is used, not what comes out.
 MACHINE_PARAMETERS = frozenset({
     "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "num_keep", "draft_num_predict",
@@ -99,19 +104,20 @@ def options_from(
     """
     merged = {**params, **{key: value for key, value in given.items() if value is not None}}
     known = {f.name for f in fields(SamplingOptions)}
-    sampling = {key: merged.pop(key) for key in known & merged.keys()}
+    sampling: dict[str, Any] = {key: merged.pop(key) for key in known & merged.keys()}
     stop = merged.pop("stop", ())
-    own = {key: merged.pop(key) for key in ("num_predict", "num_ctx") if key in merged}
+    own = {key: merged.pop(key) for key in OWN & merged.keys()}
     for key in sorted(merged.keys() - MACHINE_PARAMETERS):
         report(Warned(f"parameter {key} is not used by gpukit run"))
-    try:
-        return GenerateOptions(
-            sampling=SamplingOptions(**sampling),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            **own,
-        )
-    except TypeError as error:
-        raise ArgumentError(f"a parameter has a value of the wrong kind: {error}") from None
+    for key, value in (*sampling.items(), *own.items()):
+        kind = Integral if TYPES[key] is int else Real
+        if not isinstance(value, kind) or isinstance(value, bool):
+            wanted = "a whole number" if kind is Integral else "a number"
+            raise ArgumentError(f"{key} has a value of the wrong kind: {value!r}, not {wanted}")
+    stop = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
+        raise ArgumentError(f"stop has a value of the wrong kind: {stop!r}, not a list of texts")
+    return GenerateOptions(sampling=SamplingOptions(**sampling), stop=tuple(stop), **own)
 
 
 def load_model(path: Path, device: str = "auto", pre: str | None = None) -> LoadedModel:
@@ -162,29 +168,28 @@ def _weights(source: Source, place: torch.device) -> dict[str, Weight]:
 
 def prompt_ids(
     model: LoadedModel,
-    prompt: str,
+    prompt: str | Sequence[Message],
     *,
     system: str = "",
-    messages: Sequence[Mapping[str, str]] = (),
+    messages: Sequence[Message] = (),
     report: Report = ignore,
 ) -> list[int]:
     """The tokens of a prompt: through the model's chat template when it has one, else as it is.
 
-    `system` and `messages` (role and content each) come before it; without a template they cannot,
-    which a warning tells. `CheckpointError` where the template refuses them.
+    `prompt` is a text or messages (role and content each). `system` and `messages` come before it,
+    `system` only where the prompt brings none; without a template they cannot, which a warning
+    tells. `ArgumentError` for messages without a template, `CheckpointError` where it refuses them.
     """
     tokenizer = model.tokenizer
     if tokenizer.chat_template is None:
+        if not isinstance(prompt, str):
+            raise ArgumentError("the model has no chat template; give a text instead of messages")
         if system or messages:
             report(Warned("the model has no chat template; SYSTEM and MESSAGE are not used"))
         ids = tokenizer.encode(prompt)
     else:
-        turns = [dict(message) for message in messages]
-        if system:
-            turns.insert(0, {"role": "system", "content": system})
-        turns.append({"role": "user", "content": prompt})
-        bos, eos = (_spelled(tokenizer, i) for i in (tokenizer.bos_id, tokenizer.eos_id))
-        text = render(tokenizer.chat_template, turns, bos_token=bos, eos_token=eos)
+        text = _conversation(tokenizer.chat_template, tokenizer, prompt, system, messages)
+        bos = _spelled(tokenizer, tokenizer.bos_id)
         # Many templates write BOS themselves, and it must not stand there twice.
         has_bos = bool(bos) and text.startswith(bos)
         ids = tokenizer.encode(text, add_special=not has_bos, parse_special=True)
@@ -193,28 +198,81 @@ def prompt_ids(
     return ids
 
 
+def _conversation(
+    template: str,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[Message],
+    system: str,
+    messages: Sequence[Message],
+) -> str:
+    """What the template makes of all turns."""
+    said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if not said:
+        raise ArgumentError("no messages; there is nothing to answer")
+    for number, turn in enumerate(said):
+        if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
+            raise ArgumentError(f"message {number} is {turn!r}; role and content are needed")
+    turns = [*messages, *said]
+    if system and said[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system})
+    bos, eos = (_spelled(tokenizer, number) for number in (tokenizer.bos_id, tokenizer.eos_id))
+    return render(template, turns, bos_token=bos, eos_token=eos)
+
+
 def _spelled(tokenizer: Tokenizer, number: int | None) -> str:
     return "" if number is None else tokenizer.token_text(number)
 
 
-def generate(
+class Stream(Iterator[str]):
+    """The text of a generation, piece by piece as it becomes whole.
+
+    `result` is the whole generation; what nobody has read yet is generated for it.
+    """
+
+    def __init__(self, pieces: Generator[str, None, Generation]) -> None:
+        self._pieces = pieces
+        self._result: Generation | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self._result = self._result or end.value
+            raise StopIteration from None
+
+    @property
+    def result(self) -> Generation:
+        for _ in self:
+            pass
+        if self._result is None:
+            raise GpukitError("the generation ended with an error; it has no result")
+        return self._result
+
+
+def stream(
     model: LoadedModel,
     ids: Sequence[int],
     options: GenerateOptions | None = None,
-    on_text: Callable[[str], None] = lambda _text: None,
     report: Report = ignore,
-) -> Generation:
-    """Continue the tokens `ids`; `on_text` gets the text piece by piece, stop texts left out.
+) -> Stream:
+    """What continues the tokens `ids`, stop texts left out; it is computed as it is read.
 
-    `ArgumentError` where the prompt is empty or does not fit into the context.
+    `ArgumentError` where the prompt is empty or, when the first piece is asked for, does not fit
+    into the context.
     """
     options = options or GenerateOptions()
     if not ids:
         raise ArgumentError("the prompt is empty; there is nothing to continue")
+    return Stream(_pieces(model, ids, options, report))
+
+
+def _pieces(
+    model: LoadedModel, ids: Sequence[int], options: GenerateOptions, report: Report
+) -> Generator[str, None, Generation]:
     decoder, tokenizer = model.decoder, model.tokenizer
     cache = decoder.cache(_context(decoder, options, report))
     sampler = Sampler(options.sampling)
-    text, stream = _StopWatch(options.stop), tokenizer.stream().continued()
+    text, decoded = StopWatch(options.stop), tokenizer.stream().continued()
     started = time.monotonic()
     logits = decoder.forward(ids, cache)
     seen, reason = list(ids), "length"
@@ -225,7 +283,8 @@ def generate(
         if token in tokenizer.eog_ids:
             reason = "stop"
             break
-        on_text(text.push(stream.push(token)))
+        if piece := text.push(decoded.push(token)):
+            yield piece
         if text.stopped:
             reason = "stop"
             break
@@ -234,7 +293,8 @@ def generate(
             break
         if len(seen) - len(ids) != options.num_predict:
             logits = decoder.forward([token], cache)
-    on_text(text.push(stream.flush()) + text.flush())
+    if piece := text.push(decoded.flush()) + text.flush():
+        yield piece
     return Generation(
         text=text.text,
         tokens=tuple(seen[len(ids) :]),
@@ -253,40 +313,3 @@ def _context(decoder: Decoder, options: GenerateOptions, report: Report) -> int:
     if options.num_ctx > most:
         report(Warned(f"a context of {options.num_ctx} tokens; the model was made for {most}"))
     return min(options.num_ctx, most)
-
-
-class _StopWatch:
-    """Lets text through up to the first stop text; what may become one is held back."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self.text = ""
-        self.stopped = False
-
-    def push(self, piece: str) -> str:
-        """What of the text so far is certain to belong to the answer."""
-        if self.stopped:
-            return ""
-        self._held += piece
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            return self._release(min(found))
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        return self._release(len(self._held) - keep)
-
-    def flush(self) -> str:
-        """What was held back and became no stop text."""
-        return "" if self.stopped else self._release(len(self._held))
-
-    def _release(self, count: int) -> str:
-        out, self._held = self._held[:count], self._held[count:]
-        self.text += out
-        return out
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

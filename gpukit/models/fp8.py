@@ -137,8 +137,9 @@ def _positive(value: Any) -> bool:
 
 def _fitted(weight: StoredTensor, scale: StoredTensor, block: tuple[int, int] | None) -> Scale:
     """How many values of `weight` each of the scales covers."""
-    columns = weight.shape[-1] if weight.shape else 1
-    rows = prod(weight.shape[:-1])
+    # As steps see it: a tensor of one dimension has rows of one value.
+    columns = weight.shape[-1] if len(weight.shape) > 1 else 1
+    rows = prod(weight.shape) // columns
     shape = tuple(scale.shape)
     if scale.dtype not in SCALES:
         raise CheckpointError(

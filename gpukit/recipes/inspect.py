@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpukit.errors import ArgumentError, GpukitError, NotFoundError
+from gpukit.events import Report, ignore
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.gguf_fields import Field, ValueType
@@ -15,6 +16,7 @@ from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.pytorch import PytorchFile
 from gpukit.formats.safetensors import SafetensorsFile, StoredTensor
 from gpukit.planning.totals import TypeTotal, type_totals
+from gpukit.recipes.references import locate
 from gpukit.sources.opening import PRE_FOR_FOLDERS
 from gpukit.tokenizer.summary import TokenizerSummary, summarise
 
@@ -50,7 +52,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Description:
+class Inspection:
     """A model or a part of one. `size` is that of all `files` together, in bytes; `details` are
     facts of the format; `file_type` is that of a GGUF, such as Q4_K_M; `problem` says why a folder
     cannot be converted."""
@@ -106,7 +108,21 @@ class Description:
         }
 
 
-def describe(path: Path, pre: str | None = None) -> Description:
+def inspect(
+    model: str | Path, *, pre: str | None = None, hub: bool = False, report: Report = ignore
+) -> Inspection:
+    """What is inside a model or a file of weights: metadata, tensors, vocabulary, sizes.
+
+    `model` is a GGUF, a .safetensors, .bin or .pth file, a folder, a name in the store, or an id of
+    the hub (hf.co/org/name, or with `hub` org/name). Errors as those of `describe`, and HubError.
+
+        found = gpukit.inspect("llama.gguf")
+        print(found.architecture, found.elements, [tensor.name for tensor in found.tensors])
+    """
+    return describe(locate(str(model), hub=hub).fetch(report), pre)
+
+
+def describe(path: Path, pre: str | None = None) -> Inspection:
     """The description of the GGUF, the .safetensors, .bin or .pth file or the folder at `path`.
 
     `pre` names the pre-tokenizer of a folder with a byte-level BPE. NotFoundError where there is
@@ -129,13 +145,13 @@ def describe(path: Path, pre: str | None = None) -> Description:
     return _gguf(path)
 
 
-def _gguf(path: Path) -> Description:
+def _gguf(path: Path) -> Inspection:
     with GGUFFile(path) as first:
         details = {
             "version": first.version, "alignment": first.alignment, "data_start": first.data_start,
         }  # fmt: skip
     with GGUFModel(path) as model:
-        return Description(
+        return Inspection(
             path=path,
             format="gguf",
             files=model.paths,
@@ -160,18 +176,18 @@ def _file_type(number: Any) -> str | None:
 
 def _weights(
     path: Path, kind: str, tensors: Iterable[StoredTensor], metadata: Iterable[Entry] = ()
-) -> Description:
+) -> Inspection:
     found = tuple(map(_stored, tensors))
-    return Description(path, kind, (path,), None, tuple(metadata), found)
+    return Inspection(path, kind, (path,), None, tuple(metadata), found)
 
 
-def _folder(path: Path, pre: str | None) -> Description:
+def _folder(path: Path, pre: str | None) -> Inspection:
     """A checkpoint as it is, with the vocabulary that its GGUF would have."""
     with Checkpoint(path) as checkpoint:
         plan, problem = _plan(checkpoint, pre)
         classes = checkpoint.config.get("architectures")
         fields = {f.key: f for f in plan.fields} if plan else {}
-        return Description(
+        return Inspection(
             path=path,
             format="checkpoint",
             files=tuple(checkpoint.files),

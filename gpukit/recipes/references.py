@@ -1,7 +1,8 @@
 """From a word to a model: what every command makes of what it is given.
 
     locate(WORD) -> Reference     looks on this machine only
-    Reference.fetch(report)       the model's path, after fetching it where it is on the hub
+    Reference.fetch(report)       the model's path, fetched first where it is on the hub; of
+                                  a folder with a GGUF instead of a checkpoint, that file
     Reference.open(report)        the same, with what a stored model sets beside its weights
 
 A word means the first of these that holds:
@@ -20,10 +21,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpukit.errors import ArgumentError, NotFoundError, StoreError
+from gpukit.errors import ArgumentError, CheckpointError, NotFoundError, StoreError
 from gpukit.events import Report, ignore
-from gpukit.formats.folder import has_weights
+from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_reader import is_gguf
+from gpukit.formats.gguf_split import part_of
 from gpukit.formats.paths import expanded
 from gpukit.remote.hub import HubModel, fetch, is_id, parse_id
 from gpukit.store.names import ModelName
@@ -55,7 +57,7 @@ class Reference:
         """The model, with everything that its layers set if it is a stored one.
 
         `HubError` where the hub does not give it, StoreError where the store has it damaged or with
-        an adapter.
+        an adapter, `CheckpointError` for a folder with several GGUFs and no checkpoint.
         """
         match self.model:
             case ModelName() as name:
@@ -63,25 +65,28 @@ class Reference:
             case HubModel() as model:
                 return ResolvedModel(fetch(model, report))
             case path:
-                return ResolvedModel(path)
+                return ResolvedModel(_gguf_instead(path) or path)
 
 
 def locate(
-    word: str, *, hub: bool = False, folder: Path = Path(), store: Store | None = None
+    word: str | Path, *, hub: bool = False, folder: Path = Path(), store: Store | None = None
 ) -> Reference:
-    """What `word` means; relative paths start at `folder`. Asks nobody but this machine.
+    """What `word` means; a `Path` is one, and relative ones start at `folder`. Asks nobody but this
+    machine.
 
     NotFoundError, which lists where it was looked for, for what is not there; `ArgumentError` for
     what can be no word for a model, and for an id that can be none of the hub's.
     """
     store = store or Store()
+    is_path = isinstance(word, Path)
+    word = str(word)
     if not word.strip() or "\0" in word:
         raise ArgumentError(f"{word[:SHOWN]!r}: {WANTED}")
     if hub:
         return Reference(word, parse_id(word), store)
     path = folder / expanded(word)
     lacking = _lacking(path)
-    if _is_path(word):
+    if is_path or _looks_like_a_path(word):
         if lacking:
             raise NotFoundError(f"{_where(word, path)}: {lacking}")
         return Reference(word, path, store)
@@ -103,7 +108,7 @@ def locate(
     raise NotFoundError(f"{_where(word, path)}: {lacking}, and {unknown}")
 
 
-def _is_path(word: str) -> bool:
+def _looks_like_a_path(word: str) -> bool:
     return word.startswith(PATH_STARTS) or (word.endswith(PATH_ENDS) and not is_id(word))
 
 
@@ -123,6 +128,19 @@ def _holds_model(path: Path) -> bool:
         return (path / "config.json").exists() or has_weights(path) or any(path.glob("*.gguf"))
     except OSError:  # of what may not be read nobody can tell
         return False
+
+
+def _gguf_instead(folder: Path) -> Path | None:
+    """The GGUF of a folder that has no checkpoint, the first part of a split one; else None."""
+    parts = {path: part_of(path.name) for path in sorted(folder.glob("*.gguf"))}
+    found = [path for path, part in parts.items() if part is None or part[1] == 1]
+    if not found or (has_weights(folder) and (folder / "config.json").exists()):
+        return None
+    check_files(folder)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise CheckpointError(f"{folder}: {len(found)} .gguf files ({names}): name one of them")
+    return found[0]
 
 
 def _where(word: str, path: Path) -> str:

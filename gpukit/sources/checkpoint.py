@@ -1,6 +1,6 @@
 """A Hugging Face folder as a source: what its tensors become, and their values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -11,21 +11,25 @@ from gpukit.errors import one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import float_type
 from gpukit.formats.folder import read_files
-from gpukit.models.fp8 import FP8, read_scale, scaled
+from gpukit.models.fp8 import FP8
 from gpukit.models.importer import plan_import, some
 from gpukit.models.rules import ImportPlan, PlannedTensor, auto_type
 from gpukit.sources.base import Source, SourceTensor
 from gpukit.sources.dtypes import TORCH_TYPES
+from gpukit.sources.steps import Scaling, Step
 
 STORED_TYPES = {**TORCH_TYPES, **FP8}
 
 
 class CheckpointSource(Source):
-    """A Hugging Face folder, renamed and transformed on the way."""
+    """A Hugging Face folder, renamed and transformed on the way.
+
+    Each of `steps` has the rows of every tensor in turn, before their layout changes.
+    """
 
     is_checkpoint = True
 
-    def __init__(self, path: Path, pre: str | None = None) -> None:
+    def __init__(self, path: Path, pre: str | None = None, steps: Sequence[Step] = ()) -> None:
         self.path = path
         self._checkpoint = Checkpoint(path)
         try:
@@ -35,7 +39,7 @@ class CheckpointSource(Source):
             raise
         self.fields = plan.fields
         self._planned = plan.tensors
-        self._scales = plan.scales.by_weight
+        self._steps = (Scaling(self._checkpoint, plan.scales.by_weight), *steps)
         self.auto = auto = auto_type(plan.tensors)
         self.warnings = tuple(self._left_out(plan))
         self.tensors = tuple(self._tensor(planned, auto) for planned in plan.tensors)
@@ -101,18 +105,22 @@ class CheckpointSource(Source):
         return planned.transform(found) if planned.transform is not None else found
 
     def _decoded(self, planned: PlannedTensor, row: int, stored: Tensor) -> Tensor:
-        """Rows of `planned` as they are stored, the first being row `row`, in a type of the
+        """Rows of `planned` behind all steps, the first being row `row`, in a type of the
         kernels."""
-        if any(name in self._scales for name in planned.sources):
-            parts = self._of_sources(planned, row, stored)
-            return torch.cat([self._scaled(name, first, part) for name, first, part in parts])
-        wide = stored.dtype is torch.float64 or stored.dtype in FP8.values()
-        return stored.to(torch.float32) if wide else stored
+        found = [
+            self._stepped(name, first, part).view(-1, planned.ne[0])
+            for name, first, part in self._of_sources(planned, row, stored)
+        ]
+        rows = torch.cat(found) if len(found) > 1 else found[0]
+        return rows.to(torch.float32) if rows.dtype is torch.float64 else rows
 
     def _of_sources(
         self, planned: PlannedTensor, row: int, stored: Tensor
     ) -> Iterator[tuple[str, int, Tensor]]:
         """Each source's name, the first of its own rows, and these rows."""
+        if len(planned.ne) == 1:
+            yield planned.sources[0], 0, stored.view(-1, 1)
+            return
         of_one = prod(planned.ne[1:]) // len(planned.sources)
         done = 0
         while done < len(stored):
@@ -121,11 +129,10 @@ class CheckpointSource(Source):
             yield planned.sources[number], first, part
             done += len(part)
 
-    def _scaled(self, name: str, row: int, stored: Tensor) -> Tensor:
-        scale = self._scales.get(name)
-        if scale is None:
-            return stored.to(torch.float32)
-        return scaled(stored, row, scale, read_scale(self._checkpoint, scale))
+    def _stepped(self, name: str, row: int, rows: Tensor) -> Tensor:
+        for step in self._steps:
+            rows = step(name, row, rows)
+        return rows
 
     def close(self) -> None:
         self._checkpoint.close()

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpukit.errors import TokenizerError
-from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, u32
-from gpukit.formats.gguf_fields import string as text_field
+from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string as text_field, u32
 from gpukit.tokenizer.files import read_json
 
 # Kinds of special tokens in the order in which they are looked up.

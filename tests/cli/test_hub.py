@@ -98,6 +98,17 @@ def test_create_from_the_hub(gpukit: Run, tmp_path: Path) -> None:
     assert "tiny:latest" in gpukit("list").stdout
 
 
+def test_a_model_of_the_hub_speaks_and_is_looked_into(gpukit: Run, tmp_path: Path) -> None:
+    done = gpukit("run", "hf.co/org/tiny-1M", "x", "--num-predict", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["eval_count"] > 0
+    done = gpukit("inspect", "org/tiny-1M", "--hub", HF_HUB_OFFLINE="1")
+    assert "LlamaForCausalLM" in done.stdout
+    (tmp_path / "Modelfile").write_text("FROM org/tiny-1M\n")
+    done = gpukit("create", "tiny", "-f", tmp_path / "Modelfile", "--hub", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_index_that_is_none(gpukit: Run, tmp_path: Path) -> None:
     done = gpukit("convert", "hf.co/org/odd-index", tmp_path / "a.gguf")
     assert done.returncode == 1

@@ -52,8 +52,13 @@ def load_plan(folder: str) -> Plan:
 
 def write_json(path: Path, value: Any) -> None:
     """Leave `value` at `path`, whole."""
+    write_text(path, json.dumps(value) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Leave `text` at `path`, whole."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.write_text(text)
     os.replace(part, path)
 
 

@@ -117,8 +117,10 @@ def _small(plan: Plan, label: str, device: str) -> Path:
         given = mine / "in.gguf"
         write_gguf(given, shapes, 2, width)
         if weighted:
-            _importance(mine / "importance.dat", shapes, width)
-            more = ["--imatrix", str(mine / "importance.dat")]
+            # One path for both devices: the file names it.
+            importance = plan.at / "importance.dat"
+            _importance(importance, shapes, width)
+            more = ["--imatrix", str(importance)]
     _quantize(plan, given, mine / "out.gguf", kind, device, *more)
     return mine / "out.gguf"
 

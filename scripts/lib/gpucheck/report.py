@@ -25,6 +25,27 @@ def collect(plan: Plan, facts: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
+def text(report: dict[str, Any]) -> str:
+    """The report as JSON with a line for each step and job, short enough to be kept."""
+    parts = []
+    for key, value in report.items():
+        if isinstance(value, dict):
+            lines = [f"{json.dumps(name)}: {json.dumps(_short(v))}" for name, v in value.items()]
+            parts.append(f"{json.dumps(key)}: {{\n" + ",\n".join(lines) + "\n}")
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(_short(value))}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _short(value: Any) -> Any:
+    """`value` with four digits of each fraction, and without the empty lists in it."""
+    if isinstance(value, dict):
+        return {k: _short(v) for k, v in value.items() if v != []}
+    if isinstance(value, list):
+        return [_short(v) for v in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
 def faults(report: dict[str, Any]) -> list[str]:
     """A line for each step that failed and each job that did."""
     lines = []

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
-from support import gguf_models
+from support import checkpoints, gguf_models
 
 from gpukit.conversion import pipeline
+from gpukit.conversion.choice import choose_engine
 from gpukit.conversion.engine import Engine
 from gpukit.conversion.numpy_engine import PlainConversion, plain_conversion
 from gpukit.conversion.run import run_plan
 from gpukit.conversion.torch_engine import Conversion
-from gpukit.errors import CheckpointError
+from gpukit.errors import ArgumentError, CheckpointError
 from gpukit.formats.gguf_writer import GGUFWriter as Writer
 from gpukit.formats.imatrix import Imatrix
 from gpukit.planning.plan import Options, PlannedOutput
@@ -222,7 +223,69 @@ def test_a_command_whose_programs_are_kept_does_without_torch(tmp_path: Path) ->
     assert run(path, tmp_path, "Q8_0", environment=there)[0]
 
 
-def test_where_torch_is_there_it_is_used(tmp_path: Path) -> None:
+def test_the_wish_decides_and_not_what_was_imported(tmp_path: Path) -> None:
+    compile_for("Q4_0", torch.float32, weighted=False)
     with open_source(model(tmp_path, "F32", np.ones((4, WIDTH), np.float32))) as source:
         plan = plan_quantize(source, "Q4_0")
-        assert plain_conversion(source, plan.outputs, "cpu") is None
+        for wish, kind in (
+            ("auto", PlainConversion),
+            ("numpy", PlainConversion),
+            ("torch", Conversion),
+        ):
+            assert type(choose_engine(source, plan.outputs, "cpu", wish)) is kind
+        done = [
+            run_plan(source, plan, tmp_path / f"{wish}.gguf", device="cpu", engine=wish).path
+            for wish in ("auto", "numpy", "torch")
+        ]
+        first, *others = (path.read_bytes() for path in done)
+        assert others == [first, first]
+
+
+def test_what_numpy_declines_goes_to_torch_unless_numpy_was_asked_for(tmp_path: Path) -> None:
+    compile_for("Q4_0", torch.float32, weighted=False)
+    floats = model(tmp_path, "F32", np.ones((4, WIDTH), np.float32))
+    with open_source(floats) as source:
+        plan = plan_quantize(source, "Q4_0")
+        blocks = run_plan(source, plan, tmp_path / "blocks.gguf").path
+        why = "only device cpu can be used, not cuda:0"
+        assert plain_conversion(source, plan.outputs, "cuda:0") == why
+    for path, why in (
+        (blocks, f"{NAME} cannot be decoded from Q4_0"),
+        (checkpoints.build("plain", tmp_path), "no checkpoint can be imported"),
+    ):
+        with open_source(path) as source:
+            plan = plan_quantize(source, "F32", Options(allow_requantize=True))
+            assert type(choose_engine(source, plan.outputs, "cpu")) is Conversion
+            with pytest.raises(ArgumentError, match=f"{path}: without torch {why}"):
+                choose_engine(source, plan.outputs, "cpu", "numpy")
+
+
+WISH = """
+import sys
+from pathlib import Path
+from gpukit.conversion.choice import choose_engine
+from gpukit.errors import ArgumentError
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
+
+with open_source(Path(sys.argv[1])) as source:
+    try:
+        choose_engine(source, plan_quantize(source, "Q4_0").outputs, "cpu", "numpy")
+    except ArgumentError as error:
+        print(error)
+print("torch" in sys.modules)
+"""
+
+
+def test_a_program_that_nobody_has_left_is_named(tmp_path: Path) -> None:
+    path = model(tmp_path, "F32", np.ones((4, WIDTH), np.float32))
+    there = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", WISH, path],
+        env={**there, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    why = f"{path}: without torch there is no program for Q4_0-float32 yet; engine 'torch' does it"
+    assert done.stdout.splitlines() == [why, "False"]

@@ -15,7 +15,7 @@ from support.checkpoints import build, weights
 
 from gpukit.conversion import pipeline
 from gpukit.conversion.run import run_plan
-from gpukit.errors import ArgumentError, CheckpointError, GpukitError
+from gpukit.errors import ArgumentError, CheckpointError, GpukitError, NotFoundError
 from gpukit.events import Event, Step
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.planning.overrides import make_overrides
@@ -99,7 +99,7 @@ def test_targets_that_make_no_sense(tmp_path: Path) -> None:
     convert(folder, tmp_path / "x.gguf", "F16")
     with pytest.raises(ArgumentError, match="the same file"):
         convert(tmp_path / "x.gguf", tmp_path / "x.gguf", "Q8_0")
-    with pytest.raises(ArgumentError, match="no such file or folder"):
+    with pytest.raises(NotFoundError, match="no such file or folder"):
         convert(tmp_path / "missing", tmp_path / "y.gguf", "Q8_0")
     with pytest.raises(ArgumentError, match="device cuda:99 is not here"):
         convert(folder, tmp_path / "y.gguf", "F16", device="cuda:99")
@@ -190,7 +190,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from gpukit.conversion.run import plan_quantize, run_plan\n"
+        "from gpukit.conversion.run import run_plan\n"
+        "from gpukit.planning.planner import plan_quantize\n"
         "from gpukit.sources.opening import open_source\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "with open_source(Path(sys.argv[1])) as source:\n"

@@ -18,7 +18,7 @@ from gpukit.errors import ArgumentError
 from gpukit.formats.gguf_fields import TensorSpec
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
-from gpukit.generation.generate import GenerateOptions, generate, load_model
+from gpukit.generation.generate import GenerateOptions, load_model, stream
 from gpukit.generation.sampling import SamplingOptions
 from gpukit.planning.overrides import make_overrides
 from gpukit.planning.planner import plan_quantize
@@ -73,7 +73,8 @@ def test_they_run_as_what_they_decode_to(files: tuple[Path, Path]) -> None:
     assert wanted.std() > 0
     assert (got - wanted).abs().max() < 1e-4 * wanted.std()
     options = GenerateOptions(SamplingOptions(temperature=0.0), num_predict=12)
-    assert generate(mixed, PROMPT, options).tokens == generate(floats, PROMPT, options).tokens
+    texts = [stream(each, PROMPT, options).result for each in (mixed, floats)]
+    assert texts[0].tokens == texts[1].tokens
 
 
 def _gpukit(*words: str) -> str:

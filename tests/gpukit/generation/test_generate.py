@@ -11,7 +11,7 @@ import pytest
 from support.checkpoints import DATA, build
 
 from gpukit.conversion.run import run_plan
-from gpukit.errors import ArgumentError, CheckpointError, GGUFError, GpukitError
+from gpukit.errors import ArgumentError, CheckpointError, GGUFError, GpukitError, NotFoundError
 from gpukit.events import Event, Warned
 from gpukit.formats.gguf_fields import Field, TensorSpec, f32, string, u32
 from gpukit.formats.gguf_reader import GGUFFile
@@ -20,10 +20,10 @@ from gpukit.generation.generate import (
     GenerateOptions,
     Generation,
     LoadedModel,
-    generate,
     load_model,
     options_from,
     prompt_ids,
+    stream,
 )
 from gpukit.generation.sampling import SamplingOptions
 from gpukit.planning.planner import plan_quantize
@@ -53,7 +53,7 @@ def model(f16: Path) -> LoadedModel:
 
 def _greedy(model: LoadedModel, count: int, **options: Any) -> Generation:
     ids = prompt_ids(model, PROMPT)
-    return generate(model, ids, GenerateOptions(GREEDY, num_predict=count, **options))
+    return stream(model, ids, GenerateOptions(GREEDY, num_predict=count, **options)).result
 
 
 def test_greedy_tokens_are_those_of_llama_cpp(f16: Path, model: LoadedModel) -> None:
@@ -72,10 +72,14 @@ def test_greedy_tokens_are_those_of_llama_cpp(f16: Path, model: LoadedModel) -> 
 
 
 def test_the_pieces_are_the_text(model: LoadedModel) -> None:
-    pieces: list[str] = []
     ids = prompt_ids(model, PROMPT)
-    result = generate(model, ids, GenerateOptions(GREEDY, num_predict=20), pieces.append)
+    text = stream(model, ids, GenerateOptions(GREEDY, num_predict=20))
+    pieces = list(text)
+    result = text.result
     assert "".join(pieces) == result.text
+    assert len(pieces) > 10
+    assert all(pieces)
+    assert (list(text), text.result) == ([], result)
     assert model.tokenizer.decode([*ids, *result.tokens]) == PROMPT + result.text
     assert (result.prompt_tokens, len(result.tokens)) == (len(ids), 20)
     assert result.done_reason == "length"
@@ -108,11 +112,10 @@ def test_stops_are_found_across_tokens_and_never_printed(model: LoadedModel, siz
     whole = _greedy(model, 40).text
     for at in range(5, 60, 9):
         stop = whole[at : at + size]
-        pieces: list[str] = []
         options = GenerateOptions(GREEDY, num_predict=40, stop=("never there", stop))
-        result = generate(model, prompt_ids(model, PROMPT), options, pieces.append)
-        assert result.text == "".join(pieces) == whole[: whole.index(stop)]
-        assert result.done_reason == "stop"
+        text = stream(model, prompt_ids(model, PROMPT), options)
+        assert "".join(text) == text.result.text == whole[: whole.index(stop)]
+        assert text.result.done_reason == "stop"
 
 
 def test_the_beginning_of_a_stop_is_printed_in_the_end(model: LoadedModel) -> None:
@@ -138,7 +141,7 @@ def test_an_end_token_ends_it(model: LoadedModel) -> None:
 def test_a_seed_gives_the_same_text(model: LoadedModel) -> None:
     def text(seed: int) -> str:
         options = GenerateOptions(SamplingOptions(seed=seed), num_predict=30)
-        return generate(model, prompt_ids(model, PROMPT), options).text
+        return stream(model, prompt_ids(model, PROMPT), options).result.text
 
     assert text(3) == text(3)
     assert len({text(seed) for seed in range(3, 7)}) > 1
@@ -147,7 +150,8 @@ def test_a_seed_gives_the_same_text(model: LoadedModel) -> None:
 def test_a_full_context_ends_it_with_a_warning(model: LoadedModel) -> None:
     told: list[Event] = []
     ids = prompt_ids(model, PROMPT)
-    result = generate(model, ids, GenerateOptions(GREEDY, num_ctx=10), report=told.append)
+    options = GenerateOptions(GREEDY, num_ctx=10)
+    result = stream(model, ids, options, told.append).result
     assert len(ids) + len(result.tokens) == 10 + 1  # the last token needs no place
     assert result.done_reason == "length"
     assert told == [Warned("the context of 10 tokens is full; --num-ctx sets its size")]
@@ -159,11 +163,26 @@ def test_contexts_that_do_not_fit(model: LoadedModel) -> None:
     with pytest.raises(ArgumentError, match="num_ctx is 0"):
         _greedy(model, 1, num_ctx=0)
     with pytest.raises(ArgumentError, match="prompt is empty"):
-        generate(model, [])
+        stream(model, [])
     told: list[Event] = []
     options = GenerateOptions(GREEDY, num_predict=1, num_ctx=5000)
-    generate(model, prompt_ids(model, PROMPT), options, report=told.append)
+    assert len(stream(model, prompt_ids(model, PROMPT), options, told.append).result.tokens) == 1
     assert told == [Warned("a context of 5000 tokens; the model was made for 1024")]
+
+
+def test_a_text_is_made_as_it_is_read(model: LoadedModel) -> None:
+    ids = prompt_ids(model, PROMPT)
+    text = stream(model, ids, GenerateOptions(GREEDY, num_predict=24))
+    first = [next(text), next(text)]
+    assert "".join([*first, *text]) == text.result.text == _greedy(model, 24).text
+    half = stream(model, ids, GenerateOptions(GREEDY, num_predict=24))
+    next(half)
+    assert half.result.text == text.result.text  # what nobody read is made for the result
+    short = stream(model, ids, GenerateOptions(GREEDY, num_ctx=3))
+    with pytest.raises(ArgumentError, match="do not fit"):
+        next(short)
+    with pytest.raises(GpukitError, match="ended with an error; it has no result"):
+        assert short.result
 
 
 def test_nothing_to_predict(model: LoadedModel) -> None:
@@ -181,10 +200,12 @@ def test_options_come_from_parameters_and_above_them_from_what_is_given() -> Non
     assert told == [Warned("parameter mirostat_eta is not used by gpukit run")]
     assert options_from({}, {"stop": "x"}).stop == ("x",)
     assert options_from({}, {}) == GenerateOptions()
-    with pytest.raises(ArgumentError, match="wrong kind"):
-        options_from({"temperature": "warm"}, {})
-    with pytest.raises(ArgumentError, match="wrong kind"):
-        options_from({"num_ctx": "many"}, {})
+    for wrong in (
+        {"temperature": "warm"}, {"num_ctx": "many"}, {"top_k": 1.5}, {"seed": True},
+        {"stop": 7}, {"stop": ["a", None]},
+    ):  # fmt: skip
+        with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} has a value of the wrong"):
+            options_from(wrong, {})
 
 
 TEMPLATE = (
@@ -342,7 +363,7 @@ def test_a_vocabulary_larger_than_the_embedding_is_told(f16: Path, tmp_path: Pat
 def test_devices_and_paths_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="unknown device 'gpu'"):
         load_model(TINY, "gpu")
-    with pytest.raises(ArgumentError, match="no such file or folder"):
+    with pytest.raises(NotFoundError, match="no such file or folder"):
         load_model(tmp_path / "none.gguf", "cpu")
 
 
@@ -350,5 +371,5 @@ def test_devices_and_paths_that_are_not_there(tmp_path: Path) -> None:
 def test_random_checkpoints_load_from_their_folders(name: str, tmp_path: Path) -> None:
     loaded = load_model(build(name, tmp_path), "cpu")
     assert {w.weight.type for w in _linears(loaded)} == {"F32" if name == "f32" else "BF16"}
-    result = generate(loaded, [1, 2, 3], GenerateOptions(GREEDY, num_predict=3))
+    result = stream(loaded, [1, 2, 3], GenerateOptions(GREEDY, num_predict=3)).result
     assert len(result.tokens) == 3 or result.done_reason == "stop"

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints import DATA, VARIANTS
-from support.checkpoints import build as build_variant
+from support.checkpoints import DATA, VARIANTS, build as build_variant
 from support.forms import FORMS, build
 from support.golden_makers.converter import collect, convert, described
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpukit.errors import ArgumentError, NotFoundError, StoreError
+from gpukit.errors import ArgumentError, CheckpointError, NotFoundError, StoreError
 from gpukit.recipes.references import Reference, locate
 from gpukit.remote.hub import HubModel
 from gpukit.store import ModelName, Store, change
@@ -120,6 +120,27 @@ def test_what_is_told_to_be_on_the_hub_is_there(store: Store) -> None:
         locate("full", hub=True)
 
 
+def test_a_folder_with_a_gguf_instead_of_a_checkpoint_means_it(store: Store) -> None:
+    folder = Path("one-gguf")
+    assert locate("./one-gguf").fetch() == folder / "x.gguf"
+    (folder / "config.json").touch()
+    assert locate("./one-gguf").fetch() == folder / "x.gguf"
+    (folder / "y-00001-of-00002.gguf").touch()
+    (folder / "y-00002-of-00002.gguf").touch()
+    with pytest.raises(
+        CheckpointError, match=r"2 .gguf files \(x.gguf, y-00001-of-00002.gguf\): n"
+    ):
+        locate("./one-gguf").fetch()
+    (folder / "x.gguf").unlink()
+    assert locate("./one-gguf").fetch() == folder / "y-00001-of-00002.gguf"
+    (folder / "model.safetensors").touch()
+    assert locate("./one-gguf").fetch() == folder
+    (folder / "model.safetensors").unlink()
+    (folder / "z.gguf").symlink_to("/etc/hostname")
+    with pytest.raises(CheckpointError, match="outside the folder"):
+        locate("./one-gguf").fetch()
+
+
 @pytest.mark.parametrize("word", MISSING)
 def test_what_is_not_there(store: Store, word: str) -> None:
     begins, holds = MISSING[word]
@@ -136,6 +157,12 @@ def test_what_is_no_word_for_a_model(store: Store, word: str) -> None:
     with pytest.raises(ArgumentError, match=WRONG[word]) as caught:
         locate(word)
     assert caught.value.exit_code == 2
+
+
+def test_a_path_is_never_a_name(store: Store) -> None:
+    assert locate(Path("empty")).model == Path("empty")
+    with pytest.raises(NotFoundError, match=r"^stored: no such file or folder$"):
+        locate(Path("stored"))
 
 
 def test_relative_paths_start_at_a_folder(store: Store, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gpukit.errors import ArgumentError, TokenizerError
 from gpukit.formats.checkpoint import Checkpoint
+from gpukit.generation.generate import load_model
 from gpukit.models.importer import plan_import
+from gpukit.recipes.inspect import describe
 from gpukit.tokenizer import vocabulary_fields
 
 
@@ -41,6 +43,23 @@ def test_the_name_that_is_given_counts(folder: Path) -> None:
     found = {field.key: field.value for field in plan.fields}
     assert found["tokenizer.ggml.pre"] == "deepseek-v3"
     assert found["tokenizer.ggml.model"] == "gpt2"
+
+
+def test_the_name_counts_wherever_a_folder_is_read(folder: Path) -> None:
+    assert "--pre" in (describe(folder).problem or "")
+    found = describe(folder, pre="gpt-2").tokenizer
+    assert found is not None
+    assert found.pre == "gpt-2"
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["model"]["vocab"]["ab"] = 256
+    data["model"]["merges"] = [["a", "b"]]
+    path.write_text(json.dumps(data))
+    assert 256 in load_model(folder, "cpu", pre="gpt-2").tokenizer.encode("ab")
+    for pre, told in (("nobody", "unknown pre-tokenizer"), ("gpt-2", "--pre is for model folders")):
+        path = folder if pre == "nobody" else folder / "model.safetensors"
+        with pytest.raises(ArgumentError, match=told):
+            describe(path, pre=pre)
 
 
 def test_an_unknown_name(folder: Path) -> None:

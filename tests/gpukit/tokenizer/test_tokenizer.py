@@ -7,8 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from support.checkpoints import DATA, LLAMA3, SENTENCEPIECE
 from support.vocabularies import PIECES, letters, merges
 
@@ -98,8 +97,7 @@ EXPRESSIONS = {
 @cache
 def tokenizers_pair(pre: str) -> tuple[Tokenizer, Any]:
     """Our tokenizer by way of metadata, and the library's from the same tokenizer.json."""
-    from tokenizers import Regex, models, pre_tokenizers
-    from tokenizers import Tokenizer as Library
+    from tokenizers import Regex, Tokenizer as Library, models, pre_tokenizers
 
     tokens = list(dict.fromkeys([*letters(), *(a + b for a, b in merges())]))
     library = Library(

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 
 import gguf
-import hard_values as hard
-from support import quant_kinds
+from support import hard_values as hard, quant_kinds
 from support.golden_makers.kernels import TYPES, WEIGHTED
 
 BLOCKS = gguf.constants.GGML_QUANT_SIZES
