@@ -24,6 +24,7 @@ from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
     from gpukit import Options, Plan, Result
+    from gpukit.planning.plan import QuantizePlan
 
 Out = Annotated[
     Path,
@@ -201,7 +202,7 @@ def _print_plan(plan: "Plan", json: bool) -> None:
     print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
 
 
-def print_tensors(plan: "QuantizePlan") -> None:
+def print_tensors(plan: "Plan | QuantizePlan") -> None:
     """Print what each tensor becomes, the sums by type, and what there is to warn of."""
     names = max((len(o.spec.name) for o in plan.outputs), default=0)
     shapes = [" x ".join(map(str, o.spec.ne)) for o in plan.outputs]
