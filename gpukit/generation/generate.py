@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import gpukit_kernels as kernels
-from gpukit.chat import Message, render
+from gpukit.chat import Message, accepted, render
 from gpukit.errors import ArgumentError, CheckpointError, GGUFError, GpukitError
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.sampling import Sampler, SamplingOptions
@@ -219,7 +219,7 @@ def _conversation(
     if system and said[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": system})
     bos, eos = (_spelled(tokenizer, number) for number in (tokenizer.bos_id, tokenizer.eos_id))
-    return render(template, turns, bos_token=bos, eos_token=eos)
+    return render(template, accepted(template, turns), bos_token=bos, eos_token=eos)
 
 
 def _spelled(tokenizer: Tokenizer, number: int | None) -> str:
@@ -292,7 +292,7 @@ def _pieces(
             reason = "stop"
             break
         if cache.length == cache.n_ctx:
-            report(Warned(f"the context of {cache.n_ctx} tokens is full; --num-ctx sets its size"))
+            report(Warned(f"the context of {cache.n_ctx} tokens is full; {cache.limit}"))
             break
         if len(seen) - len(ids) != options.num_predict:
             logits = decoder.forward([token], cache)

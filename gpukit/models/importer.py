@@ -16,6 +16,8 @@ from gpukit.models.registry import Architecture, architecture_of_class
 from gpukit.models.rules import ImportPlan, PlannedTensor, Rule, Span
 
 PRE = "tokenizer.ggml.pre"
+# What transformers puts before the names of everything but the head.
+BASE = "model."
 
 # What the converter sees of each dtype; others need a dequantiser of their own.
 DTYPES = {
@@ -39,7 +41,7 @@ def plan_import(
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
     told: list[Event] = []
-    scales = find_scales(checkpoint)
+    scales = find_scales(checkpoint, told.append)
     stored = _tensors(checkpoint, arch, arch.rules(config), scales)
     tensors = [*arch.computed(config), *stored]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
@@ -84,11 +86,11 @@ def _tensors(
     checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule], scales: Scales
 ) -> list[PlannedTensor]:
     """In the order of the checkpoint, as the converter reads it."""
+    known = {source for rule in rules for source in rule.sources}
+    read = [t for t in checkpoint if t.name not in scales and not arch.leaves_out(t.name)]
+    names = _names([arch.renamed(tensor.name) for tensor in read], known)
     used: dict[str, StoredTensor] = {}
-    for tensor in checkpoint:
-        if tensor.name in scales or arch.leaves_out(tensor.name):
-            continue
-        name = arch.renamed(tensor.name)
+    for name, tensor in zip(names, read, strict=True):
         if name in used:
             raise CheckpointError(
                 f"{tensor.path}: {tensor.name} and {used[name].name} are one tensor of "
@@ -125,6 +127,14 @@ def _chosen(rules: Sequence[Rule], used: Container[str]) -> list[Rule]:
         next((r for r in same if all(s in used for s in r.sources)), same[0])
         for same in by_name.values()
     ]
+
+
+def _names(names: Sequence[str], known: Container[str]) -> list[str]:
+    """`names` as those of a model with a head; a checkpoint of its base class has the same without
+    a prefix."""
+    if any(name.startswith(BASE) for name in names):
+        return list(names)
+    return [BASE + name if BASE + name in known else name for name in names]
 
 
 def _planned(used: Mapping[str, StoredTensor], rule: Rule) -> PlannedTensor:
