@@ -84,8 +84,7 @@ def create(
     else:
         parsed = modelfile.read(file or DEFAULT_MODELFILE)
 
-    from gpukit.recipes.create import create as create_model
-    from gpukit.recipes.create import plan_create
+    from gpukit.recipes.create import create as create_model, plan_create
 
     if dry_run:
         with reporter(quiet) as report:
