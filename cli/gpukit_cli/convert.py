@@ -196,7 +196,7 @@ def _print_plan(plan: "Plan", json: bool) -> None:
     if json:
         print_json(plan.as_json())
         return
-    print_tensors(plan)
+    print_tensors(plan.records)
     name = f"{plan.file_type.name}: " if plan.file_type else ""
     files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
     print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")

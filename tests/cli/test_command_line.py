@@ -1,5 +1,6 @@
 """The command line as a whole: help, defaults, one line for wrong words, completion."""
 
+import io
 import os
 import shlex
 import subprocess
@@ -34,6 +35,7 @@ class Said:
 def gpukit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*words: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["gpukit", *words])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
         with pytest.raises(SystemExit) as end:
             main()
         return Said(end.value.code or 0, *capsys.readouterr())
