@@ -11,6 +11,7 @@ import typer
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
     Devices,
+    DryRun,
     Hub,
     ImatrixFile,
     Json,
@@ -24,6 +25,7 @@ from gpukit_cli.output import complain, print_json
 
 if TYPE_CHECKING:
     from gpukit import Store
+    from gpukit.recipes.create import PlannedModel
     from gpukit.recipes.show import ModelDetails
 
 DEFAULT_MODELFILE = Path("Modelfile")
@@ -67,6 +69,7 @@ def create(
     hub: Hub = False,
     imatrix: ImatrixFile = None,
     device: Devices = "auto",
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -77,6 +80,18 @@ def create(
     source: gpukit.Modelfile | Path = file or DEFAULT_MODELFILE
     if file is None and not DEFAULT_MODELFILE.exists():
         source = gpukit.Modelfile(source=".", folder=Path.cwd())
+    if dry_run:
+        from gpukit.recipes.create import plan_create
+        from gpukit.store import modelfile
+
+        parsed = source if isinstance(source, gpukit.Modelfile) else modelfile.read(source)
+        with reporter(quiet) as report:
+            planned = plan_create(
+                gpukit.Store(), name, parsed, quantize,
+                pre=pre, imatrix=imatrix, hub=hub, report=report,
+            )  # fmt: skip
+        _print_planned(planned, json)
+        return
     with reporter(quiet) as report:
         made = gpukit.Store().create(
             name, source, quantize,
@@ -84,6 +99,25 @@ def create(
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})
+
+
+def _print_planned(planned: "PlannedModel", json: bool) -> None:
+    from gpukit_cli.convert import print_tensors
+    from gpukit_cli.progress import human_bytes
+
+    if json:
+        print_json(planned.as_json())
+        return
+    print_tensors(planned.weights)
+    table = [("LAYER", "SIZE", "DIGEST", "IN THE STORE")]
+    for layer in planned.layers:
+        digest = layer.digest.removeprefix("sha256:")[:12] or "when written"
+        there = "-" if not layer.digest else "yes" if layer.digest in planned.there else "no"
+        table.append((layer.kind, human_bytes(layer.size), digest, there))
+    print()
+    _print_table(table)
+    print(f"{planned.name.display}: {len(planned.layers)} layers of {human_bytes(planned.size)}; "
+          "nothing was written")  # fmt: skip
 
 
 def list_models(

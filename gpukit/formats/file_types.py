@@ -75,7 +75,7 @@ def file_type_of(name: str) -> FileType:
 READ_ONLY = {
     19: "IQ2_XXS", 20: "IQ2_XS", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 26: "IQ3_S", 27: "IQ3_M",
     28: "IQ2_S", 29: "IQ2_M", 31: "IQ1_M", 36: "TQ1_0", 37: "TQ2_0", 39: "NVFP4", 40: "Q1_0",
-    1024: "GUESSED",
+    41: "Q2_0", 1024: "GUESSED",
 }  # fmt: skip
 _NAMES = {**READ_ONLY, **{row.number: row.name for row in FILE_TYPES.values()}}
 

@@ -5,7 +5,6 @@ blobs/sha256-<64 hex>                           the layers
 .gpukit/                                        scratch place and journals (see journal.py)
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 from gpukit.errors import ArgumentError, NotFoundError, StoreError, did_you_mean
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.paths import expanded
-from gpukit.store import blobs, config, parameters
+from gpukit.store import blobs, config, gojson, parameters
 from gpukit.store.manifest import Layer, Manifest, decode, mentioned
 from gpukit.store.modelfile import Message
 from gpukit.store.names import DEFAULT_TAG, ModelName
@@ -187,6 +186,9 @@ class Store:
         """The text of a small layer, checked against its digest."""
         return blobs.read(self.blobs, layer, name.display).decode("utf-8", "replace")
 
+    def _json(self, name: ModelName, layer: Layer) -> Any:
+        return gojson.decode(blobs.read(self.blobs, layer, name.display))
+
     def config(self, name: ModelName, manifest: Manifest) -> config.Config:
         """The config blob of a model; StoreError where it is missing or damaged."""
         if manifest.config is None:
@@ -202,7 +204,7 @@ class Store:
         values: dict[str, parameters.Value] = {}
         for layer in manifest.of("params")[-1:]:
             try:
-                values = parameters.from_json(json.loads(self.text(name, layer)))
+                values = parameters.from_json(self._json(name, layer))
             except (ValueError, ArgumentError) as error:
                 raise _unreadable(name, layer, error) from None
         return values
@@ -211,7 +213,7 @@ class Store:
         """The conversation that the model begins with; () without one."""
         for layer in manifest.of("messages")[-1:]:
             try:
-                turns = json.loads(self.text(name, layer))
+                turns = self._json(name, layer)
                 return tuple(Message(str(t["role"]), str(t.get("content") or "")) for t in turns)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise _unreadable(name, layer, error) from None
