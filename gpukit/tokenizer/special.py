@@ -12,7 +12,7 @@ from typing import Any
 
 from gpukit.errors import TokenizerError
 from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string as text_field, u32
-from gpukit.tokenizer.files import read_json
+from gpukit.tokenizer.files import read_json, read_text
 
 # Kinds of special tokens in the order in which they are looked up.
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -209,7 +209,7 @@ def _merges(folder: Path, library: Mapping[str, Any]) -> list[Field]:
 def _merges_file(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    lines = path.read_text("utf-8").split("\n")
+    lines = read_text(path).split("\n")
     if lines[0].startswith("#"):
         lines = lines[1:]
     pairs = (line.split() for line in lines)
@@ -224,8 +224,8 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> Any:
     if not file.is_file():
         return (read_json(folder / "chat_template.json") or {}).get("chat_template")
     more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    named = [{"name": path.stem, "template": path.read_text("utf-8")} for path in more]
-    return [{"name": "default", "template": file.read_text("utf-8")}, *named]
+    named = [{"name": path.stem, "template": read_text(path)} for path in more]
+    return [{"name": "default", "template": read_text(file)}, *named]
 
 
 def _templates(found: Any) -> Iterator[Field]:
