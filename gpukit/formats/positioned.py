@@ -23,6 +23,21 @@ def open_to_read(path: Path) -> int:
     raise OSError(errno.EINVAL, "no regular file", str(path))
 
 
+def read_whole(path: Path, most: int) -> bytes:
+    """The bytes of `path`, which may be a pipe; `OSError` (EFBIG) where there are over `most`.
+
+    Asks for what is there: a small file takes little memory, however large it might be.
+    """
+    data = bytearray()
+    with path.open("rb", buffering=0) as file:
+        step = max(min(os.fstat(file.fileno()).st_size, most) + 1, 1 << 16)
+        while part := file.read(min(step, most + 1 - len(data))):
+            data += part
+            if len(data) > most:
+                raise OSError(errno.EFBIG, f"over {most:,} bytes", str(path))
+    return bytes(data)
+
+
 def read_at(fd: int, buffer: memoryview, offset: int) -> int:
     """Fill `buffer` from `offset` on; bytes read, fewer than asked only where the file ends."""
     done = 0

@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any, NoReturn
 
+from gpukit.formats.nesting import check_nesting
+
 # Escaped so that the text may stand inside HTML and JavaScript.
 _ESCAPES = str.maketrans(
     {
@@ -59,6 +61,7 @@ def decode(data: bytes) -> Any:
     text = data.decode("utf-8", "replace")
     try:
         value = json.loads(text, parse_constant=_refused, parse_float=_float, parse_int=_int)
+        check_nesting(value)
         return _without_surrogates(value) if _SURROGATE.search(text) else value
     except RecursionError:
         raise ValueError("nested too deeply") from None

@@ -17,12 +17,15 @@ from typing import Any
 from gpukit.errors import ArgumentError, NotFoundError, StoreError, did_you_mean
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.paths import expanded
+from gpukit.formats.positioned import read_whole
 from gpukit.store import blobs, config, gojson, parameters
 from gpukit.store.manifest import Layer, Manifest, decode, mentioned
 from gpukit.store.modelfile import Message
 from gpukit.store.names import DEFAULT_TAG, ModelName
 
 SCRATCH = ".gpukit"
+# Registries take no larger ones.
+MOST_OF_A_MANIFEST = 4 << 20
 
 
 def default_root() -> Path:
@@ -160,7 +163,7 @@ class Store:
     def manifest_bytes(self, name: ModelName) -> bytes:
         """The manifest as it is on disk; StoreError where the model is not in the store."""
         try:
-            return self.manifest_path(name).read_bytes()
+            return read_whole(self.manifest_path(name), MOST_OF_A_MANIFEST)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFoundError(f"model '{name.display}' not found in {self.root}") from None
         except OSError as error:
@@ -177,7 +180,7 @@ class Store:
         found: set[str] = set()
         for path in _four_levels(self.manifests):
             try:
-                found |= mentioned(path.read_bytes())
+                found |= mentioned(read_whole(path, MOST_OF_A_MANIFEST))
             except FileNotFoundError:
                 continue
         return found

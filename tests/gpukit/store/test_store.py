@@ -350,6 +350,19 @@ def test_text_that_is_no_utf8_is_shown_as_well_as_it_can(store: Store) -> None:
         text.encode()
 
 
+def test_a_layer_of_text_that_is_as_large_as_a_model(store: Store) -> None:
+    manifest = add(store, "m", model=b"GGUF", system=b"Be brief.")
+    blob = store.blobs / f"sha256-{manifest.layers[1].digest[7:]}"
+    os.truncate(blob, (16 << 20) + 1)
+    path = store.manifest_path(store.find("m"))
+    path.write_bytes(path.read_bytes().replace(b'"size":9', b'"size":16777217'))
+    with pytest.raises(StoreError, match=r"system blob .* has 16777217 bytes"):
+        store.resolve("m")
+    os.truncate(path, (4 << 20) + 1)
+    with pytest.raises(StoreError, match="cannot be read: over 4,194,304 bytes"):
+        store.resolve("m")
+
+
 def test_models_without_weights(store: Store) -> None:
     add(store, "tensors", tensor=b"x")
     with pytest.raises(StoreError, match="single tensors"):
