@@ -7,7 +7,7 @@ planning/mixes.py.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, did_you_mean
 from gpukit.formats.gguf_fields import FLOATS, Field, type_sizes
 
 FILE_TYPE = "general.file_type"
@@ -64,7 +64,10 @@ def file_type_of(name: str) -> FileType:
     upper = name.upper()
     row = FILE_TYPES.get(ALIASES.get(upper, upper))
     if row is None:
-        raise ArgumentError(f"unknown type {name!r}; known: {', '.join([*FILE_TYPES, *ALIASES])}")
+        known = [*FILE_TYPES, *ALIASES]
+        raise ArgumentError(
+            f"unknown type {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}"
+        )
     return row
 
 
@@ -72,7 +75,7 @@ def file_type_of(name: str) -> FileType:
 READ_ONLY = {
     19: "IQ2_XXS", 20: "IQ2_XS", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 26: "IQ3_S", 27: "IQ3_M",
     28: "IQ2_S", 29: "IQ2_M", 31: "IQ1_M", 36: "TQ1_0", 37: "TQ2_0", 39: "NVFP4", 40: "Q1_0",
-    1024: "GUESSED",
+    41: "Q2_0", 1024: "GUESSED",
 }  # fmt: skip
 _NAMES = {**READ_ONLY, **{row.number: row.name for row in FILE_TYPES.values()}}
 

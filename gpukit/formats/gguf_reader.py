@@ -28,7 +28,7 @@ from gpukit.formats.gguf_fields import (
     type_sizes,
 )
 from gpukit.formats.pointers import POINTER, is_pointer
-from gpukit.formats.positioned import read_at
+from gpukit.formats.positioned import open_to_read, read_at
 
 MAGIC = b"GGUF"
 MAX_LENGTH = 1 << 30  # of a string in bytes, of an array in items
@@ -49,7 +49,7 @@ class GGUFFile(Closing):
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = open_to_read(self.path)
         except FileNotFoundError:
             raise GGUFError(f"{self.path}: no such file") from None
         except OSError as error:
@@ -107,7 +107,7 @@ class GGUFFile(Closing):
 def is_gguf(path: Path) -> bool:
     """Whether the file begins with GGUF's magic."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_to_read(path), "rb") as file:
             return file.read(4) == MAGIC
     except OSError:
         return False

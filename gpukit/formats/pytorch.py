@@ -8,6 +8,7 @@ bounded by the file's own size. Archives of torch before 1.6 are refused.
 Format: https://pytorch.org/docs/stable/notes/serialization.html
 """
 
+import os
 import pickletools
 import re
 import warnings
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gpukit.errors import PytorchError
 from gpukit.formats.closing import Closing
 from gpukit.formats.pointers import POINTER, is_pointer
+from gpukit.formats.positioned import open_to_read
 from gpukit.formats.safetensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -65,7 +67,10 @@ class PytorchFile(Closing):
     def _pickle(self) -> bytes:
         """The pickle in the archive, which is checked as far as torch trusts it."""
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with (
+                os.fdopen(open_to_read(self.path), "rb") as file,
+                zipfile.ZipFile(file) as archive,
+            ):
                 entries = archive.infolist()
                 self._check_entries(entries)
                 pickles = [e for e in entries if e.filename.split("/", 1)[-1] == "data.pkl"]

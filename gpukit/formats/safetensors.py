@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from gpukit.errors import SafetensorsError
 from gpukit.formats.closing import Closing
 from gpukit.formats.pointers import POINTER, is_pointer
-from gpukit.formats.positioned import read_at
+from gpukit.formats.positioned import open_to_read, read_at
 
 # Bits of a value of each dtype.
 DTYPE_BITS = {
@@ -57,7 +57,7 @@ class SafetensorsFile(Closing):
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = open_to_read(self.path)
         except FileNotFoundError:
             raise SafetensorsError(f"{self.path}: no such file") from None
         except OSError as error:

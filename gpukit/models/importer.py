@@ -1,7 +1,7 @@
 """Plans the import of a checkpoint: every tensor accounted for, metadata as llama.cpp writes it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from math import prod
 
 from gpukit.errors import ArgumentError, CheckpointError, one_line
@@ -13,7 +13,7 @@ from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import Parameters, general_fields
 from gpukit.models.registry import Architecture, architecture_of_class
-from gpukit.models.rules import ImportPlan, PlannedTensor, Rule
+from gpukit.models.rules import ImportPlan, PlannedTensor, Rule, Span
 
 PRE = "tokenizer.ggml.pre"
 # What transformers puts before the names of everything but the head.
@@ -74,11 +74,11 @@ def plan_import(
 
 
 def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:
-    stacked = [tensor for tensor in tensors if len(tensor.sources) > 1]
+    stacked = [tensor for tensor in tensors if len(tensor.ne) > 2]
     return Parameters(
         total=sum(tensor.n_elements for tensor in tensors),
-        expert=sum(tensor.n_elements // len(tensor.sources) for tensor in stacked),
-        experts=len(stacked[0].sources) if stacked else 0,
+        expert=sum(prod(tensor.ne[:2]) for tensor in stacked),
+        experts=stacked[0].ne[2] if stacked else 0,
     )
 
 
@@ -86,9 +86,9 @@ def _tensors(
     checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule], scales: Scales
 ) -> list[PlannedTensor]:
     """In the order of the checkpoint, as the converter reads it."""
-    by_source = {source: rule for rule in rules for source in rule.sources}
+    known = {source for rule in rules for source in rule.sources}
     read = [t for t in checkpoint if t.name not in scales and not arch.leaves_out(t.name)]
-    names = _names([arch.renamed(tensor.name) for tensor in read], by_source)
+    names = _names([arch.renamed(tensor.name) for tensor in read], known)
     used: dict[str, StoredTensor] = {}
     for name, tensor in zip(names, read, strict=True):
         if name in used:
@@ -97,46 +97,59 @@ def _tensors(
                 f"{arch.name}, {name}; remove one"
             )
         used[name] = tensor
-    _check_names(checkpoint, arch, used, by_source)
+    rules = _chosen(rules, used)
+    _check_names(checkpoint, arch, used, rules)
+    rules = [rule for rule in rules if rule.sources[0] in used]
     groups: dict[str, list[Rule]] = {}
     for rule in rules:
         groups.setdefault(rule.group or rule.name, []).append(rule)
-    waiting = {name: sum(len(r.sources) for r in group) for name, group in groups.items()}
+    # What each group waits for; one source may belong to several.
+    waiting = {name: {s for r in group for s in r.sources} for name, group in groups.items()}
+    waiters: dict[str, list[str]] = {}
+    for name, sources in waiting.items():
+        for source in sources:
+            waiters.setdefault(source, []).append(name)
     planned = []
-    for source, tensor in used.items():
-        rule = by_source[source]
-        _check_shape(tensor, rule)
-        name = rule.group or rule.name
-        waiting[name] -= 1
-        if waiting[name] == 0:
-            planned += [_planned(used, ready) for ready in groups[name]]
+    for source in used:
+        for name in waiters[source]:
+            waiting[name].remove(source)
+            if not waiting[name]:
+                planned += [_planned(used, ready) for ready in groups[name]]
     return planned
 
 
-def _names(names: Sequence[str], rules: Mapping[str, Rule]) -> list[str]:
+def _chosen(rules: Sequence[Rule], used: Container[str]) -> list[Rule]:
+    """Of the rules for one name the first whose sources are all there, else the first."""
+    by_name: dict[str, list[Rule]] = {}
+    for rule in rules:
+        by_name.setdefault(rule.name, []).append(rule)
+    return [
+        next((r for r in same if all(s in used for s in r.sources)), same[0])
+        for same in by_name.values()
+    ]
+
+
+def _names(names: Sequence[str], known: Container[str]) -> list[str]:
     """`names` as those of a model with a head; a checkpoint of its base class has the same without
     a prefix."""
     if any(name.startswith(BASE) for name in names):
         return list(names)
-    return [BASE + name if BASE + name in rules else name for name in names]
+    return [BASE + name if BASE + name in known else name for name in names]
 
 
 def _planned(used: Mapping[str, StoredTensor], rule: Rule) -> PlannedTensor:
-    parts = [used[source] for source in rule.sources]
-    for part in parts:
-        if part.dtype != parts[0].dtype:
-            raise CheckpointError(
-                f"{part.path}: {part.name} is {part.dtype}, {parts[0].name} is {parts[0].dtype}; "
-                f"both belong to {rule.name}, which needs one dtype"
-            )
-    shape = (rule.stack, *rule.shape) if rule.stack else rule.shape
+    for span in rule.spans:
+        _check_shape(used[span.source], span)
+    if rule.stack:
+        _check_alike([used[source] for source in rule.sources], rule)
+    dtypes = {_dtype(used[span.source]) for span in rule.spans}
     return PlannedTensor(
         name=rule.name,
-        ne=tuple(reversed(shape)),
-        sources=tuple(part.name for part in parts),
-        dtype=_dtype(parts[0]),
+        ne=tuple(reversed(rule.full_shape)),
+        spans=tuple(span._replace(source=used[span.source].name) for span in rule.spans),
+        # Each of them fits into float32.
+        dtype=dtypes.pop() if len(dtypes) == 1 else "F32",
         row_group=rule.row_group,
-        transform=rule.transform,
     )
 
 
@@ -144,16 +157,18 @@ def _check_names(
     checkpoint: Checkpoint,
     arch: Architecture,
     used: Mapping[str, StoredTensor],
-    rules: Mapping[str, Rule],
+    rules: Sequence[Rule],
 ) -> None:
-    needed = [source for source, rule in rules.items() if rule.required]
+    known = {source for rule in rules for source in rule.sources}
+    asked = [r for r in rules if r.required or any(source in used for source in r.sources)]
+    needed = dict.fromkeys(source for rule in asked for source in rule.sources)
     missing = [source for source in needed if source not in used]
     if missing:
         raise CheckpointError(
             f"{checkpoint.folder}: {some(missing)} missing of {len(needed)} that config.json asks "
             "for; fetch the folder again or mend config.json"
         )
-    left = [tensor.name for source, tensor in used.items() if source not in rules]
+    left = [tensor.name for source, tensor in used.items() if source not in known]
     if left:
         raise CheckpointError(
             f"{checkpoint.folder}: {some(left)} unknown to {arch.name} with this config.json; "
@@ -167,13 +182,22 @@ def some(names: Sequence[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
 
 
-def _check_shape(tensor: StoredTensor, rule: Rule) -> None:
-    if tensor.shape == rule.shape:
+def _check_shape(tensor: StoredTensor, span: Span) -> None:
+    if tensor.shape == span.shape:
         return
     raise CheckpointError(
         f"{tensor.path}: {tensor.name} has shape {list(tensor.shape)}, config.json asks for "
-        f"{list(rule.shape)}; fetch the folder again or mend config.json"
+        f"{list(span.shape)}; fetch the folder again or mend config.json"
     )
+
+
+def _check_alike(tensors: Sequence[StoredTensor], rule: Rule) -> None:
+    for tensor in tensors:
+        if tensor.dtype != tensors[0].dtype:
+            raise CheckpointError(
+                f"{tensor.path}: {tensor.name} is {tensor.dtype}, {tensors[0].name} is "
+                f"{tensors[0].dtype}; both belong to {rule.name}, which needs one dtype"
+            )
 
 
 def _dtype(tensor: StoredTensor) -> str:

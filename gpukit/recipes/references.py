@@ -21,11 +21,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpukit.errors import ArgumentError, CheckpointError, NotFoundError
+from gpukit.errors import ArgumentError, CheckpointError, NotFoundError, StoreError
 from gpukit.events import Report, ignore
 from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_reader import is_gguf
 from gpukit.formats.gguf_split import part_of
+from gpukit.formats.paths import expanded
 from gpukit.remote.hub import HubModel, fetch, is_id, parse_id
 from gpukit.store.names import ModelName
 from gpukit.store.store import ResolvedModel, Store
@@ -83,7 +84,7 @@ def locate(
         raise ArgumentError(f"{word[:SHOWN]!r}: {WANTED}")
     if hub:
         return Reference(word, parse_id(word), store)
-    path = _path(word, folder)
+    path = folder / expanded(word)
     lacking = _lacking(path)
     if is_path or _looks_like_a_path(word):
         if lacking:
@@ -96,7 +97,7 @@ def locate(
         if store.has(name):
             return Reference(word, name, store)
         unknown = f"no model of that name in {store.root}{store.similar(word)}"
-    except ArgumentError as error:
+    except (ArgumentError, StoreError) as error:  # no name, or no place for a store
         unknown = str(error)
     if is_id(word):
         return Reference(word, parse_id(word), store)
@@ -109,13 +110,6 @@ def locate(
 
 def _looks_like_a_path(word: str) -> bool:
     return word.startswith(PATH_STARTS) or (word.endswith(PATH_ENDS) and not is_id(word))
-
-
-def _path(word: str, folder: Path) -> Path:
-    try:
-        return folder / Path(word).expanduser()
-    except RuntimeError as error:  # ~user where there is no such user
-        raise NotFoundError(f"{word[:SHOWN]}: {error}") from None
 
 
 def _lacking(path: Path) -> str:

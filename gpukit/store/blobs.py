@@ -14,6 +14,8 @@ from gpukit.formats.positioned import write_all
 from gpukit.store.manifest import Layer, digest_hex
 
 CHUNK = 8 << 20
+# Bytes of a layer that is read at once: as many as a Modelfile can have.
+MOST_TEXT = 16 << 20
 # Linux's ioctl to share the blocks of a whole file (btrfs, xfs, overlay on either).
 FICLONE = 0x40049409
 
@@ -51,7 +53,13 @@ def check(blobs: Path, layer: Layer, owner: str) -> Path:
 
 
 def read(blobs: Path, layer: Layer, owner: str) -> bytes:
-    """The bytes of a small blob, checked against its digest; StoreError where they differ."""
+    """The bytes of a small blob, checked against its digest; StoreError where they differ, and
+    where the manifest says that it is a large one."""
+    if layer.size > MOST_TEXT:
+        raise StoreError(
+            f"model '{owner}': the {layer.kind} blob {layer.digest} has {layer.size} bytes; "
+            f"{MOST_TEXT} can be read: remove the model, then create or pull it again"
+        )
     path = check(blobs, layer, owner)
     data = path.read_bytes()
     if (actual := digest_of(data)) != layer.digest:

@@ -5,26 +5,27 @@ blobs/sha256-<64 hex>                           the layers
 .gpukit/                                        scratch place and journals (see journal.py)
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpukit.errors import ArgumentError, NotFoundError, StoreError
+from gpukit.errors import ArgumentError, NotFoundError, StoreError, did_you_mean
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.paths import expanded
-from gpukit.store import blobs, config, parameters
+from gpukit.formats.positioned import read_whole
+from gpukit.store import blobs, config, gojson, parameters
 from gpukit.store.manifest import Layer, Manifest, decode, mentioned
 from gpukit.store.modelfile import Message
 from gpukit.store.names import DEFAULT_TAG, ModelName
 
 SCRATCH = ".gpukit"
+# Registries take no larger ones.
+MOST_OF_A_MANIFEST = 4 << 20
 
 
 def default_root() -> Path:
@@ -149,12 +150,9 @@ class Store:
 
     def similar(self, text: str) -> str:
         """`: did you mean 'x'?` where the name of a model is close to `text`, '' without one."""
-        spelled = {}
-        for name in self.names():
-            for form in (name.display, name.display.removesuffix(f":{DEFAULT_TAG}")):
-                spelled[form.lower()] = name.display
-        close = get_close_matches(text.lower(), spelled, n=1)
-        return f": did you mean '{spelled[close[0]]}'?" if close else ""
+        shown = [name.display for name in self.names()]
+        bare = {name.removesuffix(f":{DEFAULT_TAG}"): name for name in shown}
+        return did_you_mean(text, (*shown, *bare), bare)
 
     def has(self, name: ModelName) -> bool:
         return self.manifest_path(name).is_file()
@@ -165,7 +163,7 @@ class Store:
     def manifest_bytes(self, name: ModelName) -> bytes:
         """The manifest as it is on disk; StoreError where the model is not in the store."""
         try:
-            return self.manifest_path(name).read_bytes()
+            return read_whole(self.manifest_path(name), MOST_OF_A_MANIFEST)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFoundError(f"model '{name.display}' not found in {self.root}") from None
         except OSError as error:
@@ -182,7 +180,7 @@ class Store:
         found: set[str] = set()
         for path in _four_levels(self.manifests):
             try:
-                found |= mentioned(path.read_bytes())
+                found |= mentioned(read_whole(path, MOST_OF_A_MANIFEST))
             except FileNotFoundError:
                 continue
         return found
@@ -190,6 +188,9 @@ class Store:
     def text(self, name: ModelName, layer: Layer) -> str:
         """The text of a small layer, checked against its digest."""
         return blobs.read(self.blobs, layer, name.display).decode("utf-8", "replace")
+
+    def _json(self, name: ModelName, layer: Layer) -> Any:
+        return gojson.decode(blobs.read(self.blobs, layer, name.display))
 
     def config(self, name: ModelName, manifest: Manifest) -> config.Config:
         """The config blob of a model; StoreError where it is missing or damaged."""
@@ -206,7 +207,7 @@ class Store:
         values: dict[str, parameters.Value] = {}
         for layer in manifest.of("params")[-1:]:
             try:
-                values = parameters.from_json(json.loads(self.text(name, layer)))
+                values = parameters.from_json(self._json(name, layer))
             except (ValueError, ArgumentError) as error:
                 raise _unreadable(name, layer, error) from None
         return values
@@ -215,7 +216,7 @@ class Store:
         """The conversation that the model begins with; () without one."""
         for layer in manifest.of("messages")[-1:]:
             try:
-                turns = json.loads(self.text(name, layer))
+                turns = self._json(name, layer)
                 return tuple(Message(str(t["role"]), str(t.get("content") or "")) for t in turns)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise _unreadable(name, layer, error) from None

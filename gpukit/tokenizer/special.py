@@ -15,7 +15,7 @@ from gpukit.errors import TokenizerError
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.folder import TEMPLATES
 from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string as text_field, u32
-from gpukit.tokenizer.files import read_json
+from gpukit.tokenizer.files import read_json, read_text
 
 # Kinds of special tokens in the order in which they are looked up.
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -248,7 +248,7 @@ def _merges(folder: Path, library: Mapping[str, Any]) -> list[Field]:
 def _merges_file(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    lines = path.read_text("utf-8").split("\n")
+    lines = read_text(path).split("\n")
     if lines[0].startswith("#"):
         lines = lines[1:]
     pairs = (line.split() for line in lines)
@@ -269,7 +269,7 @@ def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     files = {path.stem: path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
     if (file := folder / "chat_template.jinja").is_file():
         files = {"default": file} | {n: path for n, path in files.items() if n != "default"}
-    found = _named((name, path.read_text("utf-8")) for name, path in files.items())
+    found = _named((name, read_text(path)) for name, path in files.items())
     if not found:
         found = _named(_entries(settings.get("chat_template")))
     if not found:

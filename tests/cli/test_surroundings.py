@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -250,7 +251,7 @@ def test_a_reader_that_has_gone_is_no_fault(words: str, spoken: Path) -> None:
     line = f"{{ sleep 0.2; $gpukit {words} --nonsense; echo rc $? > told; }} 2>&1 | true"
     done = shell(line, spoken.parent)
     assert done.stderr == ""
-    assert (spoken.parent / "told").read_text() == "rc 1\n"
+    assert (spoken.parent / "told").read_text() == "rc 2\n"
 
 
 @pytest.mark.parametrize("words", ["inspect tiny.gguf --json", "--version", "list"])
@@ -271,11 +272,12 @@ def test_outputs_are_looked_at_first(words: str, tmp_path: Path) -> None:
 
 
 def test_an_importance_matrix_is_no_output(tmp_path: Path) -> None:
-    (tmp_path / "i.dat").write_bytes(b"importance")
+    matrix = struct.pack("<ii1siif", 1, 1, b"a", 1, 1, 1.0)
+    (tmp_path / "i.dat").write_bytes(matrix)
     done = shell(f"$gpukit convert {TINY} i.dat --imatrix i.dat", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: i.dat: input and output are the same file")
-    assert (tmp_path / "i.dat").read_bytes() == b"importance"
+    assert (tmp_path / "i.dat").read_bytes() == matrix
 
 
 # As `docker run --user 12345`; the capability is for the interpreter, which may lie below /root.
@@ -308,11 +310,11 @@ def test_a_file_needs_no_home(spoken: Path, tmp_path: Path) -> None:
     ("words", "code", "line"),
     [
         ("list", 1, NO_STORE),
-        ("run name word", 1, NO_STORE),
-        ("inspect name", 1, NO_STORE),
+        ("run name word", 1, f"name: no such file or folder, and {NO_STORE}"),
+        ("inspect name", 1, f"name: no such file or folder, and {NO_STORE}"),
         ("create name", 1, NO_STORE),
-        ("run '~/tiny.gguf' word", 2, "~/tiny.gguf: there is no home folder; set HOME"),
-        ("run '~who/tiny.gguf' word", 2, "~who/tiny.gguf: there is no user who"),
+        ("run '~/tiny.gguf' word", 1, "~/tiny.gguf: there is no home folder; set HOME"),
+        ("run '~who/tiny.gguf' word", 1, "~who/tiny.gguf: there is no user who"),
         ("inspect hf.co/a/b", 1, "hf.co/a/b: there is no home folder to keep it in: set HF_HOME"),
     ],
 )
@@ -336,7 +338,7 @@ def test_doctor_without_a_home(tmp_path: Path) -> None:
 
 def test_another_users_folder_names_no_user(tmp_path: Path) -> None:
     done = shell("$gpukit list", tmp_path, GPUKIT_MODELS="~nobody-at-all/models")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "Error: ~nobody-at-all/models: there is no user nobody-at-all\n"
 
 

@@ -15,7 +15,7 @@ from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import float_type, with_file_type
 from gpukit.models.importer import plan_import
 from gpukit.models.llama import to_pairs
-from gpukit.models.rules import PlannedTensor, auto_type
+from gpukit.models.rules import PlannedTensor, Span, auto_type
 
 
 def changed(folder: Path, **config: Any) -> Path:
@@ -194,7 +194,7 @@ def test_the_type_that_is_chosen_without_a_word(name: str, kind: str, tmp_path: 
 
 def test_the_first_half_precision_weight_decides() -> None:
     def tensor(dtype: str, *ne: int) -> PlannedTensor:
-        return PlannedTensor("blk.0.attn_q.weight", ne, ("x",), dtype)
+        return PlannedTensor("blk.0.attn_q.weight", ne, (Span.whole("x", ne[::-1]),), dtype)
 
     assert auto_type([tensor("F16", 4), tensor("F32", 4, 4), tensor("BF16", 4, 4)]) == "BF16"
     assert auto_type([tensor("F32", 4, 4), tensor("F16", 4, 4), tensor("BF16", 4, 4)]) == "F16"

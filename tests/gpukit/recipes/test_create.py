@@ -1,6 +1,7 @@
 """create: layers, their order and their bytes, from a .gguf file and from a stored model."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,14 @@ def test_a_model_built_on_itself(store: Store, gguf: Path, tmp_path: Path) -> No
         ('FROM ""', ModelfileError, "FROM '': a path, the name of a model in the store or an id"),
         ("FROM a\0b", ModelfileError, "a path, the name of a model in the store or an id of"),
         ("FROM " + "x" * 5000, NotFoundError, "x…: File name too long, and invalid model name"),
-        ("FROM /dev/null", GpukitError, "/dev/null"),
+        ("FROM /dev/null", GpukitError, "/dev/null: cannot be opened: no regular file"),
+        ("FROM ./pipe", GpukitError, "pipe: cannot be opened: no regular file"),
+        ("FROM ./pipe.gguf", GpukitError, "pipe.gguf: cannot be opened: no regular file"),
+        ("FROM ./one/model.safetensors", ArgumentError, "model.safetensors: weights without their"),
+        ("FROM one/model.safetensors", ArgumentError, "name the folder that has config.json besid"),
+        ("FROM ./one/pytorch_model.bin", ArgumentError, "name the folder that has config.json bes"),
+        ("FROM ./one/config.json", ArgumentError, "config.json: one file of a model; name the fol"),
+        ("FROM one/config.json", ArgumentError, "one file of a model; name the folder, .*one$"),
     ],
 )
 def test_bad_sources_write_nothing(
@@ -174,6 +182,11 @@ def test_bad_sources_write_nothing(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    for name in ("model.safetensors", "pytorch_model.bin", "config.json"):
+        (tmp_path / "one" / name).write_bytes(b"")
+    for name in ("pipe", "pipe.gguf"):
+        os.mkfifo(tmp_path / name)
     (tmp_path / "text.txt").write_text("hello")
     for name in ("a", "b"):
         write_gguf(tmp_path / "two" / f"{name}.gguf")

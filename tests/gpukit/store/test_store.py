@@ -322,13 +322,44 @@ def test_small_blobs_are_hashed(store: Store) -> None:
     [
         ({"params": b"{"}, "params blob .* cannot be read"),
         ({"params": b'{"num_ctx":"1"}'}, 'option "num_ctx" must be of type int'),
+        ({"params": b'{"top_k":1e400}'}, "params blob .*: 1e400 is no number of JSON"),
+        ({"params": b'{"temperature":' + b"9" * 400 + b"}"}, "params blob .*is no number of JSON"),
+        ({"params": b'{"a":' + b"[" * 99_999}, "params blob .* nested too deeply"),
         ({"messages": b'{"a":1}'}, "messages blob .* cannot be read"),
+        ({"messages": b"[" * 99_999}, "messages blob .* nested too deeply"),
+        ({"messages": b"\xff\xfe"}, "messages blob .* cannot be read"),
         ({"adapter": b"GGUF"}, "adapter layer"),
     ],
 )
 def test_layers_that_cannot_be_read(store: Store, layers: dict[str, bytes], message: str) -> None:
     add(store, "m", model=b"GGUF", **layers)
     with pytest.raises(StoreError, match=message):
+        store.resolve("m")
+
+
+def test_text_that_is_no_utf8_is_shown_as_well_as_it_can(store: Store) -> None:
+    add(
+        store, "m", model=b"GGUF", system=b"a\xff", template=b"\xed\xa0\x80",
+        messages=b'[{"role":"user","content":"\xffb\\ud800"}]',
+        params=b'{"stop":["\xff","\\ud800"]}',
+    )  # fmt: skip
+    found = store.resolve("m")
+    assert (found.system, found.messages[0].content) == ("a\ufffd", "\ufffdb\ufffd")
+    assert found.params == {"stop": ["\ufffd", "\ufffd"]}
+    for text in (found.system, found.template, found.messages[0].content):
+        text.encode()
+
+
+def test_a_layer_of_text_that_is_as_large_as_a_model(store: Store) -> None:
+    manifest = add(store, "m", model=b"GGUF", system=b"Be brief.")
+    blob = store.blobs / f"sha256-{manifest.layers[1].digest[7:]}"
+    os.truncate(blob, (16 << 20) + 1)
+    path = store.manifest_path(store.find("m"))
+    path.write_bytes(path.read_bytes().replace(b'"size":9', b'"size":16777217'))
+    with pytest.raises(StoreError, match=r"system blob .* has 16777217 bytes"):
+        store.resolve("m")
+    os.truncate(path, (4 << 20) + 1)
+    with pytest.raises(StoreError, match="cannot be read: over 4,194,304 bytes"):
         store.resolve("m")
 
 
