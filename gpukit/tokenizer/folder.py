@@ -18,8 +18,9 @@ from gpukit.tokenizer.files import read_json
 from gpukit.tokenizer.library import Library, read_library
 from gpukit.tokenizer.pieces import Piece, read_pieces
 from gpukit.tokenizer.recognition import recognise
-from gpukit.tokenizer.special import chat_templates, special_fields
+from gpukit.tokenizer.special import special_fields
 from gpukit.tokenizer.table import Table
+from gpukit.tokenizer.templates import chat_templates
 from gpukit.tokenizer.types import TokenType
 
 # Vocabulary sizes that stand for a model family with facts of its own.

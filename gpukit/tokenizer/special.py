@@ -1,21 +1,20 @@
-"""Special token ids, what is put around a text, and chat templates of a folder, as GGUF metadata.
+"""Special token ids and what is put around a text, of a folder, as GGUF metadata.
 
 Facts: llama.cpp's converter (SpecialVocab). Its rules are guesses that depend on their order:
 tokenizer.json's post-processor first, then tokenizer_config.json, then config.json; what is found
 first stays. What none of them names is looked up in generation_config.json.
 """
 
-import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gpukit.errors import TokenizerError
 from gpukit.events import Report, Warned, ignore
-from gpukit.formats.folder import TEMPLATES
-from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string as text_field, u32
-from gpukit.tokenizer.files import read_json, read_text
+from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, u32
+from gpukit.tokenizer.files import read_json, read_text, sound
+from gpukit.tokenizer.templates import chat_templates, template_fields
 
 # Kinds of special tokens in the order in which they are looked up.
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -45,7 +44,7 @@ def special_fields(
     kind; `kinds` are looked up; `report` is told of what is no id. `TokenizerError` for files that
     are not built as they must be.
     """
-    with _sound(folder):
+    with sound(folder):
         library = read_json(folder / "tokenizer.json")
         settings = read_json(folder / "tokenizer_config.json")
         found = _Special(library or {}, dict(settings) if settings else None, kinds, size)
@@ -58,21 +57,9 @@ def special_fields(
         return [
             *(_merges(folder, library or {}) if merges else ()),
             *found.fields(),
-            *_template_fields(chat_templates(folder, settings or {})),
+            *template_fields(chat_templates(folder, settings or {})),
             *_normalizer((library or {}).get("normalizer") or {}),
         ]
-
-
-@contextmanager
-def _sound(folder: Path) -> Iterator[None]:
-    """`TokenizerError` for files in `folder` that are not built as they must be."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise TokenizerError(
-            f"{folder}: tokenizer.json, tokenizer_config.json, config.json or a chat template: "
-            f"{type(error).__name__}: {error}; fetch them again"
-        ) from None
 
 
 def _configs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -253,61 +240,6 @@ def _merges_file(path: Path) -> list[str]:
         lines = lines[1:]
     pairs = (line.split() for line in lines)
     return [" ".join(pair) for pair in pairs if len(pair) == 2]
-
-
-def chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name, from the first place that has one, in transformers' order: files of
-    their own, `settings` (tokenizer_config.json), chat_template.json. A single one is "default".
-
-    `TokenizerError` for templates that are no texts.
-    """
-    with _sound(folder):
-        return _templates(folder, settings)
-
-
-def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    files = {path.stem: path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
-    if (file := folder / "chat_template.jinja").is_file():
-        files = {"default": file} | {n: path for n, path in files.items() if n != "default"}
-    found = _named((name, read_text(path)) for name, path in files.items())
-    if not found:
-        found = _named(_entries(settings.get("chat_template")))
-    if not found:
-        other = read_json(folder / "chat_template.json") or {}
-        found = _named(_entries(other.get("chat_template")))
-    return found
-
-
-def _entries(found: Any) -> Iterator[tuple[str, Any]]:
-    """Names and texts of a template or a list of named ones; nothing for other things."""
-    if isinstance(found, str):
-        yield "default", found
-    for entry in found if isinstance(found, list) else ():
-        yield entry.get("name", ""), entry.get("template")
-
-
-def _named(entries: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    """Texts by names that may stand in a key."""
-    letters = string.ascii_letters + string.digits
-    found: dict[str, str] = {}
-    for name, text in entries:
-        name = "".join(c if c in letters else "_" for c in name)
-        if name and text is not None:
-            text.encode()  # a number or half a surrogate pair is no text
-            found[name] = text
-    return found
-
-
-def _template_fields(named: dict[str, str]) -> Iterator[Field]:
-    """Named templates, the list of their names, and the default."""
-    default = named.pop("default", "")
-    for name, text in named.items():
-        if text:
-            yield text_field(f"tokenizer.chat_template.{name}", text)
-    if named:
-        yield array("tokenizer.chat_templates", ValueType.STRING, named)
-    if default:
-        yield text_field("tokenizer.chat_template", default)
 
 
 def _normalizer(step: Mapping[str, Any]) -> list[Field]:

@@ -11,7 +11,8 @@ from support.tokenizer_folders import copied
 from gpukit.errors import TokenizerError
 from gpukit.events import Event, Warned
 from gpukit.tokenizer import vocabulary_fields
-from gpukit.tokenizer.special import chat_templates, special_fields
+from gpukit.tokenizer.special import special_fields
+from gpukit.tokenizer.templates import chat_templates
 
 
 def write(folder: Path, **files: Any) -> Path:
