@@ -1,3 +1,110 @@
-"""gpukit: from a Hugging Face checkpoint to a quantised, checked GGUF in one pass."""
+"""gpukit: from a Hugging Face checkpoint to a quantised, checked GGUF in one pass.
+
+    convert, quantize, plan     one file from a model
+    load                        a model that speaks
+    inspect                     what is inside a file or a folder
+    Store, Modelfile            the models on disk, laid out as Ollama's
+    Options, make_overrides     what a quantisation may be told besides a type
+    Status, Step, Warned        what a `report` hears
+    GpukitError                 the root of all errors; `gpukit.errors` draws the tree
+
+A model is what the command line takes: a path, a name in the store, an id of the Hugging Face hub.
+Names are imported when they are first used, so that torch is, too, only where something needs it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpukit.conversion.run import Result as Result
+    from gpukit.errors import (
+        ArgumentError as ArgumentError,
+        CheckpointError as CheckpointError,
+        DiskError as DiskError,
+        FormatError as FormatError,
+        GGUFError as GGUFError,
+        GpukitError as GpukitError,
+        HubError as HubError,
+        ModelfileError as ModelfileError,
+        NotFoundError as NotFoundError,
+        PytorchError as PytorchError,
+        QuantError as QuantError,
+        SafetensorsError as SafetensorsError,
+        StoreError as StoreError,
+        TokenizerError as TokenizerError,
+    )
+    from gpukit.events import (
+        Report as Report,
+        Status as Status,
+        Step as Step,
+        Warned as Warned,
+    )
+    from gpukit.generation.generate import (
+        Generation as Generation,
+        Stream as Stream,
+    )
+    from gpukit.generation.model import Model as Model
+    from gpukit.planning.overrides import make_overrides as make_overrides
+    from gpukit.planning.plan import Options as Options
+    from gpukit.recipes.convert import (
+        Plan as Plan,
+        convert as convert,
+        plan as plan,
+        quantize as quantize,
+    )
+    from gpukit.recipes.inspect import (
+        Inspection as Inspection,
+        inspect as inspect,
+    )
+    from gpukit.recipes.load import load as load
+    from gpukit.recipes.store import Store as Store
+    from gpukit.store.modelfile import Modelfile as Modelfile
 
 __version__ = "0.1.0"
+
+# The module of each name.
+_MODULES = {
+    "conversion.run": ["Result"],
+    "errors": [
+        "ArgumentError",
+        "CheckpointError",
+        "DiskError",
+        "FormatError",
+        "GGUFError",
+        "GpukitError",
+        "HubError",
+        "ModelfileError",
+        "NotFoundError",
+        "PytorchError",
+        "QuantError",
+        "SafetensorsError",
+        "StoreError",
+        "TokenizerError",
+    ],
+    "events": ["Report", "Status", "Step", "Warned"],
+    "generation.generate": ["Generation", "Stream"],
+    "generation.model": ["Model"],
+    "planning.overrides": ["make_overrides"],
+    "planning.plan": ["Options"],
+    "recipes.convert": ["Plan", "convert", "plan", "quantize"],
+    "recipes.inspect": ["Inspection", "inspect"],
+    "recipes.load": ["load"],
+    "recipes.store": ["Store"],
+    "store.modelfile": ["Modelfile"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

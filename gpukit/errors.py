@@ -2,7 +2,8 @@
 
     GpukitError                  the work failed (exit code 1)
     ├── ArgumentError            the request is wrong: a type, a name, an option (exit code 2)
-    │   └── ModelfileError       a Modelfile that cannot be read as one
+    │   ├── ModelfileError       a Modelfile that cannot be read as one
+    │   └── QuantError           a type, a shape or a device that a kernel cannot take
     ├── FormatError              a file is not what it claims to be
     │   ├── GGUFError
     │   ├── PytorchError
@@ -11,37 +12,33 @@
     │   └── TokenizerError       a vocabulary that is missing, unknown or contradicts the model
     ├── HubError                 the Hugging Face hub lacks it, refuses it or cannot be reached
     ├── StoreError               a name that is not in the store, a blob that is missing or damaged
+    │   └── NotFoundError        a model that is not there: no such path, no such name
     └── DiskError                no room, no permission, a write that failed
 
 Every message is one line: what is wrong, where (file, tensor), both numbers, and the remedy.
+The root stands with the kernels, which raise the same errors and know nothing above them.
 """
 
-# Characters of a message; the list of all pre-tokenizers takes the most.
-LONGEST = 2000
+from gpukit_kernels.errors import ArgumentError, GpukitError, QuantError, did_you_mean, one_line
 
-
-def one_line(text: str) -> str:
-    """`text` with everything escaped that would break a line or upset a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-class GpukitError(Exception):
-    """The work failed. `exit_code` is what the command line ends with."""
-
-    exit_code = 1
-
-    def __init__(self, message: str) -> None:
-        # Names and values come from files: whatever they hold, the message stays one short line.
-        shown = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
-        super().__init__(one_line(shown))
-
-
-class ArgumentError(GpukitError):
-    """The request itself is wrong."""
-
-    exit_code = 2
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "DiskError",
+    "FormatError",
+    "GGUFError",
+    "GpukitError",
+    "HubError",
+    "ModelfileError",
+    "NotFoundError",
+    "PytorchError",
+    "QuantError",
+    "SafetensorsError",
+    "StoreError",
+    "TokenizerError",
+    "did_you_mean",
+    "one_line",
+]
 
 
 class ModelfileError(ArgumentError):
@@ -78,6 +75,10 @@ class HubError(GpukitError):
 
 class StoreError(GpukitError):
     """A name that is not in the store, or a blob that is missing or damaged."""
+
+
+class NotFoundError(StoreError):
+    """A model that is not there: neither a file or a folder nor a name in the store."""
 
 
 class DiskError(GpukitError):

@@ -7,28 +7,35 @@ a script may log them, `ignore` drops them.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gpukit.errors import one_line
+
 
 @dataclass(frozen=True)
-class Status:
+class _Told:
+    """One line, whatever the names in it hold: they come from files."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", one_line(self.text))
+
+
+@dataclass(frozen=True)
+class Status(_Told):
     """A stage has begun, such as `converting model` or `writing manifest`."""
 
-    text: str
-
 
 @dataclass(frozen=True)
-class Step:
+class Step(_Told):
     """`done` of `total` bytes of the stage `text` are behind us."""
 
-    text: str
     done: int
     total: int
 
 
 @dataclass(frozen=True)
-class Warned:
+class Warned(_Told):
     """Something harmless that the user should know, as one line."""
-
-    text: str
 
 
 Event = Status | Step | Warned

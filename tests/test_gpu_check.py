@@ -1,9 +1,8 @@
 """scripts/gpu_check where there is no CUDA device."""
 
+import json
 import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import pytest
@@ -28,14 +27,35 @@ def test_without_a_device_it_says_so(tmp_path: Path) -> None:
     assert "invalid float value: 'soon'" in done.stderr
 
 
-def test_each_type_is_checked_on_ten_million_weights() -> None:
-    loader = SourceFileLoader("gpu_check", str(SCRIPT))
-    spec = spec_from_loader("gpu_check", loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    assert module.CHECKED >= 10_000_000
-    # The same share of them for each kind of value.
-    sizes = [values.numel() for _, values in module.kinds(256, 1 << 16)]
-    assert len(sizes) == 8
-    assert sum(sizes) == 1 << 16
+def test_every_kind_of_step_runs_where_kernels_are_interpreted(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--interpret", "--types", "Q8_0", "--workers", "1",
+         "--steps", "bytes,rates,products,odd,golden", "--out", tmp_path / "x.json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert set(report["steps"]) == {
+        "facts", "Q8_0 bytes", "Q8_0 rates", "Q8_0 products", "Q8_0 odd", "golden"
+    }  # fmt: skip
+    assert not report["left_out"]
+    assert report["steps"]["Q8_0 bytes"]["blocks"] > 1000
+    assert report["steps"]["golden"]["blocks"] == 15 * 16 * 48
+    assert "wrong" not in report["steps"]["golden"]
+    assert "wrong" not in report["steps"]["Q8_0 bytes"]
+    assert max(report["steps"]["Q8_0 products"]["share_of_tolerance"].values()) < 1
+    assert not any("error" in job for job in report["jobs"].values())
+
+
+def test_a_differing_block_is_told_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent / "lib")
+    from gpucheck.data import compare
+
+    wanted = torch.arange(12, dtype=torch.uint8).view(3, 4)
+    assert compare("any", wanted, wanted.clone(), wanted) is None
+    got = wanted.clone()
+    got[1, 2] = 255
+    assert compare("any", wanted, got, wanted) == {
+        "kind": "any", "differ": 1, "of": 3, "first": 1,
+        "given": "04050607", "got": "0405ff07", "wanted": "04050607",
+    }  # fmt: skip

@@ -47,11 +47,14 @@ def test_wheel_top_level(tmp_path: Path) -> None:
         "gpukit_cli",
     }
     assert not [name for name in names if name.endswith(".pyc")]
-    # The one file that is no module.
+    # The files that are no modules: a table, and what tells type checkers to look.
     assert "gpukit_kernels/grids.bin" in names
+    assert {f"{top}/py.typed" for top in ("gpukit", "gpukit_kernels", "gpukit_cli")} <= {*names}
 
 
-@pytest.mark.parametrize("module", ["gpukit.formats.gguf_reader", "gpukit.store", "gpukit_cli.app"])
+@pytest.mark.parametrize(
+    "module", ["gpukit", "gpukit.formats.gguf_reader", "gpukit.store", "gpukit_cli.app"]
+)
 def test_light_modules_leave_torch_alone(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

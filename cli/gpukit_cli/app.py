@@ -8,20 +8,19 @@ import gc
 import io
 import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
 
 from gpukit import __version__
 from gpukit.errors import GpukitError
+from gpukit_cli import surroundings
+from gpukit_cli.examples import epilog
+from gpukit_cli.output import complain
 
-app = typer.Typer(
-    name="gpukit",
-    help="From a Hugging Face checkpoint to a quantised, checked GGUF that runs, in one pass.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+Commands = dict[str, Callable[..., None]]
 
 
 def _version(wanted: bool) -> None:
@@ -30,36 +29,54 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    pass
+    del version
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
-def _register() -> None:
+def command_line() -> typer.Typer:
+    """Every command with its help."""
     from gpukit_cli import bench, convert, doctor, inspect, run, store
 
-    models = "Models"
-    app.command(rich_help_panel=models)(store.create)
-    app.command(rich_help_panel=models)(run.run)
-    app.command(name="list", rich_help_panel=models)(store.list_models)
-    app.command(rich_help_panel=models)(store.show)
-    app.command(rich_help_panel=models)(store.cp)
-    app.command(rich_help_panel=models)(store.rm)
-    toolkit = "Toolkit"
-    app.command(rich_help_panel=toolkit)(convert.convert)
-    app.command(rich_help_panel=toolkit)(convert.quantize)
-    app.command(rich_help_panel=toolkit)(inspect.inspect)
-    app.command(rich_help_panel=toolkit)(bench.bench)
-    app.command(rich_help_panel=toolkit)(doctor.doctor)
+    app = typer.Typer(
+        name="gpukit",
+        help="From a Hugging Face checkpoint to a quantised, checked GGUF that runs, in one pass.",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    models: Commands = {
+        "create": store.create,
+        "run": run.run,
+        "list": store.list_models,
+        "show": store.show,
+        "cp": store.cp,
+        "rm": store.rm,
+    }
+    toolkit: Commands = {
+        "convert": convert.convert,
+        "quantize": convert.quantize,
+        "inspect": inspect.inspect,
+        "bench": bench.bench,
+        "doctor": doctor.doctor,
+    }
+    for panel, commands in (("Models", models), ("Toolkit", toolkit)):
+        for name, command in commands.items():
+            app.command(name, rich_help_panel=panel, epilog=epilog(name))(command)
+    return app
 
 
 def main() -> None:
-    """Run the command line; exit code 0 done, 1 the work failed, 2 the arguments are wrong."""
+    """Run the command line; exit code 0 done, 1 the work failed, 2 the arguments are wrong, 128 and
+    the signal's number when told to end."""
     # Read by OpenMP when torch loads: how long a waiting thread spins before it sleeps. The default
     # is so long that two busy neighbours cost a third of the speed; none at all halves it on an
     # idle machine (measured on 2 cores: 20000 is best or level on both).
@@ -67,19 +84,22 @@ def main() -> None:
     # Importing torch and its compiler makes a million objects, none of them garbage: looking for
     # cycles every 700 of them takes a quarter of the 2.4 s.
     gc.set_threshold(200_000)
+    surroundings.open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal without UTF-8 shows every word as well as it can.
         sys.stdout.reconfigure(errors="replace")
     try:
-        _register()
-        app()
+        with surroundings.endings():
+            _command()
     except GpukitError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except typer.TyperException as error:
+        _fail(_usage(error), error.exit_code)
+    except surroundings.Ended as ended:
+        _fail(str(ended), ended.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone (`gpukit list | head -1`); nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        surroundings.silence()
         sys.exit(1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
@@ -90,10 +110,30 @@ def main() -> None:
         _fail(_unexpected(error), 1)
 
 
+def _command() -> None:
+    """The command that the arguments name, and all that it prints."""
+    try:
+        words = sys.argv[1:]
+        if words[:1] == ["help"]:
+            words = [*words[1:], "--help"]
+        sys.exit(command_line()(words, prog_name="gpukit", standalone_mode=False))
+    except SystemExit:
+        # At the end of the process it would be too late to tell of a full disk.
+        surroundings.flush()
+        raise
+
+
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with the words of a command, what they may have meant, where its help is."""
+    meant = getattr(error, "possibilities", None)
+    text = error.message if meant else error.format_message().rstrip(".")
+    if meant:
+        text += f"; did you mean {' or '.join(sorted(meant))}?"
+    context = getattr(error, "ctx", None)
+    return f"{text} (see {context.command_path} --help)" if context else text
+
+
 def _unexpected(error: Exception) -> str:
-    kernels = sys.modules.get("gpukit_kernels.errors")
-    if kernels is not None and isinstance(error, kernels.QuantError):
-        return str(error)
     return (
         f"{type(error).__name__}: {error} (a bug in gpukit: please report it with the traceback "
         "that GPUKIT_TRACEBACK=1 prints)"
@@ -101,5 +141,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print("Error: " + " ".join(message.split()), file=sys.stderr)
+    with suppress(OSError):
+        complain(message)
+    surroundings.silence()
     sys.exit(code)

@@ -5,116 +5,147 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.options import (
+    FILE_TYPE_NAMES,
+    Devices,
+    DryRun,
+    Hub,
+    ImatrixFile,
+    Input,
+    Json,
+    Pre,
+    Quiet,
+    SplitMaxSize,
+    file_types,
+    tensor_types,
+)
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit.recipes.quantize import Options, QuantizePlan, QuantizeResult
-    from gpukit.recipes.source import Source
+    from gpukit import Options, Plan, Result
+    from gpukit.planning.plan import QuantizePlan
 
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")]
-ImatrixFile = Annotated[
-    Path | None,
-    typer.Option("--imatrix", metavar="FILE", help="Importance matrix, .gguf or .dat."),
-]
-Pre = Annotated[
-    str | None,
-    typer.Option(
-        "--pre", metavar="NAME", help="Pre-tokenizer, such as llama-bpe, where none is recognised."
+Out = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT",
+        help="The GGUF to write. A file that is there is replaced, whole and at the end; "
+        "IN never is.",
     ),
-]
-Hub = Annotated[
-    bool,
-    typer.Option("--hub", help="IN is an id on the Hugging Face hub, such as org/name."),
-]
-SplitMaxSize = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Split into files with at most SIZE of data, as 500M or 2G."),
 ]
 
 
 def convert(
-    folder: Annotated[
+    source: Input,
+    out: Annotated[
         Path,
         typer.Argument(
-            metavar="IN", help="A model folder, a GGUF, a name in the store, or hf.co/org/name."
+            metavar="OUT",
+            help="The GGUF to write, or from a GGUF a .safetensors file. A file that is there is "
+            "replaced, whole and at the end; IN never is.",
         ),
-    ],
-    out: Annotated[
-        Path, typer.Argument(help="The GGUF to write, or from a GGUF a .safetensors file.")
     ],
     type: Annotated[
         str | None,
         typer.Option(
             "--type",
-            help="File type, such as Q4_K_M; by default the checkpoint's own, or a GGUF's types.",
+            metavar="TYPE",
+            help=f"File type: {FILE_TYPE_NAMES}.",
+            show_default="a folder's own, or the types of a GGUF",
+            autocompletion=file_types,
         ),
     ] = None,
     imatrix: ImatrixFile = None,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
     hub: Hub = False,
-    device: Device = "auto",
+    device: Devices = "auto",
     dry_run: DryRun = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
+    import gpukit
+
     options = _options(imatrix=imatrix, split_max_size=split_max_size)
-    _run(_opened(folder, pre, hub), out, type, options, device, dry_run, json)
+    if dry_run:
+        _print_planned(source, type, options, pre, hub, quiet, json)
+        return
+    with reporter(quiet) as report:
+        result = gpukit.convert(
+            source, out, type, imatrix=imatrix, split_max_size=options.split_max_size,
+            pre=pre, hub=hub, device=device, report=report,
+        )  # fmt: skip
+    _print_result(result, json)
 
 
 def quantize(
-    source: Annotated[
-        Path,
+    source: Input,
+    out: Out,
+    type: Annotated[
+        str,
         typer.Argument(
-            metavar="IN", help="A GGUF, a model folder, a name in the store, or hf.co/org/name."
+            metavar="TYPE", help=f"File type: {FILE_TYPE_NAMES}.", autocompletion=file_types
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="The GGUF to write.")],
-    type: Annotated[str, typer.Argument(help="File type, such as Q4_K_M.")],
     imatrix: ImatrixFile = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all, no mix.")] = False,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="REGEX=TYPE", help="Type of the tensors that match; the first match wins."
+            "--tensor-type",
+            metavar="REGEX=TYPE",
+            help="Type of the tensors that match; may be repeated, and the first match wins.",
+            show_default="the mix's",
         ),
     ] = None,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Do not quantise output.weight.")
     ] = False,
     output_tensor_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")
+        str | None,
+        typer.Option(
+            "--output-tensor-type",
+            metavar="TYPE",
+            help="Type of output.weight.",
+            show_default="the mix's",
+            autocompletion=tensor_types,
+        ),
     ] = None,
     token_embedding_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of token_embd.weight.")
+        str | None,
+        typer.Option(
+            "--token-embedding-type",
+            metavar="TYPE",
+            help="Type of token_embd.weight.",
+            show_default="the mix's",
+            autocompletion=tensor_types,
+        ),
     ] = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Take quantised tensors, which loses more.")
     ] = False,
     keep_split: Annotated[
-        bool, typer.Option("--keep-split", help="As many files as the split GGUF has.")
+        bool, typer.Option("--keep-split", help="Write as many files as the split GGUF has.")
     ] = False,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
     hub: Hub = False,
-    device: Device = "auto",
+    device: Devices = "auto",
     dry_run: DryRun = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
-    from gpukit.recipes.overrides import make_overrides
+    import gpukit
 
     options = _options(
         imatrix=imatrix,
         split_max_size=split_max_size,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
-        overrides=make_overrides(
+        overrides=gpukit.make_overrides(
             tensor_type or [],
             pure=pure,
             leave_output=leave_output_tensor,
@@ -122,13 +153,20 @@ def quantize(
             embedding_type=token_embedding_type,
         ),
     )
-    _run(_opened(source, pre, hub), out, type, options, device, dry_run, json)
+    if dry_run:
+        _print_planned(source, type, options, pre, hub, quiet, json)
+        return
+    with reporter(quiet) as report:
+        result = gpukit.quantize(
+            source, out, type, options=options, pre=pre, hub=hub, device=device, report=report
+        )
+    _print_result(result, json)
 
 
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
     from gpukit.formats.gguf_split import parse_size
     from gpukit.formats.imatrix import read_imatrix
-    from gpukit.recipes.quantize import Options
+    from gpukit.planning.plan import Options
 
     return Options(
         imatrix=read_imatrix(imatrix) if imatrix else None,
@@ -137,41 +175,35 @@ def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any)
     )
 
 
-def _opened(path: Path, pre: str | None, hub: bool) -> "Source":
-    """The model at `path`, which may be a name in the store; one of the hub is fetched first."""
-    from gpukit.recipes.inputs import find_input
-    from gpukit.recipes.source import open_source
-
-    with reporter() as report:
-        path = find_input(path, report, hub=hub)
-    return open_source(path, pre)
-
-
-def _run(
-    source: "Source",
-    out: Path,
-    file_type: str | None,
+def _print_planned(
+    source: str,
+    type: str | None,
     options: "Options",
-    device: str,
-    dry_run: bool,
+    pre: str | None,
+    hub: bool,
+    quiet: bool,
     json: bool,
 ) -> None:
-    from gpukit.recipes.quantize import plan_quantize, run_plan
+    import gpukit
 
-    with source:
-        plan = plan_quantize(source, file_type, options)
-        if dry_run:
-            _print_plan(plan, json)
-            return
-        with reporter() as report:
-            result = run_plan(source, plan, out, device=device, report=report)
-    _print_result(result, json)
+    with reporter(quiet) as report:
+        plan = gpukit.plan(source, type, options=options, pre=pre, hub=hub, report=report)
+    with plan:
+        _print_plan(plan, json)
 
 
-def _print_plan(plan: "QuantizePlan", json: bool) -> None:
+def _print_plan(plan: "Plan", json: bool) -> None:
     if json:
         print_json(plan.as_json())
         return
+    print_tensors(plan.records)
+    name = f"{plan.file_type.name}: " if plan.file_type else ""
+    files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
+    print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
+
+
+def print_tensors(plan: "Plan | QuantizePlan") -> None:
+    """Print what each tensor becomes, the sums by type, and what there is to warn of."""
     names = max((len(o.spec.name) for o in plan.outputs), default=0)
     shapes = [" x ".join(map(str, o.spec.ne)) for o in plan.outputs]
     width = max(map(len, shapes), default=0)
@@ -181,62 +213,22 @@ def _print_plan(plan: "QuantizePlan", json: bool) -> None:
     _print_totals(plan.totals())
     for line in plan.warnings:
         print(f"warning: {line}")
-    name = f"{plan.file_type.name}: " if plan.file_type else ""
-    files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
-    print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
 
 
-def _print_result(result: "QuantizeResult", json: bool) -> None:
+def _print_result(result: "Result", json: bool) -> None:
     if json:
-        print_json(_as_json(result))
+        print_json(result.as_json())
         return
     _print_classes(result)
     _print_totals(result.totals)
-    seconds = max(result.seconds, 1e-9)
     files = f" and {len(result.paths) - 1} more" if len(result.paths) > 1 else ""
     print(f"{result.path}{files}: {human_bytes(result.size)} in {result.seconds:.1f} s "
-          f"({result.weights / seconds / 1e6:.1f} M weights/s, "
-          f"{result.read_bytes / seconds / 1e9:.2f} GB/s read, "
-          f"{result.size / seconds / 1e9:.2f} GB/s written)")  # fmt: skip
+          f"({result.weights_per_second / 1e6:.1f} M weights/s, "
+          f"{result.read_bytes_per_second / 1e9:.2f} GB/s read, "
+          f"{result.written_bytes_per_second / 1e9:.2f} GB/s written)")  # fmt: skip
 
 
-def _as_json(result: "QuantizeResult") -> dict[str, Any]:
-    seconds = max(result.seconds, 1e-9)
-    return {
-        "path": str(result.path),
-        "paths": [str(path) for path in result.paths],
-        "size": result.size,
-        "seconds": round(result.seconds, 3),
-        "weights": result.weights,
-        "read_bytes": result.read_bytes,
-        "weights_per_second": result.weights / seconds,
-        "read_bytes_per_second": result.read_bytes / seconds,
-        "written_bytes_per_second": result.size / seconds,
-        "types": {
-            t.type: {
-                "tensors": t.tensors,
-                "weights": t.weights,
-                "nbytes": t.nbytes,
-                "bits_per_weight": t.bits_per_weight,
-                "relative_rms_error": t.relative_rms,
-            }
-            for t in result.totals
-        },
-        "classes": {
-            c.name: {
-                "types": list(c.types),
-                "tensors": c.tensors,
-                "weights": c.weights,
-                "nbytes": c.nbytes,
-                "relative_rms_error": c.relative_rms,
-                "compared_weights": c.compared,
-            }
-            for c in result.classes
-        },
-    }
-
-
-def _print_classes(result: "QuantizeResult") -> None:
+def _print_classes(result: "Result") -> None:
     """What each class of tensors became, and the error that this made."""
     rows = [c for c in result.classes if c.relative_rms is not None]
     if not rows:

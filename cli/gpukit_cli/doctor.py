@@ -1,17 +1,12 @@
 """`gpukit doctor`: what this machine offers, what is missing and how to get it."""
 
-from typing import Annotated
-
-import typer
-
+from gpukit_cli.options import Json
 from gpukit_cli.output import print_json
 
 
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-) -> None:
+def doctor(json: Json = False) -> None:
     """Show versions, devices, compiler, store and disk, and what is missing."""
-    from gpukit.recipes.diagnose import diagnose
+    from gpukit.recipes.doctor import diagnose
     from gpukit_cli.progress import human_bytes
 
     found = diagnose()
@@ -23,10 +18,11 @@ def doctor(
     for device in found.devices:
         memory = f"{human_bytes(device.free)} free of {human_bytes(device.total)}"
         rows.append((device.name, f"{device.model}, {memory}"))
+    free = "" if found.store_free is None else f", {human_bytes(found.store_free)} free"
     rows += [
         ("C++ compiler", found.compiler or "none"),
         ("CPU kernels", found.kernels),
-        ("store", f"{found.store}, {human_bytes(found.store_free)} free"),
+        ("store", "none" if found.store is None else f"{found.store}{free}"),
         ("this folder", f"{human_bytes(found.scratch_free)} free"),
     ]
     width = max(len(name) for name, _ in rows)

@@ -1,16 +1,16 @@
 """`gpukit inspect`: what is inside a GGUF, a file of weights or a model folder."""
 
 import json as jsonlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.options import Hub, Json, Pre, Quiet, stored_names
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit.recipes.describe import Description
+    from gpukit.recipes.inspect import Inspection
     from gpukit.tokenizer.summary import TokenizerSummary
 
 # What one line of metadata shows of a long value.
@@ -24,23 +24,27 @@ TITLES = {"safetensors": "safetensors", "pytorch": "PyTorch", "checkpoint": "mod
 
 def inspect(
     file: Annotated[
-        Path,
+        str,
         typer.Argument(
+            metavar="IN",
             help="A GGUF, a .safetensors, .bin or .pth file, a model folder, a name in the store, "
-            "or hf.co/org/name."
+            "or hf.co/org/name.",
+            autocompletion=stored_names,
         ),
     ],
-    tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor, too.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON document, arrays and tensors in full.")
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Show every tensor; --json always does.")
     ] = False,
+    pre: Pre = None,
+    hub: Hub = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Show architecture, metadata, tokenizer, chat template and tensors by type."""
-    from gpukit.recipes.describe import describe
-    from gpukit.recipes.inputs import find_input
+    import gpukit
 
-    with reporter() as report:
-        found = describe(find_input(file, report))
+    with reporter(quiet) as report:
+        found = gpukit.inspect(file, pre=pre, hub=hub, report=report)
     if json:
         print_json(found.as_json())
         return
@@ -58,13 +62,13 @@ def inspect(
         _print_tensors(found)
     print("\nTypes")
     for row in found.totals:
-        _print_total(row.type, row.tensors, row.elements, row.nbytes)
+        _print_total(row.type, row.tensors, row.weights, row.nbytes)
     nbytes = sum(tensor.nbytes for tensor in found.tensors)
-    elements = sum(tensor.elements for tensor in found.tensors)
+    elements = sum(tensor.n_elements for tensor in found.tensors)
     _print_total("all", len(found.tensors), elements, nbytes)
 
 
-def _print_head(found: "Description") -> None:
+def _print_head(found: "Inspection") -> None:
     title = TITLES.get(found.format) or f"GGUF v{found.details['version']}"
     architecture = found.architecture or "no architecture"
     if found.format in ("safetensors", "pytorch"):
@@ -111,7 +115,7 @@ def _print_template(name: str, text: str) -> None:
         print(f"  … {len(lines) - SHOWN_LINES} more lines")
 
 
-def _print_tensors(found: "Description") -> None:
+def _print_tensors(found: "Inspection") -> None:
     print(f"\nTensors ({len(found.tensors)})")
     names = max((len(tensor.name) for tensor in found.tensors), default=0)
     shapes = [" x ".join(map(str, tensor.shape)) for tensor in found.tensors]

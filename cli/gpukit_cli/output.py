@@ -1,9 +1,16 @@
-"""What commands print on stdout with --json."""
+"""What commands print on stdout with --json, and on stderr of a fault."""
 
 import json
 import math
 import sys
 from typing import Any
+
+from gpukit.errors import one_line
+
+
+def complain(message: str) -> None:
+    """Tell of a fault in one line on stderr."""
+    print("Error: " + one_line(" ".join(message.split())), file=sys.stderr, flush=True)
 
 
 def print_json(document: Any) -> None:

@@ -9,16 +9,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gpukit.events import Event, Report, Status, Step, Warned
+from gpukit.events import Event, Report, Status, Step, Warned, ignore
 
 # A log file should show that work goes on without filling up.
 PLAIN_SECONDS = 10.0
 
 
 @contextmanager
-def reporter() -> Iterator[Report]:
-    """A `Report` that draws on stderr until the block ends; stdout is left to the result."""
-    if sys.stderr.isatty():
+def reporter(quiet: bool = False) -> Iterator[Report]:
+    """A `Report` that draws on stderr until the block ends; stdout is left to the result.
+
+    A `quiet` one draws nothing, warnings neither.
+    """
+    if quiet:
+        yield ignore
+    elif sys.stderr.isatty():
         with _bars() as report:
             yield report
     else:

@@ -1,44 +1,106 @@
 """`gpukit run`: a model speaks."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpukit.errors import ArgumentError
-from gpukit.events import Event, Warned
+from gpukit_cli.options import Device, Hub, Json, Pre, Quiet, stored_names
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import reporter
 
 if TYPE_CHECKING:
-    from gpukit.recipes.generate import Generation
-    from gpukit.store.store import ResolvedModel
+    from gpukit.events import Event
+    from gpukit.generation.generate import Generation
+    from gpukit.generation.model import Model, Parameters
+
+
+def _parameter(flag: str, metavar: str, text: str, default: str) -> Any:
+    """An option over a parameter of the model's Modelfile."""
+    shown = f"the Modelfile's, else {default}"
+    return typer.Option(flag, metavar=metavar, help=text, show_default=shown)
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="A name in the store, a .gguf file or a folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A name in the store, a GGUF, a model folder, or hf.co/org/name.",
+            autocompletion=stored_names,
+        ),
+    ],
     prompt: Annotated[
-        list[str] | None, typer.Argument(help="What to answer or continue; stdin goes before it.")
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to answer or continue; what stdin holds goes before it.",
+            show_default="stdin alone",
+        ),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0: the likeliest token.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the K likeliest; 0: all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep what reaches this share.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Keep this share of the likeliest.")] = None,
-    repeat_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system",
+            metavar="TEXT",
+            help="System text, which may be empty.",
+            show_default="the Modelfile's",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        _parameter("--temperature", "X", "How freely to pick; 0 takes the likeliest token.", "0.8"),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        _parameter("--top-k", "K", "Pick among the K likeliest tokens; 0: all.", "40"),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        _parameter(
+            "--top-p", "P", "Pick among the likeliest that reach this share together.", "0.9"
+        ),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        _parameter("--min-p", "P", "Pick among tokens with this share of the likeliest's.", "0"),
+    ] = None,
+    repeat_penalty: Annotated[
+        float | None,
+        _parameter("--repeat-penalty", "X", "Above 1: repeat less.", "1"),
+    ] = None,
     repeat_last_n: Annotated[
-        int | None, typer.Option(help="Tokens that penalties look back at; -1: all.")
+        int | None,
+        _parameter("--repeat-last-n", "N", "Tokens that the penalty looks back at; -1: all.", "64"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
-    num_predict: Annotated[int | None, typer.Option(help="Tokens at most; -1: no limit.")] = None,
-    num_ctx: Annotated[int | None, typer.Option(help="Tokens of context.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print times on stderr.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    seed: Annotated[
+        int | None,
+        _parameter("--seed", "N", "The same seed gives the same text.", "another each time"),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        _parameter("--stop", "TEXT", "End before this text; may be repeated.", "none"),
+    ] = None,
+    num_predict: Annotated[
+        int | None,
+        _parameter("--num-predict", "N", "Tokens at most; -1: no limit.", "-1"),
+    ] = None,
+    num_ctx: Annotated[
+        int | None,
+        _parameter("--num-ctx", "N", "Tokens of context.", "4096 or what the model has, if less"),
+    ] = None,
+    pre: Pre = None,
+    hub: Hub = False,
+    device: Device = "auto",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print times on stderr, --quiet or not.")
+    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Run a model: print what it answers to PROMPT, or to what comes on stdin."""
-    given = {
+    given: Parameters = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -50,15 +112,12 @@ def run(
         "num_predict": num_predict,
         "num_ctx": num_ctx,
     }
-    found = _resolve(model)
-    result, told = _speak(found, _prompt(prompt or []), given, device, quiet=json)
+    _check(model, given, device, pre, hub)
+    text = _prompt(prompt or [])
+    loaded = _loaded(model, device, pre, hub, quiet)
+    result = _speak(loaded, text, system, given, quiet, shown=not json)
     if json:
         print_json({"model": model, **result.as_json()})
-    else:
-        print("\n", flush=True)
-    with reporter() as report:
-        for event in told:
-            report(event)
     if verbose:
         _print_times(result)
 
@@ -78,42 +137,52 @@ def _prompt(words: list[str]) -> str:
     return text
 
 
-def _resolve(model: str) -> "ResolvedModel":
-    from gpukit.store import Store
-    from gpukit.store.store import ResolvedModel
+def _check(word: str, given: "Parameters", device: str, pre: str | None, hub: bool) -> None:
+    """What is wrong with the request shows before stdin is read and anything is fetched."""
+    from gpukit.conversion.checks import check_device, check_plan
+    from gpukit.recipes.references import locate
 
-    path = Path(model).expanduser()
-    # A folder that holds no checkpoint does not hide a model of the same name.
-    if path.is_dir() and (model.startswith(("/", ".", "~")) or (path / "config.json").exists()):
-        return ResolvedModel(path)
-    return Store().resolve(model)
+    check_plan(None, pre)
+    check_device(device)
+    locate(word, hub=hub)
+
+    from gpukit.generation.generate import options_from
+
+    options_from({}, given)
+
+
+def _loaded(word: str, device: str, pre: str | None, hub: bool, quiet: bool) -> "Model":
+    import gpukit
+
+    # The bars of a terminal are gone before the text comes.
+    with reporter(quiet) as report:
+        return gpukit.load(word, device, pre=pre, hub=hub, report=report)
 
 
 def _speak(
-    found: "ResolvedModel", text: str, given: dict[str, Any], device: str, quiet: bool
-) -> "tuple[Generation, list[Event]]":
-    from gpukit.recipes.generate import generate, load_model, options_from, prompt_ids
-
-    # The bars of a terminal are gone before the text comes.
-    with reporter() as report:
-        options = options_from(found.params, given, report)
-        loaded = load_model(found.gguf, device)
-        if found.template and loaded.tokenizer.chat_template is None:
-            report(Warned("TEMPLATE is in Go's syntax and is not used; the prompt goes in bare"))
-        messages = [{"role": m.role, "content": m.content} for m in found.messages]
-        ids = prompt_ids(loaded, text, system=found.system, messages=messages, report=report)
-    # What there is to say meanwhile waits until the text is out.
+    model: "Model", text: str, system: str | None, given: "Parameters", quiet: bool, shown: bool
+) -> "Generation":
+    """The whole answer; its text is printed as it comes if it is to be `shown`."""
     told: list[Event] = []
-    result = generate(loaded, ids, options, _ignore if quiet else _print, told.append)
-    return result, told
+    pieces = model.stream(text, system=system, report=told.append, **given)
+    _tell(told, quiet)
+    if shown:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    result = pieces.result
+    if shown:
+        print("\n", flush=True)
+    # What there was to say meanwhile has waited until the text is out.
+    _tell(told, quiet)
+    return result
 
 
-def _ignore(_piece: str) -> None:
-    pass
-
-
-def _print(piece: str) -> None:
-    print(piece, end="", flush=True)
+def _tell(told: "list[Event]", quiet: bool) -> None:
+    """Report and forget."""
+    with reporter(quiet) as report:
+        for event in told:
+            report(event)
+    told.clear()
 
 
 def _print_times(result: "Generation") -> None:

@@ -8,82 +8,139 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpukit_cli.output import print_json
+from gpukit_cli.options import (
+    FILE_TYPE_NAMES,
+    Devices,
+    DryRun,
+    Hub,
+    ImatrixFile,
+    Json,
+    Pre,
+    Quiet,
+    StoredName,
+    file_types,
+    stored_names,
+)
+from gpukit_cli.output import complain, print_json
 
 if TYPE_CHECKING:
+    from gpukit import Store
+    from gpukit.recipes.create import PlannedModel
     from gpukit.recipes.show import ModelDetails
-    from gpukit.store import Store
 
 DEFAULT_MODELFILE = Path("Modelfile")
 # Of long texts `show` gives the beginning.
 SHOWN_LINES = 2
 SHOWN_ITEMS = 80
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
 
 def create(
-    name: Annotated[str, typer.Argument(help="The model's name, such as llama3.2:1b.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="The model's name, such as llama3.2:1b; a model that has it is replaced at the "
+            "end.",
+            autocompletion=stored_names,
+        ),
+    ],
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", help="The Modelfile; else ./Modelfile, else `FROM .`."),
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="The Modelfile.",
+            show_default="./Modelfile, else FROM .",
+        ),
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option("--quantize", "-q", help="Quantise to this type, as Q4_K_M.")
-    ] = None,
-    pre: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Pre-tokenizer of a folder, where none is recognised."),
+        typer.Option(
+            "--quantize",
+            "-q",
+            metavar="TYPE",
+            help=f"File type to quantise to: {FILE_TYPE_NAMES}.",
+            show_default="a folder's own, or the types of a GGUF",
+            autocompletion=file_types,
+        ),
     ] = None,
-    imatrix: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Importance matrix for -q, .gguf or .dat."),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1.")
-    ] = "auto",
+    pre: Pre = None,
+    hub: Hub = False,
+    imatrix: ImatrixFile = None,
+    device: Devices = "auto",
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Make a model in the store from a checkpoint folder, a .gguf file or another model."""
-    from gpukit.store import Store, modelfile
+    import gpukit
     from gpukit_cli.progress import reporter
 
-    store = Store()
-    store.find(name)
+    source: gpukit.Modelfile | Path = file or DEFAULT_MODELFILE
     if file is None and not DEFAULT_MODELFILE.exists():
-        parsed = modelfile.Modelfile(source=".", folder=Path.cwd())
-    else:
-        parsed = modelfile.read(file or DEFAULT_MODELFILE)
+        source = gpukit.Modelfile(source=".", folder=Path.cwd())
+    if dry_run:
+        from gpukit.recipes.create import plan_create
+        from gpukit.store import modelfile
 
-    from gpukit.recipes.create import create as create_model
-
-    with reporter() as report:
-        model = create_model(
-            store, name, parsed, quantize, device=device, pre=pre, imatrix=imatrix, report=report
-        )
+        parsed = source if isinstance(source, gpukit.Modelfile) else modelfile.read(source)
+        with reporter(quiet) as report:
+            planned = plan_create(
+                gpukit.Store(), name, parsed, quantize,
+                pre=pre, imatrix=imatrix, hub=hub, report=report,
+            )  # fmt: skip
+        _print_planned(planned, json)
+        return
+    with reporter(quiet) as report:
+        made = gpukit.Store().create(
+            name, source, quantize,
+            device=device, pre=pre, imatrix=imatrix, hub=hub, report=report,
+        )  # fmt: skip
     if json:
-        made = store.describe(model)
-        print_json({"name": model.display, "digest": made.digest, "size": made.size})
+        print_json({"name": made.name.display, "digest": made.digest, "size": made.size})
 
 
-def list_models(json: Json = False) -> None:
+def _print_planned(planned: "PlannedModel", json: bool) -> None:
+    from gpukit_cli.convert import print_tensors
+    from gpukit_cli.progress import human_bytes
+
+    if json:
+        print_json(planned.as_json())
+        return
+    print_tensors(planned.weights)
+    table = [("LAYER", "SIZE", "DIGEST", "IN THE STORE")]
+    for layer in planned.layers:
+        digest = layer.digest.removeprefix("sha256:")[:12] or "when written"
+        there = "-" if not layer.digest else "yes" if layer.digest in planned.there else "no"
+        table.append((layer.kind, human_bytes(layer.size), digest, there))
+    print()
+    _print_table(table)
+    print(f"{planned.name.display}: {len(planned.layers)} layers of {human_bytes(planned.size)}; "
+          "nothing was written")  # fmt: skip
+
+
+def list_models(
+    prefix: Annotated[
+        str,
+        typer.Argument(
+            metavar="PREFIX",
+            help="Only models whose names begin so, in any case.",
+            show_default="all",
+            autocompletion=stored_names,
+        ),
+    ] = "",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
     """List the models in the store, the latest first."""
     from gpukit_cli.progress import human_bytes, reporter
 
     store = _tidy_store()
-    with reporter() as report:
-        models = store.models(report)
+    with reporter(quiet) as report:
+        models = store.list(prefix, report)
     if json:
-        rows = [
-            {
-                "name": model.name.display,
-                "digest": model.digest,
-                "size": model.size,
-                "modified_at": model.modified.isoformat(),
-            }
-            for model in models
-        ]
-        print_json({"models": rows})
+        print_json({"models": [model.as_json() for model in models]})
         return
     now = datetime.now(UTC)
     table = [("NAME", "ID", "SIZE", "MODIFIED")]
@@ -94,27 +151,26 @@ def list_models(json: Json = False) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A model in the store.")],
-    modelfile: Annotated[bool, typer.Option("--modelfile", help="Its Modelfile.")] = False,
-    parameters: Annotated[bool, typer.Option("--parameters", help="Its parameters.")] = False,
-    system: Annotated[bool, typer.Option("--system", help="Its system text.")] = False,
-    template: Annotated[bool, typer.Option("--template", help="Its template.")] = False,
-    license: Annotated[bool, typer.Option("--license", help="Its licences.")] = False,
+    name: StoredName,
+    modelfile: Annotated[bool, typer.Option("--modelfile", help="Print its Modelfile.")] = False,
+    parameters: Annotated[bool, typer.Option("--parameters", help="Print its parameters.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Print its system text.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Print its template.")] = False,
+    license: Annotated[bool, typer.Option("--license", help="Print its licences.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="With metadata and tensors.")
+        bool, typer.Option("--verbose", "-v", help="Show metadata and tensors, too.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Show what is known of a model."""
     from gpukit.errors import ArgumentError
-    from gpukit.recipes.show import show as show_model
 
     if modelfile + parameters + system + template + license > 1:
         raise ArgumentError(
             "only one of '--license', '--modelfile', '--parameters', '--system', or "
             "'--template' can be specified"
         )
-    found = show_model(_tidy_store(), name)
+    found = _tidy_store().show(name)
     if json:
         print_json(found.as_json(verbose=verbose))
     elif modelfile:
@@ -131,26 +187,48 @@ def show(
 
 
 def cp(
-    source: Annotated[str, typer.Argument(help="A model in the store.")],
-    destination: Annotated[str, typer.Argument(help="The second name.")],
+    source: StoredName,
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="NEW",
+            help="The second name; a model that has it is replaced.",
+            autocompletion=stored_names,
+        ),
+    ],
 ) -> None:
     """Give a model a second name."""
-    from gpukit.store import copy
-
-    copy(_tidy_store(), source, destination)
+    _tidy_store().copy(source, destination)
     print(f"copied '{source}' to '{destination}'")
 
 
 def rm(
-    names: Annotated[list[str], typer.Argument(help="Models in the store.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="Models in the store. Of one that is not there a line tells, and the others go.",
+            autocompletion=stored_names,
+        ),
+    ],
 ) -> None:
     """Remove models, and the blobs that no other model uses."""
-    from gpukit.store import remove
+    from gpukit.errors import StoreError
 
     store = _tidy_store()
     for name in names:
-        remove(store, name)
-        print(f"deleted '{name}'")
+        store.find(name)  # what is no name is told before anything goes
+    failed = False
+    for name in names:
+        try:
+            store.remove(name)
+        except StoreError as error:
+            failed = True
+            complain(str(error))
+        else:
+            print(f"deleted '{name}'", flush=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 def human_age(seconds: float) -> str:
@@ -174,10 +252,10 @@ def human_age(seconds: float) -> str:
 
 def _tidy_store() -> "Store":
     """The store, without what killed commands left in it."""
-    from gpukit.store import Store, tidy
+    import gpukit
 
-    store = Store()
-    tidy(store)
+    store = gpukit.Store()
+    store.tidy()
     return store
 
 

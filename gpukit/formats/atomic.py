@@ -19,9 +19,44 @@ from gpukit.formats.positioned import write_at
 _TEMPORARY = re.compile(r"^\..+\.gpukit-(\d+)-[0-9a-f]{8}\.tmp$")
 
 
+# File systems take names of 255 bytes; the rest of a temporary one has 35 at most.
+MOST_OF_A_NAME = 220
+
+# The temporary files of this process that have neither been put in place nor removed.
+_own: set[Path] = set()
+
+
+def target_of(path: Path) -> Path:
+    """The file that `path` means: where a link leads, which need not be there, else `path`."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
+
+
 def temporary_name(path: Path) -> Path:
-    """A fresh temporary name beside `path`."""
-    return path.with_name(f".{path.name}.gpukit-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    """A fresh temporary name beside `path`, until `put_in_place` or `remove` of this process."""
+    start = os.fsdecode(os.fsencode(path.name)[:MOST_OF_A_NAME])
+    name = path.with_name(f".{start}.gpukit-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    _own.add(name)
+    return name
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give the synced file `temporary` its name, to last through a power cut."""
+    temporary.replace(path)
+    _own.discard(temporary)
+    sync_folder(path.parent)
+
+
+def remove(temporary: Path) -> None:
+    """Remove a temporary file, if it is there."""
+    temporary.unlink(missing_ok=True)
+    _own.discard(temporary)
+
+
+def remove_own() -> None:
+    """Remove every temporary file of this process, whoever was to do it: it ends now."""
+    for path in list(_own):
+        with suppress(OSError):
+            remove(path)
 
 
 def remove_abandoned(folder: Path) -> list[Path]:
@@ -60,19 +95,29 @@ def _is_zombie(pid: int) -> bool:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk says about `path` into one `DiskError` line."""
+def disk_errors(path: Path, elsewhere: str | None = None) -> Iterator[None]:
+    """Turn what the disk says about `path` into one `DiskError` line with a remedy.
+
+    With `elsewhere`, the way to another place, `path` is a folder, and the line names the file in
+    it that is refused.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            with suppress(OSError):
-                free = shutil.disk_usage(path.parent).free
-                raise DiskError(
-                    f"{path}: {error.strerror} ({free} bytes are free); "
-                    "make room or write to another disk"
-                ) from None
-        raise DiskError(f"{path}: {error.strerror or error}") from None
+        where = path if elsewhere is None else error.filename or path
+        remedy = _remedy(error.errno, path, elsewhere)
+        raise DiskError(f"{where}: {error.strerror or error}{remedy}") from None
+
+
+def _remedy(number: int | None, path: Path, elsewhere: str | None) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        with suppress(OSError):
+            free = shutil.disk_usage(path if elsewhere else path.parent).free
+            other = elsewhere or "write to another disk"
+            return f" ({free} bytes are free); make room or {other}"
+    if elsewhere and number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"; {elsewhere}"
+    return ""
 
 
 def need_room(path: Path, size: int) -> None:
@@ -95,19 +140,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a small file whole: `path` holds the old content or `data`, never less."""
+    """Write a small file whole: `path` holds the old content or `data`, never less. Where it is
+    a link, this is true of the file that it leads to."""
+    path = target_of(path)
     temporary = temporary_name(path)
     with disk_errors(path):
         remove_abandoned(path.parent)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             try:
                 write_at(fd, memoryview(data), 0)
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            temporary.replace(path)
+            put_in_place(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
             raise
-        sync_folder(path.parent)

@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from gpukit.errors import CheckpointError
+from gpukit.formats.closing import Closing
 from gpukit.formats.folder import NAMINGS, check_files, file_names, read_json, weight_files
 from gpukit.formats.pytorch import PytorchFile
 from gpukit.formats.safetensors import SafetensorsFile, StoredTensor
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """A Hugging Face folder: its `config` and the `tensors` of all its files of weights; `unread`
     are those beside them that an index does not list.
 
@@ -115,17 +115,6 @@ class Checkpoint:
 
     def close(self) -> None:
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _opened(path: Path) -> SafetensorsFile | PytorchFile:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gpukit.errors import CheckpointError
+from gpukit.formats.nesting import check_nesting
 from gpukit.formats.pointers import POINTER, is_pointer
+from gpukit.formats.positioned import read_whole
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ READ = frozenset(
     (".json", ".jinja", ".model", ".txt", ".md", ".safetensors", ".bin", ".pth", ".gguf")
 )
 TEMPLATES = "additional_chat_templates"
+# Bytes of one of these texts: a few times those of the largest vocabulary there is.
+MOST_TEXT = 128 << 20
 
 
 def weight_files(names: Iterable[str]) -> tuple[Naming, list[str]] | None:
@@ -81,7 +85,8 @@ def model_name(folder: Path) -> str:
 def read_json(path: Path, kind: type[CheckpointError] = CheckpointError) -> dict[str, Any] | None:
     """The JSON object in `path`, None where there is no such file; `kind` for anything else."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(read_whole(path, MOST_TEXT).decode())
+        check_nesting(value)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -93,6 +98,18 @@ def read_json(path: Path, kind: type[CheckpointError] = CheckpointError) -> dict
     return value
 
 
+def read_text(path: Path, kind: type[CheckpointError] = CheckpointError) -> str:
+    """The text in `path`, which is there, with lines as Python ends them; `kind` where it is no
+    UTF-8."""
+    try:
+        text = read_whole(path, MOST_TEXT).decode()
+    except OSError as error:
+        raise kind(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise kind(f"{path}: byte {error.start} is no UTF-8 text") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def check_files(folder: Path) -> None:
     """`CheckpointError` for a file that is a link out of `folder`, a pipe, a device or a pointer.
 
@@ -101,7 +118,7 @@ def check_files(folder: Path) -> None:
     """
     root = folder.resolve()
     allowed = [root, *_blobs(root)]
-    for path in [*_read(folder), *_read(folder / TEMPLATES)]:
+    for path in read_files(folder):
         try:
             target = path.resolve()
         except (OSError, RuntimeError):  # Python before 3.13 has the second for loops
@@ -115,6 +132,11 @@ def check_files(folder: Path) -> None:
             raise CheckpointError(f"{path}: no regular file")
         if is_pointer(path):
             raise CheckpointError(f"{path}: {POINTER}")
+
+
+def read_files(folder: Path) -> list[Path]:
+    """The files of a model folder that are read where they are there."""
+    return [*_read(folder), *_read(folder / TEMPLATES)]
 
 
 def _read(folder: Path) -> Sequence[Path]:

@@ -11,12 +11,12 @@ import struct
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from gpukit.errors import GGUFError
+from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_fields import (
     CODES,
     DEFAULT_ALIGNMENT,
@@ -28,7 +28,7 @@ from gpukit.formats.gguf_fields import (
     type_sizes,
 )
 from gpukit.formats.pointers import POINTER, is_pointer
-from gpukit.formats.positioned import read_at
+from gpukit.formats.positioned import open_to_read, read_at
 
 MAGIC = b"GGUF"
 MAX_LENGTH = 1 << 30  # of a string in bytes, of an array in items
@@ -40,7 +40,7 @@ MIN_FIELD_BYTES = 13
 MIN_TENSOR_BYTES = 24
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """An open GGUF file: `fields` and `tensors` by name in file order; data is read on demand.
 
     Raises `GGUFError` (one line, with the file's name) for anything malformed or truncated.
@@ -49,7 +49,7 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = open_to_read(self.path)
         except FileNotFoundError:
             raise GGUFError(f"{self.path}: no such file") from None
         except OSError as error:
@@ -103,22 +103,11 @@ class GGUFFile:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def is_gguf(path: Path) -> bool:
     """Whether the file begins with GGUF's magic."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_to_read(path), "rb") as file:
             return file.read(4) == MAGIC
     except OSError:
         return False

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from gpukit.errors import ArgumentError, GGUFError, one_line
 from gpukit.formats import atomic
+from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_fields import Field, TensorInfo, TensorSpec, i32, u16
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
@@ -30,6 +31,12 @@ def part_path(path: Path, number: int, count: int) -> Path:
     return path.with_name(f"{stem}-{number + 1:05}-of-{count:05}.gguf")
 
 
+def part_of(name: str) -> tuple[str, int, int] | None:
+    """Stem, number from 1 on and count of a file name that is one part's; None for any other."""
+    match = _NAME.fullmatch(name)
+    return (match["stem"], int(match["no"]), int(match["count"])) if match else None
+
+
 def is_part(path: Path) -> bool:
     """Whether the GGUF at `path` is one of several of its model."""
     with GGUFFile(path) as file:
@@ -45,7 +52,7 @@ def parse_size(text: str) -> int:
     return size
 
 
-class GGUFModel:
+class GGUFModel(Closing):
     """A model in one GGUF file or in all parts of a split one, any of which may be named.
 
     `fields` and `tensors` as in `GGUFFile`, without the keys that only number the parts; `paths`
@@ -80,17 +87,16 @@ class GGUFModel:
         return len(self._files) > 1
 
     def _paths(self, count: int) -> list[Path]:
-        match = _NAME.fullmatch(self.path.name)
-        if match is None:
+        named = part_of(self.path.name)
+        if named is None:
             raise GGUFError(
                 f"{self.path}: one of {count} parts of a model, but not called "
                 f"NAME-00001-of-{count:05}.gguf; give the parts their names back"
             )
-        if int(match["count"]) != count:
-            raise GGUFError(
-                f"{self.path}: its name says {int(match['count'])} parts, its metadata {count}"
-            )
-        paths = [part_path(self.path.with_name(match["stem"]), i, count) for i in range(count)]
+        stem, _, said = named
+        if said != count:
+            raise GGUFError(f"{self.path}: its name says {said} parts, its metadata {count}")
+        paths = [part_path(self.path.with_name(stem), i, count) for i in range(count)]
         missing = [path for path in paths if not path.is_file()]
         if missing:
             raise GGUFError(
@@ -147,17 +153,6 @@ class GGUFModel:
 
     def close(self) -> None:
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def parts_by_size(tensors: Iterable[TensorSpec], limit: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ For each weight they hold the mean of the squares of what came in at each column
 llama.cpp, tools/imatrix/imatrix.cpp; both are told apart by their first bytes.
 """
 
+import mmap
 import os
 import struct
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from gpukit.errors import FormatError, one_line
 from gpukit.formats.gguf_reader import GGUFFile, is_gguf
+from gpukit.formats.positioned import open_to_read
 
 Floats = npt.NDArray[np.float32]
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -38,7 +40,7 @@ def read_imatrix(path: Path) -> Imatrix:
     What llama-quantize makes of it: sums over counts, 1 for experts that nothing came to.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FormatError(f"{path}: no such file; an importance matrix is needed")
     found = _read_gguf(path) if is_gguf(path) else _read_dat(path)
     if not found.entries:
@@ -89,11 +91,16 @@ def _means(file: GGUFFile, name: str) -> Floats:
 
 def _read_dat(path: Path) -> Imatrix:
     try:
-        data = path.read_bytes() if os.path.getsize(path) else b""
+        fd = open_to_read(path)
+        try:
+            # Mapped: of a file that is something else, however large, little is read.
+            data = mmap.mmap(fd, 0, access=mmap.ACCESS_READ) if os.fstat(fd).st_size else b""
+        finally:
+            os.close(fd)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
-    reader = _Dat(path, data)
     entries: dict[str, Floats] = {}
+    reader = _Dat(path, data)
     count = reader.number("the number of entries")
     if count < 1 or count > len(data) // 12:
         raise FormatError(f"{path}: no importance matrix: {count} entries in {len(data)} bytes")
@@ -114,7 +121,7 @@ def _read_dat(path: Path) -> Imatrix:
 class _Dat:
     """The bytes of a .dat file, taken from the front."""
 
-    def __init__(self, path: Path, data: bytes) -> None:
+    def __init__(self, path: Path, data: bytes | mmap.mmap) -> None:
         self._path, self._data, self._at = path, data, 0
 
     def fail(self, what: str) -> None:

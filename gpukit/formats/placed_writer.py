@@ -68,7 +68,9 @@ class PlacedWriter:
         self._written: list[list[tuple[int, int]]] = [[] for _ in self.tensors]
         self._lock = Lock()
         self._fd = -1
-        self._temporary = atomic.temporary_name(self.path)
+        # A link stays one: the file that it leads to is replaced.
+        self._target = atomic.target_of(self.path)
+        self._temporary = atomic.temporary_name(self._target)
 
     @property
     def size(self) -> int:
@@ -81,14 +83,13 @@ class PlacedWriter:
 
     def open(self) -> None:
         """Make the file, header and all, under a temporary name."""
-        folder = self.path.parent
         with atomic.disk_errors(self.path):
-            atomic.remove_abandoned(folder)
-        atomic.need_room(self.path, self.size)
+            atomic.remove_abandoned(self._target.parent)
+        atomic.need_room(self._target, self.size)
         with atomic.disk_errors(self.path):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._fd = os.open(self._temporary, flags, 0o644)
             try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._fd = os.open(self._temporary, flags, 0o644)
                 # The length is set at once: padding is what nobody writes, and reads as zeros.
                 os.ftruncate(self._fd, self.size)
                 self._put(memoryview(self.layout.header), 0)
@@ -155,8 +156,7 @@ class PlacedWriter:
     def publish(self) -> None:
         """Give the complete file its name."""
         with atomic.disk_errors(self.path):
-            self._temporary.replace(self.path)
-            atomic.sync_folder(self.path.parent)
+            atomic.put_in_place(self._temporary, self._target)
         os.close(self._fd)
         self._fd = -1
 
@@ -195,4 +195,4 @@ class PlacedWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._temporary.unlink(missing_ok=True)
+        atomic.remove(self._temporary)

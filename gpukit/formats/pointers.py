@@ -3,7 +3,10 @@
 Format: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 """
 
+import os
 from pathlib import Path
+
+from gpukit.formats.positioned import open_to_read
 
 START = b"version https://git-lfs.github.com/spec/"
 LARGEST = 1024  # bytes, by the specification
@@ -16,7 +19,7 @@ POINTER = (
 def is_pointer(path: Path) -> bool:
     """Whether the file at `path` is a pointer; files that cannot be read are none."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_to_read(path), "rb") as file:
             return file.read(len(START)) == START and path.stat().st_size <= LARGEST
     except OSError:
         return False

@@ -8,6 +8,7 @@ bounded by the file's own size. Archives of torch before 1.6 are refused.
 Format: https://pytorch.org/docs/stable/notes/serialization.html
 """
 
+import os
 import pickletools
 import re
 import warnings
@@ -15,11 +16,12 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpukit.errors import PytorchError
+from gpukit.formats.closing import Closing
 from gpukit.formats.pointers import POINTER, is_pointer
+from gpukit.formats.positioned import open_to_read
 from gpukit.formats.safetensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ DTYPES = {
 }  # fmt: skip
 
 
-class PytorchFile:
+class PytorchFile(Closing):
     """An open file of torch.save that holds a dictionary of tensors; `tensors` in its order.
 
     Raises `PytorchError` (one line, with the file's name) for anything else, before any of it runs.
@@ -65,7 +67,10 @@ class PytorchFile:
     def _pickle(self) -> bytes:
         """The pickle in the archive, which is checked as far as torch trusts it."""
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with (
+                os.fdopen(open_to_read(self.path), "rb") as file,
+                zipfile.ZipFile(file) as archive,
+            ):
                 entries = archive.infolist()
                 self._check_entries(entries)
                 pickles = [e for e in entries if e.filename.split("/", 1)[-1] == "data.pkl"]
@@ -182,17 +187,6 @@ class PytorchFile:
 
     def close(self) -> None:
         self._values = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _global(operation: str, value: Any) -> str | None:

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from gpukit.errors import SafetensorsError
+from gpukit.formats.closing import Closing
 from gpukit.formats.pointers import POINTER, is_pointer
-from gpukit.formats.positioned import read_at
+from gpukit.formats.positioned import open_to_read, read_at
 
 # Bits of a value of each dtype.
 DTYPE_BITS = {
@@ -48,7 +48,7 @@ class StoredTensor:
     path: Path
 
 
-class SafetensorsFile:
+class SafetensorsFile(Closing):
     """An open safetensors file; `tensors` by name in the header's order.
 
     Raises `SafetensorsError` (one line, with file and tensor) for anything malformed or truncated.
@@ -57,7 +57,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = open_to_read(self.path)
         except FileNotFoundError:
             raise SafetensorsError(f"{self.path}: no such file") from None
         except OSError as error:
@@ -171,17 +171,6 @@ class SafetensorsFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _naturals(values: Any) -> bool:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gpukit.errors import ArgumentError
-from gpukit.models.base import ModelConfig
 from gpukit.models.cache import KVCache
+from gpukit.models.config import ModelConfig
 from gpukit.models.layers import Rope
 
 # Tokens of a prompt that pass through the layers together: decoding a weight pays for 512 products,

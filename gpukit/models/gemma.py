@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from gpukit.errors import CheckpointError
+from gpukit.formats.file_types import FILE_TYPE
 from gpukit.formats.gguf_fields import Field, f32, u32
-from gpukit.models import llama
-from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import FILE_TYPE, Architecture, ModelConfig, Rule
-from gpukit.models.decoder import Decoder
-from gpukit.models.sizes import check_activation, read_sizes, restore_sizes
+from gpukit.models import tables
+from gpukit.models.assemble import Style
+from gpukit.models.config import ModelConfig
+from gpukit.models.registry import Architecture
+from gpukit.models.rules import Rule
+from gpukit.models.sizes import check_activation, read_sizes
 from gpukit.models.tables import ATTENTION, FEED_FORWARD, OUTPUT_BIAS, QKV_BIASES, decoder_rules
-from gpukit.models.weights import Weights
 from gpukit.tokenizer import gemma_vocabulary
 
 NAME = "gemma"
@@ -37,7 +38,7 @@ GELU_TANH = ("gelu_pytorch_tanh", "gelu")
 gelu_tanh = partial(gelu, approximate="tanh")
 
 # A copy of the embedding, or nothing.
-SKIPPED = (*llama.SKIPPED, "lm_head.weight")
+SKIPPED = (*tables.SKIPPED, "lm_head.weight")
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
@@ -69,7 +70,7 @@ def attention_rows(config: ModelConfig) -> list[tuple[str, str, tuple[str, ...]]
 def shifted(rules: Sequence[Rule]) -> list[Rule]:
     """`rules` with 1 added to norms."""
     return [
-        replace(rule, transform=plus_one) if rule.source.endswith("norm.weight") else rule
+        replace(rule, transform=plus_one) if rule.name.endswith("norm.weight") else rule
         for rule in rules
     ]
 
@@ -109,16 +110,6 @@ def theta_fields(config: ModelConfig) -> list[Field]:
     return [f32(f"{config.arch}.rope.freq_base", config.rope_theta)]
 
 
-def restore(found: Mapping[str, Field]) -> ModelConfig:
-    """The configuration that a GGUF's metadata describes."""
-    return restore_sizes(found, NAME)
-
-
-def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
-    return assemble(config, weights, Style(activation=gelu_tanh, scaled=True))
-
-
 ARCHITECTURES = (
     Architecture(
         name=NAME,
@@ -127,8 +118,7 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=gemma_vocabulary,
-        restore=restore,
-        build=build,
+        style=Style(activation=gelu_tanh, scaled=True),
         skipped=SKIPPED,
     ),
 )

@@ -11,9 +11,8 @@ from math import sqrt
 from typing import Any
 
 from gpukit.formats.gguf_fields import Field, ValueType, array, f32, u32
-from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import Architecture, ModelConfig, Rule
-from gpukit.models.decoder import Decoder
+from gpukit.models.assemble import Style
+from gpukit.models.config import ModelConfig
 from gpukit.models.gemma import (
     GELU_TANH,
     SKIPPED,
@@ -24,10 +23,11 @@ from gpukit.models.gemma import (
     shifted,
     theta_fields,
 )
+from gpukit.models.registry import Architecture
+from gpukit.models.rules import Rule
 from gpukit.models.sizes import check_activation, read_sizes, restore_sizes
 from gpukit.models.tables import FEED_FORWARD_IN_NORMS, decoder_rules
 from gpukit.models.values import real, whole
-from gpukit.models.weights import Weights
 from gpukit.models.windows import windowed_layers
 from gpukit.tokenizer import gemma2_vocabulary
 
@@ -103,9 +103,9 @@ def usual_scale(config: ModelConfig, layers_27b: int) -> float:
     return 1 / sqrt(config.n_embd // config.n_head if is_27b else config.head_dim)
 
 
-def restore(found: Mapping[str, Field]) -> ModelConfig:
+def restore(found: Mapping[str, Field], arch: str) -> ModelConfig:
     """The configuration that a GGUF's metadata describes."""
-    config = restore_sizes(found, NAME)
+    config = restore_sizes(found, arch)
     return replace(
         config,
         window=config.window or WINDOW,
@@ -116,11 +116,6 @@ def restore(found: Mapping[str, Field]) -> ModelConfig:
     )
 
 
-def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
-    return assemble(config, weights, Style(activation=gelu_tanh, scaled=True, post_norms=True))
-
-
 ARCHITECTURES = (
     Architecture(
         name=NAME,
@@ -129,8 +124,8 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=gemma2_vocabulary,
-        restore=restore,
-        build=build,
+        style=Style(activation=gelu_tanh, scaled=True, post_norms=True),
+        restoring=restore,
         skipped=SKIPPED,
     ),
 )

@@ -12,16 +12,15 @@ from typing import Any
 
 from gpukit.errors import CheckpointError
 from gpukit.formats.gguf_fields import Field, f32, u32
-from gpukit.models import llama
-from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import Architecture, ModelConfig, Rule
-from gpukit.models.decoder import Decoder
+from gpukit.models.assemble import Style
+from gpukit.models.config import ModelConfig
 from gpukit.models.gemma import GELU_TANH, attention_rows, gelu_tanh, shifted
 from gpukit.models.gemma2 import pattern_fields, periodic, scale_fields, usual_scale
+from gpukit.models.registry import Architecture
+from gpukit.models.rules import Rule
 from gpukit.models.sizes import check_activation, read_sizes, restore_sizes, size_fields
 from gpukit.models.tables import FEED_FORWARD_IN_NORMS, QK_NORMS, decoder_rules
 from gpukit.models.values import real, section, whole
-from gpukit.models.weights import Weights
 from gpukit.models.windows import windowed_layers
 from gpukit.tokenizer import gemma2_vocabulary
 
@@ -99,21 +98,15 @@ def fields(config: ModelConfig) -> list[Field]:
     ]
 
 
-def restore(found: Mapping[str, Field]) -> ModelConfig:
+def restore(found: Mapping[str, Field], arch: str) -> ModelConfig:
     """The configuration that a GGUF's metadata describes."""
-    config = restore_sizes(found, NAME)
+    config = restore_sizes(found, arch)
     return replace(
         config,
         windowed=config.windowed or periodic(config.n_layer, PERIOD),
         rope_theta_local=config.rope_theta_local or LOCAL_THETA,
         attention_scale=config.attention_scale or usual_scale(config, LAYERS_27B),
     )
-
-
-def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
-    style = Style(activation=gelu_tanh, scaled=True, post_norms=True, qk_norms=True)
-    return assemble(config, weights, style)
 
 
 def renamed(name: str) -> str:
@@ -129,9 +122,8 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=gemma2_vocabulary,
-        restore=restore,
-        build=build,
-        skipped=llama.SKIPPED,
+        style=Style(activation=gelu_tanh, scaled=True, post_norms=True, qk_norms=True),
+        restoring=restore,
         skipped_parts=VISION,
         renamed=renamed,
     ),

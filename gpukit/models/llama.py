@@ -11,12 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from gpukit.formats.gguf_fields import Field, u32
-from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import Architecture, ModelConfig, PlannedTensor, Rule
-from gpukit.models.decoder import Decoder
+from gpukit.models.assemble import Style
+from gpukit.models.config import ModelConfig
 from gpukit.models.layers import rotate_pairs
+from gpukit.models.registry import Architecture
 from gpukit.models.rope import rope_divisors
-from gpukit.models.sizes import SILU, check_activation, read_sizes, restore_sizes, size_fields
+from gpukit.models.rules import PlannedTensor, Rule
+from gpukit.models.sizes import SILU, check_activation, read_sizes, size_fields
 from gpukit.models.tables import (
     ATTENTION,
     FEED_FORWARD,
@@ -25,7 +26,6 @@ from gpukit.models.tables import (
     QKV_BIASES,
     decoder_rules,
 )
-from gpukit.models.weights import Weights
 from gpukit.tokenizer import vocabulary_fields
 
 NAME = "llama"
@@ -35,9 +35,8 @@ DEFAULTS = {
 }  # fmt: skip
 
 SCALINGS = ("linear", "llama3", "yarn")
+STYLE = Style(rotate=rotate_pairs)
 
-# Tensors that carry nothing.
-SKIPPED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 # Rotated tensors: Hugging Face rotates halves of a head, GGUF neighbouring pairs.
 ROTATED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
 
@@ -107,16 +106,6 @@ def computed(config: ModelConfig) -> Sequence[PlannedTensor]:
     return (PlannedTensor("rope_freqs.weight", (len(factors),), (), "F32", values=factors),)
 
 
-def restore(found: Mapping[str, Field]) -> ModelConfig:
-    """The configuration that a GGUF's metadata describes."""
-    return restore_sizes(found, NAME)
-
-
-def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
-    return assemble(config, weights, Style(rotate=rotate_pairs))
-
-
 ARCHITECTURES = (
     Architecture(
         name=NAME,
@@ -125,9 +114,7 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=vocabulary_fields,
-        restore=restore,
-        build=build,
+        style=STYLE,
         computed=computed,
-        skipped=SKIPPED,
     ),
 )

@@ -9,7 +9,9 @@ from typing import Any
 
 from gpukit.formats.gguf_fields import Field
 from gpukit.models import llama
-from gpukit.models.base import Architecture, ModelConfig, Rule
+from gpukit.models.config import ModelConfig
+from gpukit.models.registry import Architecture
+from gpukit.models.rules import Rule
 from gpukit.models.sizes import SILU, check_activation, read_sizes
 from gpukit.models.tables import ATTENTION, FEED_FORWARD, decoder_rules
 from gpukit.models.windows import window_fields, with_window
@@ -49,9 +51,7 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=vocabulary_fields,
-        restore=llama.restore,
-        build=llama.build,
+        style=llama.STYLE,
         computed=llama.computed,
-        skipped=llama.SKIPPED,
     ),
 )

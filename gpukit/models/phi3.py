@@ -8,22 +8,23 @@ transformers' Phi3Config, llama.cpp's converter (its own list of metadata) and l
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import isclose, log, sqrt
 from typing import Any
 
 import torch
 
 from gpukit.errors import CheckpointError
+from gpukit.formats.file_types import FILE_TYPE
 from gpukit.formats.gguf_fields import Field, f32, u32
-from gpukit.models import llama
-from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import FILE_TYPE, Architecture, ModelConfig, PlannedTensor, Rule
-from gpukit.models.decoder import Decoder
+from gpukit.models.assemble import Style
+from gpukit.models.config import ModelConfig
+from gpukit.models.registry import Architecture
 from gpukit.models.rope import PLAIN, rope_kind
+from gpukit.models.rules import PlannedTensor, Rule
 from gpukit.models.sizes import SILU, check_activation, check_square, read_sizes, restore_sizes
 from gpukit.models.tables import FUSED, decoder_rules
 from gpukit.models.values import real, section, whole
-from gpukit.models.weights import Weights
 from gpukit.tokenizer import phi3_vocabulary
 
 NAME = "phi3"
@@ -143,16 +144,6 @@ def computed(config: ModelConfig) -> Sequence[PlannedTensor]:
     ]  # fmt: skip
 
 
-def restore(found: Mapping[str, Field]) -> ModelConfig:
-    """The configuration that a GGUF's metadata describes."""
-    return restore_sizes(found, NAME, partial=True)
-
-
-def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
-    return assemble(config, weights, Style(fused=True))
-
-
 ARCHITECTURES = (
     Architecture(
         name=NAME,
@@ -161,10 +152,10 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=phi3_vocabulary,
-        restore=restore,
-        build=build,
+        style=Style(fused=True),
+        # RoPE may rotate a part of a head.
+        restoring=partial(restore_sizes, partial=True),
         computed=computed,
         first_fields=first_fields,
-        skipped=llama.SKIPPED,
     ),
 )

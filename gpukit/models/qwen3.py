@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpukit.formats.gguf_fields import Field
-from gpukit.models.assemble import Style, assemble
-from gpukit.models.base import Architecture, ModelConfig, Rule
-from gpukit.models.decoder import Decoder
-from gpukit.models.llama import SKIPPED
+from gpukit.models.assemble import Style
+from gpukit.models.config import ModelConfig
 from gpukit.models.qwen2 import DEFAULTS, with_qwen_window
-from gpukit.models.sizes import SILU, check_activation, read_sizes, restore_sizes, size_fields
+from gpukit.models.registry import Architecture
+from gpukit.models.rules import Rule
+from gpukit.models.sizes import SILU, check_activation, read_sizes, size_fields
 from gpukit.models.tables import (
     ATTENTION,
     FEED_FORWARD,
@@ -21,7 +21,6 @@ from gpukit.models.tables import (
     QKV_BIASES,
     decoder_rules,
 )
-from gpukit.models.weights import Weights
 from gpukit.models.windows import window_fields
 from gpukit.tokenizer import plain_vocabulary
 
@@ -45,16 +44,6 @@ def fields(config: ModelConfig) -> list[Field]:
     return [*size_fields(config), *window_fields(config)]
 
 
-def restore(found: Mapping[str, Field]) -> ModelConfig:
-    """The configuration that a GGUF's metadata describes."""
-    return restore_sizes(found, NAME)
-
-
-def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
-    return assemble(config, weights, Style(qk_norms=True))
-
-
 ARCHITECTURES = (
     Architecture(
         name=NAME,
@@ -63,8 +52,6 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=plain_vocabulary,
-        restore=restore,
-        build=build,
-        skipped=SKIPPED,
+        style=Style(qk_norms=True),
     ),
 )

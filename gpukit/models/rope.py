@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, f32, string, u32
-from gpukit.models.base import ModelConfig
+from gpukit.models.config import ModelConfig
 from gpukit.models.values import real, section, stored, whole
 
 # Kinds that need nothing but their base.

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from gpukit.errors import CheckpointError, GGUFError
+from gpukit.formats.file_types import FILE_TYPE
 from gpukit.formats.gguf_fields import Field, f32, u32
-from gpukit.models.base import FILE_TYPE, ModelConfig
+from gpukit.models.config import ModelConfig
 from gpukit.models.rope import rope_fields, stored_yarn, with_rope
 from gpukit.models.values import (
     MOST_EXPERTS,

@@ -5,7 +5,11 @@ An architecture takes the rows that it has, and adds its own.
 
 from collections.abc import Iterable, Sequence
 
-from gpukit.models.base import ModelConfig, Rule
+from gpukit.models.config import ModelConfig
+from gpukit.models.rules import Rule
+
+# Tensors that carry nothing, by the ends of their names.
+SKIPPED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
 # Checkpoint name, GGUF name, shape (outermost first; see `sizes`).
 Row = tuple[str, str, tuple[str, ...]]

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, ValueType, array, u32
-from gpukit.models.base import ModelConfig
+from gpukit.models.config import ModelConfig
 from gpukit.models.values import count, whole
 
 

@@ -1,12 +1,13 @@
 """Times the kernels of each type on one device, beside a copy in the same run."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 import gpukit_kernels as kernels
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, did_you_mean
 from gpukit_kernels import QuantType
 
 WHATS = ("quantize", "dequantize")
@@ -40,6 +41,13 @@ class Rate:
     def bytes_per_second(self) -> float:
         return self.nbytes / self.seconds
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "weights_per_second": self.weights_per_second,
+            "bytes_per_second": self.bytes_per_second,
+        }
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -55,6 +63,15 @@ class Bench:
         """The rate of each type, one after the other."""
         for row in self.types:
             yield self._rate(row)
+
+    def as_json(self) -> dict[str, Any]:
+        """All rates, which are measured now, as one JSON-ready document."""
+        return {
+            "what": self.what,
+            "device": str(self.device),
+            "copy_bytes_per_second": self.copy,
+            "rates": [rate.as_json() for rate in self.rates()],
+        }
 
     def _rate(self, row: QuantType) -> Rate:
         x = _values(self.weights, self.device)
@@ -83,12 +100,10 @@ def plan_bench(
     No `types` means all: those that can be written for `quantize`.
     """
     if what not in WHATS:
-        raise ArgumentError(f"{what!r} cannot be timed; known: {', '.join(WHATS)}")
-    try:
-        place = kernels.device(device)
-        rows = [kernels.by_name(name) for name in types] or list(kernels.QUANTS.values())
-    except kernels.QuantError as error:
-        raise ArgumentError(str(error)) from None
+        hint = did_you_mean(what, WHATS)
+        raise ArgumentError(f"{what!r} cannot be timed; known: {', '.join(WHATS)}{hint}")
+    place = kernels.device(device)
+    rows = [kernels.by_name(name) for name in types] or list(kernels.QUANTS.values())
     if what == "quantize":
         if types and (lacking := [row.name for row in rows if not row.encodable]):
             raise ArgumentError(f"{lacking[0]} can only be read; time it with dequantize")

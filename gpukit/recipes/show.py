@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpukit.formats.file_types import file_type_name
 from gpukit.formats.gguf_fields import Field, TensorInfo
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.store import blobs, modelfile
-from gpukit.store.config import Config, file_type_name, human_count
+from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import Manifest
 from gpukit.store.modelfile import Message, Modelfile
 from gpukit.store.names import ModelName

@@ -1,6 +1,6 @@
 """The store of models on disk, laid out as Ollama's, and the text that describes a model.
 
-    Store(root).resolve(MODEL)      a name or a .gguf file -> what to open
+    Store(root).resolve(NAME)       a name -> what to open
     change, copy, remove            the ways to change a store
     modelfile                       Modelfiles, read and written
 

@@ -1,19 +1,21 @@
 """Blobs: files named by the sha256 of their content; how they are copied in, hashed and checked."""
 
-import errno
 import fcntl
 import hashlib
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from gpukit.errors import ArgumentError, DiskError, StoreError
+from gpukit.errors import ArgumentError, StoreError
+from gpukit.formats import atomic
 from gpukit.formats.atomic import need_room
+from gpukit.formats.positioned import write_all
 from gpukit.store.manifest import Layer, digest_hex
 
 CHUNK = 8 << 20
+# Bytes of a layer that is read at once: as many as a Modelfile can have.
+MOST_TEXT = 16 << 20
 # Linux's ioctl to share the blocks of a whole file (btrfs, xfs, overlay on either).
 FICLONE = 0x40049409
 
@@ -51,7 +53,13 @@ def check(blobs: Path, layer: Layer, owner: str) -> Path:
 
 
 def read(blobs: Path, layer: Layer, owner: str) -> bytes:
-    """The bytes of a small blob, checked against its digest; StoreError where they differ."""
+    """The bytes of a small blob, checked against its digest; StoreError where they differ, and
+    where the manifest says that it is a large one."""
+    if layer.size > MOST_TEXT:
+        raise StoreError(
+            f"model '{owner}': the {layer.kind} blob {layer.digest} has {layer.size} bytes; "
+            f"{MOST_TEXT} can be read: remove the model, then create or pull it again"
+        )
     path = check(blobs, layer, owner)
     data = path.read_bytes()
     if (actual := digest_of(data)) != layer.digest:
@@ -80,7 +88,7 @@ def copy_in(
         while n := (writer if shared else reader).readinto(buffer):
             hasher.update(buffer[:n])
             if not shared:
-                _write_all(writer.fileno(), buffer[:n])
+                write_all(writer.fileno(), buffer[:n])
             size += n
             if advance:
                 advance(n)
@@ -92,28 +100,13 @@ def write_new(path: Path, data: bytes) -> None:
     """Write the new file `path`, synced to the disk, mode 0644."""
     with path.open("xb", buffering=0) as file:
         os.fchmod(file.fileno(), 0o644)
-        _write_all(file.fileno(), memoryview(data))
+        write_all(file.fileno(), memoryview(data))
         os.fsync(file.fileno())
 
 
-@contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turn what the system refuses below `where` into one DiskError line with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        path = error.filename or where
-        reason = error.strerror or str(error)
-        raise DiskError(f"{path}: {reason}{_remedy(error.errno, where)}") from error
-
-
-def _remedy(number: int | None, where: Path) -> str:
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(where).free if where.exists() else 0
-        return f" ({free} bytes are free): make room or set GPUKIT_MODELS"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ": set GPUKIT_MODELS to a folder that you may write to"
-    return ""
+def disk_errors(where: Path) -> AbstractContextManager[None]:
+    """What the disk says below the folder `where` of a store becomes one `DiskError` line."""
+    return atomic.disk_errors(where, "set GPUKIT_MODELS to a folder that takes more files")
 
 
 def _share_blocks(reader: int, writer: int) -> bool:
@@ -122,8 +115,3 @@ def _share_blocks(reader: int, writer: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _write_all(handle: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(handle, data) :]

@@ -190,8 +190,8 @@ def _settle(store: Store, scratch: Scratch, folder: Path) -> None:
         _remove_empty(store.manifests, PurePosixPath(path))
     try:
         unmentioned = found.owns - store.mentioned() if found.owns else frozenset()
-    except PermissionError:
-        return  # somebody else's manifest: what it mentions is not known, so every blob stays
+    except OSError:
+        return  # a manifest of somebody else's, or none: what it mentions is not known, all stay
     claimed = unmentioned & scratch.living_claims() if unmentioned else frozenset()
     for digest in unmentioned - claimed:
         blobs.blob_path(store.blobs, digest).unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """The config blob: what `list` and `show` say of a model without opening its weights."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -50,7 +49,7 @@ def decode(data: bytes) -> Config:
 
     Raises ValueError where `data` is no JSON object.
     """
-    root = json.loads(data)
+    root = gojson.decode(data)
     if not isinstance(root, Mapping):
         raise ValueError("not a JSON object")
     kept: dict[str, Any] = {}
@@ -58,7 +57,7 @@ def decode(data: bytes) -> Config:
         value = root.get(item.name)
         if isinstance(item.default, tuple) and isinstance(value, list):
             kept[item.name] = tuple(text for text in value if isinstance(text, str))
-        elif type(value) is type(item.default):
+        elif type(value) is type(item.default) and not (isinstance(value, int) and value >= 2**63):
             kept[item.name] = value
     return Config(**kept)
 
@@ -72,14 +71,3 @@ def human_count(n: int) -> str:
     if n >= 10**3:
         return f"{n / 1e3:.0f}K"
     return str(n)
-
-
-def file_type_name(number: object) -> str:
-    """The name of `general.file_type`: `Q4_K_M`. Ollama reads 0 (all F32) as `unknown` too."""
-    import gguf
-
-    try:
-        name = gguf.LlamaFileType(number).name
-    except ValueError:
-        return "unknown"
-    return "unknown" if number == 0 else name.removeprefix("MOSTLY_")

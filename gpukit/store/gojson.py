@@ -1,8 +1,12 @@
-"""JSON as Go's encoding/json writes it: the bytes that digests in the store depend on."""
+"""JSON as Go's encoding/json writes it, the bytes that digests in the store depend on, and as it
+reads it."""
 
 import json
 import math
-from typing import Any
+import re
+from typing import Any, NoReturn
+
+from gpukit.formats.nesting import check_nesting
 
 # Escaped so that the text may stand inside HTML and JavaScript.
 _ESCAPES = str.maketrans(
@@ -40,8 +44,56 @@ def _encode(value: Any) -> str:
 
 
 def _string(text: str) -> str:
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return json.dumps(text, ensure_ascii=False).translate(_ESCAPES)
+    return json.dumps(_whole(text), ensure_ascii=False).translate(_ESCAPES)
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+# The digits of the largest float64 before the point.
+_MOST_DIGITS = 309
+
+
+def decode(data: bytes) -> Any:
+    """What JSON text says; bytes that are no UTF-8, and lone surrogates, become U+FFFD.
+
+    Raises ValueError for what is no JSON, for numbers beyond a float64 and NaN, which Go refuses,
+    and for what is nested too deeply.
+    """
+    text = data.decode("utf-8", "replace")
+    try:
+        value = json.loads(text, parse_constant=_refused, parse_float=_float, parse_int=_int)
+        check_nesting(value)
+        return _without_surrogates(value) if _SURROGATE.search(text) else value
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refused(text: str) -> NoReturn:
+    raise ValueError(f"{text if len(text) < 40 else f'{text[:40]}…'} is no number of JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refused(text)
+
+
+def _int(text: str) -> int:
+    if len(text.lstrip("-")) > _MOST_DIGITS or not math.isfinite(float(text)):
+        _refused(text)
+    return int(text)
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return _whole(value)
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(key): _without_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def number(value: float) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from gpukit.errors import StoreError
 from gpukit.formats.atomic import sync_folder
+from gpukit.formats.positioned import write_all
 from gpukit.store.manifest import digest_hex
 
 LOCK = "lock"
@@ -61,9 +62,7 @@ class Job:
 
     def note(self, entry: Entry, what: str) -> None:
         """Add a line; it is on the disk when this returns."""
-        line = f"{entry} {what}\n".encode()
-        while line:
-            line = line[os.write(self._journal, line) :]
+        write_all(self._journal, memoryview(f"{entry} {what}\n".encode()))
         os.fsync(self._journal)
 
     def temporary(self) -> Path:

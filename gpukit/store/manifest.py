@@ -1,6 +1,5 @@
 """Manifests: the file that lists a model's layers by digest."""
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -93,8 +92,8 @@ def decode(data: bytes, where: str) -> Manifest:
     `where` names the manifest in errors. Raises StoreError where it is no manifest.
     """
     try:
-        root = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        root = gojson.decode(data)
+    except ValueError as error:
         raise _corrupt(where, f"no JSON ({error})") from None
     if not isinstance(root, dict):
         raise _corrupt(where, "not a JSON object")
@@ -115,7 +114,7 @@ def _layer(value: Any, where: str, which: str) -> Layer:
     digest, size, media_type = value.get("digest"), value.get("size"), value.get("mediaType")
     if not isinstance(digest, str) or not (hex_digits := digest_hex(digest)):
         raise _corrupt(where, f"{which} has the digest {str(digest)[:80]!r}, no sha256")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
         raise _corrupt(where, f"{which} has the size {str(size)[:40]!r}")
     if not isinstance(media_type, str):
         raise _corrupt(where, f"{which} has no media type")

@@ -5,12 +5,14 @@ read(path), parse(text) -> Modelfile: what the commands mean
 write(modelfile) -> text that `parse` reads back to the same Modelfile
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpukit.errors import ArgumentError, ModelfileError
+from gpukit.formats.positioned import read_whole
 from gpukit.store import parameters
 from gpukit.store.parameters import Value
 
@@ -71,12 +73,10 @@ class Modelfile:
 def read(path: Path) -> Modelfile:
     """The Modelfile at `path`; ModelfileError names the file and the line of a fault."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_whole(path, MAX_BYTES)
     except OSError as error:
-        raise ModelfileError(f"{path}: {error.strerror}: name a Modelfile with -f") from None
-    if len(data) > MAX_BYTES:
-        raise ModelfileError(f"{path}: over {MAX_BYTES:,} bytes: this is no Modelfile")
+        what = "this is no Modelfile" if error.errno == errno.EFBIG else "name a Modelfile with -f"
+        raise ModelfileError(f"{path}: {error.strerror}: {what}") from None
     return parse(_decode(data, str(path)), where=str(path), folder=path.parent)
 
 

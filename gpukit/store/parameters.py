@@ -1,12 +1,13 @@
 """Model parameters: their names and types, from Modelfile words to the JSON that is stored."""
 
+import math
 import re
 import struct
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, did_you_mean
 
 Value = int | float | bool | str | list[str]
 
@@ -49,19 +50,22 @@ def parse(name: str, text: str) -> Value:
     """
     kind = TYPES.get(name)
     if kind is None:
-        raise ArgumentError(f"unknown parameter '{name}' (known: {', '.join(sorted(TYPES))})")
+        raise ArgumentError(
+            f"unknown parameter '{_shown(name)}' (known: {', '.join(sorted(TYPES))})"
+            f"{did_you_mean(name, TYPES)}"
+        )
     if kind is list:
         return text
     if kind is bool:
         if text not in _BOOLS:
-            raise ArgumentError(f"invalid bool value [{text}] for {name}: true or false")
+            raise ArgumentError(f"invalid bool value [{_shown(text)}] for {name}: true or false")
         return _BOOLS[text]
     if kind is int:
-        if not _INT.fullmatch(text) or not -(2**63) <= int(text) < 2**63:
-            raise ArgumentError(f"invalid int value [{text}] for {name}: a whole number")
-        return int(text)
+        if not _INT.fullmatch(text) or (number := _int64(text)) is None:
+            raise ArgumentError(f"invalid int value [{_shown(text)}] for {name}: a whole number")
+        return number
     if not _FLOAT.fullmatch(text) or (value := _float32(text)) is None:
-        raise ArgumentError(f"invalid float value [{text}] for {name}: a number")
+        raise ArgumentError(f"invalid float value [{_shown(text)}] for {name}: a number")
     return value
 
 
@@ -89,7 +93,7 @@ def from_json(value: Any) -> dict[str, Value]:
 def _typed(name: str, value: Any) -> Value:
     kind = TYPES.get(name)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int and number and value == int(value):
+    if kind is int and number and -(2**63) <= value < 2**63 and value == int(value):
         return int(value)
     if kind is float and number:
         return float(value)
@@ -123,6 +127,19 @@ def _through_float(value: Value) -> Value:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _int64(text: str) -> int | None:
+    """The whole number `text` if it fits into 64 bits; of a long one not every digit is read."""
+    digits = text.lstrip("+-").lstrip("0")
+    if len(digits) > 19:
+        return None
+    number = int(digits or "0") * (-1 if text.startswith("-") else 1)
+    return number if -(2**63) <= number < 2**63 else None
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
 def _float32(text: str) -> float | None:
     """`text` rounded to float32, as the float64 of its shortest decimal; None if too large."""
     packed = _pack(float(text))
@@ -143,6 +160,8 @@ def _float32(text: str) -> float | None:
 
 
 def _pack(value: float) -> bytes | None:
+    if math.isinf(value):
+        return None
     try:
         return struct.pack("<f", value)
     except OverflowError:

@@ -5,31 +5,43 @@ blobs/sha256-<64 hex>                           the layers
 .gpukit/                                        scratch place and journals (see journal.py)
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpukit.errors import ArgumentError, StoreError
+from gpukit.errors import ArgumentError, NotFoundError, StoreError, did_you_mean
 from gpukit.events import Report, Warned, ignore
-from gpukit.store import blobs, config, parameters
+from gpukit.formats.paths import expanded
+from gpukit.formats.positioned import read_whole
+from gpukit.store import blobs, config, gojson, parameters
 from gpukit.store.manifest import Layer, Manifest, decode, mentioned
 from gpukit.store.modelfile import Message
-from gpukit.store.names import ModelName
+from gpukit.store.names import DEFAULT_TAG, ModelName
 
 SCRATCH = ".gpukit"
+# Registries take no larger ones.
+MOST_OF_A_MANIFEST = 4 << 20
 
 
 def default_root() -> Path:
-    """`$GPUKIT_MODELS`, else `$OLLAMA_MODELS`, else `~/.ollama/models`."""
+    """`$GPUKIT_MODELS`, else `$OLLAMA_MODELS`, else `~/.ollama/models`.
+
+    `StoreError` for a user without a home folder, as containers have them.
+    """
     for variable in ("GPUKIT_MODELS", "OLLAMA_MODELS"):
         if value := os.environ.get(variable, "").strip(" \t'\""):
-            return Path(value).expanduser().absolute()
-    return Path.home() / ".ollama" / "models"
+            return expanded(value).absolute()
+    try:
+        return Path.home() / ".ollama" / "models"
+    except RuntimeError:
+        raise StoreError(
+            "there is no home folder, so no place for models: set GPUKIT_MODELS to a folder"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,20 @@ class StoredModel:
     def id(self) -> str:
         return self.digest[:12]
 
+    def as_json(self) -> dict[str, Any]:
+        """Ollama's names; the size in bytes."""
+        return {
+            "name": self.name.display,
+            "digest": self.digest,
+            "size": self.size,
+            "modified_at": self.modified.isoformat(),
+        }
+
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model that can be opened: the path of its GGUF and what its Modelfile set beside it."""
+    """A model that can be opened: the path of its GGUF, or of a folder, and what its Modelfile set
+    beside it."""
 
     gguf: Path
     name: ModelName | None = None
@@ -60,12 +82,23 @@ class ResolvedModel:
 
 
 class Store:
-    """The store below `root`; a root that does not exist is an empty store."""
+    """The store below `root`, by default `default_root()`, which is asked for when something is
+    looked for in the store; a root that does not exist is an empty store."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root if root is not None else default_root()
-        self.manifests = self.root / "manifests"
-        self.blobs = self.root / "blobs"
+        self._root = root
+
+    @cached_property
+    def root(self) -> Path:
+        return self._root if self._root is not None else default_root()
+
+    @property
+    def manifests(self) -> Path:
+        return self.root / "manifests"
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "blobs"
 
     @property
     def scratch(self) -> Path:
@@ -83,10 +116,12 @@ class Store:
                 found.append(name)
         return sorted(found, key=str)
 
-    def models(self, report: Report = ignore) -> list[StoredModel]:
-        """All models, the latest first; of a manifest that cannot be read a warning tells."""
+    def models(self, report: Report = ignore, prefix: str = "") -> list[StoredModel]:
+        """The models whose names begin with `prefix` in any case, as `display` spells them, the
+        latest first; of a manifest that cannot be read a warning tells."""
         found = []
-        for name in self.names():
+        begins = prefix.lower()
+        for name in (n for n in self.names() if n.display.lower().startswith(begins)):
             try:
                 found.append(self.describe(name))
             except StoreError as error:
@@ -106,13 +141,18 @@ class Store:
         return ModelName.parse(text).in_casing_of(self.names())
 
     def existing(self, text: str) -> ModelName:
-        """The model that `text` names; StoreError where it is not in the store."""
+        """The model that `text` names; NotFoundError where it is not in the store."""
         name = self.find(text)
         if not self.has(name):
-            raise StoreError(
-                f"model '{text}' not found in {self.root}: `gpukit list` shows what is there"
-            )
+            hint = self.similar(text) or ": `gpukit list` shows what is there"
+            raise NotFoundError(f"model '{text}' not found in {self.root}{hint}")
         return name
+
+    def similar(self, text: str) -> str:
+        """`: did you mean 'x'?` where the name of a model is close to `text`, '' without one."""
+        shown = [name.display for name in self.names()]
+        bare = {name.removesuffix(f":{DEFAULT_TAG}"): name for name in shown}
+        return did_you_mean(text, (*shown, *bare), bare)
 
     def has(self, name: ModelName) -> bool:
         return self.manifest_path(name).is_file()
@@ -123,9 +163,9 @@ class Store:
     def manifest_bytes(self, name: ModelName) -> bytes:
         """The manifest as it is on disk; StoreError where the model is not in the store."""
         try:
-            return self.manifest_path(name).read_bytes()
+            return read_whole(self.manifest_path(name), MOST_OF_A_MANIFEST)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise StoreError(f"model '{name.display}' not found in {self.root}") from None
+            raise NotFoundError(f"model '{name.display}' not found in {self.root}") from None
         except OSError as error:
             raise StoreError(
                 f"model '{name.display}': {error.filename} cannot be read: {error.strerror}"
@@ -140,7 +180,7 @@ class Store:
         found: set[str] = set()
         for path in _four_levels(self.manifests):
             try:
-                found |= mentioned(path.read_bytes())
+                found |= mentioned(read_whole(path, MOST_OF_A_MANIFEST))
             except FileNotFoundError:
                 continue
         return found
@@ -148,6 +188,9 @@ class Store:
     def text(self, name: ModelName, layer: Layer) -> str:
         """The text of a small layer, checked against its digest."""
         return blobs.read(self.blobs, layer, name.display).decode("utf-8", "replace")
+
+    def _json(self, name: ModelName, layer: Layer) -> Any:
+        return gojson.decode(blobs.read(self.blobs, layer, name.display))
 
     def config(self, name: ModelName, manifest: Manifest) -> config.Config:
         """The config blob of a model; StoreError where it is missing or damaged."""
@@ -164,7 +207,7 @@ class Store:
         values: dict[str, parameters.Value] = {}
         for layer in manifest.of("params")[-1:]:
             try:
-                values = parameters.from_json(json.loads(self.text(name, layer)))
+                values = parameters.from_json(self._json(name, layer))
             except (ValueError, ArgumentError) as error:
                 raise _unreadable(name, layer, error) from None
         return values
@@ -173,7 +216,7 @@ class Store:
         """The conversation that the model begins with; () without one."""
         for layer in manifest.of("messages")[-1:]:
             try:
-                turns = json.loads(self.text(name, layer))
+                turns = self._json(name, layer)
                 return tuple(Message(str(t["role"]), str(t.get("content") or "")) for t in turns)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise _unreadable(name, layer, error) from None
@@ -197,25 +240,9 @@ class Store:
         where = f": it runs at {remote}" if remote else ""
         raise StoreError(f"model '{name.display}' has no weights in this store{where}")
 
-    def resolve(self, model: str) -> ResolvedModel:
-        """What `model` means: a name in the store or a .gguf file.
-
-        A path that ends in .gguf or begins like one (`/`, `./`, `~`) is a file; anything else is
-        looked for in the store first. Raises StoreError naming what is missing or damaged, and
-        ArgumentError for what is neither a name nor a path.
-        """
-        path = Path(model).expanduser()
-        if model.endswith(".gguf") or model.startswith(("/", ".", "~")):
-            return ResolvedModel(_gguf(path))
-        try:
-            name = self.find(model)
-        except ArgumentError:
-            if path.is_file():
-                return ResolvedModel(_gguf(path))
-            raise
-        if not self.has(name) and path.is_file():
-            return ResolvedModel(_gguf(path))
-        return self.open(self.existing(model))
+    def resolve(self, text: str) -> ResolvedModel:
+        """The model that `text` names, opened; NotFoundError where it is not in the store."""
+        return self.open(self.existing(text))
 
     def open(self, name: ModelName) -> ResolvedModel:
         """A model of the store with everything that its layers set."""
@@ -249,14 +276,6 @@ def _four_levels(manifests: Path) -> Iterator[Path]:
                 yield folder / entry.name
 
     return entries(manifests, 1)
-
-
-def _gguf(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise StoreError(f"{path}: a folder; a .gguf file or the name of a model is wanted here")
-    raise StoreError(f"{path}: no such file")
 
 
 def _unreadable(name: ModelName, layer: Layer, error: Any) -> StoreError:

@@ -7,10 +7,7 @@ from typing import Any
 
 from gpukit.errors import TokenizerError
 from gpukit.tokenizer.pretokenizers import PreTokenizer
-from gpukit.tokenizer.types import TokenType
-
-SPACE = "\u2581"
-BYTE_TEXTS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+from gpukit.tokenizer.types import BYTE_TEXTS, SPACE, TokenType
 
 
 class SentencePiece:

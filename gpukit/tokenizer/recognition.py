@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gpukit.errors import ArgumentError, TokenizerError
+from gpukit.errors import ArgumentError, TokenizerError, did_you_mean
 from gpukit.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 CHECK_TEXT = (
@@ -125,15 +125,24 @@ def recognise(library: Any, path: Path, pre: str | None = None) -> str:
 
     `ArgumentError` for a name that nobody knows, `TokenizerError` for such a hash.
     """
-    known = ", ".join(sorted(PRE_TOKENIZERS))
     if pre is not None:
-        if pre not in PRE_TOKENIZERS:
-            raise ArgumentError(f"--pre {pre}: unknown pre-tokenizer; known: {known}")
+        check_pre(pre)
         return pre
     digest = hashlib.sha256(str(library.encode(CHECK_TEXT).ids).encode()).hexdigest()
     if digest not in HASHES:
         raise TokenizerError(
             f"{path}: unknown pre-tokenizer (hash {digest}); if you know which one it is, name it "
-            f"with --pre, one of: {known}"
+            f"with --pre, one of: {_known()}"
         )
     return HASHES[digest]
+
+
+def check_pre(name: str) -> None:
+    """`ArgumentError` for the name of a pre-tokenizer that nobody knows."""
+    if name not in PRE_TOKENIZERS:
+        hint = did_you_mean(name, PRE_TOKENIZERS)
+        raise ArgumentError(f"--pre {name}: unknown pre-tokenizer; known: {_known()}{hint}")
+
+
+def _known() -> str:
+    return ", ".join(sorted(PRE_TOKENIZERS))

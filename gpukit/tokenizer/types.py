@@ -1,6 +1,10 @@
-"""Types of tokens, by their number in GGUF metadata."""
+"""Types of tokens, by their number in GGUF metadata, and how sentencepiece spells spaces and
+bytes."""
 
 from enum import IntEnum
+
+SPACE = "\u2581"
+BYTE_TEXTS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 class TokenType(IntEnum):

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import stat
 import sys
 import tempfile
 from contextlib import suppress
@@ -21,14 +22,31 @@ _CHOSEN = os.environ.get(VARIABLE)
 
 
 def folder() -> Path:
-    """$TORCHINDUCTOR_CACHE_DIR, else below $XDG_CACHE_HOME, else below ~/.cache."""
+    """$TORCHINDUCTOR_CACHE_DIR, else below $XDG_CACHE_HOME, else below ~/.cache, else, where there
+    is no home folder, one of this user's below the temporary folder."""
     if _CHOSEN:
         return Path(_CHOSEN)
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "gpukit" / "inductor"
     except RuntimeError:
-        return Path(tempfile.gettempdir()) / "gpukit" / "inductor"
+        return _without_home() / "inductor"
+
+
+@cache
+def _without_home() -> Path:
+    # What lies here is loaded and run: nobody else may have put it there.
+    path = Path(tempfile.gettempdir()) / f"gpukit-{os.getuid()}"
+    with suppress(OSError):
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+        if (
+            stat.S_ISDIR(found.st_mode)
+            and found.st_uid == os.getuid()
+            and not found.st_mode & 0o022
+        ):
+            return path
+    return Path(tempfile.mkdtemp(prefix="gpukit-"))
 
 
 def place(name: str) -> Path:

@@ -2,9 +2,9 @@
 
 Exactness: kernels are launched with `enable_fp_fusion=False` (no FMA), divide with `tl.div_rn` and
 take roots with `tl.sqrt_rn`; plain `/` and `tl.sqrt` are approximate. Before Triton 3.6 those two
-flush subnormals on a GPU. A NaN's bits differ between a GPU (0x7FFFFFFF) and x86 (0xFFC00000), so
-nothing here looks at them. Before Triton 3.9 `-v` is `0 - v`, which gives a zero the wrong sign:
-floats are negated by `negated_tl`.
+flush subnormals on a GPU. A NaN that is made has other bits on a GPU (0x7FFFFFFF) than on x86
+(0xFFC00000), so only `half_bits_tl` looks at them. Before Triton 3.9 `-v` is `0 - v`, which gives a
+zero the wrong sign: floats are negated by `negated_tl`.
 
 `at` is an int32 `[TILE]` of byte offsets of blocks; blocks are a uint8 pointer.
 """
@@ -85,10 +85,26 @@ def signed_byte_tl(v):
 
 @triton.jit
 def half_bits_tl(v):
-    """int16: bits.half_bits."""
+    """int16: bits.half_bits of what was computed: a GPU's NaN gets the sign of x86's."""
+    pattern = v.to(tl.int32, bitcast=True)
+    return _half_bits_tl(v, tl.where(pattern == 0x7FFFFFFF, -1, pattern))
+
+
+@triton.jit
+def given_half_bits_tl(v):
+    """int16: bits.half_bits of a value that was given, or of a magnitude: a NaN keeps its sign."""
+    return _half_bits_tl(v, v.to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def _half_bits_tl(v, signed):
     plain = v.to(tl.float16).to(tl.int16, bitcast=True)
-    sign = (v.to(tl.int32, bitcast=True) >> 16) & 0x8000
-    return tl.where(v == v, plain, (sign | 0x7E00).to(tl.int16))
+    nan = ((signed >> 16) & 0x8000) | 0x7E00
+    return tl.where(v == v, plain, nan.to(tl.int16))
+
+
+# Whether kernels run in the interpreter instead of being compiled.
+INTERPRETED = tl.constexpr(not isinstance(half_bits_tl, triton.JITFunction))
 
 
 @triton.jit
@@ -119,7 +135,8 @@ def load_float_tl(pointer, mask):
 @triton.jit
 def store_float_tl(pointer, v, mask):
     """Store float32 `v` at `pointer`, rounded to its float32, float16 or bfloat16."""
-    if pointer.dtype.element_ty == tl.bfloat16:
+    if INTERPRETED and pointer.dtype.element_ty == tl.bfloat16:
+        # The interpreter's conversion is not exact; a GPU's is, up to the bits of a NaN.
         tl.store(pointer.to(tl.pointer_type(tl.int16)), bfloat_bits_tl(v), mask=mask)
     else:
         tl.store(pointer, v.to(pointer.dtype.element_ty), mask=mask)
@@ -145,6 +162,17 @@ def store_word16_tl(out, at, word, mask):
 
 
 @triton.jit
+def store_words16_tl(out, at, words, mask):
+    """Store the low 16 bits of int32 `[TILE, N]` side by side from `at` `[TILE]` on, which is even.
+
+    Of a byte pointer with steps of two Triton does not see that neighbours are neighbours, and
+    gives each lane another block: so the pointer is one to int16 before anything is added.
+    """
+    place = (at >> 1)[:, None] + tl.arange(0, words.shape[1])[None, :]
+    tl.store(out.to(tl.pointer_type(tl.int16)) + place, words.to(tl.int16), mask=mask[:, None])
+
+
+@triton.jit
 def store_word32_tl(out, at, word, mask):
     """Store int32 `word` at `at`, a multiple of four."""
     tl.store((out + at).to(tl.pointer_type(tl.int32)), word, mask=mask)
@@ -163,12 +191,11 @@ def load_nibbles_tl(blocks, at, mask):
 def store_nibbles_tl(out, at, levels, mask):
     """Store bits.pack_nibbles of int32 `[TILE, 32]` in 0..15 at `at`, which is even."""
     TILE: tl.constexpr = levels.shape[0]
-    # Two bytes a word: level 16 h + 2 j + p goes to word j, bits 8 p + 4 h.
-    index = tl.arange(0, 32)[None, :]
-    placed = levels << (index // 16 * 4 + index % 2 * 8)
-    pairs = tl.sum(tl.reshape(placed, (TILE, 2, 16)), axis=1)
-    words = tl.sum(tl.reshape(pairs, (TILE, 8, 2)), axis=2)
-    store_word16_tl(out, at[:, None] + tl.arange(0, 8)[None, :] * 2, words, mask[:, None])
+    # Four levels a word, which a thread holds, before the halves meet across threads.
+    placed = tl.reshape(levels, (TILE, 8, 4)) << (tl.arange(0, 4)[None, None, :] * 8)
+    words = tl.reshape(tl.sum(placed, axis=2), (TILE, 2, 4)) << (tl.arange(0, 2)[None, :, None] * 4)
+    words = tl.sum(words, axis=1)
+    store_words16_tl(out, at, tl.reshape(tl.join(words, words >> 16), (TILE, 8)), mask)
 
 
 @triton.jit

@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from gpukit.recipes.mixes import FILE_TYPES
+from gpukit.formats.file_types import FILE_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOKENIZER = ROOT / "tests" / "data" / "tiny-shakespeare"

@@ -6,10 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from gpukit.errors import ArgumentError
-from gpukit.recipes.bench import plan_bench
-from gpukit_cli import app
-
-app._register()
+from gpukit.recipes.bench import WHATS, plan_bench
+from gpukit_cli import bench
+from gpukit_cli.app import command_line
 
 
 def test_every_type_has_a_rate() -> None:
@@ -21,13 +20,17 @@ def test_every_type_has_a_rate() -> None:
 
 
 def test_json_and_table() -> None:
-    run = CliRunner().invoke
+    run, app = CliRunner().invoke, command_line()
     words = ["bench", "quantize", "--type", "q8_0", "--weights", "8192", "--device", "cpu"]
-    document = json.loads(run(app.app, [*words, "--json"]).stdout)
+    document = json.loads(run(app, [*words, "--json"]).stdout)
     (rate,) = document["rates"]
     assert rate["type"] == "Q8_0"
     assert rate["weights_per_second"] == pytest.approx(8192 / rate["seconds"])
-    assert "Q8_0" in run(app.app, words).stdout
+    assert "Q8_0" in run(app, words).stdout
+
+
+def test_a_shell_is_offered_what_can_be_timed() -> None:
+    assert bench.WHATS == WHATS
 
 
 def test_what_cannot_be_timed() -> None:

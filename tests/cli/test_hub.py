@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import build
-from hub import COMMIT, Hub, serve
+from support.checkpoints import build
+from support.hub import COMMIT, Hub, serve
 
 INDEX = "model.safetensors.index.json"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -98,6 +98,17 @@ def test_create_from_the_hub(gpukit: Run, tmp_path: Path) -> None:
     assert "tiny:latest" in gpukit("list").stdout
 
 
+def test_a_model_of_the_hub_speaks_and_is_looked_into(gpukit: Run, tmp_path: Path) -> None:
+    done = gpukit("run", "hf.co/org/tiny-1M", "x", "--num-predict", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["eval_count"] > 0
+    done = gpukit("inspect", "org/tiny-1M", "--hub", HF_HUB_OFFLINE="1")
+    assert "LlamaForCausalLM" in done.stdout
+    (tmp_path / "Modelfile").write_text("FROM org/tiny-1M\n")
+    done = gpukit("create", "tiny", "-f", tmp_path / "Modelfile", "--hub", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_index_that_is_none(gpukit: Run, tmp_path: Path) -> None:
     done = gpukit("convert", "hf.co/org/odd-index", tmp_path / "a.gguf")
     assert done.returncode == 1
@@ -118,12 +129,11 @@ REFUSED = {
 # Settings of the hub are read when its package is imported, so each case cannot have its own here.
 LOCATE = """
 import sys
-from pathlib import Path
 from gpukit.errors import GpukitError
-from gpukit.recipes.hub import located
+from gpukit.recipes.references import locate
 for name in sys.argv[1:]:
     try:
-        print(located(Path(name), lambda event: None))
+        print(locate(name).fetch())
     except GpukitError as error:
         print(error.exit_code, error)
 """
@@ -138,13 +148,14 @@ def test_what_the_hub_does_not_give(hub: Hub, tmp_path: Path) -> None:
         check=True,
         env=kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)},
     )
-    *refused, gguf, local = done.stdout.splitlines()
+    *refused, gguf, here = done.stdout.splitlines()
     for line, words in zip(refused, REFUSED.values(), strict=True):
         assert words in line
         assert line.startswith("2 " if "no id" in words or "--x" in words else "1 ")
     assert Path(gguf).read_bytes() == b"GGUF"
     # Without being asked nothing is looked for on the hub.
-    assert local == "org/tiny-1M"
+    assert here.startswith("1 org/tiny-1M: no such file or folder")
+    assert here.endswith("; for a model of the Hugging Face hub write hf.co/org/tiny-1M")
 
 
 def test_nothing_cached_and_nobody_there(gpukit: Run, tmp_path: Path) -> None:
@@ -153,3 +164,74 @@ def test_nothing_cached_and_nobody_there(gpukit: Run, tmp_path: Path) -> None:
     assert "not in the cache, and HF_HUB_OFFLINE is set" in done.stderr
     done = gpukit(*words, HF_ENDPOINT="http://127.0.0.1:9")
     assert "http://127.0.0.1:9 cannot be reached" in done.stderr
+
+
+CALLS = """
+import json, sys
+from gpukit_cli.app import main
+for words in json.load(sys.stdin):
+    sys.argv[1:] = words
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code)
+"""
+IN = "hf.co/org/tiny-1M"
+MISTAKES = {
+    "unknown type 'Q9'": ("convert", IN, "OUT", "--type", "Q9"),
+    "unknown type 'Q8'": ("quantize", IN, "OUT", "Q8"),
+    "there is no folder": ("convert", IN, "OUT/a.gguf"),
+    "a folder; name the file": ("quantize", IN, ".", "Q8_0"),
+    "cannot hold Q4_0": ("convert", IN, "OUT.safetensors", "--type", "q4_0"),
+    "only a GGUF is split": ("convert", IN, "OUT.safetensors", "--split-max-size", "1G"),
+    "unknown device 'tpu'": ("convert", IN, "OUT", "--device", "tpu"),
+    "device cuda:99 is not here": ("quantize", IN, "OUT", "Q8_0", "--device", "cuda:99"),
+    "'1X' is no size": ("convert", IN, "OUT", "--split-max-size", "1X"),
+    "exclude each other": (
+        "quantize", IN, "OUT", "Q8_0", "--keep-split", "--split-max-size", "1G",
+    ),
+    "REGEX=TYPE": ("quantize", IN, "OUT", "Q8_0", "--tensor-type", "x"),
+    "tensor type 'Q9'": ("quantize", IN, "OUT", "Q8_0", "--output-tensor-type", "Q9"),
+    "/no/such: no such file": ("quantize", IN, "OUT", "Q8_0", "--imatrix", "/no/such"),
+    "--pre nobody: unknown": ("convert", "org/tiny-1M", "OUT", "--hub", "--pre", "nobody"),
+    "unknown type 'Q7'": ("convert", IN, "OUT", "--type", "Q7", "--dry-run"),
+    "--pre nothing: unknown": ("create", "m", "-f", "MODELFILE", "--pre", "nothing"),
+    "unknown type 'Q6'": ("create", "m", "-f", "MODELFILE", "-q", "Q6"),
+    "unknown device 'npu'": ("create", "m", "-f", "MODELFILE", "-q", "Q8_0", "--device", "npu"),
+    "/nor/such: no such": (
+        "create", "m", "-f", "MODELFILE", "-q", "Q8_0", "--imatrix", "/nor/such",
+    ),
+    "unknown device 'gpu'": ("run", IN, "x", "--device", "gpu"),
+    "--pre no-one: unknown": ("run", IN, "x", "--pre", "no-one"),
+    "temperature is -1": ("run", IN, "x", "--temperature", "-1"),
+    "no prompt": ("run", IN),
+}  # fmt: skip
+
+
+def test_a_mistake_fetches_nothing(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "Modelfile").write_text(f"FROM {IN}\n")
+    places = {"OUT": str(tmp_path / "x.gguf"), "MODELFILE": str(tmp_path / "Modelfile")}
+    places |= {"OUT/a.gguf": f"{tmp_path}/x/a.gguf", "OUT.safetensors": f"{tmp_path}/x.safetensors"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    place = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "GPUKIT_MODELS": str(tmp_path / "m")}
+
+    def call(*calls: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", CALLS],
+            input=json.dumps([[places.get(word, word) for word in words] for words in calls]),
+            capture_output=True,
+            text=True,
+            check=True,
+            env=kept | place,
+        )
+
+    done = call(*MISTAKES.values())
+    lines = done.stderr.splitlines()
+    for line, told in zip(lines, MISTAKES, strict=True):
+        assert told in line
+    codes = ["1" if "such: no such" in told else "2" for told in MISTAKES]
+    assert done.stdout.split() == codes
+    assert hub.asked == []
+    # Without the mistake the hub is asked.
+    assert call(("run", "org/nothing", "x", "--hub")).stdout.split() == ["1"]
+    assert hub.asked

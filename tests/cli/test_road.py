@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from zoo import ZOO
-from zoo_build import build
+from support.zoo import ZOO
+from support.zoo_build import build
 
 from gpukit_cli.app import main
 

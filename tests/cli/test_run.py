@@ -7,13 +7,16 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from checkpoints import DATA
+from support.checkpoints import DATA
 
-from gpukit.recipes.quantize import plan_quantize, run_plan
-from gpukit.recipes.source import open_source
+from gpukit.conversion.run import run_plan
+from gpukit.formats.gguf_fields import string
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
 from gpukit_cli.app import main
 from gpukit_cli.run import duration
 
@@ -130,6 +133,20 @@ def test_a_stored_model_brings_its_parameters(run: Caller) -> None:
     assert seeds[0] == seeds[1] != done.stdout
 
 
+def test_system_replaces_the_models(run: Caller, home: Path) -> None:
+    told = "warning: the model has no chat template; SYSTEM and MESSAGE are not used\n"
+    assert run("tiny", "First Citizen:", "--system", "").stderr == ""
+    assert run("tiny.gguf", "First Citizen:", *FAST, "--system", "Speak.").stderr == told
+    assert run("tiny", "First Citizen:", "--system", "Speak.", "--quiet").stderr == ""
+    with open_source(home / "tiny.gguf") as source:
+        plan = plan_quantize(source)
+        every = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+        fields = (*plan.fields, string("tokenizer.chat_template", every))
+        run_plan(source, replace(plan, fields=fields), home / "chat.gguf")
+    done = run("chat.gguf", "Citizen:", *FAST, "--system", "First ")
+    assert (done.stdout, done.stderr) == (GREEDY + "\n\n", "")
+
+
 def test_a_folder_runs(run: Caller) -> None:
     assert run(str(TINY), "First Citizen:", *FAST).stdout == GREEDY + "\n\n"
 
@@ -144,10 +161,10 @@ def test_what_cannot_be_run_is_told_in_one_line(run: Caller, home: Path) -> None
     (home / "empty").mkdir()
     (home / "cut.gguf").write_bytes((home / "tiny.gguf").read_bytes()[:100_000])
     for arguments, stdin, code, told in (
-        (("none", "x"), b"", 1, "model 'none' not found"),
+        (("none", "x"), b"", 1, "none: no such file or folder, and no model of that name in "),
         (("none.gguf", "x"), b"", 1, "none.gguf"),
         (("./empty", "x"), b"", 1, "empty"),
-        (("empty", "x"), b"", 1, "model 'empty' not found"),
+        (("empty", "x"), b"", 1, "empty: no config.json"),
         (("cut.gguf", "x"), b"", 1, "cut.gguf"),
         (("tiny.gguf",), b"", 2, "no prompt"),
         (("tiny.gguf",), b"\xff\xfe", 2, "the prompt is no UTF-8"),

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import build
 from safetensors.torch import load_file
+from support.checkpoints import build
 
 from gpukit.formats.gguf_fields import ValueType, array, f32, string
 from gpukit.formats.gguf_writer import GGUFWriter
@@ -43,7 +43,7 @@ def file(folder: Path) -> Path:
 def test_convert_prints_a_table(folder: Path, tmp_path: Path) -> None:
     done = gpukit("convert", folder, tmp_path / "x.gguf", "--type", "q8_0")
     assert done.returncode == 0
-    assert done.stderr.splitlines() == ["quantizing BF16 model to Q8_0"]
+    assert done.stderr.splitlines() == ["quantizing BF16 model to Q8_0", "verifying conversion"]
     assert "bits per weight" in done.stdout
     assert f"{tmp_path / 'x.gguf'}: " in done.stdout
 
@@ -142,7 +142,7 @@ def test_names_of_the_store_are_read_like_files(file: Path, tmp_path: Path) -> N
     assert len({(tmp_path / f"{out}.gguf").read_bytes() for out in "abc"}) == 1
     assert json.loads(gpukit("inspect", "mine", "--json", **place).stdout)["parameters"] > 0
     done = gpukit("inspect", "yours", **place)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert f"yours: no such file or folder, and no model of that name in {tmp_path}" in done.stderr
 
 
@@ -161,6 +161,37 @@ def test_what_an_index_does_not_list_is_named(folder: Path, tmp_path: Path) -> N
     assert line.startswith(f"warning: {there / 'model.safetensors'}: not read: the index of")
 
 
+def test_quiet_leaves_the_result_and_errors(folder: Path, tmp_path: Path) -> None:
+    there = tmp_path / "model"
+    shutil.copytree(folder, there)
+    shutil.copyfile(there / "model.safetensors", there / "model-2.safetensors")
+    index = {
+        "weight_map": dict.fromkeys(load_file(there / "model.safetensors"), "model.safetensors")
+    }
+    (there / "model.safetensors.index.json").write_text(json.dumps(index))
+    loud = gpukit("convert", there, tmp_path / "a.gguf")
+    assert "warning: " in loud.stderr
+    done = gpukit("convert", there, tmp_path / "b.gguf", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{tmp_path / 'b.gguf'}: " in done.stdout
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    done = gpukit("quantize", tmp_path / "b.gguf", tmp_path / "b.gguf", "Q8_0", "--quiet")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+
+
+def test_an_output_that_is_there_is_replaced_at_the_end(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    out.write_text("before")
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(file.read_bytes()[:-1])
+    assert gpukit("quantize", broken, out, "Q8_0").returncode == 1
+    assert out.read_text() == "before"
+    assert gpukit("quantize", file, out, "Q8_0").returncode == 0
+    assert out.read_bytes()[:4] == b"GGUF"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.gguf", "x.gguf"]
+
+
 def test_doctor(tmp_path: Path) -> None:
     done = gpukit("doctor", GPUKIT_MODELS=str(tmp_path / "store"))
     assert done.returncode == 0
@@ -176,12 +207,12 @@ def test_doctor(tmp_path: Path) -> None:
         (("convert", "FOLDER", "OUT", "--type", "Q9"), 2, "unknown type 'Q9'; known: F32"),
         (("convert", "FOLDER", "OUT", "--pre", "qwen2"), 2, "--pre qwen2: this vocabulary is no"),
         (("quantize", "FILE", "OUT", "Q8_0", "--pre", "qwen2"), 2, "--pre is for model folders"),
-        (("convert", "/no/such", "OUT"), 2, "/no/such: no such file or folder"),
+        (("convert", "/no/such", "OUT"), 1, "/no/such: no such file or folder"),
         (("quantize", "README", "OUT", "Q8_0"), 1, "no GGUF file"),
-        (("inspect", "/no/such.gguf"), 2, "/no/such.gguf: no such file or folder"),
+        (("inspect", "/no/such.gguf"), 1, "/no/such.gguf: no such file or folder"),
         (("convert", "WEIGHTS", "OUT"), 2, "weights without their model; name the folder"),
-        (("inspect", "/no/such"), 2, "/no/such: no such file or folder"),
-        (("inspect", "a:b:c"), 2, "a:b:c: no such file or folder, and "),
+        (("inspect", "/no/such"), 1, "/no/such: no such file or folder"),
+        (("inspect", "a:b:c"), 1, "a:b:c: no such file or folder, and "),
         (("inspect", "README"), 1, "no GGUF file: it begins with b'This'"),
         (("inspect", "/etc"), 1, "/etc: no config.json"),
         (("quantize", "FOLDER", "OUT", "Q8_0", "--tensor-type", "x"), 2, "REGEX=TYPE"),
@@ -222,5 +253,5 @@ def test_bad_input_is_one_line(
     assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x.gguf").exists()
-    if "Usage" not in done.stderr:
-        assert len([line for line in done.stderr.splitlines() if line.startswith("Error: ")]) == 1
+    assert "Usage" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("Error: ")]) == 1

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import quant_kinds
 import torch
+from support import quant_kinds
 
 from gpukit_kernels import QUANTS, cache, compiled, quantize
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import hard_values as hard
 import numpy as np
 import pytest
 import torch
+from support import hard_values as hard
 from torch import Tensor
 
 from gpukit_kernels import QUANTS, compiled, launch, quantize

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import quant_kinds
 import torch
+from support import quant_kinds
 from torch import Tensor
 
 from gpukit_kernels import (

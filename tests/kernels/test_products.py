@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import quant_kinds
 import torch
+from support import quant_kinds
 from torch import Tensor
 
 from gpukit_kernels import QUANTS, QuantError, dequantize, matmul
@@ -86,6 +86,15 @@ def test_shapes_strides_and_nothing(name: str) -> None:
     for lead in (x[:0], x[:1]):
         few = matmul_triton(lead.to(DEVICE), blocks[:0].to(DEVICE), QUANTS[name])
         assert few.shape == (len(lead), 0)
+
+
+@pytest.mark.parametrize("shift", [1, 4, 16])
+def test_blocks_may_begin_at_any_byte(shift: int) -> None:
+    x, blocks = operands("Q4_K", 2, 6, 768)
+    buffer = torch.zeros(blocks.numel() + shift, dtype=torch.uint8, device=DEVICE)
+    view = buffer[shift:].view_as(blocks)
+    view.copy_(blocks)
+    assert_product(matmul_triton(x.to(DEVICE), view, QUANTS["Q4_K"]), x, blocks, "Q4_K")
 
 
 def test_no_row_of_x_sees_another() -> None:

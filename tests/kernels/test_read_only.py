@@ -5,8 +5,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import quant_kinds
 import torch
+from support import quant_kinds
 
 from gpukit_kernels import QUANTS, QuantError, dequantize, grids, plan_backend, quantize
 from gpukit_kernels.launch import triton_pair

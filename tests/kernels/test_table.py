@@ -2,7 +2,7 @@
 
 import gguf
 import pytest
-import quant_kinds
+from support import quant_kinds
 
 from gpukit_kernels import QUANTS, QuantError, by_id, by_name
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import quant_kinds
 import torch
+import triton
+import triton.language as tl
+from support import quant_kinds
 from torch import Tensor
 
-from gpukit_kernels import QUANTS, QuantType, dequantize, launch, quantize
+from gpukit_kernels import QUANTS, QuantType, bits, dequantize, launch, quantize, triton_bits
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "kernels.npz"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -172,3 +174,31 @@ def test_rows_of_nothing(name: str) -> None:
         assert blocks.shape == (0, row.nbytes)
     blocks = torch.empty(0, row.nbytes, dtype=torch.uint8, device=DEVICE)
     assert dequantize(blocks, name, backend="triton").shape == (0, row.block)
+
+
+@triton.jit
+def half_kernel(values, out):
+    at = tl.arange(0, 8)
+    v = tl.load(values + at)
+    tl.store(out + at, triton_bits.half_bits_tl(v))
+    tl.store(out + 8 + at, triton_bits.given_half_bits_tl(v))
+
+
+def test_the_nan_that_a_gpu_makes_has_the_sign_of_the_processors() -> None:
+    patterns = [
+        0x7FFFFFFF,
+        0xFFC00000,
+        0x7FC00000,
+        0x7F800001,
+        0x7F800000,
+        0x80000001,
+        0,
+        0x3F801FFF,
+    ]
+    values = torch.tensor(patterns).to(torch.int32).view(torch.float32)
+    out = torch.empty(2, 8, dtype=torch.int16, device=DEVICE)
+    half_kernel[(1,)](values.to(DEVICE), out)
+    given = bits.half_bits(values)
+    made = given.clone()
+    made[0] = 0xFE00
+    assert torch.equal(out.cpu().to(torch.int32) & 0xFFFF, torch.stack([made, given]))

@@ -13,7 +13,7 @@ from torch import Tensor
 from gpukit_kernels.bits import half_bits
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import half_bits_tl, store_word16_tl
+from gpukit_kernels.triton_bits import given_half_bits_tl, store_word16_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def decode_tl(blocks, at, mask):
 @triton.jit
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 1]` as blocks at byte offsets `at`."""
-    store_word16_tl(out, at, tl.reshape(half_bits_tl(x), (at.shape[0],)), mask)
+    store_word16_tl(out, at, tl.reshape(given_half_bits_tl(x), (at.shape[0],)), mask)
 
 
 ROWS = (QuantType("F16", 1, 1, 2, encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)

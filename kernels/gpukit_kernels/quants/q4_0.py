@@ -87,7 +87,7 @@ ROWS = (
         18,
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=64, weighted_tile=128),
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=128, weighted_tile=128),
         weighted=weighted,
         row_mean=True,
         compiled_gain=7,

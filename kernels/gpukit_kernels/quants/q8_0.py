@@ -18,13 +18,13 @@ from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     divide_tl,
-    half_bits_tl,
+    given_half_bits_tl,
     inverse_tl,
     load_byte_tl,
     load_half_tl,
-    round_away_tl,
     signed_byte_tl,
     store_word16_tl,
+    store_words16_tl,
 )
 
 
@@ -83,18 +83,34 @@ def decode_tl(blocks, at, mask):
 @triton.jit
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
+    # Magnitudes as whole numbers: a NaN is larger than infinity.
+    magnitude = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+    largest = magnitude.to(tl.float32, bitcast=True)
+    strange = tl.max(magnitude, axis=0) > 0x7F800000
+    if strange:
+        largest = _largest_tl(x)
+    d = divide_tl(largest, tl.full((1,), 127.0, tl.float32))
+    inverse = inverse_tl(d)
+    # The C converts what an infinite 1 / d gives, and any NaN, to a number whose low byte is 0.
+    v = x * tl.where(inverse < float("inf"), inverse, 0.0)[:, None]
+    if strange:
+        v = tl.where(tl.abs(v) < 2147483648.0, v, 0.0)
+    # Half away from zero: the largest float below a half, with the sign of v, is added.
+    half = (v.to(tl.int32, bitcast=True) & -0x80000000) | 0x3EFFFFFF
+    level = (v + half.to(tl.float32, bitcast=True)).to(tl.int32) & 0xFF
+    store_word16_tl(out, at, given_half_bits_tl(d), mask)
+    # Two bytes a word, since a block begins at an even byte.
+    even, odd = tl.split(tl.reshape(level, (at.shape[0], 16, 2)))
+    store_words16_tl(out, at + 2, even | (odd << 8), mask)
+
+
+@triton.jit
+def _largest_tl(x):
+    """The C's maximum forgets what came before a NaN, and a NaN itself unless it is the last."""
     element = tl.arange(0, 32)[None, :]
-    # The C's maximum forgets what came before a NaN, and a NaN itself unless it is the last.
     begin = tl.max(tl.where(x == x, -1, element), axis=1) + 1
     largest = tl.max(tl.where(element >= begin[:, None], tl.abs(x), 0.0), axis=1)
-    largest = tl.where(begin == 32, float("nan"), largest)
-    d = divide_tl(largest, tl.full((1,), 127.0, tl.float32))
-    level = round_away_tl(x * inverse_tl(d)[:, None]) & 0xFF
-    store_word16_tl(out, at, half_bits_tl(d), mask)
-    # Two bytes a word, since a block begins at an even byte.
-    placed = tl.reshape(level << (element % 2 * 8), (at.shape[0], 16, 2))
-    byte = at[:, None] + 2 + tl.arange(0, 16)[None, :] * 2
-    store_word16_tl(out, byte, tl.sum(placed, axis=2), mask[:, None])
+    return tl.where(begin == 32, float("nan"), largest)
 
 
 ROWS = (
@@ -105,7 +121,7 @@ ROWS = (
         34,
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, tile=64),
+        TritonPair(encode_tl, decode_tl, tile=128),
         compiled_gain=4,
     ),
 )

@@ -49,12 +49,26 @@ def test_mode(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
 
 
-def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "target").write_bytes(b"old")
-    (tmp_path / "link").symlink_to("target")
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "target").write_bytes(b"old")
+    (tmp_path / "again").symlink_to("there/target")
+    (tmp_path / "link").symlink_to("again")
+    (tmp_path / "new").symlink_to("there/new")
     atomic_write(tmp_path / "link", b"new")
-    assert (tmp_path / "target").read_bytes() == b"old"
-    assert not (tmp_path / "link").is_symlink()
+    atomic_write(tmp_path / "new", b"made")
+    assert (tmp_path / "link").readlink() == Path("again")
+    assert (tmp_path / "again").readlink() == Path("there/target")
+    assert (tmp_path / "there" / "target").read_bytes() == b"new"
+    assert (tmp_path / "there" / "new").read_bytes() == b"made"
+    assert names(tmp_path / "there") == ["new", "target"]
+
+
+def test_the_longest_names(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ß" * 127, os.fsdecode(b"\xff" * 255)):
+        atomic_write(tmp_path / name, b"data")
+        assert (tmp_path / name).read_bytes() == b"data"
+    assert len(names(tmp_path)) == 3
 
 
 def test_only_abandoned_files_are_removed(tmp_path: Path) -> None:

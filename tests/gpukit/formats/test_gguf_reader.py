@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz_formats import fuzz
+from support.fuzz_formats import fuzz
 
 from gpukit.errors import GGUFError
 from gpukit.formats.gguf_fields import Field, TensorSpec, ValueType, array, string, u32

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import DATA, VARIANTS
-from checkpoints import build as build_variant
-from forms import FORMS, build
-from golden_makers.converter import collect, convert, described
+from support.checkpoints import DATA, VARIANTS, build as build_variant
+from support.forms import FORMS, build
+from support.golden_makers.converter import collect, convert, described
 
-from gpukit.recipes.quantize import plan_quantize, run_plan
-from gpukit.recipes.source import open_source
+from gpukit.conversion.run import run_plan
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads((DATA / "golden" / "converter.json").read_text())
 TREE = os.environ.get("GPUKIT_LLAMA_CPP")

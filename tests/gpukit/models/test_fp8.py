@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_build
 from safetensors.torch import save_file
+from support import zoo_build
 
+from gpukit.conversion.run import run_plan
 from gpukit.errors import CheckpointError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.models.fp8 import Scale, find_scales, read_scale, scaled
-from gpukit.recipes.quantize import plan_quantize, run_plan
-from gpukit.recipes.source import open_source
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
 
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [4, 6]}
 

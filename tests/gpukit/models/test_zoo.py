@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import DATA
-from golden_makers.converter import described
-from golden_makers.zoo import QUANTIZED, collect
-from llama_cpp_server import probabilities
-from zoo import ZOO
-from zoo_build import build
+from support.checkpoints import DATA
+from support.golden_makers.converter import described
+from support.golden_makers.zoo import QUANTIZED, collect
+from support.llama_cpp_server import probabilities
+from support.zoo import ZOO
+from support.zoo_build import build
 
-from gpukit.models.base import architectures
+from gpukit.conversion.run import run_plan
+from gpukit.generation.generate import load_model
 from gpukit.models.decoder import Decoder
-from gpukit.recipes.generate import load_model
-from gpukit.recipes.quantize import plan_quantize, run_plan
-from gpukit.recipes.source import open_source
+from gpukit.models.registry import architectures
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads((DATA / "golden" / "zoo.json").read_text())
 TREE = os.environ.get("GPUKIT_LLAMA_CPP")
@@ -41,8 +42,9 @@ def test_every_class_is_in_the_zoo() -> None:
 def test_architectures_of_one_name_are_read_back_alike() -> None:
     first = {arch.name: arch for arch in reversed(architectures())}
     for arch in architectures():
-        assert arch.restore is first[arch.name].restore
-        assert arch.build is first[arch.name].build
+        assert arch.style == first[arch.name].style
+        assert arch.restoring is first[arch.name].restoring
+        assert arch.building is first[arch.name].building
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
-from zoo import YARN
-from zoo_build import build, tensors
+from support.zoo import YARN
+from support.zoo_build import build, tensors
 
 from gpukit.errors import CheckpointError, GGUFError, GpukitError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, ValueType, array, f32, string, u32
-from gpukit.models.base import by_name
 from gpukit.models.importer import plan_import
-from gpukit.recipes.quantize import plan_quantize
-from gpukit.recipes.source import open_source
+from gpukit.models.registry import architecture_of
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
 
 
 def plan(folder: Path, **config: Any) -> Any:
@@ -193,7 +193,7 @@ def test_metadata_that_contradict_themselves(
 ) -> None:
     found = _fields(build(name, tmp_path), change)
     with pytest.raises(GGUFError, match=words):
-        by_name(found["general.architecture"].value, "x").restore(found)
+        architecture_of(found["general.architecture"].value, "x").restore(found)
 
 
 def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
     ):
         config = plan(build(name, tmp_path)).config
         found = _fields(tmp_path / name)
-        restored = by_name(config.arch, "x").restore(found)
+        restored = architecture_of(config.arch, "x").restore(found)
         assert (restored.window, restored.windowed) == (config.window, config.windowed)
         assert restored.attention_scale == pytest.approx(config.attention_scale, rel=1e-6)
         assert (restored.attention_cap, restored.logit_cap) == (
@@ -224,7 +224,9 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
 
 def test_a_period_of_windows_is_read(tmp_path: Path) -> None:
     period = u32("qwen2.attention.sliding_window_pattern", 3)
-    restored = by_name("qwen2", "x").restore(_fields(build("qwen2-window", tmp_path), period))
+    restored = architecture_of("qwen2", "x").restore(
+        _fields(build("qwen2-window", tmp_path), period)
+    )
     assert [restored.window_of(layer) for layer in range(3)] == [32, 32, 0]
 
 
@@ -232,4 +234,4 @@ def test_an_unknown_architecture_is_told_with_the_known_ones() -> None:
     with pytest.raises(
         GpukitError, match=r"cannot run architecture 'qwen9'; known: .*llama, phi3, qwen2"
     ):
-        by_name("qwen9", "x.gguf")
+        architecture_of("qwen9", "x.gguf")

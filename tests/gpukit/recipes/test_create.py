@@ -1,6 +1,7 @@
 """create: layers, their order and their bytes, from a .gguf file and from a stored model."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from gpukit.errors import (
     GGUFError,
     GpukitError,
     ModelfileError,
+    NotFoundError,
     StoreError,
 )
 from gpukit.events import Event, Status, Warned
@@ -148,11 +150,11 @@ def test_a_model_built_on_itself(store: Store, gguf: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("FROM ./none", ModelfileError, "FROM ./none: .*none: no such file or folder"),
-        ("FROM none.gguf", ModelfileError, "no such file or folder"),
-        ("FROM ~nobody-here/x", ModelfileError, "FROM '~nobody-here/x'"),
-        ("FROM none", StoreError, r"no file or folder .* no model 'none:latest' in "),
-        ("FROM a/../b", ModelfileError, "no such file or folder, and invalid model name"),
+        ("FROM ./none", NotFoundError, "FROM ./none: .*none: no such file or folder"),
+        ("FROM none.gguf", NotFoundError, "no such file or folder"),
+        ("FROM ~nobody-here/x", NotFoundError, "FROM ~nobody-here/x: "),
+        ("FROM none", NotFoundError, "no such file or folder, and no model of that name in "),
+        ("FROM a/../b", NotFoundError, "no such file or folder, and invalid model name"),
         ("FROM ./empty", CheckpointError, "no Modelfile or safetensors files found"),
         ("FROM ./two", CheckpointError, r"2 .gguf files \(a.gguf, b.gguf\): name one"),
         ("FROM ./text.txt", GGUFError, "text.txt"),
@@ -162,10 +164,17 @@ def test_a_model_built_on_itself(store: Store, gguf: Path, tmp_path: Path) -> No
         ("FROM ./bare.gguf", FormatError, "general.architecture is missing"),
         ("FROM tiny.gguf\nADAPTER ./lora", ArgumentError, r"ADAPTER ./lora: not supported"),
         ("FROM tiny.gguf\nDRAFT ./small", ArgumentError, "DRAFT ./small: not supported"),
-        ('FROM ""', ModelfileError, "a folder, a .gguf file or a name is wanted"),
-        ("FROM a\0b", ModelfileError, "a folder, a .gguf file or a name is wanted"),
-        ("FROM " + "x" * 5000, ModelfileError, "File name too long"),
-        ("FROM /dev/null", GpukitError, "/dev/null"),
+        ('FROM ""', ModelfileError, "FROM '': a path, the name of a model in the store or an id"),
+        ("FROM a\0b", ModelfileError, "a path, the name of a model in the store or an id of"),
+        ("FROM " + "x" * 5000, NotFoundError, "x…: File name too long, and invalid model name"),
+        ("FROM /dev/null", GpukitError, "/dev/null: cannot be opened: no regular file"),
+        ("FROM ./pipe", GpukitError, "pipe: cannot be opened: no regular file"),
+        ("FROM ./pipe.gguf", GpukitError, "pipe.gguf: cannot be opened: no regular file"),
+        ("FROM ./one/model.safetensors", ArgumentError, "model.safetensors: weights without their"),
+        ("FROM one/model.safetensors", ArgumentError, "name the folder that has config.json besid"),
+        ("FROM ./one/pytorch_model.bin", ArgumentError, "name the folder that has config.json bes"),
+        ("FROM ./one/config.json", ArgumentError, "config.json: one file of a model; name the fol"),
+        ("FROM one/config.json", ArgumentError, "one file of a model; name the folder, .*one$"),
     ],
 )
 def test_bad_sources_write_nothing(
@@ -173,6 +182,11 @@ def test_bad_sources_write_nothing(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    for name in ("model.safetensors", "pytorch_model.bin", "config.json"):
+        (tmp_path / "one" / name).write_bytes(b"")
+    for name in ("pipe", "pipe.gguf"):
+        os.mkfifo(tmp_path / name)
     (tmp_path / "text.txt").write_text("hello")
     for name in ("a", "b"):
         write_gguf(tmp_path / "two" / f"{name}.gguf")

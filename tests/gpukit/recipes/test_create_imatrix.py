@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
-import gguf_models
 import numpy as np
 import pytest
-from checkpoints import DATA
+from support import gguf_models
+from support.checkpoints import DATA
 
+from gpukit.conversion.run import run_plan
 from gpukit.errors import ArgumentError, FormatError, GGUFError
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.imatrix import Imatrix
+from gpukit.planning.plan import Options
+from gpukit.planning.planner import plan_quantize
 from gpukit.recipes.create import create
-from gpukit.recipes.quantize import Options, plan_quantize, run_plan
-from gpukit.recipes.source import open_source
+from gpukit.sources.opening import open_source
 from gpukit.store import Store
 from gpukit.store.modelfile import Modelfile
 

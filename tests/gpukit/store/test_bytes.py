@@ -5,8 +5,10 @@ import struct
 from typing import Any
 
 import pytest
+from gguf import LlamaFileType
 
 from gpukit.errors import ArgumentError, StoreError
+from gpukit.formats.file_types import file_type_name
 from gpukit.store import config, gojson, parameters
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest, decode, mentioned
 
@@ -39,7 +41,7 @@ VECTORS: dict[str, tuple[bytes, str]] = {
             model_family="test",
             model_families=("test",),
             model_type=config.human_count(0),
-            file_type=config.file_type_name(None),
+            file_type=file_type_name(None),
         ).encode(),
         "99759ad5b91e723db0393d698ffbb448b1b7df5ff6377a108c49254583b1bc8c",
     ),
@@ -166,6 +168,11 @@ def test_integers_pass_through_float64() -> None:
         ("temperature", "warm", r"invalid float value \[warm\]"),
         ("temperature", "nan", "invalid float"),
         ("temperature", "1e39", "invalid float"),
+        ("temperature", "1e478", r"invalid float value \[1e478\]"),
+        ("temperature", "-" + "9" * 5000, r"invalid float value \[-9{39}…\]"),
+        ("top_k", "9" * 5000, r"invalid int value \[9{40}…\]"),
+        ("top_k", str(-(2**63) - 1), "invalid int"),
+        ("x" * 5000, "1", "unknown parameter 'x{40}…'"),
         ("use_mmap", "yes", r"invalid bool value \[yes\]"),
         ("Temperature", "1", "unknown parameter 'Temperature'"),
         ("nope", "1", "unknown parameter 'nope' .*temperature"),
@@ -174,6 +181,56 @@ def test_integers_pass_through_float64() -> None:
 def test_bad_parameters(name: str, text: str, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         parameters.parse(name, text)
+
+
+def test_the_outermost_numbers() -> None:
+    assert parameters.parse("seed", str(2**63 - 1)) == 2**63 - 1
+    assert parameters.parse("seed", str(-(2**63))) == -(2**63)
+    assert parameters.parse("seed", "-" + "0" * 5000 + "7") == -7
+    assert parameters.parse("temperature", "3.4028235e38") == 3.4028235e38
+    assert parameters.parse("temperature", "1e-478") == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"top_k": 1e19}, {"top_k": 2**63}, {"top_k": -(2**63) - 1}, {"top_k": 1.5},
+        {"top_k": float("inf")}, {"top_k": float("nan")},
+    ],
+)  # fmt: skip
+def test_stored_numbers_beyond_64_bits(value: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match='option "top_k" must be of type int'):
+        parameters.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"1e400", "1e400 is no number of JSON"),
+        (b"[-1e309]", "-1e309 is no number"),
+        (b"9" * 5000, "9{40}… is no number"),
+        (b"9" * 309, "is no number"),
+        (b"NaN", "NaN is no number"),
+        (b"[-Infinity]", "-Infinity is no number"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"", "Expecting value"),
+        (b"\xff\xfe[\0", "Expecting value"),
+    ],
+)
+def test_what_go_does_not_read(text: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gojson.decode(text)
+
+
+def test_text_is_read_as_go_reads_it() -> None:
+    """https://pkg.go.dev/encoding/json: invalid UTF-8 and surrogates are replaced by U+FFFD."""
+    assert gojson.decode(b'["\xff", "\\ud800", "\\uD83D\\uDE00", "\xf0\x9f\x98\x80"]') == [
+        "\ufffd", "\ufffd", "😀", "😀",
+    ]  # fmt: skip
+    assert gojson.decode(b'{"\\udc00":[{"a":"\\udfff."}]}') == {"\ufffd": [{"a": "\ufffd."}]}
+    assert gojson.decode(b"9" * 308) == int("9" * 308)
+    assert gojson.decode(b'{"a":1,"a":2}') == {"a": 2}
 
 
 def test_stored_parameters_get_their_types_back() -> None:
@@ -195,9 +252,14 @@ def test_human_count(n: int, text: str) -> None:
 
 
 def test_file_type_names() -> None:
-    names = [config.file_type_name(n) for n in (0, 1, 2, 7, 14, 15, 18, 32, 999, None, "x")]
+    names = [file_type_name(n) for n in (0, 1, 2, 7, 14, 15, 18, 32, 999, None, "x")]
     assert names == ["unknown", "F16", "Q4_0", "Q8_0", "Q4_K_S", "Q4_K_M", "Q6_K", "BF16",
                      "unknown", "unknown", "unknown"]  # fmt: skip
+
+
+def test_file_types_are_those_of_the_gguf_package() -> None:
+    known = {int(t): t.name.removeprefix("MOSTLY_") for t in LlamaFileType if int(t)}
+    assert {number: file_type_name(number) for number in known} == known
 
 
 def layer(kind: str = "model", digit: str = "a", **keys: Any) -> Layer:

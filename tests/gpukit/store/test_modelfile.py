@@ -1,5 +1,9 @@
 """Modelfiles: the words, the quotes, the errors with their lines, and the way back to text."""
 
+import os
+import threading
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -158,6 +162,36 @@ def test_files_that_are_no_modelfiles(tmp_path: Path, data: bytes, message: str)
     with pytest.raises(ModelfileError, match=message) as caught:
         read(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_modelfile_takes_the_memory_that_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "Modelfile"
+    path.write_text("FROM x\n")
+    read(path)
+    tracemalloc.start()
+    read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_a_modelfile_from_a_pipe(tmp_path: Path) -> None:
+    """As in `create NAME -f <(…)`, in pieces of any size."""
+    read_end, write_end = os.pipe()
+    pieces = [b"FROM x\nSYSTEM ", b"a" * 40_000, b"\nLICENSE b\n"]
+
+    def write() -> None:
+        for piece in pieces:
+            os.write(write_end, piece)
+            time.sleep(0.05)
+        os.close(write_end)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    found = read(Path(f"/dev/fd/{read_end}"))
+    writer.join()
+    os.close(read_end)
+    assert (found.source, found.system, found.licenses) == ("x", "a" * 40_000, ("b",))
 
 
 def test_missing_modelfile_is_an_error(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpukit.errors import ArgumentError, DiskError, StoreError
+from gpukit.errors import ArgumentError, DiskError, NotFoundError, StoreError
 from gpukit.events import Event, Warned
 from gpukit.store import ModelName, Store, change, copy, default_root, remove, tidy
 from gpukit.store.blobs import copy_in, digest_of
@@ -264,7 +264,7 @@ def test_many_threads(store: Store) -> None:
     assert files(store) == file_names("shared", "0 3", "2 3", "4 3") | CONFIG_FILE
 
 
-def test_resolve(store: Store, tmp_path: Path) -> None:
+def test_resolve(store: Store) -> None:
     add(
         store, "m",
         model=b"GGUF", system=b"Be brief.", template=b"{{ .Prompt }}",
@@ -279,27 +279,17 @@ def test_resolve(store: Store, tmp_path: Path) -> None:
     assert (model.system, model.template) == ("Be brief.", "{{ .Prompt }}")
     assert [(turn.role, turn.content) for turn in model.messages] == [("user", "Hi")]
 
-    path = tmp_path / "x.gguf"
-    with pytest.raises(StoreError, match="no such file"):
-        store.resolve(str(path))
-    path.write_bytes(b"GGUF")
-    assert store.resolve(str(path)).gguf == path
-    with pytest.raises(StoreError, match="a folder"):
-        store.resolve(str(tmp_path))
-    with pytest.raises(StoreError, match="model 'nope' not found"):
+    with pytest.raises(NotFoundError, match=r"model 'nope' not found in .*: `gpukit list` shows"):
         store.resolve("nope")
 
 
-def test_a_stray_file_does_not_hide_a_model(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add(store, "m", model=b"GGUF")
-    monkeypatch.chdir(tmp_path)
-    Path("m").write_text("stray")
-    Path("plain").write_text("GGUF")
-    assert store.resolve("m").gguf.parent == store.blobs
-    assert store.resolve("plain").gguf == Path("plain")
-    assert store.resolve("./m").gguf == Path("m")
+def test_a_name_that_is_nearly_right(store: Store) -> None:
+    for name in ("llama3.2:1b", "mistral"):
+        add(store, name, model=b"GGUF")
+    for word, meant in (("lama3.2", "llama3.2:1b"), ("Mistrl", "mistral:latest")):
+        with pytest.raises(NotFoundError, match=f"did you mean '{meant}'\\?$"):
+            store.existing(word)
+    assert store.similar("gemma") == ""
 
 
 @pytest.mark.parametrize(
@@ -332,13 +322,44 @@ def test_small_blobs_are_hashed(store: Store) -> None:
     [
         ({"params": b"{"}, "params blob .* cannot be read"),
         ({"params": b'{"num_ctx":"1"}'}, 'option "num_ctx" must be of type int'),
+        ({"params": b'{"top_k":1e400}'}, "params blob .*: 1e400 is no number of JSON"),
+        ({"params": b'{"temperature":' + b"9" * 400 + b"}"}, "params blob .*is no number of JSON"),
+        ({"params": b'{"a":' + b"[" * 99_999}, "params blob .* nested too deeply"),
         ({"messages": b'{"a":1}'}, "messages blob .* cannot be read"),
+        ({"messages": b"[" * 99_999}, "messages blob .* nested too deeply"),
+        ({"messages": b"\xff\xfe"}, "messages blob .* cannot be read"),
         ({"adapter": b"GGUF"}, "adapter layer"),
     ],
 )
 def test_layers_that_cannot_be_read(store: Store, layers: dict[str, bytes], message: str) -> None:
     add(store, "m", model=b"GGUF", **layers)
     with pytest.raises(StoreError, match=message):
+        store.resolve("m")
+
+
+def test_text_that_is_no_utf8_is_shown_as_well_as_it_can(store: Store) -> None:
+    add(
+        store, "m", model=b"GGUF", system=b"a\xff", template=b"\xed\xa0\x80",
+        messages=b'[{"role":"user","content":"\xffb\\ud800"}]',
+        params=b'{"stop":["\xff","\\ud800"]}',
+    )  # fmt: skip
+    found = store.resolve("m")
+    assert (found.system, found.messages[0].content) == ("a\ufffd", "\ufffdb\ufffd")
+    assert found.params == {"stop": ["\ufffd", "\ufffd"]}
+    for text in (found.system, found.template, found.messages[0].content):
+        text.encode()
+
+
+def test_a_layer_of_text_that_is_as_large_as_a_model(store: Store) -> None:
+    manifest = add(store, "m", model=b"GGUF", system=b"Be brief.")
+    blob = store.blobs / f"sha256-{manifest.layers[1].digest[7:]}"
+    os.truncate(blob, (16 << 20) + 1)
+    path = store.manifest_path(store.find("m"))
+    path.write_bytes(path.read_bytes().replace(b'"size":9', b'"size":16777217'))
+    with pytest.raises(StoreError, match=r"system blob .* has 16777217 bytes"):
+        store.resolve("m")
+    os.truncate(path, (4 << 20) + 1)
+    with pytest.raises(StoreError, match="cannot be read: over 4,194,304 bytes"):
         store.resolve("m")
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import DATA
-from golden_makers.vocabularies import TEXTS, digest
-from vocabularies import ALTERED, altered, byte_level, texts, whole
+from support.checkpoints import DATA
+from support.golden_makers.vocabularies import TEXTS, digest
+from support.vocabularies import ALTERED, altered, byte_level, texts, whole
 
 from gpukit.formats.gguf_fields import Field
 from gpukit.tokenizer import Tokenizer

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from forms import build
+from support.forms import build
+from support.vocabularies import letters
 from tokenizers import Tokenizer, models, pre_tokenizers
-from vocabularies import letters
 
 from gpukit.errors import ArgumentError, TokenizerError
 from gpukit.formats.checkpoint import Checkpoint
+from gpukit.generation.generate import load_model
 from gpukit.models.importer import plan_import
+from gpukit.recipes.inspect import describe
 from gpukit.tokenizer import vocabulary_fields
 
 
@@ -43,6 +45,23 @@ def test_the_name_that_is_given_counts(folder: Path) -> None:
     assert found["tokenizer.ggml.model"] == "gpt2"
 
 
+def test_the_name_counts_wherever_a_folder_is_read(folder: Path) -> None:
+    assert "--pre" in (describe(folder).problem or "")
+    found = describe(folder, pre="gpt-2").tokenizer
+    assert found is not None
+    assert found.pre == "gpt-2"
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["model"]["vocab"]["ab"] = 256
+    data["model"]["merges"] = [["a", "b"]]
+    path.write_text(json.dumps(data))
+    assert 256 in load_model(folder, "cpu", pre="gpt-2").tokenizer.encode("ab")
+    for pre, told in (("nobody", "unknown pre-tokenizer"), ("gpt-2", "--pre is for model folders")):
+        path = folder if pre == "nobody" else folder / "model.safetensors"
+        with pytest.raises(ArgumentError, match=told):
+            describe(path, pre=pre)
+
+
 def test_an_unknown_name(folder: Path) -> None:
     with pytest.raises(
         ArgumentError, match=r"--pre nobody: unknown pre-tokenizer; known: .*tekken"
@@ -63,12 +82,12 @@ def test_holes_and_added_tokens(folder: Path) -> None:
     data = json.loads(path.read_text())
     data["added_tokens"] = [
         {"id": 256, "content": "<|a|>", "special": True},
-        {"id": 258, "content": "b", "special": False},
+        {"id": 258, "content": "bb", "special": False},
     ]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     data["added_tokens"] = [entry | plain for entry in data["added_tokens"]]
     path.write_text(json.dumps(data))
     fields = vocabulary_fields(folder, {"vocab_size": 260}, pre="gpt-2")
     found = {field.key: field.value for field in fields}
-    assert found["tokenizer.ggml.tokens"][256:] == ["<|a|>", "[PAD257]", "b", "[PAD259]"]
+    assert found["tokenizer.ggml.tokens"][256:] == ["<|a|>", "[PAD257]", "bb", "[PAD259]"]
     assert found["tokenizer.ggml.token_type"][256:] == [3, 5, 4, 5]

@@ -7,10 +7,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from checkpoints import DATA, LLAMA3, SENTENCEPIECE
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from vocabularies import PIECES, letters, merges
+from hypothesis import given, settings, strategies as st
+from support.checkpoints import DATA, LLAMA3, SENTENCEPIECE
+from support.vocabularies import PIECES, letters, merges
 
 from gpukit.errors import TokenizerError
 from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string, u32
@@ -98,8 +97,7 @@ EXPRESSIONS = {
 @cache
 def tokenizers_pair(pre: str) -> tuple[Tokenizer, Any]:
     """Our tokenizer by way of metadata, and the library's from the same tokenizer.json."""
-    from tokenizers import Regex, models, pre_tokenizers
-    from tokenizers import Tokenizer as Library
+    from tokenizers import Regex, Tokenizer as Library, models, pre_tokenizers
 
     tokens = list(dict.fromkeys([*letters(), *(a + b for a, b in merges())]))
     library = Library(

@@ -1,0 +1,34 @@
+"""What the help of each command ends with: a line or two to copy."""
+
+EXAMPLES = {
+    "create": (
+        "gpukit create llama3.2:1b -f Modelfile -q Q4_K_M",
+        "gpukit create llama3.2:1b -q Q4_K_M --dry-run",
+    ),
+    "run": (
+        'gpukit run llama3.2:1b "Why is the sky blue?"',
+        'gpukit run llama.gguf --system "Answer in one sentence." < question.txt',
+    ),
+    "list": ("gpukit list", "gpukit list llama --json"),
+    "show": ("gpukit show llama3.2:1b", "gpukit show llama3.2:1b --modelfile > Modelfile"),
+    "cp": ("gpukit cp llama3.2:1b mine",),
+    "rm": ("gpukit rm mine llama3.2:1b",),
+    "convert": (
+        "gpukit convert Llama-3.2-1B-Instruct llama.gguf --type Q4_K_M",
+        "gpukit convert llama.gguf llama.safetensors --type F16",
+    ),
+    "quantize": (
+        "gpukit quantize llama-f16.gguf llama.gguf Q4_K_M",
+        "gpukit quantize llama3.2:1b small.gguf Q3_K_M --imatrix imatrix.gguf --dry-run",
+    ),
+    "inspect": ("gpukit inspect llama.gguf", "gpukit inspect Llama-3.2-1B-Instruct --tensors"),
+    "bench": ("gpukit bench quantize --type Q4_K --type Q8_0", "gpukit bench dequantize"),
+    "doctor": ("gpukit doctor",),
+}
+
+
+def epilog(name: str) -> str:
+    """The end of the help of the command `name`, brackets kept from rich's markup."""
+    lines = EXAMPLES[name]
+    title = "Example:" if len(lines) == 1 else "Examples:"
+    return "\n".join((title, *lines)).replace("[", "\\[")

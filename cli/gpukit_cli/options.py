@@ -1,0 +1,118 @@
+"""What several commands take, declared once: name, placeholder, help and what a shell completes.
+
+Nothing here loads torch: every command's parsing imports it.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpukit.formats.file_types import ALIASES, FILE_TYPES
+
+FILE_TYPE_NAMES = ", ".join(FILE_TYPES)
+DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:0,cuda:1")
+
+
+def file_types(incomplete: str) -> list[str]:
+    """The file types that `incomplete` begins, in any case."""
+    return _begun(incomplete, [*FILE_TYPES, *ALIASES])
+
+
+def tensor_types(incomplete: str) -> list[str]:
+    """The types of tensors that can be written and that `incomplete` begins, in any case."""
+    from gpukit_kernels import type_facts
+
+    return _begun(incomplete, (name for name, facts in type_facts().items() if facts.encodable))
+
+
+def devices(incomplete: str) -> list[str]:
+    """What --device may say, as far as parsing can know it."""
+    return _begun(incomplete, DEVICES)
+
+
+def stored_names(incomplete: str) -> list[str]:
+    """The names in the store that `incomplete` begins, in any case.
+
+    Where there is none, the shell offers files.
+    """
+    from gpukit.errors import GpukitError
+    from gpukit.store import Store
+
+    try:
+        names = [name.display.removesuffix(":latest") for name in Store().names()]
+    except (GpukitError, OSError):
+        return []
+    return _begun(incomplete, names)
+
+
+def _begun(incomplete: str, words: Iterable[str]) -> list[str]:
+    """The words that `incomplete` begins in any case, in its spelling: shells compare letters."""
+    size = len(incomplete)
+    return [incomplete + word[size:] for word in words if word[:size].lower() == incomplete.lower()]
+
+
+Input = Annotated[
+    str,
+    typer.Argument(
+        metavar="IN",
+        help="A model folder, a GGUF, a name in the store, or hf.co/org/name.",
+        autocompletion=stored_names,
+    ),
+]
+StoredName = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A model in the store.", autocompletion=stored_names),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.", autocompletion=devices
+    ),
+]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1.",
+        autocompletion=devices,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print no progress and no warnings: result and errors only.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+ImatrixFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--imatrix",
+        metavar="FILE",
+        help="Importance matrix of llama-imatrix, .gguf or .dat.",
+        show_default="none",
+    ),
+]
+Pre = Annotated[
+    str | None,
+    typer.Option(
+        "--pre",
+        metavar="NAME",
+        help="Pre-tokenizer of a model folder, such as llama-bpe, where none is recognised.",
+        show_default="the one recognised",
+    ),
+]
+Hub = Annotated[
+    bool,
+    typer.Option("--hub", help="The model is an id on the Hugging Face hub, such as org/name."),
+]
+SplitMaxSize = Annotated[
+    str | None,
+    typer.Option(
+        "--split-max-size",
+        metavar="SIZE",
+        help="Split into files with at most SIZE of data, as 500M or 2G.",
+        show_default="one file",
+    ),
+]

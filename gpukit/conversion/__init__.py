@@ -1,0 +1,1 @@
+"""The pass: what a plan describes is read, computed and written, some slabs at a time."""

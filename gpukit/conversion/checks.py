@@ -1,0 +1,41 @@
+"""What is wrong with a request whatever its input: looked for before that is opened or fetched."""
+
+from pathlib import Path
+
+import gpukit_kernels as kernels
+from gpukit.errors import ArgumentError
+from gpukit.formats.file_types import file_type_of
+from gpukit.formats.outputs import check_output
+from gpukit.planning.plan import Options
+from gpukit.tokenizer.recognition import check_pre
+
+SAFETENSORS = ".safetensors"
+
+
+def check_plan(file_type: str | None, pre: str | None = None) -> None:
+    """`ArgumentError` for a file type or a pre-tokenizer that nobody knows."""
+    if file_type is not None:
+        file_type_of(file_type)
+    if pre is not None:
+        check_pre(pre)
+
+
+def check_run(out: Path, file_type: str | None, options: Options, device: str) -> None:
+    """`ArgumentError` for a place that no file can be written to, for a file that cannot hold what
+    is asked for and for a device that is not here; `DiskError` where this user may not write."""
+    if out.suffix == SAFETENSORS:
+        if file_type is not None and not file_type_of(file_type).is_float:
+            raise ArgumentError(
+                f"{out}: safetensors files cannot hold {file_type.upper()}; choose F32, F16 or BF16"
+            )
+        if options.keep_split or options.split_max_size:
+            raise ArgumentError(f"{out}: only a GGUF is split; name a .gguf file or do not split")
+    check_output(out, [options.imatrix.path] if options.imatrix else [])
+    check_device(device)
+
+
+def check_device(names: str) -> None:
+    """QuantError, an `ArgumentError`, for a device, or one of several, that is unknown or not
+    here."""
+    if names not in ("auto", "cpu"):  # always here: nothing need be loaded to know
+        kernels.device_list(names)

@@ -1,0 +1,185 @@
+"""Slabs computed with torch on any devices: values, checks, blocks, the error.
+
+`begin` launches all of it on a device, `end` looks at the results; on a GPU other slabs come
+between the two.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import gpukit_kernels as kernels
+from gpukit.conversion.audit import SAMPLE, Audit
+from gpukit.conversion.engine import Buffer
+from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
+from gpukit.planning.plan import PlannedOutput
+from gpukit.planning.totals import Fidelity
+from gpukit.sources.base import Source
+from gpukit.sources.dtypes import TORCH_TYPES
+
+
+@dataclass
+class _Result:
+    """A piece's bytes, the least and largest value, and the sums for its error if any."""
+
+    blocks: Tensor
+    extremes: Tensor | None
+    sums: Tensor | None = None
+    compared: int = 0
+
+
+@dataclass
+class Work:
+    """A slab on its way through a device."""
+
+    slab: Slab
+    turn: kernels.Turn
+    data: Tensor
+    results: list[_Result]
+
+
+class Conversion:
+    """The engine of torch: `places` are the devices that the slabs are dealt out to."""
+
+    def __init__(
+        self, source: Source, outputs: Sequence[PlannedOutput], places: Sequence[torch.device]
+    ) -> None:
+        self.source = source
+        self.outputs = outputs
+        self._audit = Audit(source, outputs)
+        self.lanes = [lane for place in places for lane in kernels.lanes(place)]
+        self._pinned = places[0].type != "cpu"
+        self._backends = _backends(outputs, places[0])
+
+    def fidelity(self) -> tuple[Fidelity, ...]:
+        return self._audit.fidelity()
+
+    def buffer(self, nbytes: int) -> Buffer:
+        tensor = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
+        return Buffer(tensor.numpy().data, tensor)
+
+    def running(self) -> AbstractContextManager[None]:
+        return kernels.sharing(self.lanes)
+
+    def working(self) -> AbstractContextManager[None]:
+        return torch.inference_mode()
+
+    def begin(self, slab: Slab, buffer: Buffer, lane: kernels.Lane) -> Work:
+        """Launch the work on the slab's stored bytes in the lane's next turn."""
+        data, turn = buffer.tensor[: stored_bytes(slab)], lane.turn()
+        with turn:
+            here = turn.put(data)
+            values = [self._values(piece, here) for piece in slab]
+            blocks = self._blocks(slab, values, data)
+            results = [
+                self._result(piece, x, b, turn)
+                for piece, x, b in zip(slab, values, blocks, strict=True)
+            ]
+        return Work(slab, turn, data, results)
+
+    def end(self, work: Work) -> list[memoryview]:
+        work.turn.wait()
+        for piece, result in zip(work.slab, work.results, strict=True):
+            if result.extremes is not None:
+                low, high = result.extremes.tolist()
+                blocks, data = result.blocks.numpy(), work.data.numpy()
+                self._audit.finite(piece, max(-low, high), blocks, data)
+            if result.sums is not None:
+                error, square = result.sums.tolist()
+                self._audit.lost(piece, error, square, result.compared)
+        return [result.blocks.numpy().data for result in work.results]
+
+    def _values(self, piece: Piece, data: Tensor) -> Tensor | None:
+        """The piece's values; None for bytes that pass as they are and that nobody can decode."""
+        output = self.outputs[piece.output]
+        if passes(self.source, output) and output.source_type not in kernels.QUANTS:
+            return None
+        stored = data[piece.begin : piece.begin + piece.stored]
+        return self.source.values(output.index, piece.row, piece.rows, stored)
+
+    def _blocks(self, slab: Slab, values: Sequence[Tensor | None], data: Tensor) -> list[Tensor]:
+        """uint8 for each piece on the device, or on the host what passes from there as it is;
+        pieces that become one type share a launch."""
+        blocks: dict[int, Tensor] = {}
+        together: dict[tuple[object, ...], list[int]] = {}
+        for at, (piece, x) in enumerate(zip(slab, values, strict=True)):
+            output = self.outputs[piece.output]
+            kind = output.spec.type
+            if x is None or passes(self.source, output):
+                blocks[at] = data[piece.begin : piece.begin + piece.stored]
+            elif TORCH_TYPES.get(kind) is x.dtype:
+                blocks[at] = x.contiguous().view(torch.uint8).view(-1)
+            else:
+                # Without importance rows of all widths are but blocks; with it matrices of one
+                # shape go together as experts do.
+                columns = self._importance(piece, x)
+                shape = () if columns is None else (x.shape[1], x.shape[0] // len(columns))
+                together.setdefault((kind, x.dtype, *shape), []).append(at)
+        for members in together.values():
+            pieces = [slab[at] for at in members]
+            parts = [x for at in members if (x := values[at]) is not None]
+            for at, part in zip(members, self._quantize(pieces, parts), strict=True):
+                blocks[at] = part
+        return [blocks[at] for at in range(len(slab))]
+
+    def _importance(self, piece: Piece, x: Tensor) -> Tensor | None:
+        found = importance_of(piece, self.outputs[piece.output], x.shape[-1])
+        return None if found is None else torch.from_numpy(found)
+
+    def _quantize(self, pieces: Sequence[Piece], parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """`parts`, the values of `pieces`, as blocks of their one type, uint8, in one launch."""
+        kind = self.outputs[pieces[0].output].spec.type
+        row = kernels.by_name(kind)
+        found = [c for c in map(self._importance, pieces, parts) if c is not None]
+        if found:
+            columns = torch.cat(found).to(parts[0].device)
+            width = columns.shape[1]
+            matrices = [part.view(len(c), -1, width) for part, c in zip(parts, found, strict=True)]
+            values = torch.cat(matrices) if len(parts) > 1 else matrices[0]
+            backend = self._backends.get(f"{kind} weighted")
+            blocks = kernels.quantize(values, kind, columns, backend=backend).view(-1)
+        elif len(parts) == 1:
+            blocks = kernels.quantize(parts[0], kind, backend=self._backends.get(kind)).view(-1)
+        else:
+            flat = torch.cat([part.reshape(-1) for part in parts]).view(-1, row.block)
+            blocks = kernels.quantize(flat, kind, backend=self._backends.get(kind)).view(-1)
+        return torch.split(blocks, [x.numel() // row.block * row.nbytes for x in parts])
+
+    def _result(
+        self, piece: Piece, x: Tensor | None, blocks: Tensor, turn: kernels.Turn
+    ) -> _Result:
+        output = self.outputs[piece.output]
+        taken = blocks if passes(self.source, output) else turn.take(blocks)
+        if x is None or not x.numel():
+            return _Result(taken, None)
+        result = _Result(taken, turn.take(torch.stack(x.aminmax())))
+        if output.spec.type != output.source_type:
+            step = max(x.numel() // SAMPLE, 1) if turn.sparing else 1
+            some = x[::step].to(torch.float32)
+            again = kernels.dequantize(blocks.view(x.shape[0], -1)[::step], output.spec.type)
+            error = (some - again).square().sum(dtype=torch.float64)
+            square = some.square().sum(dtype=torch.float64)
+            result.sums, result.compared = turn.take(torch.stack((error, square))), some.numel()
+        return result
+
+
+def tensor_conversion(source: Source, outputs: Sequence[PlannedOutput], device: str) -> Conversion:
+    """The engine for `device`, which may name several, `cuda:0,cuda:1`."""
+    return Conversion(source, outputs, kernels.device_list(device))
+
+
+def _backends(outputs: Sequence[PlannedOutput], place: torch.device) -> dict[str, str]:
+    """The kernels' backend for each type, by the work that there is in total."""
+    weights: Counter[tuple[str, bool]] = Counter()
+    for output in outputs:
+        if output.spec.type != output.source_type and output.spec.type in kernels.QUANTS:
+            weights[output.spec.type, output.importance is not None] += output.spec.n_elements
+    planned: dict[str, str] = {}
+    for (name, weighted), count in weights.items():
+        key = f"{name} weighted" if weighted else name
+        planned[key] = kernels.plan_backend(name, count, place, weighted)
+    return planned

@@ -1,0 +1,1 @@
+"""A model that speaks: loading, sampling, text as it becomes whole."""

@@ -1,0 +1,60 @@
+"""The hyperparameters of a decoder, whatever its architecture."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Hyperparameters of a decoder, named as in llama.cpp; counts and sizes, no units.
+
+    `rope_scaling` is "none", "linear", "yarn" or "llama3" (the last lives in the tensor
+    rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
+    `rope_long` and `rope_short` divide frequencies in contexts longer than `rope_original_ctx`, and
+    in others.
+    `n_rot` values of a head are rotated (0: all), and multiplied by `rope_magnitude`.
+    `rope_theta_local` is the base of windowed layers, which are not scaled (0: that of the others).
+    `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none.
+    `attention_scale` multiplies queries times keys (0: the root of head_dim divides them);
+    `attention_cap` and `logit_cap` c turn a score or logit x into c tanh(x/c) (0: no cap).
+    `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
+    sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
+    whether it is one (empty: every layer is).
+    """
+
+    arch: str
+    n_layer: int
+    n_ctx: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    rms_eps: float
+    rope_theta: float
+    vocab_size: int
+    rope_theta_local: float = 0.0
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_original_ctx: int = 8192
+    rope_yarn: tuple[tuple[str, float], ...] = ()
+    rope_long: tuple[float, ...] = ()
+    rope_short: tuple[float, ...] = ()
+    rope_magnitude: float = 1.0
+    n_rot: int = 0
+    tied: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    n_expert: int = 0
+    n_expert_used: int = 0
+    attention_scale: float = 0.0
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
+    head_dim_said: bool = True
+    window: int = 0
+    windowed: tuple[bool, ...] = ()
+
+    def window_of(self, layer: int) -> int:
+        """How many positions `layer` sees, the own one included; 0: all."""
+        return self.window if not self.windowed or self.windowed[layer] else 0

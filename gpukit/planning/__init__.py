@@ -1,0 +1,1 @@
+"""What a model becomes, decided before anything is written: types, metadata, files."""

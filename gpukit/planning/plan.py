@@ -1,0 +1,96 @@
+"""What a model becomes, tensor by tensor: the records of a plan."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpukit.errors import ArgumentError
+from gpukit.formats.file_types import FileType
+from gpukit.formats.gguf_fields import Field, TensorSpec
+from gpukit.formats.gguf_writer import plan_layout
+from gpukit.formats.imatrix import Floats, Imatrix
+from gpukit.planning.overrides import Overrides
+from gpukit.planning.totals import TypeTotal, type_totals
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask for besides a file type.
+
+    `split_max_size` is in bytes; `keep_split` gives as many files as the source has.
+    """
+
+    overrides: Overrides | None = None
+    imatrix: Imatrix | None = None
+    allow_requantize: bool = False
+    keep_split: bool = False
+    split_max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_split and self.split_max_size:
+            raise ArgumentError("--keep-split and --split-max-size exclude each other; give one")
+
+
+@dataclass(frozen=True)
+class PlannedOutput:
+    """One tensor on its way: its place in the source, what it is and what it becomes.
+
+    `importance` is that of its columns, float32 `[ne0]`, or `[experts * ne0]`; `wanted` is the type
+    that its mix has for it, another than `spec.type` where blocks do not fit the rows.
+    """
+
+    index: int
+    spec: TensorSpec
+    source_type: str
+    importance: Floats | None = None
+    wanted: str = ""
+
+
+@dataclass(frozen=True)
+class QuantizePlan:
+    """Everything that will be written: metadata, tensors in file order, the size in bytes.
+
+    `parts` is the number of tensors in each file; `warnings` are lines for the user.
+    """
+
+    file_type: FileType | None
+    title: str
+    fields: tuple[Field, ...]
+    outputs: tuple[PlannedOutput, ...]
+    parts: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = plan_layout(self.fields, self.specs).size
+        object.__setattr__(self, "size", size)
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        return [output.spec for output in self.outputs]
+
+    def get(self, key: str) -> Any:
+        """The value of a metadata field that will be written, None where there is none."""
+        return next((field.value for field in self.fields if field.key == key), None)
+
+    def totals(self) -> list[TypeTotal]:
+        return type_totals(self.specs)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as one JSON-ready document; sizes in bytes."""
+        return {
+            "file_type": self.file_type.name if self.file_type else None,
+            "size": self.size,
+            "files": len(self.parts),
+            "warnings": list(self.warnings),
+            "tensors": [
+                {
+                    "name": o.spec.name,
+                    "shape": list(o.spec.ne),
+                    "from": o.source_type,
+                    "to": o.spec.type,
+                    "nbytes": o.spec.nbytes,
+                    "importance": o.importance is not None,
+                }
+                for o in self.outputs
+            ],
+        }

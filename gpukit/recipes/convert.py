@@ -1,0 +1,166 @@
+"""One file from a model: converted, quantised, or only planned."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpukit.conversion.checks import check_plan, check_run
+from gpukit.conversion.run import Result, run_plan
+from gpukit.events import Report, ignore
+from gpukit.formats.closing import Closing
+from gpukit.formats.file_types import FileType
+from gpukit.formats.imatrix import read_imatrix
+from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
+from gpukit.planning.planner import plan_quantize
+from gpukit.planning.totals import TypeTotal
+from gpukit.recipes.references import locate
+from gpukit.sources.base import Source
+from gpukit.sources.opening import open_source
+
+# What the two verbs take for granted: bytes of host memory for buffers.
+MEMORY = 4 << 30
+PLAIN = Options()
+
+
+@dataclass(frozen=True)
+class Plan(Closing):
+    """What a model becomes: its tensors in file order, their types and sizes; `write` makes it so.
+
+    It holds the model open: use it in a `with`, or `close` it.
+    """
+
+    source: Source
+    records: QuantizePlan
+
+    @property
+    def file_type(self) -> FileType | None:
+        """The file type; None where a GGUF keeps its tensors' own types."""
+        return self.records.file_type
+
+    @property
+    def outputs(self) -> tuple[PlannedOutput, ...]:
+        """The tensors in file order: `spec` has name, dimensions, type and bytes."""
+        return self.records.outputs
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The number of tensors in each file."""
+        return self.records.parts
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Lines for the user, which `write` reports."""
+        return self.records.warnings
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that will be written."""
+        return self.records.size
+
+    def totals(self) -> list[TypeTotal]:
+        """Sums by type, largest first."""
+        return self.records.totals()
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as one JSON-ready document; sizes in bytes."""
+        return self.records.as_json()
+
+    def write(
+        self,
+        out: str | Path,
+        *,
+        device: str = "auto",
+        memory: int = MEMORY,
+        report: Report = ignore,
+    ) -> Result:
+        """Write `out`, or its parts, whole or not at all; arguments and errors as `convert`."""
+        return run_plan(
+            self.source, self.records, Path(out), device=device, budget=memory, report=report
+        )
+
+    def close(self) -> None:
+        self.source.close()
+
+
+def plan(
+    model: str | Path,
+    type: str | None = None,
+    *,
+    options: Options = PLAIN,
+    pre: str | None = None,
+    hub: bool = False,
+    report: Report = ignore,
+) -> Plan:
+    """What `model` becomes as `type`; nothing is written. Arguments and errors as `quantize`.
+
+    with gpukit.plan("llama", "Q4_K_M") as plan:
+        print(plan.size)
+        plan.write("llama.gguf")
+    """
+    check_plan(type, pre)
+    source = open_source(locate(model, hub=hub).fetch(report), pre)
+    try:
+        return Plan(source, plan_quantize(source, type, options))
+    except BaseException:
+        source.close()
+        raise
+
+
+def convert(
+    model: str | Path,
+    out: str | Path,
+    type: str | None = None,
+    *,
+    imatrix: str | Path | None = None,
+    split_max_size: int | None = None,
+    pre: str | None = None,
+    hub: bool = False,
+    device: str = "auto",
+    memory: int = MEMORY,
+    report: Report = ignore,
+) -> Result:
+    """Write `model` to `out` as file type `type`: paths, size, seconds, totals and what was lost.
+
+    `model` is a folder from Hugging Face, a GGUF, a name in the store, or an id of the hub
+    (hf.co/org/name, or with `hub` org/name). `out` is a GGUF, or, from a GGUF to floats, a file
+    that ends in .safetensors; it appears whole or not at all. No `type` keeps a folder's own (BF16
+    or F16) and the types of a GGUF. `imatrix` is a file with importance weights, .gguf or .dat;
+    `split_max_size` (bytes) splits the output; `pre` names the pre-tokenizer of a folder where none
+    is recognised; `device` is auto, cpu, cuda, cuda:N or several with commas; `memory` bounds
+    buffers on the host, in bytes; `report` hears progress and warnings.
+    `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
+    `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
+    `DiskError` where the disk refuses.
+
+        gpukit.convert("Llama-3.2-1B-Instruct", "llama.gguf", "Q4_K_M").size
+    """
+    weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
+    options = Options(imatrix=weights, split_max_size=split_max_size)
+    # Whatever the model, this can be wrong: looked at before that is fetched.
+    check_run(Path(out), type, options, device)
+    with plan(model, type, options=options, pre=pre, hub=hub, report=report) as planned:
+        return planned.write(out, device=device, memory=memory, report=report)
+
+
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    type: str,
+    *,
+    options: Options = PLAIN,
+    pre: str | None = None,
+    hub: bool = False,
+    device: str = "auto",
+    memory: int = MEMORY,
+    report: Report = ignore,
+) -> Result:
+    """Write `model` to the GGUF `out` as file type `type`, as llama-quantize does.
+
+    As `convert`, but with all `options`: types of single tensors, importance weights, what may be
+    quantised again, how the output is split.
+
+        gpukit.quantize("llama-f16.gguf", "llama-q6.gguf", "Q6_K", device="cpu").totals
+    """
+    check_run(Path(out), type, options, device)
+    with plan(model, type, options=options, pre=pre, hub=hub, report=report) as planned:
+        return planned.write(out, device=device, memory=memory, report=report)

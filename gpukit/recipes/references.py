@@ -1,0 +1,150 @@
+"""From a word to a model: what every command makes of what it is given.
+
+    locate(WORD) -> Reference     looks on this machine only
+    Reference.fetch(report)       the model's path, fetched first where it is on the hub; of
+                                  a folder with a GGUF instead of a checkpoint, that file
+    Reference.open(report)        the same, with what a stored model sets beside its weights
+
+A word means the first of these that holds:
+
+1. a path, if it begins with / . or ~, or ends as files of weights do;
+2. a GGUF file, or a folder with weights, config.json or a GGUF;
+3. a model of the store;
+4. with hf.co/ in front, a model of the Hugging Face hub;
+5. any other file or folder that is there: its reader says what it lacks.
+
+So neither a stray file nor an empty folder hides a stored model. What is told to be an id of the
+hub (`hub`) is one, whatever is here.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpukit.errors import ArgumentError, CheckpointError, NotFoundError, StoreError
+from gpukit.events import Report, ignore
+from gpukit.formats.folder import check_files, has_weights
+from gpukit.formats.gguf_reader import is_gguf
+from gpukit.formats.gguf_split import part_of
+from gpukit.formats.paths import expanded
+from gpukit.remote.hub import HubModel, fetch, is_id, parse_id
+from gpukit.store.names import ModelName
+from gpukit.store.store import ResolvedModel, Store
+
+# What begins or ends so is never a name.
+PATH_STARTS = ("/", ".", "~")
+PATH_ENDS = (".gguf", ".safetensors", ".bin", ".pth")
+WANTED = "a path, the name of a model in the store or an id of the hub is wanted"
+# Characters of a word that a message shows.
+SHOWN = 100
+LIKE_AN_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What `word` means: a path that is there, a model of `store`, or one of the hub, which may
+    have to be fetched."""
+
+    word: str
+    model: Path | ModelName | HubModel
+    store: Store
+
+    def fetch(self, report: Report = ignore) -> Path:
+        """The file or folder of the model on this machine; errors as `open`."""
+        return self.open(report).gguf
+
+    def open(self, report: Report = ignore) -> ResolvedModel:
+        """The model, with everything that its layers set if it is a stored one.
+
+        `HubError` where the hub does not give it, StoreError where the store has it damaged or with
+        an adapter, `CheckpointError` for a folder with several GGUFs and no checkpoint.
+        """
+        match self.model:
+            case ModelName() as name:
+                return self.store.open(name)
+            case HubModel() as model:
+                return ResolvedModel(fetch(model, report))
+            case path:
+                return ResolvedModel(_gguf_instead(path) or path)
+
+
+def locate(
+    word: str | Path, *, hub: bool = False, folder: Path = Path(), store: Store | None = None
+) -> Reference:
+    """What `word` means; a `Path` is one, and relative ones start at `folder`. Asks nobody but this
+    machine.
+
+    NotFoundError, which lists where it was looked for, for what is not there; `ArgumentError` for
+    what can be no word for a model, and for an id that can be none of the hub's.
+    """
+    store = store or Store()
+    is_path = isinstance(word, Path)
+    word = str(word)
+    if not word.strip() or "\0" in word:
+        raise ArgumentError(f"{word[:SHOWN]!r}: {WANTED}")
+    if hub:
+        return Reference(word, parse_id(word), store)
+    path = folder / expanded(word)
+    lacking = _lacking(path)
+    if is_path or _looks_like_a_path(word):
+        if lacking:
+            raise NotFoundError(f"{_where(word, path)}: {lacking}")
+        return Reference(word, path, store)
+    if not lacking and _holds_model(path):
+        return Reference(word, path, store)
+    try:
+        name = store.find(word)
+        if store.has(name):
+            return Reference(word, name, store)
+        unknown = f"no model of that name in {store.root}{store.similar(word)}"
+    except (ArgumentError, StoreError) as error:  # no name, or no place for a store
+        unknown = str(error)
+    if is_id(word):
+        return Reference(word, parse_id(word), store)
+    if not lacking:
+        return Reference(word, path, store)
+    if LIKE_AN_ID.fullmatch(word):
+        unknown += f"; for a model of the Hugging Face hub write hf.co/{word}"
+    raise NotFoundError(f"{_where(word, path)}: {lacking}, and {unknown}")
+
+
+def _looks_like_a_path(word: str) -> bool:
+    return word.startswith(PATH_STARTS) or (word.endswith(PATH_ENDS) and not is_id(word))
+
+
+def _lacking(path: Path) -> str:
+    """Why nothing can be read at `path`; '' where there is something."""
+    try:
+        return "" if path.exists() else "no such file or folder"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _holds_model(path: Path) -> bool:
+    """Whether a GGUF is at `path`, or a folder that somebody made to hold a model."""
+    try:
+        if not path.is_dir():
+            return path.is_file() and is_gguf(path)
+        return (path / "config.json").exists() or has_weights(path) or any(path.glob("*.gguf"))
+    except OSError:  # of what may not be read nobody can tell
+        return False
+
+
+def _gguf_instead(folder: Path) -> Path | None:
+    """The GGUF of a folder that has no checkpoint, the first part of a split one; else None."""
+    parts = {path: part_of(path.name) for path in sorted(folder.glob("*.gguf"))}
+    found = [path for path, part in parts.items() if part is None or part[1] == 1]
+    if not found or (has_weights(folder) and (folder / "config.json").exists()):
+        return None
+    check_files(folder)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise CheckpointError(f"{folder}: {len(found)} .gguf files ({names}): name one of them")
+    return found[0]
+
+
+def _where(word: str, path: Path) -> str:
+    """The word, and the path that it would be where that says more."""
+    if len(word) > SHOWN:
+        return f"{word[:SHOWN]}…"
+    return word if not path.is_absolute() or str(path) == word else f"{word}: {path}"

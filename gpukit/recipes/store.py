@@ -1,0 +1,84 @@
+"""The store with its verbs, as the library shows it."""
+
+from pathlib import Path
+
+from gpukit import store
+from gpukit.events import Report, ignore
+from gpukit.recipes import show
+from gpukit.recipes.show import ModelDetails
+from gpukit.store import StoredModel, modelfile
+from gpukit.store.modelfile import Modelfile
+
+
+class Store(store.Store):
+    """The models below `root`, laid out as Ollama's; a root that does not exist is an empty store.
+
+    Without `root` it is the command line's: `$GPUKIT_MODELS`, else `$OLLAMA_MODELS`, else
+    `~/.ollama/models`. Names are looked for in any case. `StoreError` tells of models that are
+    damaged, NotFoundError of those that are not there, `ArgumentError` of what is no name.
+
+        store = gpukit.Store("models")
+        store.create("tiny:q4", gpukit.Modelfile(source="./tiny"), "Q4_K_M")
+        print([str(model.name) for model in store.list()])
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        super().__init__(None if root is None else Path(root).expanduser().absolute())
+
+    def create(
+        self,
+        name: str,
+        source: Modelfile | str | Path,
+        quantize: str | None = None,
+        *,
+        imatrix: str | Path | None = None,
+        pre: str | None = None,
+        hub: bool = False,
+        device: str = "auto",
+        memory: int = 4 << 30,
+        report: Report = ignore,
+    ) -> StoredModel:
+        """Make the model that `source`, a Modelfile or the path of one, describes, and put it here.
+
+        `quantize` is a file type such as Q4_K_M; the other arguments are those of
+        `gpukit.convert`. A failed or killed run leaves the store as it was.
+        """
+        self.find(name)  # before anything is read
+        described = source if isinstance(source, Modelfile) else modelfile.read(Path(source))
+        # What imports checkpoints computes with torch.
+        from gpukit.recipes.create import create
+
+        made = create(
+            self,
+            name,
+            described,
+            quantize,
+            device=device,
+            budget=memory,
+            pre=pre,
+            imatrix=Path(imatrix) if imatrix is not None else None,
+            hub=hub,
+            report=report,
+        )
+        return self.describe(made)
+
+    def show(self, name: str) -> ModelDetails:
+        """What is known of a model: architecture, sizes, parameters, texts, metadata, tensors."""
+        return show.show(self, name)
+
+    def copy(self, source: str, destination: str) -> None:
+        """Give the model `source` a second name; a model that has it is replaced."""
+        store.copy(self, source, destination)
+
+    def remove(self, name: str) -> None:
+        """Remove a model, and the blobs that no other model uses."""
+        store.remove(self, name)
+
+    def tidy(self) -> None:
+        """Remove what killed commands left."""
+        store.tidy(self)
+
+    def list(self, prefix: str = "", report: Report = ignore) -> tuple[StoredModel, ...]:
+        """The models whose names begin with `prefix` in any case, the latest first; `report` hears
+        of those that cannot be read."""
+        return tuple(self.models(report, prefix))

@@ -1,0 +1,1 @@
+"""What lies elsewhere: the Hugging Face hub."""

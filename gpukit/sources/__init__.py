@@ -1,0 +1,1 @@
+"""Weights by name, as they are stored, from a checkpoint or a GGUF."""

@@ -1,0 +1,77 @@
+"""Where values come from: a Hugging Face folder or a GGUF model, row slab by row slab."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpukit.formats.closing import Closing
+from gpukit.formats.gguf_fields import Field, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SourceTensor(TensorSpec):
+    """A tensor of the model to be: GGUF name and dimensions, the type that a plain conversion
+    would give it, and how many rows a slab must hold a multiple of."""
+
+    row_group: int
+
+
+class Source(Closing):
+    """An open model: metadata, tensors, and their values on demand.
+
+    `read` fills a buffer from the disk (any thread); `values` turns the bytes into rows.
+    """
+
+    path: Path
+    fields: tuple[Field, ...]
+    tensors: tuple[SourceTensor, ...]
+    is_checkpoint: bool
+    auto: str | None = None  # what llama.cpp's converter makes of a checkpoint by itself
+    warnings: tuple[str, ...] = ()  # lines for the user, such as what nothing uses
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a metadata field."""
+        return next((f.value for f in self.fields if f.key == key), default)
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The file type of the source in a word, such as BF16."""
+
+    @abstractmethod
+    def stored_type(self, index: int) -> str:
+        """What tensor `index` is now, such as BF16."""
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The number of tensors in each file of a model that is split into several."""
+        return (len(self.tensors),)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files or folders that are read, which nothing may be written to."""
+        return (self.path,)
+
+    def passes(self, index: int, kind: str) -> bool:  # noqa: ARG002
+        """Whether the stored bytes of tensor `index` are those that a file has for type `kind`."""
+        return False
+
+    @abstractmethod
+    def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:
+        """Bytes on disk of `rows` rows of tensor `index` from `row` on; 0 for computed tensors."""
+
+    @abstractmethod
+    def read(self, index: int, row: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the stored bytes from `row` on."""
+
+    @abstractmethod
+    def values(self, index: int, row: int, rows: int, data: "Tensor") -> "Tensor":
+        """Rows of float32, float16 or bfloat16 `[rows, ne0]` from what `read` left in uint8 `data`.
+
+        They are where `data` is, and may share its memory. `QuantError` for types that gpukit
+        cannot decode.
+        """

@@ -1,0 +1,149 @@
+"""A Hugging Face folder as a source: what its tensors become, and their values."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpukit.errors import one_line
+from gpukit.formats.checkpoint import Checkpoint
+from gpukit.formats.file_types import float_type
+from gpukit.formats.folder import read_files
+from gpukit.models.fp8 import FP8
+from gpukit.models.importer import plan_import, some
+from gpukit.models.rules import ImportPlan, PlannedTensor, Span, auto_type
+from gpukit.sources.base import Source, SourceTensor
+from gpukit.sources.dtypes import TORCH_TYPES
+from gpukit.sources.steps import Scaling, Step
+
+STORED_TYPES = {**TORCH_TYPES, **FP8}
+
+
+class CheckpointSource(Source):
+    """A Hugging Face folder, renamed and transformed on the way.
+
+    Each of `steps` has the rows of every tensor in turn, before their layout changes.
+    """
+
+    is_checkpoint = True
+
+    def __init__(self, path: Path, pre: str | None = None, steps: Sequence[Step] = ()) -> None:
+        self.path = path
+        self._checkpoint = Checkpoint(path)
+        try:
+            plan = plan_import(self._checkpoint, pre=pre)
+        except BaseException:
+            self._checkpoint.close()
+            raise
+        self.fields = plan.fields
+        self._planned = plan.tensors
+        self._steps = (Scaling(self._checkpoint, plan.scales.by_weight), *steps)
+        self.auto = auto = auto_type(plan.tensors)
+        self.warnings = tuple(self._left_out(plan))
+        self.tensors = tuple(self._tensor(planned, auto) for planned in plan.tensors)
+
+    def _left_out(self, plan: ImportPlan) -> Iterator[str]:
+        """What of the folder has no part in the GGUF, a line for each reason."""
+        yield from plan.warnings
+        if plan.left_out:
+            tensors = one_line(some(plan.left_out))
+            yield (
+                f"{self.path}: {tensors} left out: a {plan.config.arch} GGUF has no place for them"
+            )
+        for name in self._checkpoint.unread:
+            yield one_line(
+                f"{self.path / name}: not read: the index of the weights does not list it"
+            )
+
+    def _tensor(self, planned: PlannedTensor, auto: str) -> SourceTensor:
+        # What stays as it is in a quantised file has the type of a plain conversion.
+        wanted = planned.dtype if planned.dtype != "F32" else auto
+        kind = float_type(planned.name, planned.ne, wanted)
+        return SourceTensor(planned.name, planned.ne, kind, planned.row_group)
+
+    @property
+    def label(self) -> str:
+        types = [planned.dtype for planned in self._planned if len(planned.ne) >= 2]
+        return types[0] if types else "F32"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        # A GGUF beside the weights is what some conversion before this one made of them.
+        return (self.path, *(f for f in read_files(self.path) if f.suffix != ".gguf"))
+
+    def stored_type(self, index: int) -> str:
+        return self._planned[index].dtype
+
+    def _cut(self, index: int, row: int, rows: int) -> Iterator[tuple[Span, int, int]]:
+        """What makes `rows` rows of tensor `index` from `row` on: each span with the first of its
+        source's rows and how many of them."""
+        planned = self._planned[index]
+        # A tensor of one dimension is one row, its spans count values.
+        each = planned.ne[0] if len(planned.ne) == 1 else 1
+        begin, end, at = row * each, (row + rows) * each, 0
+        for span in planned.spans:
+            first, last = max(begin - at, 0), min(end - at, span.rows)
+            if first < last:
+                yield span, span.first + first, last - first
+            at += span.rows
+
+    def _dtype(self, span: Span) -> torch.dtype:
+        return STORED_TYPES[self._checkpoint.tensors[span.source].dtype]
+
+    def _width(self, span: Span) -> int:
+        return span.shape[-1] if len(span.shape) > 1 else 1
+
+    def _nbytes(self, span: Span, rows: int) -> int:
+        return rows * self._width(span) * self._dtype(span).itemsize
+
+    def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:
+        return sum(self._nbytes(span, count) for span, _, count in self._cut(index, row, rows))
+
+    def read(self, index: int, row: int, buffer: memoryview) -> None:
+        done = 0
+        for span, first, count in self._cut(index, row, self.tensors[index].rows - row):
+            if done == len(buffer):
+                return
+            size = min(self._nbytes(span, count), len(buffer) - done)
+            stored = self._checkpoint.tensors[span.source]
+            at = self._nbytes(span, first)
+            self._checkpoint.read_into(stored, buffer[done : done + size], at)
+            done += size
+
+    def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:
+        planned = self._planned[index]
+        if planned.values is not None:
+            return planned.values.view(-1, planned.ne[0])[row : row + rows].to(data.device)
+        found, done = [], 0
+        for span, first, count in self._cut(index, row, rows):
+            size = self._nbytes(span, count)
+            part = _viewed(data[done : done + size], self._dtype(span))
+            stepped = self._stepped(span.source, first, part.view(count, self._width(span)))
+            found.append(_finished(stepped, span, planned))
+            done += size
+        along = 1 if len(planned.ne) == 1 else 0
+        return torch.cat(found, along) if len(found) > 1 else found[0]
+
+    def _stepped(self, name: str, row: int, rows: Tensor) -> Tensor:
+        for step in self._steps:
+            rows = step(name, row, rows)
+        return rows
+
+    def close(self) -> None:
+        self._checkpoint.close()
+
+
+def _viewed(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 `data` as `dtype`; behind bytes of a narrower dtype it may have to move."""
+    return (data.clone() if data.storage_offset() % dtype.itemsize else data).view(dtype)
+
+
+def _finished(rows: Tensor, span: Span, planned: PlannedTensor) -> Tensor:
+    """Rows of a span behind all steps in the type of the kernels that `planned` has, or in float32,
+    and in the layout of a GGUF."""
+    if len(planned.ne) == 1:
+        rows = rows.view(1, -1)
+    if rows.dtype is not torch.float32:
+        rows = rows.to(TORCH_TYPES[planned.dtype])
+    return rows if span.transform is None else span.transform(rows)

@@ -1,0 +1,75 @@
+"""A GGUF model as a source."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gpukit_kernels as kernels
+from gpukit.formats.gguf_split import GGUFModel
+from gpukit.sources.base import Source, SourceTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GGUFSource(Source):
+    """A GGUF model of any architecture, in one file or in all parts of a split one."""
+
+    is_checkpoint = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._model = GGUFModel(path)
+        self.fields = tuple(self._model.fields.values())
+        self._infos = tuple(self._model.tensors.values())
+        self.tensors = tuple(SourceTensor(i.name, i.ne, i.type, 1) for i in self._infos)
+
+    @property
+    def label(self) -> str:
+        types = [info.type for info in self._infos if len(info.ne) >= 2]
+        return max(set(types), key=types.count) if types else "F32"
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        return self._model.parts
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._model.paths
+
+    def stored_type(self, index: int) -> str:
+        return self._infos[index].type
+
+    def passes(self, index: int, kind: str) -> bool:
+        return self._infos[index].type == kind
+
+    def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:  # noqa: ARG002
+        return rows * self._infos[index].row_bytes
+
+    def read(self, index: int, row: int, buffer: memoryview) -> None:
+        self._model.read_into(self._infos[index], buffer, self.stored_bytes(index, row))
+
+    def values(self, index: int, row: int, rows: int, data: "Tensor") -> "Tensor":  # noqa: ARG002
+        import torch
+
+        from gpukit.sources.dtypes import TORCH_TYPES
+
+        info = self._infos[index]
+        dtype = TORCH_TYPES.get(info.type)
+        if dtype is None:
+            found = kernels.dequantize(data.view(rows, info.row_bytes), info.type)
+            return _without_nan_scales(found, data) if info.type == "MXFP4" else found
+        found = data.view(dtype).view(rows, info.ne[0] if info.ne else 1)
+        return found.to(torch.float32) if found.dtype is torch.float64 else found
+
+    def close(self) -> None:
+        self._model.close()
+
+
+def _without_nan_scales(values: "Tensor", data: "Tensor") -> "Tensor":
+    """`values` of the MXFP4 blocks `data`, NaN where the exponent is 255, which means NaN.
+
+    llama.cpp refuses such a block; its levels 0 and 1 would decode as plain numbers.
+    """
+    row = kernels.by_name("MXFP4")
+    nan = (data.view(-1, row.nbytes)[:, 0] == 255).repeat_interleave(row.block)
+    return values.masked_fill(nan.view_as(values), float("nan"))

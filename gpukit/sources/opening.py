@@ -1,0 +1,42 @@
+"""From a path to a source."""
+
+from pathlib import Path
+
+from gpukit.errors import ArgumentError, NotFoundError
+from gpukit.formats.gguf_reader import is_gguf
+from gpukit.sources.base import Source
+from gpukit.sources.gguf import GGUFSource
+
+# Endings of files that are a part of a checkpoint: weights, and what describes them.
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
+PARTS = (*WEIGHTS, ".json", ".jinja", ".model")
+PRE_FOR_FOLDERS = "a GGUF has its pre-tokenizer; --pre is for model folders"
+
+
+def check_whole(path: Path) -> None:
+    """`ArgumentError` for a file out of a model folder."""
+    kind = path.suffix.lower()
+    if kind in PARTS and not is_gguf(path):
+        raise ArgumentError(
+            f"{path}: weights without their model; name the folder that has config.json beside them"
+            if kind in WEIGHTS
+            else f"{path}: one file of a model; name the folder, {path.parent}"
+        )
+
+
+def open_source(path: Path, pre: str | None = None) -> Source:
+    """The model at `path`: a folder with a checkpoint, or a GGUF file; the errors of its reader.
+
+    `pre` names the pre-tokenizer of a folder with a byte-level BPE.
+    """
+    if path.is_dir():
+        # What imports checkpoints computes with torch.
+        from gpukit.sources.checkpoint import CheckpointSource
+
+        return CheckpointSource(path, pre)
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such file or folder")
+    check_whole(path)
+    if pre is not None:
+        raise ArgumentError(f"{path}: {PRE_FOR_FOLDERS}")
+    return GGUFSource(path)

@@ -1,0 +1,67 @@
+"""GGUF models of several shapes, quantised to every file type, against llama-quantize's files."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import gguf_models
+from support.checkpoints import DATA
+
+from gpukit.conversion.run import run_plan
+from gpukit.errors import ArgumentError
+from gpukit.formats.file_types import FILE_TYPES
+from gpukit.formats.imatrix import Imatrix
+from gpukit.planning.plan import Options
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
+
+GOLDEN: dict[str, dict[str, list[str | None]]] = json.loads(
+    (DATA / "golden" / "quantized.json").read_text()
+)
+
+
+def test_every_model_and_type_has_digests() -> None:
+    assert GOLDEN.keys() == gguf_models.SHAPES.keys()
+    assert all(kinds.keys() == FILE_TYPES.keys() for kinds in GOLDEN.values())
+
+
+@pytest.mark.parametrize("name", gguf_models.SHAPES)
+def test_files_equal_those_of_llama_quantize(name: str, tmp_path: Path) -> None:
+    model = gguf_models.build(name, tmp_path)
+    different = []
+    for kind, (wanted, _) in GOLDEN[name].items():
+        if wanted is None:
+            continue
+        with open_source(model) as source:
+            plan = plan_quantize(source, kind)
+            if run_plan(source, plan, tmp_path / "out.gguf", digest=True).digest != wanted:
+                different.append(kind)
+    assert not different
+
+
+@pytest.mark.parametrize("name", gguf_models.SHAPES)
+def test_tensors_equal_those_of_llama_quantize_with_importance(name: str, tmp_path: Path) -> None:
+    model = gguf_models.build(name, tmp_path)
+    options = Options(imatrix=Imatrix(tmp_path / "x.imatrix", gguf_models.importance(name)))
+    different = []
+    for kind, (_, wanted) in GOLDEN[name].items():
+        out = tmp_path / "out.gguf"
+        with open_source(model) as source:
+            if wanted is None:
+                with pytest.raises(ArgumentError, match="Q2_K_S needs importance weights for"):
+                    plan_quantize(source, kind, options)
+                continue
+            run_plan(source, plan_quantize(source, kind, options), out)
+        if gguf_models.tensors_digest(out) != wanted:
+            different.append(kind)
+    assert not different
+
+
+def test_q2_k_s_asks_for_importance(tmp_path: Path) -> None:
+    refused = [name for name, kinds in GOLDEN.items() if kinds["Q2_K_S"][0] is None]
+    assert "eight-layers" in refused
+    with (
+        open_source(gguf_models.build("eight-layers", tmp_path)) as source,
+        pytest.raises(ArgumentError, match="give --imatrix FILE, or choose Q2_K"),
+    ):
+        plan_quantize(source, "Q2_K_S")

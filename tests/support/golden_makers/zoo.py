@@ -1,0 +1,55 @@
+"""What llama.cpp makes of the checkpoints in support/zoo.py: zoo.json, as converter.json and with
+
+quantized   fields and tensors of the file of llama-quantize, Q4_K_M, from the converter's first
+
+Needs llama.cpp's converter (GPUKIT_LLAMA_CPP: a folder with convert_hf_to_gguf.py) and a Python
+that has llama-cpp-python (GPUKIT_PEER_PYTHON).
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from support.golden_makers.converter import convert, described
+from support.golden_makers.files import QUANTIZE
+from support.zoo import ZOO
+from support.zoo_build import build
+
+from gpukit.formats.file_types import FILE_TYPES
+
+QUANTIZED = "Q4_K_M"
+
+
+def make(folder: Path) -> list[Path]:
+    """Write zoo.json into `folder`; its path."""
+    path = folder / "zoo.json"
+    with tempfile.TemporaryDirectory() as scratch:
+        found = collect(Path(scratch), Path(os.environ["GPUKIT_LLAMA_CPP"]), ZOO)
+        for name, entry in found.items():
+            source = Path(scratch) / f"{name}-{ZOO[name].types[0]}.gguf"
+            out = Path(scratch) / "quantized.gguf"
+            subprocess.run(
+                [os.environ["GPUKIT_PEER_PYTHON"], "-c", QUANTIZE, source, out,
+                 str(FILE_TYPES[QUANTIZED].number)],
+                check=True, capture_output=True,
+            )  # fmt: skip
+            entry["quantized"] = described({QUANTIZED: out})
+    lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in found.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    return [path]
+
+
+def collect(scratch: Path, tree: Path, names: Iterable[str]) -> dict[str, Any]:
+    """What the converter in `tree` makes of the checkpoints `names`; its files are left there."""
+    folders = {name: build(name, scratch) for name in names}
+    files = {
+        name: {kind: scratch / f"{name}-{kind}.gguf" for kind in ZOO[name].types}
+        for name in folders
+    }
+    jobs = [(folders[n], out, kind) for n in folders for kind, out in files[n].items()]
+    convert(tree, jobs, {folders[name]: ZOO[name].pre for name in folders})
+    return {name: described(files[name]) for name in folders}

@@ -1,0 +1,288 @@
+"""Tiny random checkpoints of every architecture and variant, the same bytes on every machine.
+
+Weights are as large as in trained models (attention that looks at single positions, norms near 1),
+so that what a forward pass does wrong shows. Llama has more forms in tests/support/forms.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+EVERY_TYPE = ("auto", "f32", "f16", "bf16", "q8_0")
+
+
+@dataclass(frozen=True)
+class Animal:
+    """What is special about a checkpoint.
+
+    config    config.json, of transformers 5 or 4
+    dtype     of the weights; F8 with scales beside those of the layers
+    biases    linear maps with one
+    types     the converter's outtypes that are compared
+    extra     keys of metadata that the converter does not write
+    loads, alike     whether llama.cpp can load it, and then gives transformers' probabilities
+    prompt    how many tokens llama.cpp is asked about: not past a window that it passes over
+    in_transformers  whether this version of it can load the checkpoint on a CPU
+    head      whether there is a head that is a copy of the embedding
+    prefix, beside   what is before every name, and tensors that are no text
+    pre       the pre-tokenizer of a small byte-level BPE, which nobody recognises
+    """
+
+    config: Mapping[str, Any]
+    dtype: str = "BF16"
+    biases: tuple[str, ...] = ()
+    types: tuple[str, ...] = ("auto",)
+    extra: tuple[str, ...] = ()
+    loads: bool = True
+    alike: bool = True
+    shards: int = 1
+    head: bool = False
+    prefix: str = ""
+    beside: tuple[str, ...] = ()
+    prompt: int = 150
+    in_transformers: bool = True
+    pre: str | None = None
+    files: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> Mapping[str, Any]:
+        """The part of config.json that is about text."""
+        text: Mapping[str, Any] = self.config.get("text_config", self.config)
+        return text
+
+    @property
+    def family(self) -> str:
+        return str(self.text["model_type"])
+
+
+# Wide enough for blocks of 256, and as narrow as rows of 64 and 96 can be.
+WIDE = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 512,
+    "vocab_size": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+NARROW = {
+    **WIDE, "hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "num_hidden_layers": 3, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
+QKV = ("q_proj", "k_proj", "v_proj")
+
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu"}
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu"}
+MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu"}
+GEMMA = {
+    "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": True,
+    "hidden_act": "gelu_pytorch_tanh", "pad_token_id": 0,
+}  # fmt: skip
+GEMMA2 = {
+    **GEMMA, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2",
+    "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 40, "rope_theta": 10000.0,
+    "attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0,
+}  # fmt: skip
+GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "pad_token_id": 0,
+    "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 40,
+}  # fmt: skip
+PHI3 = {
+    "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_act": "silu",
+    "tie_word_embeddings": False, "rope_theta": 10000.0, "pad_token_id": 0,
+    "original_max_position_embeddings": 64, "vocab_size": 2052,
+}  # fmt: skip
+# llama.cpp looks for <|endoftext|> in what is called Phi-3.
+PHI3_TOKENS = {
+    "tokenizer_config.json": {
+        "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "<|endoftext|>",
+        "added_tokens_decoder": {
+            "2": {"content": "</s>", "special": False},
+            "2048": {"content": "<|endoftext|>", "special": True},
+            "2049": {"content": "<|user|>", "special": False},
+        },
+    },
+    "added_tokens.json": {"<|extra|>": 2050},
+    "tokenizer.json": {
+        "added_tokens": [
+            {"id": 1, "content": "<s>", "special": True},
+            {"id": 2051, "content": "▁two▁words", "special": False},
+        ]
+    },
+}  # fmt: skip
+TINY = {
+    **NARROW, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8,
+}  # fmt: skip
+
+ZOO: dict[str, Animal] = {
+    "qwen2": Animal(
+        {**QWEN2, **WIDE, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+         "tie_word_embeddings": False, "use_sliding_window": False},
+        biases=QKV, types=EVERY_TYPE,
+    ),
+    "qwen2-tied": Animal(
+        {**QWEN2, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": True,
+         "sliding_window": 32, "use_sliding_window": False, "max_window_layers": 1},
+        biases=QKV, dtype="F16",
+    ),
+    "qwen2-window": Animal(
+        {**QWEN2, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": True,
+         "sliding_window": 32, "use_sliding_window": True, "max_window_layers": 1},
+        biases=QKV,
+        extra=("qwen2.attention.sliding_window", "qwen2.attention.sliding_window_pattern"),
+        prompt=30,
+    ),
+    "qwen2-linear": Animal(
+        {**QWEN2, **NARROW, "rope_theta": 1e4, "num_key_value_heads": 6, "head_dim": 16,
+         "rope_scaling": {"type": "linear", "factor": 2.0}, "tie_word_embeddings": False},
+        biases=QKV, dtype="F32",
+    ),
+    "qwen2-bpe": Animal(
+        {**QWEN2, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": True, "vocab_size": 800,
+         "num_hidden_layers": 1, "bos_token_id": 756, "eos_token_id": 758},
+        biases=QKV, pre="qwen2",
+    ),
+    "qwen2-yarn": Animal(
+        {**QWEN2, **WIDE, "tie_word_embeddings": True, "num_hidden_layers": 1,
+         "rope_parameters": {**YARN, "rope_theta": 10000.0}},
+        biases=QKV,
+    ),
+    # llama.cpp's loader has no use for the factor of its own.
+    "qwen3-yarn": Animal(
+        {**QWEN3, **NARROW, "rope_theta": 1e4, "tie_word_embeddings": True, "head_dim": 64,
+         "num_attention_heads": 2,
+         "rope_scaling": {**YARN, "attention_factor": 0.8, "beta_fast": 16, "beta_slow": 2.0}},
+        alike=False,
+    ),
+    "qwen3": Animal(
+        {**QWEN3, **WIDE, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+         "head_dim": 48, "tie_word_embeddings": True}
+    ),
+    "qwen3-untied": Animal(
+        {**QWEN3, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": False, "head_dim": 32,
+         "attention_bias": False, "rope_scaling": None, "num_key_value_heads": 3}
+    ),
+    "qwen3-biases": Animal(
+        {**QWEN3, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": True,
+         "attention_bias": True, "num_attention_heads": 2, "num_hidden_layers": 1},
+        biases=(*QKV, "o_proj"), loads=False,
+    ),
+    "mistral-v0.1": Animal(
+        {**MISTRAL, **WIDE, "rope_theta": 10000.0, "sliding_window": 40,
+         "tie_word_embeddings": False},
+        extra=("llama.attention.sliding_window",), prompt=30,
+    ),
+    "mistral-v0.3": Animal(
+        {**MISTRAL, **NARROW, "rope_theta": 1e6, "sliding_window": None,
+         "tie_word_embeddings": False},
+        types=EVERY_TYPE,
+    ),
+    "mistral-nemo": Animal(
+        {**MISTRAL, **NARROW, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+         "sliding_window": None, "head_dim": 24, "tie_word_embeddings": False}
+    ),
+    "mistral-small": Animal(
+        {**MISTRAL, **WIDE, "rope_theta": 1e8, "sliding_window": None, "head_dim": 64,
+         "num_key_value_heads": 2, "tie_word_embeddings": True, "num_hidden_layers": 1}
+    ),
+    "mixtral-8x7b": Animal(
+        {**MIXTRAL, **WIDE, "rope_theta": 1e6, "sliding_window": None, "num_local_experts": 8,
+         "intermediate_size": 256, "num_hidden_layers": 1, "tie_word_embeddings": False}
+    ),
+    # Ten comes behind nine, and the experts of a layer are in several files.
+    "mixtral-12": Animal(
+        {**MIXTRAL, **NARROW, "rope_parameters": {"rope_type": "default"}, "head_dim": 24,
+         "intermediate_size": 64, "num_local_experts": 12, "num_experts_per_tok": 3,
+         "tie_word_embeddings": True, "sliding_window": 40},
+        dtype="F16", types=EVERY_TYPE, extra=("llama.attention.sliding_window",), prompt=30,
+        shards=3,
+    ),
+    "mixtral-fp8": Animal(
+        {**MIXTRAL, **NARROW, "rope_theta": 1e6, "intermediate_size": 64, "num_local_experts": 3,
+         "num_hidden_layers": 1, "tie_word_embeddings": True,
+         "quantization_config": {"quant_method": "fp8", "weight_block_size": [48, 64]}},
+        dtype="F8", in_transformers=False,
+    ),
+    "gemma": Animal(
+        {**WIDE, **GEMMA, "head_dim": 48, "num_key_value_heads": 1, "rope_theta": 10000.0}
+    ),
+    "gemma-f16": Animal(
+        {**NARROW, **GEMMA, "hidden_act": "gelu", "rope_parameters": None, "head_dim": 16},
+        dtype="F16", types=EVERY_TYPE,
+    ),
+    "gemma-f32-head": Animal(
+        {**NARROW, **GEMMA, "head_dim": 24, "rope_theta": 50000.0, "num_key_value_heads": 6},
+        dtype="F32", extra=("gemma.rope.freq_base",), head=True,
+    ),
+    "gemma2": Animal({**WIDE, **GEMMA2, "head_dim": 48, "query_pre_attn_scalar": 48}),
+    # The depth of the 27B, whose query scale is that of its width a head.
+    "gemma2-27b": Animal(
+        {**TINY, **GEMMA2, "num_hidden_layers": 46, "query_pre_attn_scalar": 16}
+    ),
+    "gemma2-otherwise": Animal(
+        {**NARROW, **GEMMA2, "head_dim": 16, "query_pre_attn_scalar": 40, "rope_theta": 20000.0,
+         "layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+        dtype="F16", alike=False,
+        extra=("gemma2.attention.sliding_window_pattern", "gemma2.attention.scale",
+               "gemma2.rope.freq_base"),
+    ),
+    "gemma3": Animal(
+        {**WIDE, **GEMMA3, "head_dim": 48, "query_pre_attn_scalar": 48, "rope_theta": 1000000.0,
+         "rope_local_base_freq": 10000.0, "rope_scaling": None, "sliding_window_pattern": 6}
+    ),
+    "gemma3-linear": Animal(
+        {**NARROW, **GEMMA3, "head_dim": 16, "query_pre_attn_scalar": 16, "num_hidden_layers": 7,
+         "rope_parameters": {
+             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}}},
+        dtype="F16",
+    ),
+    "gemma3-27b": Animal(
+        {**TINY, **GEMMA3, "num_hidden_layers": 62, "query_pre_attn_scalar": 16,
+         "final_logit_softcapping": 2.0}
+    ),
+    "gemma3-otherwise": Animal(
+        {**NARROW, **GEMMA3, "head_dim": 16, "query_pre_attn_scalar": 40, "rope_theta": 20000.0,
+         "tie_word_embeddings": False,
+         "layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+        alike=False,
+        extra=("gemma3.attention.sliding_window_pattern", "gemma3.attention.scale"),
+    ),
+    "gemma3-vision": Animal(
+        {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
+         "text_config": {**NARROW, **GEMMA3, "head_dim": 16, "query_pre_attn_scalar": 16,
+                         "rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
+         "vision_config": {
+             "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 32,
+             "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+         "mm_tokens_per_image": 4, "tie_word_embeddings": True},
+        prefix="language_model.",
+        beside=("vision_tower.vision_model.post_layernorm.weight",
+                "multi_modal_projector.mm_soft_emb_norm.weight"),
+    ),
+    "phi3-4k": Animal(
+        {**WIDE, **PHI3, "rope_scaling": None, "sliding_window": 40, "num_key_value_heads": 8},
+        prompt=30, files=PHI3_TOKENS,
+    ),
+    "phi3-128k": Animal(
+        {**NARROW, **PHI3, "sliding_window": 4096,
+         "rope_scaling": {"type": "longrope", "short_factor": [1 + i / 8 for i in range(8)],
+                          "long_factor": [1 + i * 1.1 for i in range(8)]}},
+        types=EVERY_TYPE, dtype="F16", files=PHI3_TOKENS,
+    ),
+    "phi3-su": Animal(
+        {**NARROW, **PHI3, "sliding_window": None,
+         "rope_scaling": {"type": "su", "short_factor": [1.0] * 8,
+                          "long_factor": [1 + i * 1.1 for i in range(8)]}},
+        in_transformers=False, files=PHI3_TOKENS,
+    ),
+    "phi4-mini": Animal(
+        {**NARROW, **PHI3, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
+         "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 6,
+                          "long_factor": [1 + i * 1.1 for i in range(6)]}},
+    ),
+    "phi4": Animal(
+        {**NARROW, **PHI3, "rope_parameters": {"rope_type": "default", "rope_theta": 250000.0},
+         "original_max_position_embeddings": 512, "sliding_window": None},
+        dtype="F32",
+    ),
+}  # fmt: skip

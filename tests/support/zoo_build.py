@@ -1,0 +1,170 @@
+"""Writes the checkpoints of tests/support/zoo.py: weights, config.json, vocabulary."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from support.checkpoints import save_shards
+from support.vocabularies import letters, merges
+from support.zoo import ZOO, Animal
+
+VOCABULARY = Path(__file__).resolve().parents[1] / "data" / "tiny-shakespeare" / "tokenizer.model"
+DTYPES = {"BF16": torch.bfloat16, "F8": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+Shapes = dict[str, tuple[int, ...]]
+
+
+def build(name: str, root: Path) -> Path:
+    """Write checkpoint `name` into `root / name`; that folder."""
+    animal, folder = ZOO[name], root / name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(animal.config))
+    for file, content in animal.files.items():
+        (folder / file).write_text(json.dumps(content))
+    if animal.pre is None:
+        shutil.copyfile(VOCABULARY, folder / "tokenizer.model")
+    else:
+        _write_bpe(folder)
+    if animal.shards > 1:
+        save_shards(folder, tensors(name), animal.shards)
+    else:
+        save_file(tensors(name), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _write_bpe(folder: Path) -> None:
+    """A byte-level BPE of 756 tokens, and three special ones."""
+    pairs = merges()[:500]
+    tokens = [*letters(), *(a + b for a, b in pairs)]
+    added = [
+        {"id": len(tokens) + i, "content": text, "special": True, "normalized": False,
+         "single_word": False, "lstrip": False, "rstrip": False}
+        for i, text in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    ]  # fmt: skip
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    library = {
+        "version": "1.0", "added_tokens": added, "normalizer": {"type": "NFC"},
+        "pre_tokenizer": level, "decoder": level,
+        "model": {"type": "BPE", "vocab": {text: i for i, text in enumerate(tokens)},
+                  "merges": [list(pair) for pair in pairs]},
+    }  # fmt: skip
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>",
+        "add_bos_token": False, "chat_template": "{{ messages[0]['content'] }}",
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(library), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def tensors(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of checkpoint `name`."""
+    animal, source = ZOO[name], random.Random(name)
+    found = {
+        key: _values(source, animal, key, shape).to(DTYPES[animal.dtype])
+        for key, shape in _shapes(animal).items()
+    }
+    if animal.dtype == "F8":
+        found = _eight_bits(found, animal.text["quantization_config"]["weight_block_size"])
+    if animal.head:
+        found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
+    found = {animal.prefix + key: values for key, values in found.items()}
+    return {**found, **{key: torch.ones(32) for key in animal.beside}}
+
+
+def _values(
+    source: random.Random, animal: Animal, key: str, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """float32 sums of three uniform numbers, of deviation 1 before they are scaled."""
+    count = int(np.prod(shape))
+    raw = np.frombuffer(source.randbytes(6 * count), "<i2").astype(np.float32).reshape(3, count)
+    values = torch.from_numpy(raw.sum(0) / np.float32(32768)).view(shape)
+    if key.endswith("norm.weight"):
+        # Gemmas hold the distance from 1.
+        return (0 if "gemma" in animal.family else 1) + 0.2 * values
+    if len(shape) == 1:
+        return 0.3 * values
+    if "embed_tokens" in key or "lm_head" in key:
+        # Gemmas scale embeddings up again; larger ones would drown what the layers add.
+        return (0.7 if "gemma" in animal.family else 2) * values * shape[1] ** -0.5
+    lively = 2.0 if any(part in key for part in ("q_proj", "k_proj", "qkv_proj")) else 1.0
+    return lively * values * shape[1] ** -0.5
+
+
+def _eight_bits(found: dict[str, torch.Tensor], block: list[int]) -> dict[str, torch.Tensor]:
+    """`found` with the matrices of layers, routers aside, in 8-bit floats, a scale a block."""
+    changed = dict(found)
+    for key, values in found.items():
+        if ".layers." not in key or values.ndim < 2 or "moe.gate." in key:
+            continue
+        rows, columns = (-(-size // part) for size, part in zip(values.shape, block, strict=True))
+        scales = torch.linspace(0.5, 2, rows * columns).view(rows, columns) / 128
+        each = scales.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+        each = each[: values.shape[0], : values.shape[1]]
+        changed[key] = (values.float() / each).clamp(-448, 448).to(torch.float8_e4m3fn)
+        changed[f"{key}_scale_inv"] = scales
+    return changed
+
+
+def _shapes(animal: Animal) -> Shapes:
+    config = animal.text
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    shapes: Shapes = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    for layer in range(config["num_hidden_layers"]):
+        for key, shape in _layer(animal).items():
+            shapes[f"model.layers.{layer}.{key}"] = shape
+    return shapes
+
+
+def _layer(animal: Animal) -> Shapes:
+    config, family = animal.text, animal.family
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or HEAD_DIMS.get(family) or hidden // heads
+    q, kv, ff = head * heads, head * config["num_key_value_heads"], config["intermediate_size"]
+    linear = {
+        "self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, q),
+        "mlp.gate_proj": (ff, hidden), "mlp.up_proj": (ff, hidden), "mlp.down_proj": (hidden, ff),
+    }  # fmt: skip
+    shapes: Shapes = {f"{key}.weight": shape for key, shape in linear.items()}
+    for key, (rows, _) in linear.items():
+        if key.partition(".")[2] in animal.biases:
+            shapes[f"{key}.bias"] = (rows,)
+    if family == "mixtral":
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
+        shapes["block_sparse_moe.gate.weight"] = (config["num_local_experts"], hidden)
+        for expert in range(config["num_local_experts"]):
+            at = f"block_sparse_moe.experts.{expert}"
+            shapes[f"{at}.w1.weight"] = shapes[f"{at}.w3.weight"] = (ff, hidden)
+            shapes[f"{at}.w2.weight"] = (hidden, ff)
+    if family == "phi3":
+        shapes = {
+            "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
+            "self_attn.o_proj.weight": (hidden, q),
+            "mlp.gate_up_proj.weight": (2 * ff, hidden), "mlp.down_proj.weight": (hidden, ff),
+        }  # fmt: skip
+    shapes["input_layernorm.weight"] = shapes["post_attention_layernorm.weight"] = (hidden,)
+    if family in POST_NORMS:
+        shapes["pre_feedforward_layernorm.weight"] = (hidden,)
+        shapes["post_feedforward_layernorm.weight"] = (hidden,)
+    if family in QK_NORMS:
+        shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (head,)
+    return shapes
+
+
+QK_NORMS = ("qwen3", "gemma3_text")
+POST_NORMS = ("gemma2", "gemma3_text")
+# Where config.json does not say, and it is not hidden/heads.
+HEAD_DIMS = {"qwen3": 128}
