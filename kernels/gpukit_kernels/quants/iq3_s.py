@@ -41,15 +41,21 @@ def decode_tl(blocks, at, mask, table):
     octet = tl.arange(0, 32)[None, :]
     start = at[:, None]
     masked = mask[:, None]
+    group = tl.arange(0, 8)[None, :]
     high = load_byte_tl(blocks, start + 66 + octet // 4, masked) >> (octet % 4 * 2)
-    first = load_byte_tl(blocks, start + 2 + 2 * octet, masked) | ((high & 1) << 8)
-    second = load_byte_tl(blocks, start + 3 + 2 * octet, masked) | ((high & 2) << 7)
+    low = grids.load_word_tl(blocks, start + 2 + 2 * octet, 2, masked)
+    first = (low & 255) | ((high & 1) << 8)
+    second = (low >> 8) | ((high & 2) << 7)
     levels = 2 * grids.rows_of_four_tl(table, first, second) + 1
     signs = load_byte_tl(blocks, start + 74 + octet, masked)
-    scales = load_byte_tl(blocks, start + 106 + octet // 8, masked)
-    scale = 2 * ((scales >> (octet // 4 % 2 * 4)) & 15) + 1
-    step = load_half_tl(blocks, at, mask)[:, None] * scale.to(tl.float32)
-    return grids.scaled_tl(step, grids.signed_tl(levels, signs))
+    scales = load_byte_tl(blocks, start + 106 + group // 2, masked)
+    scale = 2 * ((scales >> (group % 2 * 4)) & 15) + 1
+    step = load_half_tl(blocks, at, mask)[:, None] * scale.to(tl.float32)  # [TILE, 8]
+    # A sign goes to the sign's place at once: of integers it would take registers.
+    sign = (signs[:, :, None] << (31 - tl.arange(0, 8))[None, None, :]) & -2147483648
+    numbers = levels.to(tl.float32).to(tl.int32, bitcast=True) ^ sign
+    numbers = tl.reshape(numbers.to(tl.float32, bitcast=True), (at.shape[0], 8, 32))
+    return tl.reshape(step[:, :, None] * numbers, (at.shape[0], 256))
 
 
 ROWS = (QuantType("IQ3_S", 21, 256, 110, None, decode, TritonPair(None, decode_tl, table=GRID)),)
