@@ -104,8 +104,8 @@ def test_names_of_the_base_class(name: str, tmp_path: Path) -> None:
     save_file(bare, folder / "model.safetensors")
     found = plan(folder)
     assert {t.name for t in found.tensors} == {t.name for t in usual.tensors}
-    sources = {t.name: t.sources for t in usual.tensors}
-    assert {t.name: tuple(_prefixed(s) for s in t.sources) for t in found.tensors} == sources
+    sources = {t.name: t.spans[0].source for t in usual.tensors}
+    assert {t.name: _prefixed(t.spans[0].source) for t in found.tensors} == sources
     assert found.fields == usual.fields
     # One of them with the prefix, and the others are what transformers takes them for: unknown.
     del bare["norm.weight"]
