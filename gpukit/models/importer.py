@@ -99,7 +99,11 @@ def _tensors(
         used[name] = tensor
     rules = _chosen(rules, used)
     _check_names(checkpoint, arch, used, rules)
-    rules = [rule for rule in rules if rule.sources[0] in used]
+    return _in_order(used, [rule for rule in rules if rule.sources[0] in used])
+
+
+def _in_order(used: Mapping[str, StoredTensor], rules: Sequence[Rule]) -> list[PlannedTensor]:
+    """What `rules` make, each group where the last tensor that it waits for is read."""
     groups: dict[str, list[Rule]] = {}
     for rule in rules:
         groups.setdefault(rule.group or rule.name, []).append(rule)
