@@ -4,7 +4,7 @@ added_tokens.json (text: id), added_tokens_decoder in tokenizer_config.json, add
 tokenizer.json; and the texts that tokenizer_config.json and special_tokens_map.json call special.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,25 +102,33 @@ def looks_special(text: str) -> bool:
     )
 
 
-def special_texts(folder: Path) -> list[str]:
-    """What the settings call special, whatever the token's own entry says, as transformers: those
-    of special_tokens_map.json count where tokenizer_config.json has no added_tokens_decoder."""
+def special_texts(folder: Path, own: Iterable[Added]) -> list[str]:
+    """Texts that the settings call special and whose own entries leave that open, as transformers.
+
+    An entry of tokenizer.json, which `own` are, says it for itself; one of added_tokens_decoder
+    does where settings only list the text. With those, special_tokens_map.json does not count.
+    """
     settings = read_json(folder / "tokenizer_config.json") or {}
-    found = list(_named(settings))
+    places = [settings]
     if "added_tokens_decoder" not in settings:
-        found += _named(read_json(folder / "special_tokens_map.json") or {})
+        places.append(read_json(folder / "special_tokens_map.json") or {})
+    named = [text for place in places for text in _texts(place.get(key) for key in NAMED)]
+    more = [text for place in places for text in _texts(_listed(place))]
+    said = {entry.text for entry in own}
+    more_said = said | {entry.text for entry in added_tokens_decoder(folder)}
+    found = [*(t for t in named if t not in said), *(t for t in more if t not in more_said)]
     return list(dict.fromkeys(found))
 
 
-def _named(settings: Mapping[str, Any]) -> Iterator[str]:
-    entries = [settings.get(key) for key in NAMED]
+def _listed(settings: Mapping[str, Any]) -> Iterator[Any]:
     for key in MORE:
         more = settings.get(key)
-        if isinstance(more, dict):
-            entries += more.values()
-        elif isinstance(more, list):
-            entries += more
-    yield from (text for entry in entries if (text := text_of(entry)))
+        if isinstance(more, dict | list):
+            yield from more.values() if isinstance(more, dict) else more
+
+
+def _texts(entries: Iterable[Any]) -> list[str]:
+    return [text for entry in entries if (text := text_of(entry))]
 
 
 def text_of(entry: Any) -> str | None:

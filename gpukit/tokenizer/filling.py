@@ -28,7 +28,8 @@ def fill_added(table: Table, folder: Path, library: Library | None) -> None:
     """Take up what tokenizer.json and the settings say of tokens of a tokenizer.model."""
     # A tokenizer.json without a model is none: transformers would not read it.
     whole = library is not None and bool(library.model)
-    _declare(table, folder, library.added if library is not None and whole else (), whole)
+    own = library.added if library is not None and whole else []
+    _declare(table, folder, own, whole=whole)
 
 
 def fill_ranked(table: Table, folder: Path, library: Library) -> None:
@@ -40,7 +41,9 @@ def fill_ranked(table: Table, folder: Path, library: Library) -> None:
     for number, text in _with_bytes(library.fitting(table.size)).items():
         kind = TokenType.BYTE if text in BYTE_TEXTS else TokenType.NORMAL
         table.put(number, text, kind, scores.get(text, last))
-    _declare(table, folder, [*_others(folder), *library.added], whole=True)
+    for entry in _others(folder):
+        table.declare(entry)
+    _declare(table, folder, library.added, whole=True)
 
 
 def _with_bytes(texts: Mapping[int, str]) -> dict[int, str]:
@@ -69,8 +72,10 @@ def fill_byte_level(table: Table, folder: Path, library: Library) -> Any:
     tokenizer.model.dropout = None
     for number, text in library.fitting(table.size).items():
         table.put(number, text, TokenType.NORMAL)
+    for entry in _others(folder):
+        table.declare(entry)
     own = [_rendered(tokenizer, entry) for entry in library.added]
-    _declare(table, folder, [*_others(folder), *own], whole=True)
+    _declare(table, folder, own, whole=True)
     return tokenizer
 
 
@@ -88,11 +93,12 @@ def _others(folder: Path) -> list[Added]:
     return list(added_tokens_decoder(folder)) or list(added_tokens_file(folder))
 
 
-def _declare(table: Table, folder: Path, declared: Iterable[Added], whole: bool) -> None:
-    """Take up what is said of single tokens. Where the `whole` vocabulary is known, special tokens
-    without an id get the next one, as in transformers."""
-    for entry in declared:
+def _declare(table: Table, folder: Path, own: Sequence[Added], *, whole: bool) -> None:
+    """Take up the entries of tokenizer.json, then what the settings say of single tokens. Where the
+    `whole` vocabulary is known, special tokens without an id get the next one, as in transformers.
+    """
+    for entry in own:
         table.declare(entry)
-    for text in special_texts(folder):
+    for text in special_texts(folder, own):
         if not table.call_special(text) and whole:
             table.append(text)

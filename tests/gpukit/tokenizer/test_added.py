@@ -102,10 +102,13 @@ def test_ids_are_those_of_transformers(kind: str, place: str, tmp_path: Path) ->
     if kind == "sentencepiece":
         copied(tmp_path, "tokenizer.json")
     declare(tmp_path, place, size)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
-    edited(tmp_path / "tokenizer_config.json", lambda d: d.update(settings, pad_token="<pad>"))
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings["eos_token"] = "<|im_end|>"
+    # A list of texts does not change what an entry of its own says; a name does.
+    settings |= {"extra_special_tokens": ["<tool_call>", "<more>"], "pad_token": "<pad>"}
+    edited(tmp_path / "tokenizer_config.json", lambda data: data.update(settings))
     library = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    tokens, types = listed(read(tmp_path, size + 5, pre=pre)[0])
+    tokens, types = listed(read(tmp_path, size + 6, pre=pre)[0])
     theirs = library.get_vocab()
     assert {text: number for number, text in enumerate(tokens[: len(theirs)])} == theirs
     # What looks special is, as for llama.cpp's converter.
@@ -146,6 +149,20 @@ def test_a_piece_that_the_settings_call_special(tmp_path: Path) -> None:
     # With a list of added tokens transformers does not look into that file.
     write(tmp_path, "tokenizer_config", {"added_tokens_decoder": {}})
     assert listed(read(tmp_path, 2048)[0])[1][1500] == NORMAL
+
+
+def test_a_list_does_not_make_special_what_has_an_entry(tmp_path: Path) -> None:
+    # transformers 5 lists a Gemma's lines among the special tokens.
+    declare(copied(tmp_path, "tokenizer.json", "tokenizer.model"), "tokenizer.json", 2048)
+    write(tmp_path, "tokenizer_config", {"extra_special_tokens": ["<tool_call>"]})
+    assert listed(read(tmp_path, 2051)[0])[1][2050] == USER_DEFINED
+    copied(tmp_path, "tokenizer.json")
+    declare(tmp_path, "added_tokens_decoder", 2048)
+    settings = tmp_path / "tokenizer_config.json"
+    edited(settings, lambda data: data.update(additional_special_tokens=["<tool_call>"]))
+    assert listed(read(tmp_path, 2051)[0])[1][2050] == USER_DEFINED
+    edited(settings, lambda data: data.update(pad_token="<tool_call>"))
+    assert listed(read(tmp_path, 2051)[0])[1][2050] == CONTROL
 
 
 def test_a_renamed_piece(tmp_path: Path) -> None:
