@@ -156,5 +156,5 @@ def iq2_steps_tl(d, scale):
 
 @triton.jit
 def iq1_levels_tl(levels, shift):
-    """int32 `[TILE, 32, 8]`: iq1_levels of `[TILE, 32, 8]` and `[TILE, 32]`."""
+    """int32 `[TILE, groups, n]`: iq1_levels of `[TILE, groups, n]` and `[TILE, groups]`."""
     return levels * 8 - 7 - 2 * shift[:, :, None]
