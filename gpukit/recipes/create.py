@@ -16,7 +16,7 @@ from gpukit.store import gojson, parameters
 from gpukit.store.changes import Change, change
 from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest
-from gpukit.store.modelfile import Modelfile
+from gpukit.store.modelfile import Modelfile, check_template
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
@@ -47,6 +47,7 @@ def create(
     """
     model = store.find(name)
     _refuse_unsupported(modelfile)
+    check_template(modelfile.template)
     if imatrix is not None and not quantize:
         raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
     check_plan(quantize or None, pre)
