@@ -19,7 +19,7 @@ Every message is one line: what is wrong, where (file, tensor), both numbers, an
 The root stands with the kernels, which raise the same errors and know nothing above them.
 """
 
-from gpukit_kernels.errors import ArgumentError, GpukitError, QuantError, one_line
+from gpukit_kernels.errors import ArgumentError, GpukitError, QuantError, did_you_mean, one_line
 
 __all__ = [
     "ArgumentError",
@@ -36,6 +36,7 @@ __all__ = [
     "SafetensorsError",
     "StoreError",
     "TokenizerError",
+    "did_you_mean",
     "one_line",
 ]
 

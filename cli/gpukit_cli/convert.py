@@ -24,6 +24,7 @@ from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
     from gpukit import Options, Plan, Result
+    from gpukit.planning.plan import QuantizePlan
 
 Out = Annotated[
     Path,
@@ -195,6 +196,14 @@ def _print_plan(plan: "Plan", json: bool) -> None:
     if json:
         print_json(plan.as_json())
         return
+    print_tensors(plan.records)
+    name = f"{plan.file_type.name}: " if plan.file_type else ""
+    files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
+    print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
+
+
+def print_tensors(plan: "Plan | QuantizePlan") -> None:
+    """Print what each tensor becomes, the sums by type, and what there is to warn of."""
     names = max((len(o.spec.name) for o in plan.outputs), default=0)
     shapes = [" x ".join(map(str, o.spec.ne)) for o in plan.outputs]
     width = max(map(len, shapes), default=0)
@@ -204,9 +213,6 @@ def _print_plan(plan: "Plan", json: bool) -> None:
     _print_totals(plan.totals())
     for line in plan.warnings:
         print(f"warning: {line}")
-    name = f"{plan.file_type.name}: " if plan.file_type else ""
-    files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
-    print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
 
 
 def _print_result(result: "Result", json: bool) -> None:

@@ -1,7 +1,10 @@
 """What the help of each command ends with: a line or two to copy."""
 
 EXAMPLES = {
-    "create": ("gpukit create llama3.2:1b -f Modelfile -q Q4_K_M",),
+    "create": (
+        "gpukit create llama3.2:1b -f Modelfile -q Q4_K_M",
+        "gpukit create llama3.2:1b -q Q4_K_M --dry-run",
+    ),
     "run": (
         'gpukit run llama3.2:1b "Why is the sky blue?"',
         'gpukit run llama.gguf --system "Answer in one sentence." < question.txt',

@@ -112,8 +112,9 @@ def run(
         "num_predict": num_predict,
         "num_ctx": num_ctx,
     }
+    _check(model, given, device, pre, hub)
     text = _prompt(prompt or [])
-    loaded = _loaded(model, given, device, pre, hub, quiet)
+    loaded = _loaded(model, device, pre, hub, quiet)
     result = _speak(loaded, text, system, given, quiet, shown=not json)
     if json:
         print_json({"model": model, **result.as_json()})
@@ -136,13 +137,23 @@ def _prompt(words: list[str]) -> str:
     return text
 
 
-def _loaded(
-    word: str, given: "Parameters", device: str, pre: str | None, hub: bool, quiet: bool
-) -> "Model":
-    import gpukit
+def _check(word: str, given: "Parameters", device: str, pre: str | None, hub: bool) -> None:
+    """What is wrong with the request shows before stdin is read and anything is fetched."""
+    from gpukit.conversion.checks import check_device, check_plan
+    from gpukit.recipes.references import locate
+
+    check_plan(None, pre)
+    check_device(device)
+    locate(word, hub=hub)
+
     from gpukit.generation.generate import options_from
 
-    options_from({}, given)  # before anything is fetched or loaded
+    options_from({}, given)
+
+
+def _loaded(word: str, device: str, pre: str | None, hub: bool, quiet: bool) -> "Model":
+    import gpukit
+
     # The bars of a terminal are gone before the text comes.
     with reporter(quiet) as report:
         return gpukit.load(word, device, pre=pre, hub=hub, report=report)

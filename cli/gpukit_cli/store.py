@@ -11,6 +11,7 @@ import typer
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
     Devices,
+    DryRun,
     Hub,
     ImatrixFile,
     Json,
@@ -23,8 +24,9 @@ from gpukit_cli.options import (
 from gpukit_cli.output import complain, print_json
 
 if TYPE_CHECKING:
+    from gpukit import Store
+    from gpukit.recipes.create import PlannedModel
     from gpukit.recipes.show import ModelDetails
-    from gpukit.store import Store
 
 DEFAULT_MODELFILE = Path("Modelfile")
 # Of long texts `show` gives the beginning.
@@ -67,30 +69,55 @@ def create(
     hub: Hub = False,
     imatrix: ImatrixFile = None,
     device: Devices = "auto",
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Make a model in the store from a checkpoint folder, a .gguf file or another model."""
-    from gpukit.store import Store, modelfile
+    import gpukit
     from gpukit_cli.progress import reporter
 
-    store = Store()
-    store.find(name)
+    source: gpukit.Modelfile | Path = file or DEFAULT_MODELFILE
     if file is None and not DEFAULT_MODELFILE.exists():
-        parsed = modelfile.Modelfile(source=".", folder=Path.cwd())
-    else:
-        parsed = modelfile.read(file or DEFAULT_MODELFILE)
+        source = gpukit.Modelfile(source=".", folder=Path.cwd())
+    if dry_run:
+        from gpukit.recipes.create import plan_create
+        from gpukit.store import modelfile
 
-    from gpukit.recipes.create import create as create_model
-
+        parsed = source if isinstance(source, gpukit.Modelfile) else modelfile.read(source)
+        with reporter(quiet) as report:
+            planned = plan_create(
+                gpukit.Store(), name, parsed, quantize,
+                pre=pre, imatrix=imatrix, hub=hub, report=report,
+            )  # fmt: skip
+        _print_planned(planned, json)
+        return
     with reporter(quiet) as report:
-        model = create_model(
-            store, name, parsed, quantize,
+        made = gpukit.Store().create(
+            name, source, quantize,
             device=device, pre=pre, imatrix=imatrix, hub=hub, report=report,
         )  # fmt: skip
     if json:
-        made = store.describe(model)
-        print_json({"name": model.display, "digest": made.digest, "size": made.size})
+        print_json({"name": made.name.display, "digest": made.digest, "size": made.size})
+
+
+def _print_planned(planned: "PlannedModel", json: bool) -> None:
+    from gpukit_cli.convert import print_tensors
+    from gpukit_cli.progress import human_bytes
+
+    if json:
+        print_json(planned.as_json())
+        return
+    print_tensors(planned.weights)
+    table = [("LAYER", "SIZE", "DIGEST", "IN THE STORE")]
+    for layer in planned.layers:
+        digest = layer.digest.removeprefix("sha256:")[:12] or "when written"
+        there = "-" if not layer.digest else "yes" if layer.digest in planned.there else "no"
+        table.append((layer.kind, human_bytes(layer.size), digest, there))
+    print()
+    _print_table(table)
+    print(f"{planned.name.display}: {len(planned.layers)} layers of {human_bytes(planned.size)}; "
+          "nothing was written")  # fmt: skip
 
 
 def list_models(
@@ -111,7 +138,7 @@ def list_models(
 
     store = _tidy_store()
     with reporter(quiet) as report:
-        models = store.models(report, prefix)
+        models = store.list(prefix, report)
     if json:
         print_json({"models": [model.as_json() for model in models]})
         return
@@ -137,14 +164,13 @@ def show(
 ) -> None:
     """Show what is known of a model."""
     from gpukit.errors import ArgumentError
-    from gpukit.recipes.show import show as show_model
 
     if modelfile + parameters + system + template + license > 1:
         raise ArgumentError(
             "only one of '--license', '--modelfile', '--parameters', '--system', or "
             "'--template' can be specified"
         )
-    found = show_model(_tidy_store(), name)
+    found = _tidy_store().show(name)
     if json:
         print_json(found.as_json(verbose=verbose))
     elif modelfile:
@@ -172,9 +198,7 @@ def cp(
     ],
 ) -> None:
     """Give a model a second name."""
-    from gpukit.store import copy
-
-    copy(_tidy_store(), source, destination)
+    _tidy_store().copy(source, destination)
     print(f"copied '{source}' to '{destination}'")
 
 
@@ -190,7 +214,6 @@ def rm(
 ) -> None:
     """Remove models, and the blobs that no other model uses."""
     from gpukit.errors import StoreError
-    from gpukit.store import remove
 
     store = _tidy_store()
     for name in names:
@@ -198,7 +221,7 @@ def rm(
     failed = False
     for name in names:
         try:
-            remove(store, name)
+            store.remove(name)
         except StoreError as error:
             failed = True
             complain(str(error))
@@ -229,10 +252,10 @@ def human_age(seconds: float) -> str:
 
 def _tidy_store() -> "Store":
     """The store, without what killed commands left in it."""
-    from gpukit.store import Store, tidy
+    import gpukit
 
-    store = Store()
-    tidy(store)
+    store = gpukit.Store()
+    store.tidy()
     return store
 
 

@@ -4,6 +4,7 @@ Each origin is checked and planned when it is made, before anything is written; 
 the weights into the store and gives the layers that the model starts with.
 """
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -33,15 +34,15 @@ FULL_TYPES = frozenset((*FLOATS, *INTEGERS))
 
 @dataclass(frozen=True)
 class Wishes:
-    """How weights are converted: the file type wanted (None: the source's own), the device, the
-    bound on host memory in bytes, who hears of it, the pre-tokenizer where none is recognised, and
+    """How weights are converted: the file type wanted (None: the source's own), who hears of it,
+    the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, and
     the importance weights.
     """
 
     file_type: str | None
-    device: str
-    budget: int
     report: Report
+    device: str = "auto"
+    budget: int = 4 << 30
     pre: str | None = None
     imatrix: Imatrix | None = None
 
@@ -55,6 +56,15 @@ class Header:
     file_type: object
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """What an origin would add: the layers that the model starts with, where only writing tells a
+    digest an empty one, and the plan of the weights."""
+
+    layers: tuple[Layer, ...]
+    plan: "QuantizePlan"
+
+
 class Origin(Protocol):
     """Weights that have been checked; `header` is that of the GGUF that the model will have."""
 
@@ -63,6 +73,10 @@ class Origin(Protocol):
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
         """Bring them into the store; the model's first layers, in order."""
+        ...
+
+    def foresee(self) -> Foreseen:
+        """What `add` would bring; nothing is written."""
         ...
 
     def close(self) -> None: ...
@@ -107,6 +121,10 @@ class _Copied:
             raise FormatError(f"{self.path}: {total} bytes became {size} while it was copied")
         return (changes.add_file(target, digest, size, MODEL, origin=self.path.name),)
 
+    def foresee(self) -> Foreseen:
+        layer = Layer(MODEL, "", self.path.stat().st_size, origin=self.path.name)
+        return Foreseen((layer,), _plan_of_copy(self.path, self.work))
+
     def close(self) -> None:
         """Nothing is open between the check and the copy."""
 
@@ -143,6 +161,9 @@ class _Converted:
         )  # fmt: skip
         return (changes.add_file(target, f"sha256:{result.digest}", result.size, MODEL),)
 
+    def foresee(self) -> Foreseen:
+        return Foreseen((Layer(MODEL, "", self.plan.size),), self.plan)
+
     def close(self) -> None:
         self.source.close()
 
@@ -153,6 +174,8 @@ class _Inherited:
 
     name: ModelName
     manifest: Manifest
+    path: Path
+    work: Wishes
     stored: Header
     converted: _Converted | None
 
@@ -163,13 +186,23 @@ class _Inherited:
     def add(self, changes: Change) -> tuple[Layer, ...]:
         for layer in self.manifest.layers:
             changes.keep(layer, self.name)
+        return self._layers(self.converted.add(changes) if self.converted else ())
+
+    def foresee(self) -> Foreseen:
+        if self.converted is None:
+            return Foreseen(self._layers(()), _plan_of_copy(self.path, self.work))
+        foreseen = self.converted.foresee()
+        return Foreseen(self._layers(foreseen.layers), foreseen.plan)
+
+    def _layers(self, weights: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """All layers of the model, with new `weights` if there are any."""
         layers = [
             Layer(layer.media_type, layer.digest, layer.size, self.name.display, layer.name)
             for layer in self.manifest.layers
         ]
-        if self.converted:
+        if weights:
             at = max(i for i, layer in enumerate(layers) if layer.kind == "model")
-            (layers[at],) = self.converted.add(changes)
+            (layers[at],) = weights
         return tuple(layers)
 
     def close(self) -> None:
@@ -181,9 +214,8 @@ def _stored(store: Store, name: ModelName, work: Wishes) -> Origin:
     manifest = store.manifest(name)
     path = store.weights(name, manifest)
     header = check_gguf(path)
-    return _Inherited(
-        name, manifest, header, _quantized(path, header, work, f"FROM {name.display}")
-    )
+    quantized = _quantized(path, header, work, f"FROM {name.display}")
+    return _Inherited(name, manifest, path, work, header, quantized)
 
 
 def _file(path: Path, work: Wishes) -> Origin:
@@ -223,6 +255,12 @@ def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
     except BaseException:
         source.close()
         raise
+
+
+def _plan_of_copy(path: Path, work: Wishes) -> "QuantizePlan":
+    whole = _converted(path, replace(work, file_type=None, imatrix=None), "parsing GGUF")
+    with closing(whole):
+        return whole.plan
 
 
 def check_gguf(path: Path) -> Header:

@@ -63,7 +63,7 @@ def cut(source: Source, outputs: Sequence[PlannedOutput], weights: int) -> Itera
             if pieces and filled + rows * width > weights:
                 yield tuple(pieces)
                 pieces, filled, begin = [], 0, 0
-            stored = source.stored_bytes(output.index, rows)
+            stored = source.stored_bytes(output.index, rows, row)
             pieces.append(Piece(number, row, rows, begin, stored, row * output.spec.row_bytes))
             filled += rows * width
             begin += -(-stored // ALIGNMENT) * ALIGNMENT

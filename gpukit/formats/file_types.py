@@ -7,7 +7,7 @@ planning/mixes.py.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, did_you_mean
 from gpukit.formats.gguf_fields import FLOATS, Field, type_sizes
 
 FILE_TYPE = "general.file_type"
@@ -64,7 +64,10 @@ def file_type_of(name: str) -> FileType:
     upper = name.upper()
     row = FILE_TYPES.get(ALIASES.get(upper, upper))
     if row is None:
-        raise ArgumentError(f"unknown type {name!r}; known: {', '.join([*FILE_TYPES, *ALIASES])}")
+        known = [*FILE_TYPES, *ALIASES]
+        raise ArgumentError(
+            f"unknown type {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}"
+        )
     return row
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 import gpukit_kernels as kernels
-from gpukit.chat import Message, render
+from gpukit.chat import Message, accepted, render
 from gpukit.errors import ArgumentError, CheckpointError, GGUFError, GpukitError
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.sampling import Sampler, SamplingOptions
 from gpukit.generation.stopping import StopWatch
 from gpukit.models.decoder import Decoder
 from gpukit.models.registry import architecture_of
-from gpukit.models.weights import Weight, Weights
+from gpukit.models.weights import Observer, Weight, Weights
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
 from gpukit.sources.opening import open_source
@@ -120,9 +120,12 @@ def options_from(
     return GenerateOptions(sampling=SamplingOptions(**sampling), stop=tuple(stop), **own)
 
 
-def load_model(path: Path, device: str = "auto", pre: str | None = None) -> LoadedModel:
+def load_model(
+    path: Path, device: str = "auto", pre: str | None = None, observe: Observer | None = None
+) -> LoadedModel:
     """The model in a GGUF file or a Hugging Face folder, its weights in blocks on `device`; `pre`
-    names the pre-tokenizer of a folder with a byte-level BPE.
+    names the pre-tokenizer of a folder with a byte-level BPE, `observe` hears of every input of a
+    linear map.
 
     `GGUFError` for a file that is no whole model of a known architecture, `ArgumentError` for a
     device that is not there, and the errors of the readers.
@@ -135,7 +138,7 @@ def load_model(path: Path, device: str = "auto", pre: str | None = None) -> Load
         try:
             tokenizer = Tokenizer.from_fields(metadata)
             config = arch.restore(metadata)
-            weights = Weights(_weights(source, place))
+            weights = Weights(_weights(source, place), observe)
             decoder = arch.build(config, weights)
             weights.check_all_taken()
         except (GGUFError, CheckpointError) as error:
@@ -216,7 +219,7 @@ def _conversation(
     if system and said[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": system})
     bos, eos = (_spelled(tokenizer, number) for number in (tokenizer.bos_id, tokenizer.eos_id))
-    return render(template, turns, bos_token=bos, eos_token=eos)
+    return render(template, accepted(template, turns), bos_token=bos, eos_token=eos)
 
 
 def _spelled(tokenizer: Tokenizer, number: int | None) -> str:
@@ -289,7 +292,7 @@ def _pieces(
             reason = "stop"
             break
         if cache.length == cache.n_ctx:
-            report(Warned(f"the context of {cache.n_ctx} tokens is full; --num-ctx sets its size"))
+            report(Warned(f"the context of {cache.n_ctx} tokens is full; {cache.limit}"))
             break
         if len(seen) - len(ids) != options.num_predict:
             logits = decoder.forward([token], cache)

@@ -7,7 +7,7 @@ from typing import TypedDict, Unpack
 from torch import Tensor
 
 from gpukit.chat import Message
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, did_you_mean
 from gpukit.events import Report, ignore
 from gpukit.generation import generate
 from gpukit.generation.generate import Generation, LoadedModel, Stream
@@ -94,7 +94,10 @@ class Model:
         """
         known = Parameters.__annotations__
         if unknown := sorted(parameters.keys() - known):
-            raise ArgumentError(f"unknown parameter {unknown[0]!r}; known: {', '.join(known)}")
+            hint = did_you_mean(unknown[0], known)
+            raise ArgumentError(
+                f"unknown parameter {unknown[0]!r}; known: {', '.join(known)}{hint}"
+            )
         options = generate.options_from(self.params, parameters, report)
         ids = generate.prompt_ids(
             self.loaded,

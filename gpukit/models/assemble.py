@@ -12,7 +12,7 @@ from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Block, Decoder
 from gpukit.models.layers import Experts, GatedFeedForward, RMSNorm, Rope, rotate_halves
 from gpukit.models.rope import yarn_divisors, yarn_magnitude
-from gpukit.models.weights import Linear, Weight, Weights
+from gpukit.models.weights import Embedding, Weights
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Style:
 def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
     """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
     vocab, n_embd = config.vocab_size, config.n_embd
-    embedding = weights.matrix("token_embd.weight", vocab, n_embd)
-    tied = "output.weight" not in weights
-    output = Linear(embedding) if tied else weights.linear("output", vocab, n_embd)
+    embedding = weights.embedding("token_embd", vocab, n_embd)
+    head = "output" if "output.weight" in weights else "token_embd"
+    output = weights.linear(head, vocab, n_embd)
     last_norm = norm("output_norm", n_embd, config, weights)
-    device = embedding.blocks.device
+    device = embedding.weight.blocks.device
     rope = _rope(config, weights, device)
     local = Rope(config.head_dim, config.rope_theta_local or config.rope_theta, device)
     return Decoder(
         config=config,
         device=device,
-        embed=_scaled(embedding) if style.scaled else embedding.rows,
+        embed=_scaled(embedding) if style.scaled else embedding,
         ropes=[
             local if config.rope_theta_local and config.window_of(layer) else rope
             for layer in range(config.n_layer)
@@ -62,8 +62,8 @@ def _capped(head: Callable[[Tensor], Tensor], cap: float) -> Callable[[Tensor], 
     return (lambda x: torch.tanh(head(x) / cap) * cap) if cap else head
 
 
-def _scaled(embedding: Weight) -> Callable[[Tensor], Tensor]:
-    return lambda ids: embedding.rows(ids) * embedding.width**0.5
+def _scaled(embedding: Embedding) -> Callable[[Tensor], Tensor]:
+    return lambda ids: embedding(ids) * embedding.weight.width**0.5
 
 
 def norm(name: str, width: int, config: ModelConfig, weights: Weights) -> RMSNorm:
@@ -111,8 +111,7 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
     at, embd, head_dim = f"blk.{layer}", config.n_embd, config.head_dim
     q, kv = config.n_head * head_dim, config.n_head_kv * head_dim
     if style.fused:
-        whole = weights.matrix(f"{at}.attn_qkv.weight", q + 2 * kv, embd)
-        parts = Linear(whole.part(0, q)), Linear(whole.part(q, kv)), Linear(whole.part(q + kv, kv))
+        parts = weights.fused(f"{at}.attn_qkv", (q, kv, kv), embd)
     else:
         parts = (
             weights.linear(f"{at}.attn_q", q, embd),
@@ -147,8 +146,7 @@ def _feed_forward(
     if config.n_expert:
         return _experts(at, config, weights, style)
     if style.fused:
-        both = weights.matrix(f"{at}.ffn_up.weight", 2 * ff, embd)
-        gate, up = Linear(both.part(0, ff)), Linear(both.part(ff, ff))
+        gate, up = weights.fused(f"{at}.ffn_up", (ff, ff), embd)
     else:
         gate = weights.linear(f"{at}.ffn_gate", ff, embd)
         up = weights.linear(f"{at}.ffn_up", ff, embd)
@@ -162,19 +160,16 @@ def _feed_forward(
 
 def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Experts:
     embd, ff, count = config.n_embd, config.n_ff, config.n_expert
-    gate = weights.matrix(f"{at}.ffn_gate_exps.weight", count * ff, embd)
-    up = weights.matrix(f"{at}.ffn_up_exps.weight", count * ff, embd)
-    down = weights.matrix(f"{at}.ffn_down_exps.weight", count * embd, ff)
+    maps = zip(
+        weights.experts(f"{at}.ffn_gate_exps", count, ff, embd),
+        weights.experts(f"{at}.ffn_up_exps", count, ff, embd),
+        weights.experts(f"{at}.ffn_down_exps", count, embd, ff),
+        strict=True,
+    )
     return Experts(
         router=weights.linear(f"{at}.ffn_gate_inp", count, embd),
         experts=tuple(
-            GatedFeedForward(
-                gate=Linear(gate.part(number * ff, ff)),
-                up=Linear(up.part(number * ff, ff)),
-                down=Linear(down.part(number * embd, embd)),
-                activation=style.activation,
-            )
-            for number in range(count)
+            GatedFeedForward(gate, up, down, style.activation) for gate, up, down in maps
         ),
         used=config.n_expert_used,
     )

@@ -18,6 +18,7 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, n_ctx: int, device: torch.device) -> None:
         self.n_ctx = n_ctx
+        self._most = config.n_ctx
         self.length = 0
         shape = (config.n_head_kv, min(FIRST_POSITIONS, n_ctx), config.head_dim)
         self._keys = [torch.empty(shape, device=device) for _ in range(config.n_layer)]
@@ -28,8 +29,15 @@ class KVCache:
         if self.length + count > self.n_ctx:
             raise ArgumentError(
                 f"{self.length + count} tokens do not fit into a context of {self.n_ctx}; "
-                "shorten the prompt or raise --num-ctx"
+                f"shorten the prompt ({self.limit})"
             )
+
+    @property
+    def limit(self) -> str:
+        """Whether a longer context would help where this one is full."""
+        if self.n_ctx < self._most:
+            return f"--num-ctx can be raised to {self._most}"
+        return f"the model was made for no more than {self._most}"
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put `[count, kv_heads, head_dim]` behind what is there; all keys and values so far."""

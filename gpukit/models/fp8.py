@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpukit.errors import CheckpointError
+from gpukit.errors import CheckpointError, one_line
+from gpukit.events import Report, Warned, ignore
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.values import section
 
+PLAIN = ("BF16", "F16", "F32", "F64")
+MODELOPT = "hf_quant_config.json"
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 SCALES = {
     "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
@@ -59,14 +62,15 @@ class Scales:
         return {scale.tensor.name for scale in self.by_weight.values()} | set(self.unused)
 
 
-def find_scales(checkpoint: Checkpoint) -> Scales:
+def find_scales(checkpoint: Checkpoint, report: Report = ignore) -> Scales:
     """The scales of every 8-bit float in `checkpoint`; empty for one without any.
 
+    The tensors decide: settings of a quantisation that none of them shows are told and passed over.
     `CheckpointError` for weights that are quantised in another way, for a scale that is missing,
     that no weight asks for, or whose shape does not fit its weight.
     """
     try:
-        settings = _settings(checkpoint)
+        settings = _settings(checkpoint, report)
         block = _block(settings)
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
@@ -86,15 +90,30 @@ def find_scales(checkpoint: Checkpoint) -> Scales:
     return Scales(found, tuple(name for name in checkpoint.tensors if name.endswith(UNUSED)))
 
 
-def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+def _settings(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
     """How the weights are quantised, as config.json or ModelOpt's own file says it."""
-    found = section(checkpoint.config, "quantization_config")
-    other = None if found else checkpoint.read_json("hf_quant_config.json")
+    found, file = section(checkpoint.config, "quantization_config"), "config.json"
+    other = None if found else checkpoint.read_json(MODELOPT)
     if other:
-        found = {"quant_method": "modelopt", **section(other, "quantization")}
+        found, file = {"quant_method": "modelopt", **section(other, "quantization")}, MODELOPT
+    if found and _plain(checkpoint):
+        # A model that was merged or trained on keeps the settings of what it came from.
+        method = one_line(str(found.get("quant_method", "unknown")))[:40]
+        report(
+            Warned(
+                f"{checkpoint.folder / file}: a quantisation ({method}) that no tensor shows; all "
+                "are plain floats and read as that"
+            )
+        )
+        return {}
     if found:
         _check_method(found)
     return found
+
+
+def _plain(checkpoint: Checkpoint) -> bool:
+    """Whether every tensor is in floats of 16 bits or more, and none is a scale."""
+    return all(t.dtype in PLAIN and not t.name.endswith(SCALE_NAMES) for t in checkpoint)
 
 
 def _check_method(settings: Mapping[str, Any]) -> None:

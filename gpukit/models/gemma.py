@@ -70,7 +70,7 @@ def attention_rows(config: ModelConfig) -> list[tuple[str, str, tuple[str, ...]]
 def shifted(rules: Sequence[Rule]) -> list[Rule]:
     """`rules` with 1 added to norms."""
     return [
-        replace(rule, transform=plus_one) if rule.source.endswith("norm.weight") else rule
+        replace(rule, transform=plus_one) if rule.name.endswith("norm.weight") else rule
         for rule in rules
     ]
 

@@ -1,10 +1,11 @@
 """Plans the import of a checkpoint: every tensor accounted for, metadata as llama.cpp writes it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from math import prod
 
-from gpukit.errors import ArgumentError, CheckpointError
+from gpukit.errors import ArgumentError, CheckpointError, one_line
+from gpukit.events import Event, Warned
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import QUANTIZATION_VERSION
 from gpukit.formats.gguf_fields import u32
@@ -12,9 +13,11 @@ from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import Parameters, general_fields
 from gpukit.models.registry import Architecture, architecture_of_class
-from gpukit.models.rules import ImportPlan, PlannedTensor, Rule
+from gpukit.models.rules import ImportPlan, PlannedTensor, Rule, Span
 
 PRE = "tokenizer.ggml.pre"
+# What transformers puts before the names of everything but the head.
+BASE = "model."
 
 # What the converter sees of each dtype; others need a dequantiser of their own.
 DTYPES = {
@@ -37,7 +40,8 @@ def plan_import(
         config = arch.read(checkpoint.config)
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
-    scales = find_scales(checkpoint)
+    told: list[Event] = []
+    scales = find_scales(checkpoint, told.append)
     stored = _tensors(checkpoint, arch, arch.rules(config), scales)
     tensors = [*arch.computed(config), *stored]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
@@ -48,7 +52,10 @@ def plan_import(
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
         *arch.vocabulary(
-            checkpoint.folder, {**checkpoint.config, "vocab_size": config.vocab_size}, pre=pre
+            checkpoint.folder,
+            {**checkpoint.config, "vocab_size": config.vocab_size},
+            pre=pre,
+            report=told.append,
         ),
     ]
     if pre is not None and not any(f.key == PRE and f.value == pre for f in fields):
@@ -56,15 +63,22 @@ def plan_import(
             f"{checkpoint.folder}: --pre {pre}: this vocabulary is no byte-level BPE; leave it out"
         )
     left_out = [tensor.name for tensor in checkpoint if arch.leaves_out(tensor.name)]
-    return ImportPlan(config, tuple(fields), tuple(tensors), scales, (*left_out, *scales.unused))
+    return ImportPlan(
+        config=config,
+        fields=tuple(fields),
+        tensors=tuple(tensors),
+        scales=scales,
+        left_out=(*left_out, *scales.unused),
+        warnings=tuple(one_line(event.text) for event in told if isinstance(event, Warned)),
+    )
 
 
 def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:
-    stacked = [tensor for tensor in tensors if len(tensor.sources) > 1]
+    stacked = [tensor for tensor in tensors if len(tensor.ne) > 2]
     return Parameters(
         total=sum(tensor.n_elements for tensor in tensors),
-        expert=sum(tensor.n_elements // len(tensor.sources) for tensor in stacked),
-        experts=len(stacked[0].sources) if stacked else 0,
+        expert=sum(prod(tensor.ne[:2]) for tensor in stacked),
+        experts=stacked[0].ne[2] if stacked else 0,
     )
 
 
@@ -72,50 +86,70 @@ def _tensors(
     checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule], scales: Scales
 ) -> list[PlannedTensor]:
     """In the order of the checkpoint, as the converter reads it."""
+    known = {source for rule in rules for source in rule.sources}
+    read = [t for t in checkpoint if t.name not in scales and not arch.leaves_out(t.name)]
+    names = _names([arch.renamed(tensor.name) for tensor in read], known)
     used: dict[str, StoredTensor] = {}
-    for tensor in checkpoint:
-        if tensor.name in scales or arch.leaves_out(tensor.name):
-            continue
-        name = arch.renamed(tensor.name)
+    for name, tensor in zip(names, read, strict=True):
         if name in used:
             raise CheckpointError(
                 f"{tensor.path}: {tensor.name} and {used[name].name} are one tensor of "
                 f"{arch.name}, {name}; remove one"
             )
         used[name] = tensor
-    by_source = {source: rule for rule in rules for source in rule.sources}
-    _check_names(checkpoint, arch, used, by_source)
+    rules = _chosen(rules, used)
+    _check_names(checkpoint, arch, used, rules)
+    rules = [rule for rule in rules if rule.sources[0] in used]
     groups: dict[str, list[Rule]] = {}
     for rule in rules:
         groups.setdefault(rule.group or rule.name, []).append(rule)
-    waiting = {name: sum(len(r.sources) for r in group) for name, group in groups.items()}
+    # What each group waits for; one source may belong to several.
+    waiting = {name: {s for r in group for s in r.sources} for name, group in groups.items()}
+    waiters: dict[str, list[str]] = {}
+    for name, sources in waiting.items():
+        for source in sources:
+            waiters.setdefault(source, []).append(name)
     planned = []
-    for source, tensor in used.items():
-        rule = by_source[source]
-        _check_shape(tensor, rule)
-        name = rule.group or rule.name
-        waiting[name] -= 1
-        if waiting[name] == 0:
-            planned += [_planned(used, ready) for ready in groups[name]]
+    for source in used:
+        for name in waiters[source]:
+            waiting[name].remove(source)
+            if not waiting[name]:
+                planned += [_planned(used, ready) for ready in groups[name]]
     return planned
 
 
+def _chosen(rules: Sequence[Rule], used: Container[str]) -> list[Rule]:
+    """Of the rules for one name the first whose sources are all there, else the first."""
+    by_name: dict[str, list[Rule]] = {}
+    for rule in rules:
+        by_name.setdefault(rule.name, []).append(rule)
+    return [
+        next((r for r in same if all(s in used for s in r.sources)), same[0])
+        for same in by_name.values()
+    ]
+
+
+def _names(names: Sequence[str], known: Container[str]) -> list[str]:
+    """`names` as those of a model with a head; a checkpoint of its base class has the same without
+    a prefix."""
+    if any(name.startswith(BASE) for name in names):
+        return list(names)
+    return [BASE + name if BASE + name in known else name for name in names]
+
+
 def _planned(used: Mapping[str, StoredTensor], rule: Rule) -> PlannedTensor:
-    parts = [used[source] for source in rule.sources]
-    for part in parts:
-        if part.dtype != parts[0].dtype:
-            raise CheckpointError(
-                f"{part.path}: {part.name} is {part.dtype}, {parts[0].name} is {parts[0].dtype}; "
-                f"both belong to {rule.name}, which needs one dtype"
-            )
-    shape = (rule.stack, *rule.shape) if rule.stack else rule.shape
+    for span in rule.spans:
+        _check_shape(used[span.source], span)
+    if rule.stack:
+        _check_alike([used[source] for source in rule.sources], rule)
+    dtypes = {_dtype(used[span.source]) for span in rule.spans}
     return PlannedTensor(
         name=rule.name,
-        ne=tuple(reversed(shape)),
-        sources=tuple(part.name for part in parts),
-        dtype=_dtype(parts[0]),
+        ne=tuple(reversed(rule.full_shape)),
+        spans=tuple(span._replace(source=used[span.source].name) for span in rule.spans),
+        # Each of them fits into float32.
+        dtype=dtypes.pop() if len(dtypes) == 1 else "F32",
         row_group=rule.row_group,
-        transform=rule.transform,
     )
 
 
@@ -123,16 +157,18 @@ def _check_names(
     checkpoint: Checkpoint,
     arch: Architecture,
     used: Mapping[str, StoredTensor],
-    rules: Mapping[str, Rule],
+    rules: Sequence[Rule],
 ) -> None:
-    needed = [source for source, rule in rules.items() if rule.required]
+    known = {source for rule in rules for source in rule.sources}
+    asked = [r for r in rules if r.required or any(source in used for source in r.sources)]
+    needed = dict.fromkeys(source for rule in asked for source in rule.sources)
     missing = [source for source in needed if source not in used]
     if missing:
         raise CheckpointError(
             f"{checkpoint.folder}: {some(missing)} missing of {len(needed)} that config.json asks "
             "for; fetch the folder again or mend config.json"
         )
-    left = [tensor.name for source, tensor in used.items() if source not in rules]
+    left = [tensor.name for source, tensor in used.items() if source not in known]
     if left:
         raise CheckpointError(
             f"{checkpoint.folder}: {some(left)} unknown to {arch.name} with this config.json; "
@@ -146,13 +182,22 @@ def some(names: Sequence[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
 
 
-def _check_shape(tensor: StoredTensor, rule: Rule) -> None:
-    if tensor.shape == rule.shape:
+def _check_shape(tensor: StoredTensor, span: Span) -> None:
+    if tensor.shape == span.shape:
         return
     raise CheckpointError(
         f"{tensor.path}: {tensor.name} has shape {list(tensor.shape)}, config.json asks for "
-        f"{list(rule.shape)}; fetch the folder again or mend config.json"
+        f"{list(span.shape)}; fetch the folder again or mend config.json"
     )
+
+
+def _check_alike(tensors: Sequence[StoredTensor], rule: Rule) -> None:
+    for tensor in tensors:
+        if tensor.dtype != tensors[0].dtype:
+            raise CheckpointError(
+                f"{tensor.path}: {tensor.name} is {tensor.dtype}, {tensors[0].name} is "
+                f"{tensors[0].dtype}; both belong to {rule.name}, which needs one dtype"
+            )
 
 
 def _dtype(tensor: StoredTensor) -> str:

@@ -1,6 +1,7 @@
 """Mixtral 8x7B and 8x22B: import from `MixtralForCausalLM` checkpoints.
 
 In a GGUF they are Llamas with experts: those of a layer become one tensor a matrix, by number.
+transformers 5 keeps them so in memory, gate and up together, and may save what it has there.
 Facts: transformers' MixtralConfig (defaults), llama.cpp's converter (names, order of writing).
 """
 
@@ -12,7 +13,7 @@ from gpukit.errors import CheckpointError
 from gpukit.models import llama, mistral
 from gpukit.models.config import ModelConfig
 from gpukit.models.registry import Architecture
-from gpukit.models.rules import Rule
+from gpukit.models.rules import Rule, Span
 from gpukit.models.sizes import SILU, check_activation, read_sizes
 from gpukit.models.tables import ATTENTION, FEED_FORWARD_NORM, Row, decoder_rules
 from gpukit.models.values import MOST_EXPERTS, whole
@@ -44,7 +45,7 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    """Every tensor that a checkpoint holds, with its shape."""
+    """Every tensor that a checkpoint may hold, with its shape; experts in two forms."""
     shared = decoder_rules(config, (*ATTENTION, FEED_FORWARD_NORM, ROUTER))
     wide, narrow = (config.n_ff, config.n_embd), (config.n_embd, config.n_ff)
     experts = [
@@ -58,7 +59,27 @@ def rules(config: ModelConfig) -> list[Rule]:
         for layer in range(config.n_layer)
         for source, name in EXPERTS
     ]
-    return [*llama.rotated(shared, config), *experts]
+    fused = [rule for layer in range(config.n_layer) for rule in _fused(layer, config)]
+    return [*llama.rotated(shared, config), *experts, *fused]
+
+
+def _fused(layer: int, config: ModelConfig) -> list[Rule]:
+    """The router and experts of a layer as transformers 5 has them in memory."""
+    count, ff, embd = config.n_expert, config.n_ff, config.n_embd
+    at, to = f"model.layers.{layer}.mlp", f"blk.{layer}"
+    both, shape = f"{at}.experts.gate_up_proj", (count, 2 * ff, embd)
+
+    def half(first: int) -> tuple[Span, ...]:
+        return tuple(Span(both, shape, 2 * ff * n + first, ff) for n in range(count))
+
+    down = Span.whole(f"{at}.experts.down_proj", (count, embd, ff))
+    group = f"{to}.experts"
+    return [
+        Rule(f"{at}.gate.weight", f"{to}.ffn_gate_inp.weight", (count, embd)),
+        Rule(half(0), f"{to}.ffn_gate_exps.weight", (count, ff, embd), group=group),
+        Rule((down,), f"{to}.ffn_down_exps.weight", (count, embd, ff), group=group),
+        Rule(half(ff), f"{to}.ffn_up_exps.weight", (count, ff, embd), group=group),
+    ]
 
 
 ARCHITECTURES = (

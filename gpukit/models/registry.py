@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gpukit.errors import CheckpointError, GGUFError
+from gpukit.events import Report, ignore
 from gpukit.formats.gguf_fields import Field
 from gpukit.models.assemble import Style, assemble
 from gpukit.models.config import ModelConfig
@@ -22,10 +23,15 @@ from gpukit.models.weights import Weights
 
 class Vocabulary(Protocol):
     """Folder and config.json -> every tokenizer.* field, in the converter's order; `pre` names the
-    pre-tokenizer of a byte-level BPE that is not recognised."""
+    pre-tokenizer of a byte-level BPE that is not recognised; `report` is told what is left out."""
 
     def __call__(
-        self, folder: Path, config: Mapping[str, Any], *, pre: str | None = None
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        pre: str | None = None,
+        report: Report = ignore,
     ) -> list[Field]: ...
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpukit.formats.gguf_fields import Field
 from gpukit.models.config import ModelConfig
@@ -14,16 +15,55 @@ if TYPE_CHECKING:
     from gpukit.models.fp8 import Scales
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One tensor of the checkpoint: its GGUF name, shape (outermost first), and transform.
+# A tuple: a model with many experts has a million, and they are made many times as fast.
+class Span(NamedTuple):
+    """Neighbouring rows of a tensor of the checkpoint: `rows` of them from `first` on.
 
-    With `stack` there are so many, `source` with each number in the place of {}, which become one
-    tensor of a dimension more. It is written when the last of them has been read; rules of one
-    `group` wait for each other.
+    `shape` is that of the whole tensor, outermost first. One of more dimensions is a stack of
+    matrices; one of one dimension has rows of one value.
     """
 
     source: str
+    shape: tuple[int, ...]
+    first: int
+    rows: int
+    transform: "Callable[[Tensor], Tensor] | None" = None
+
+    @classmethod
+    def whole(
+        cls,
+        source: str,
+        shape: tuple[int, ...],
+        transform: "Callable[[Tensor], Tensor] | None" = None,
+    ) -> "Span":
+        """Every row of `source`."""
+        return cls(source, shape, 0, rows_of(shape), transform)
+
+    def changed_by(self, transform: "Callable[[Tensor], Tensor] | None") -> "Span":
+        """The span with `transform`, if it has none of its own."""
+        return self if transform is None or self.transform else self._replace(transform=transform)
+
+
+def rows_of(shape: tuple[int, ...]) -> int:
+    """How many rows a tensor of `shape` (outermost first) has, as spans count them."""
+    return prod(shape[:-1]) if len(shape) > 1 else prod(shape)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of the GGUF: its source, name, shape (outermost first), and transform.
+
+    Most come from one tensor of the checkpoint, `source`. With `stack` there are so many, `source`
+    with each number in the place of {}, which become one tensor of a dimension more. Otherwise
+    `source` tells the spans, of any tensors and dtypes, that are put one behind the other: several
+    tensors may become one and one may become several. `transform` is that of spans without their
+    own.
+
+    It is written when the last source has been read; rules of one `group` wait for each other. Of
+    several rules for one name the first whose sources are there is used.
+    """
+
+    source: str | tuple[Span, ...]
     name: str
     shape: tuple[int, ...]
     required: bool = True
@@ -32,9 +72,32 @@ class Rule:
     stack: int = 0
     group: str = ""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.source, str):
+            return
+        found, wanted = sum(span.rows for span in self.source), rows_of(self.full_shape)
+        if found != wanted or any(span.rows % self.row_group for span in self.source):
+            raise ValueError(
+                f"{self.name}: spans of {found} rows for {wanted}, in groups of {self.row_group}"
+            )
+
     @property
+    def full_shape(self) -> tuple[int, ...]:
+        """The shape of what is written."""
+        return (self.stack, *self.shape) if self.stack else self.shape
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """What is put one behind the other."""
+        if not isinstance(self.source, str):
+            return tuple(span.changed_by(self.transform) for span in self.source)
+        return tuple(Span.whole(name, self.shape, self.transform) for name in self.sources)
+
+    @cached_property
     def sources(self) -> tuple[str, ...]:
-        """The names in the checkpoint, in the order of the stack."""
+        """The names in the checkpoint, each once."""
+        if not isinstance(self.source, str):
+            return tuple(dict.fromkeys(span.source for span in self.source))
         return tuple(self.source.format(i) for i in range(self.stack)) or (self.source,)
 
 
@@ -42,18 +105,17 @@ class Rule:
 class PlannedTensor:
     """One tensor of the GGUF to be: where its values come from and what happens to them.
 
-    `sources` are stacked, each as many rows as the others; most tensors have one. `dtype` is what
-    the checkpoint holds, as llama.cpp's converter sees it: BF16, F16 or F32.
-    `transform` takes a slab `[k * row_group, ne0]` and gives one of the same shape; tensors of one
-    dimension are one row. Computed tensors have `values` (float32) and no `sources`.
+    Its rows are those of `spans`, one behind the other; most tensors have one. `dtype` is what the
+    checkpoint holds, as llama.cpp's converter sees it: BF16, F16 or F32, which holds all.
+    A span's transform takes a slab `[k * row_group, ne0]` and gives one of the same shape; tensors
+    of one dimension are one row. Computed tensors have `values` (float32) and no spans.
     """
 
     name: str
     ne: tuple[int, ...]
-    sources: tuple[str, ...]
+    spans: tuple[Span, ...]
     dtype: str
     row_group: int = 1
-    transform: "Callable[[Tensor], Tensor] | None" = None
     values: "Tensor | None" = None
 
     @property
@@ -66,7 +128,8 @@ class ImportPlan:
     """A checkpoint as a GGUF to be: metadata and tensors in the order of llama.cpp's converter.
 
     `fields` has general.file_type in its place with the value 0; see `with_file_type`. `scales`
-    belong to weights in 8-bit floats; `left_out` are tensors of the checkpoint that nothing uses.
+    belong to weights in 8-bit floats; `left_out` are tensors of the checkpoint that nothing uses;
+    `warnings` are lines for the user.
     """
 
     config: ModelConfig
@@ -74,10 +137,11 @@ class ImportPlan:
     tensors: tuple[PlannedTensor, ...]
     scales: "Scales"
     left_out: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def auto_type(tensors: Sequence[PlannedTensor]) -> str:
     """The type that llama.cpp's converter chooses by itself: that of the first weight with two
     dimensions in BF16 or F16, F16 where there is none."""
-    halves = (t.dtype for t in tensors if t.sources and len(t.ne) >= 2)
+    halves = (t.dtype for t in tensors if t.spans and len(t.ne) >= 2)
     return next((dtype for dtype in halves if dtype in ("BF16", "F16")), "F16")

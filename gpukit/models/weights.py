@@ -1,7 +1,9 @@
 """Weights as a file holds them: rows in blocks, taken by GGUF name and checked on the way."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -31,27 +33,60 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Site:
+    """Where the weights of a linear map lie: `rows` rows of tensor `name` from `first` on."""
+
+    name: str
+    first: int
+    rows: int
+
+
+# Hears of each input of a linear map before the product: the rows that it meets, and float32
+# `[..., width]`, which it may not change.
+Observer = Callable[[Site, Tensor], None]
+
+
+@dataclass(frozen=True)
 class Linear:
-    """x @ W^T + b with W in blocks."""
+    """x @ W^T + b with W in blocks, the rows at `site`; `observe` hears of every x."""
 
     weight: Weight
+    site: Site
     bias: Tensor | None = None
+    observe: Callable[[Tensor], None] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """float32 `[..., rows]` of float32 `[..., width]`."""
+        if self.observe is not None:
+            self.observe(x)
         out = kernels.matmul(x, self.weight.blocks, self.weight.type)
         return out if self.bias is None else out + self.bias
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The rows of tensor `name` by their numbers."""
+
+    weight: Weight
+    name: str
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """float32 `[count, width]` of int64 `[count]`."""
+        return self.weight.rows(ids)
 
 
 class Weights:
     """The weights of a file by name; each is taken with the shape that it must have.
 
-    `GGUFError`, with both numbers, for one that is missing or has another shape.
+    Whatever a decoder computes with is made here, so it knows the name and rows that it has in the
+    file. `observe` hears of the inputs of linear maps. `GGUFError`, with both numbers, for a weight
+    that is missing or has another shape.
     """
 
-    def __init__(self, found: Mapping[str, Weight]) -> None:
+    def __init__(self, found: Mapping[str, Weight], observe: Observer | None = None) -> None:
         self._found = found
         self._taken: set[str] = set()
+        self._observe = observe
 
     def __contains__(self, name: str) -> bool:
         return name in self._found
@@ -73,10 +108,36 @@ class Weights:
         """The weight `name` decoded: float32 `[width]`."""
         return self.matrix(name, 1, width).rows(torch.tensor([0]))[0]
 
+    def embedding(self, name: str, rows: int, width: int) -> Embedding:
+        """`name`.weight as rows to be looked up."""
+        return Embedding(self.matrix(f"{name}.weight", rows, width), f"{name}.weight")
+
     def linear(self, name: str, rows: int, width: int) -> Linear:
         """`name`.weight with `name`.bias where there is one."""
         bias = self.vector(f"{name}.bias", rows) if f"{name}.bias" in self else None
-        return Linear(self.matrix(f"{name}.weight", rows, width), bias)
+        weight, site = self.matrix(f"{name}.weight", rows, width), Site(f"{name}.weight", 0, rows)
+        return Linear(weight, site, bias, self._heard_at(site))
+
+    def fused(self, name: str, counts: Sequence[int], width: int) -> tuple[Linear, ...]:
+        """`name`.weight as maps of so many rows each, one behind the other, all of one input: the
+        observer hears of it once, for the whole."""
+        whole = Site(f"{name}.weight", 0, sum(counts))
+        first, *others = self._parts(whole, counts, width)
+        return (replace(first, observe=self._heard_at(whole)), *others)
+
+    def experts(self, name: str, count: int, rows: int, width: int) -> tuple[Linear, ...]:
+        """`name`.weight as `count` maps of `rows` rows, each of an input of its own."""
+        parts = self._parts(Site(f"{name}.weight", 0, count * rows), [rows] * count, width)
+        return tuple(replace(part, observe=self._heard_at(part.site)) for part in parts)
+
+    def _parts(self, whole: Site, counts: Sequence[int], width: int) -> list[Linear]:
+        weight = self.matrix(whole.name, whole.rows, width)
+        ends = accumulate(counts)
+        sites = [Site(whole.name, end - n, n) for end, n in zip(ends, counts, strict=True)]
+        return [Linear(weight.part(site.first, site.rows), site) for site in sites]
+
+    def _heard_at(self, site: Site) -> Callable[[Tensor], None] | None:
+        return None if self._observe is None else partial(self._observe, site)
 
     def check_all_taken(self) -> None:
         """`GGUFError` for weights that nothing has taken: without them another model would run."""

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, did_you_mean
 from gpukit_kernels import type_facts
 
 
@@ -80,6 +80,7 @@ def _tensor_type(name: str) -> str:
     facts = type_facts().get(name.upper())
     if facts is None or not facts.encodable:
         what = "gpukit only reads" if facts else "unknown"
-        known = ", ".join(kind for kind, facts in type_facts().items() if facts.encodable)
-        raise ArgumentError(f"{what} tensor type {name!r}; known: {known}")
+        known = [kind for kind, facts in type_facts().items() if facts.encodable]
+        hint = "" if facts else did_you_mean(name, known)
+        raise ArgumentError(f"{what} tensor type {name!r}; known: {', '.join(known)}{hint}")
     return facts.name

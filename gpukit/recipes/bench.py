@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import gpukit_kernels as kernels
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, did_you_mean
 from gpukit_kernels import QuantType
 
 WHATS = ("quantize", "dequantize")
@@ -100,7 +100,8 @@ def plan_bench(
     No `types` means all: those that can be written for `quantize`.
     """
     if what not in WHATS:
-        raise ArgumentError(f"{what!r} cannot be timed; known: {', '.join(WHATS)}")
+        hint = did_you_mean(what, WHATS)
+        raise ArgumentError(f"{what!r} cannot be timed; known: {', '.join(WHATS)}{hint}")
     place = kernels.device(device)
     rows = [kernels.by_name(name) for name in types] or list(kernels.QUANTS.values())
     if what == "quantize":

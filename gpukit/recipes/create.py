@@ -1,19 +1,21 @@
 """From a Modelfile to a model in the store: weights converted and quantised in one pass."""
 
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gpukit.conversion.checks import check_device, check_plan
-from gpukit.conversion.origins import Header, Wishes, open_origin
+from gpukit.conversion.origins import Header, Origin, Wishes, open_origin
 from gpukit.errors import ArgumentError, ModelfileError, NotFoundError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.imatrix import read_imatrix
+from gpukit.planning.plan import QuantizePlan
 from gpukit.recipes.references import Reference, locate
-from gpukit.store import gojson, parameters
-from gpukit.store.changes import Change, change
+from gpukit.store import blobs, gojson, parameters
+from gpukit.store.changes import change
 from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest
 from gpukit.store.modelfile import Modelfile, check_template
@@ -46,27 +48,11 @@ def create(
     there, DiskError, and the errors of the readers of the weights.
     """
     model = store.find(name)
-    _refuse_unsupported(modelfile)
-    check_template(modelfile.template)
-    if imatrix is not None and not quantize:
-        raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
-    check_plan(quantize or None, pre)
     check_device(device)
-    work = Wishes(
-        file_type=quantize.upper() if quantize else None,
-        device=device,
-        budget=budget,
-        report=report,
-        pre=pre,
-        imatrix=read_imatrix(imatrix) if imatrix else None,
-    )
-    found = _source(store, modelfile, hub=hub)
-    source = found.model if isinstance(found.model, ModelName) else found.fetch(report)
-    for warning in modelfile.warnings:
-        report(Warned(warning))
-    base = _base(store, source)
-    with closing(open_origin(store, source, work)) as origin, change(store) as changes:
-        layers = _layers(changes, origin.add(changes), base, modelfile)
+    work = _wishes(modelfile, quantize, pre, imatrix, report)
+    work = replace(work, device=device, budget=budget)
+    with _opened(store, modelfile, work, hub) as (base, origin), change(store) as changes:
+        layers = _layers(changes.add_bytes, origin.add(changes), base, modelfile)
         config = _config(origin.header, base, modelfile)
         config_layer = changes.add_bytes(config.encode(), CONFIG_TYPE)
         for layer in layers:
@@ -76,6 +62,99 @@ def create(
         changes.publish(model, Manifest(config_layer, tuple(layers)))
     report(Status("success"))
     return model
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """What `create` would put into the store: the plan of the weights, and the layers in order.
+
+    The digest of weights that have to be written first is empty; `there` are the digests of layers
+    that the store has.
+    """
+
+    name: ModelName
+    weights: QuantizePlan
+    layers: tuple[Layer, ...]
+    there: frozenset[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers."""
+        return sum(layer.size for layer in self.layers)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan of the weights and the layers as one JSON-ready document; sizes in bytes."""
+        layers = [
+            {
+                "kind": layer.kind,
+                "size": layer.size,
+                "digest": layer.digest or None,
+                "new": layer.digest not in self.there if layer.digest else None,
+            }
+            for layer in self.layers
+        ]
+        return {"name": self.name.display, **self.weights.as_json(), "layers": layers}
+
+
+def plan_create(
+    store: Store,
+    name: str,
+    modelfile: Modelfile,
+    quantize: str | None = None,
+    *,
+    pre: str | None = None,
+    imatrix: Path | None = None,
+    hub: bool = False,
+    report: Report = ignore,
+) -> PlannedModel:
+    """What `create` would make of the same arguments; nothing is written. Errors as there."""
+    model = store.find(name)
+    work = _wishes(modelfile, quantize, pre, imatrix, report)
+    with _opened(store, modelfile, work, hub) as (base, origin):
+        foreseen = origin.foresee()
+        layers = _layers(_imagined, foreseen.layers, base, modelfile)
+    known = {layer.digest for layer in layers if layer.digest}
+    there = (d for d in known if blobs.blob_path(store.blobs, d).is_file())
+    return PlannedModel(model, foreseen.plan, tuple(layers), frozenset(there))
+
+
+def _imagined(data: bytes, media_type: str) -> Layer:
+    return Layer(media_type, blobs.digest_of(data), len(data))
+
+
+def _wishes(
+    modelfile: Modelfile,
+    quantize: str | None,
+    pre: str | None,
+    imatrix: Path | None,
+    report: Report,
+) -> Wishes:
+    """How the weights are converted; ArgumentError for what is wrong whatever FROM names."""
+    _refuse_unsupported(modelfile)
+    check_template(modelfile.template)
+    if imatrix is not None and not quantize:
+        raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
+    check_plan(quantize or None, pre)
+    return Wishes(
+        file_type=quantize.upper() if quantize else None,
+        report=report,
+        pre=pre,
+        imatrix=read_imatrix(imatrix) if imatrix else None,
+    )
+
+
+@contextmanager
+def _opened(
+    store: Store, modelfile: Modelfile, work: Wishes, hub: bool
+) -> "Iterator[tuple[_Base, Origin]]":
+    """What the model takes over, and its weights, checked and planned."""
+    found = _source(store, modelfile, hub=hub)
+    source = found.model if isinstance(found.model, ModelName) else found.fetch(work.report)
+    for warning in modelfile.warnings:
+        work.report(Warned(warning))
+    base = _base(store, source)
+    with closing(open_origin(store, source, work)) as origin:
+        yield base, origin
 
 
 @dataclass(frozen=True)
@@ -121,7 +200,7 @@ def _source(store: Store, modelfile: Modelfile, *, hub: bool) -> Reference:
 
 
 def _layers(
-    changes: Change, start: Iterable[Layer], base: _Base, modelfile: Modelfile
+    add: Callable[[bytes, str], Layer], start: Iterable[Layer], base: _Base, modelfile: Modelfile
 ) -> list[Layer]:
     """The layers in Ollama's order: the weights or all inherited layers first, then what the
     Modelfile sets, each in the place of its predecessor's end."""
@@ -130,7 +209,7 @@ def _layers(
     def put(kind: str, data: bytes, *, instead: bool = True) -> None:
         if instead:
             layers[:] = [layer for layer in layers if layer.kind != kind]
-        layers.append(changes.add_bytes(data, LAYER_PREFIX + kind))
+        layers.append(add(data, LAYER_PREFIX + kind))
 
     if modelfile.template:
         layers = [layer for layer in layers if layer.kind != "prompt"]

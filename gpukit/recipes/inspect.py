@@ -119,7 +119,7 @@ def inspect(
         found = gpukit.inspect("llama.gguf")
         print(found.architecture, found.elements, [tensor.name for tensor in found.tensors])
     """
-    return describe(locate(str(model), hub=hub).fetch(report), pre)
+    return describe(locate(model, hub=hub).fetch(report), pre)
 
 
 def describe(path: Path, pre: str | None = None) -> Inspection:

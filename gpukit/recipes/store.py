@@ -43,13 +43,15 @@ class Store(store.Store):
         `quantize` is a file type such as Q4_K_M; the other arguments are those of
         `gpukit.convert`. A failed or killed run leaves the store as it was.
         """
+        self.find(name)  # before anything is read
+        described = source if isinstance(source, Modelfile) else modelfile.read(Path(source))
         # What imports checkpoints computes with torch.
         from gpukit.recipes.create import create
 
         made = create(
             self,
             name,
-            source if isinstance(source, Modelfile) else modelfile.read(Path(source)),
+            described,
             quantize,
             device=device,
             budget=memory,

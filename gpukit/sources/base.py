@@ -61,8 +61,8 @@ class Source(Closing):
         return False
 
     @abstractmethod
-    def stored_bytes(self, index: int, rows: int) -> int:
-        """Bytes on disk of `rows` rows of tensor `index`; 0 for computed tensors."""
+    def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:
+        """Bytes on disk of `rows` rows of tensor `index` from `row` on; 0 for computed tensors."""
 
     @abstractmethod
     def read(self, index: int, row: int, buffer: memoryview) -> None:

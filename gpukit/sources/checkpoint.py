@@ -1,7 +1,6 @@
 """A Hugging Face folder as a source: what its tensors become, and their values."""
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from gpukit.formats.file_types import float_type
 from gpukit.formats.folder import read_files
 from gpukit.models.fp8 import FP8
 from gpukit.models.importer import plan_import, some
-from gpukit.models.rules import ImportPlan, PlannedTensor, auto_type
+from gpukit.models.rules import ImportPlan, PlannedTensor, Span, auto_type
 from gpukit.sources.base import Source, SourceTensor
 from gpukit.sources.dtypes import TORCH_TYPES
 from gpukit.sources.steps import Scaling, Step
@@ -46,6 +45,7 @@ class CheckpointSource(Source):
 
     def _left_out(self, plan: ImportPlan) -> Iterator[str]:
         """What of the folder has no part in the GGUF, a line for each reason."""
+        yield from plan.warnings
         if plan.left_out:
             tensors = one_line(some(plan.left_out))
             yield (
@@ -75,59 +75,55 @@ class CheckpointSource(Source):
     def stored_type(self, index: int) -> str:
         return self._planned[index].dtype
 
-    def _dtype(self, index: int) -> torch.dtype:
-        stored = self._checkpoint.tensors[self._planned[index].sources[0]]
-        return STORED_TYPES[stored.dtype]
+    def _cut(self, index: int, row: int, rows: int) -> Iterator[tuple[Span, int, int]]:
+        """What makes `rows` rows of tensor `index` from `row` on: each span with the first of its
+        source's rows and how many of them."""
+        planned = self._planned[index]
+        # A tensor of one dimension is one row, its spans count values.
+        each = planned.ne[0] if len(planned.ne) == 1 else 1
+        begin, end, at = row * each, (row + rows) * each, 0
+        for span in planned.spans:
+            first, last = max(begin - at, 0), min(end - at, span.rows)
+            if first < last:
+                yield span, span.first + first, last - first
+            at += span.rows
 
-    def stored_bytes(self, index: int, rows: int) -> int:
-        if self._planned[index].values is not None:
-            return 0
-        return rows * self.tensors[index].ne[0] * self._dtype(index).itemsize
+    def _dtype(self, span: Span) -> torch.dtype:
+        return STORED_TYPES[self._checkpoint.tensors[span.source].dtype]
+
+    def _width(self, span: Span) -> int:
+        return span.shape[-1] if len(span.shape) > 1 else 1
+
+    def _nbytes(self, span: Span, rows: int) -> int:
+        return rows * self._width(span) * self._dtype(span).itemsize
+
+    def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:
+        return sum(self._nbytes(span, count) for span, _, count in self._cut(index, row, rows))
 
     def read(self, index: int, row: int, buffer: memoryview) -> None:
-        planned = self._planned[index]
-        if planned.values is not None:
-            return
-        start, done = self.stored_bytes(index, row), 0
-        each = self._checkpoint.tensors[planned.sources[0]].nbytes
-        while done < len(buffer):
-            number, at = divmod(start + done, each)
-            count = min(each - at, len(buffer) - done)
-            stored = self._checkpoint.tensors[planned.sources[number]]
-            self._checkpoint.read_into(stored, buffer[done : done + count], at)
-            done += count
+        done = 0
+        for span, first, count in self._cut(index, row, self.tensors[index].rows - row):
+            if done == len(buffer):
+                return
+            size = min(self._nbytes(span, count), len(buffer) - done)
+            stored = self._checkpoint.tensors[span.source]
+            at = self._nbytes(span, first)
+            self._checkpoint.read_into(stored, buffer[done : done + size], at)
+            done += size
 
     def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:
         planned = self._planned[index]
         if planned.values is not None:
             return planned.values.view(-1, planned.ne[0])[row : row + rows].to(data.device)
-        found = self._decoded(planned, row, data.view(self._dtype(index)).view(rows, planned.ne[0]))
-        return planned.transform(found) if planned.transform is not None else found
-
-    def _decoded(self, planned: PlannedTensor, row: int, stored: Tensor) -> Tensor:
-        """Rows of `planned` behind all steps, the first being row `row`, in a type of the
-        kernels."""
-        found = [
-            self._stepped(name, first, part).view(-1, planned.ne[0])
-            for name, first, part in self._of_sources(planned, row, stored)
-        ]
-        rows = torch.cat(found) if len(found) > 1 else found[0]
-        return rows.to(torch.float32) if rows.dtype is torch.float64 else rows
-
-    def _of_sources(
-        self, planned: PlannedTensor, row: int, stored: Tensor
-    ) -> Iterator[tuple[str, int, Tensor]]:
-        """Each source's name, the first of its own rows, and these rows."""
-        if len(planned.ne) == 1:
-            yield planned.sources[0], 0, stored.view(-1, 1)
-            return
-        of_one = prod(planned.ne[1:]) // len(planned.sources)
-        done = 0
-        while done < len(stored):
-            number, first = divmod(row + done, of_one)
-            part = stored[done : done + of_one - first]
-            yield planned.sources[number], first, part
-            done += len(part)
+        found, done = [], 0
+        for span, first, count in self._cut(index, row, rows):
+            size = self._nbytes(span, count)
+            part = _viewed(data[done : done + size], self._dtype(span))
+            stepped = self._stepped(span.source, first, part.view(count, self._width(span)))
+            found.append(_finished(stepped, span, planned))
+            done += size
+        along = 1 if len(planned.ne) == 1 else 0
+        return torch.cat(found, along) if len(found) > 1 else found[0]
 
     def _stepped(self, name: str, row: int, rows: Tensor) -> Tensor:
         for step in self._steps:
@@ -136,3 +132,18 @@ class CheckpointSource(Source):
 
     def close(self) -> None:
         self._checkpoint.close()
+
+
+def _viewed(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 `data` as `dtype`; behind bytes of a narrower dtype it may have to move."""
+    return (data.clone() if data.storage_offset() % dtype.itemsize else data).view(dtype)
+
+
+def _finished(rows: Tensor, span: Span, planned: PlannedTensor) -> Tensor:
+    """Rows of a span behind all steps in the type of the kernels that `planned` has, or in float32,
+    and in the layout of a GGUF."""
+    if len(planned.ne) == 1:
+        rows = rows.view(1, -1)
+    if rows.dtype is not torch.float32:
+        rows = rows.to(TORCH_TYPES[planned.dtype])
+    return rows if span.transform is None else span.transform(rows)

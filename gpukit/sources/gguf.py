@@ -42,7 +42,7 @@ class GGUFSource(Source):
     def passes(self, index: int, kind: str) -> bool:
         return self._infos[index].type == kind
 
-    def stored_bytes(self, index: int, rows: int) -> int:
+    def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:  # noqa: ARG002
         return rows * self._infos[index].row_bytes
 
     def read(self, index: int, row: int, buffer: memoryview) -> None:

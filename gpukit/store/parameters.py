@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, did_you_mean
 
 Value = int | float | bool | str | list[str]
 
@@ -50,8 +50,10 @@ def parse(name: str, text: str) -> Value:
     """
     kind = TYPES.get(name)
     if kind is None:
-        known = ", ".join(sorted(TYPES))
-        raise ArgumentError(f"unknown parameter '{_shown(name)}' (known: {known})")
+        raise ArgumentError(
+            f"unknown parameter '{_shown(name)}' (known: {', '.join(sorted(TYPES))})"
+            f"{did_you_mean(name, TYPES)}"
+        )
     if kind is list:
         return text
     if kind is bool:

@@ -9,13 +9,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpukit.errors import ArgumentError, NotFoundError, StoreError
+from gpukit.errors import ArgumentError, NotFoundError, StoreError, did_you_mean
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.paths import expanded
 from gpukit.formats.positioned import read_whole
@@ -151,12 +150,9 @@ class Store:
 
     def similar(self, text: str) -> str:
         """`: did you mean 'x'?` where the name of a model is close to `text`, '' without one."""
-        spelled = {}
-        for name in self.names():
-            for form in (name.display, name.display.removesuffix(f":{DEFAULT_TAG}")):
-                spelled[form.lower()] = name.display
-        close = get_close_matches(text.lower(), spelled, n=1)
-        return f": did you mean '{spelled[close[0]]}'?" if close else ""
+        shown = [name.display for name in self.names()]
+        bare = {name.removesuffix(f":{DEFAULT_TAG}"): name for name in shown}
+        return did_you_mean(text, (*shown, *bare), bare)
 
     def has(self, name: ModelName) -> bool:
         return self.manifest_path(name).is_file()

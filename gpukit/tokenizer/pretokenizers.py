@@ -6,7 +6,7 @@ case of letters beyond ASCII is ignored, `\d` is a digit of ASCII, white space b
 class, and the quirks of matchers that llama.cpp has written by hand are kept.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpukit.errors import TokenizerError
 
@@ -15,7 +15,8 @@ from gpukit.errors import TokenizerError
 class PreTokenizer:
     """How text is cut before merges: each expression cuts what the one before it left whole.
 
-    `raw` vocabularies merge characters instead of bytes, as sentencepiece does.
+    `raw` vocabularies merge characters instead of bytes, as sentencepiece does. `cleans` takes
+    blanks before punctuation out of a whole decoded text.
     """
 
     splits: tuple[str, ...]
@@ -23,6 +24,7 @@ class PreTokenizer:
     add_bos: bool = False  # where the metadata does not say
     bos: int | None = 11  # where the metadata name none
     raw: bool = False
+    cleans: bool = True
 
 
 def rules_of(name: str) -> PreTokenizer:
@@ -216,4 +218,17 @@ _NAMED: dict[str, PreTokenizer] = {
     "gemma4 granite-embed-multi-311m": PreTokenizer(_lines, add_bos=True, raw=True),
     "sarvam-moe": PreTokenizer(_lines, raw=True),
 }
-PRE_TOKENIZERS = {name: rules for names, rules in _NAMED.items() for name in names.split()}
+# Those of them whose texts keep every blank.
+_KEEP_BLANKS = frozenset((
+    "afmoe", "bailingmoe", "bailingmoe2", "chameleon", "cohere2moe", "command-r", "deepseek-coder",
+    "deepseek-llm", "deepseek-r1-qwen", "deepseek-v3", "f2llmv2", "gpt-4o", "granite-docling",
+    "granite-embed-multi-97m", "grok-2", "hunyuan", "hunyuan-dense", "hy_v4", "joyai-llm",
+    "kanana2", "kimi-k2", "kormo", "laguna", "llada-moe", "llama4", "minimax-m2", "poro-chat",
+    "qwen2", "qwen35", "sarvam-moe", "seed-coder", "smollm", "solar-open", "spark2_5", "superbpe",
+    "talkie", "tekken", "tiny_aya", "trillion", "ufakzeka", "viking", "youtu",
+))  # fmt: skip
+PRE_TOKENIZERS = {
+    name: replace(rules, cleans=name not in _KEEP_BLANKS)
+    for names, rules in _NAMED.items()
+    for name in names.split()
+}

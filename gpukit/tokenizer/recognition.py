@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gpukit.errors import ArgumentError, TokenizerError
+from gpukit.errors import ArgumentError, TokenizerError, did_you_mean
 from gpukit.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 CHECK_TEXT = (
@@ -140,7 +140,8 @@ def recognise(library: Any, path: Path, pre: str | None = None) -> str:
 def check_pre(name: str) -> None:
     """`ArgumentError` for the name of a pre-tokenizer that nobody knows."""
     if name not in PRE_TOKENIZERS:
-        raise ArgumentError(f"--pre {name}: unknown pre-tokenizer; known: {_known()}")
+        hint = did_you_mean(name, PRE_TOKENIZERS)
+        raise ArgumentError(f"--pre {name}: unknown pre-tokenizer; known: {_known()}{hint}")
 
 
 def _known() -> str:

@@ -1,18 +1,20 @@
-"""Special token ids, what is put around a text, and chat templates of a folder, as GGUF metadata.
+"""Special token ids and what is put around a text, of a folder, as GGUF metadata.
 
 Facts: llama.cpp's converter (SpecialVocab). Its rules are guesses that depend on their order:
 tokenizer.json's post-processor first, then tokenizer_config.json, then config.json; what is found
-first stays.
+first stays. What none of them names is looked up in generation_config.json.
 """
 
-import string
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gpukit.errors import TokenizerError
-from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, string as text_field, u32
-from gpukit.tokenizer.files import read_json, read_text
+from gpukit.events import Report, Warned, ignore
+from gpukit.formats.gguf_fields import Field, ValueType, array, boolean, u32
+from gpukit.tokenizer.files import read_json, read_text, sound
+from gpukit.tokenizer.templates import chat_templates, template_fields
 
 # Kinds of special tokens in the order in which they are looked up.
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -23,6 +25,8 @@ ID_KEYS = {
 ADD_KINDS = ("bos", "eos", "sep")
 # Where the end of a template goes when settings name another token as the end of a text.
 SPARE = ("eot", "eom")
+# What fits into the metadata.
+MOST_IDS = 1 << 32
 
 
 def special_fields(
@@ -32,31 +36,39 @@ def special_fields(
     merges: bool = False,
     kinds: Sequence[str] = KINDS,
     ids: Mapping[str, int] | None = None,
+    report: Report = ignore,
 ) -> list[Field]:
     """The fields of `folder`, in the converter's order: merges, ids, flags, templates, normalizer.
 
     Ids at or above `size` are left out; `ids` are set where the folder's files name none of that
-    kind; `kinds` are looked up. `TokenizerError` for files that are not built as they must be.
+    kind; `kinds` are looked up; `report` is told of what is no id. `TokenizerError` for files that
+    are not built as they must be.
     """
-    try:
+    with sound(folder):
         library = read_json(folder / "tokenizer.json")
         settings = read_json(folder / "tokenizer_config.json")
         found = _Special(library or {}, dict(settings) if settings else None, kinds, size)
         found.read_settings()
-        found.read_config(read_json(folder / "config.json") or {})
+        for path, config in _configs(folder):
+            for line in found.read_config(config):
+                report(Warned(f"{path}: {line}"))
         for kind, number in (ids or {}).items():
             found.set_id(kind, number)
         return [
             *(_merges(folder, library or {}) if merges else ()),
             *found.fields(),
-            *(_templates(_template(folder, settings)) if settings else ()),
+            *template_fields(chat_templates(folder, settings or {})),
             *_normalizer((library or {}).get("normalizer") or {}),
         ]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise TokenizerError(
-            f"{folder}: tokenizer.json, tokenizer_config.json, config.json or a chat template: "
-            f"{type(error).__name__}: {error}; fetch them again"
-        ) from None
+
+
+def _configs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """config.json, and generation_config.json where it can be read."""
+    paths = folder / "config.json", folder / "generation_config.json"
+    found = [(paths[0], read_json(paths[0]) or {})]
+    with suppress(TokenizerError):
+        found.append((paths[1], read_json(paths[1]) or {}))
+    return found
 
 
 class _Special:
@@ -164,20 +176,34 @@ class _Special:
                 numbers = (token.get("id") for token in self._added if token.get("content") == text)
                 self.set_id(kind, next(numbers, None))
 
-    def read_config(self, config: Mapping[str, Any]) -> None:
-        """Ids that nothing has named yet."""
+    def read_config(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """Ids that nothing has named yet; a line for each that is none.
+
+        All of a list end a generation: the first is the end of a text, the next two those of a turn
+        and of a message.
+        """
         inner = config.get("text_config") or {}
         for kind in self._kinds:
-            number = config.get(f"{kind}_token_id")
-            self.set_id(kind, inner.get(f"{kind}_token_id") if number is None else number)
+            said = config.get(f"{kind}_token_id")
+            said = inner.get(f"{kind}_token_id") if said is None else said
+            numbers = said if isinstance(said, list) else [] if said is None else [said]
+            odd = [number for number in numbers if not self._is_id(number)]
+            if odd:
+                yield f"{kind}_token_id {str(odd[0])[:40]!r} is no token; left out"
+            if kind not in self.ids:
+                names = (kind, *SPARE) if kind == "eos" else (kind,)
+                known = (number for number in numbers if self._is_id(number))
+                for name, number in zip(names, known, strict=False):
+                    self.set_id(name, number)
+
+    def _is_id(self, number: Any) -> bool:
+        """Whether the vocabulary has a token `number`."""
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        return whole and 0 <= number < (MOST_IDS if self._size is None else self._size)
 
     def set_id(self, kind: str, number: Any) -> None:
-        """Note an id; anything but a number that the vocabulary has is left out."""
-        if not isinstance(number, int) or isinstance(number, bool):
-            return
-        if number < 0:
-            raise ValueError(f"{kind}_token_id is {number}")
-        if self._size is None or number < self._size:
+        """Note an id, if it is one and there is none of its kind yet."""
+        if self._is_id(number):
             self.ids.setdefault(kind, number)
 
     def fields(self) -> Iterator[Field]:
@@ -214,41 +240,6 @@ def _merges_file(path: Path) -> list[str]:
         lines = lines[1:]
     pairs = (line.split() for line in lines)
     return [" ".join(pair) for pair in pairs if len(pair) == 2]
-
-
-def _template(folder: Path, settings: Mapping[str, Any]) -> Any:
-    """tokenizer_config.json's template, else that of its own file; a text or named texts."""
-    if "chat_template" in settings:
-        return settings["chat_template"]
-    file = folder / "chat_template.jinja"
-    if not file.is_file():
-        return (read_json(folder / "chat_template.json") or {}).get("chat_template")
-    more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    named = [{"name": path.stem, "template": read_text(path)} for path in more]
-    return [{"name": "default", "template": read_text(file)}, *named]
-
-
-def _templates(found: Any) -> Iterator[Field]:
-    """Named templates, the list of their names, and the default; nothing for other things."""
-    if isinstance(found, str):
-        found = [{"name": "default", "template": found}]
-    if not isinstance(found, list):
-        return
-    letters = string.ascii_letters + string.digits
-    named: dict[str, str] = {}
-    for entry in found:
-        name = "".join(c if c in letters else "_" for c in entry.get("name", ""))
-        if name and (text := entry.get("template")) is not None:
-            text.encode()  # a number or half a surrogate pair is no text
-            named[name] = text
-    default = named.pop("default", "")
-    for name, text in named.items():
-        if text:
-            yield text_field(f"tokenizer.chat_template.{name}", text)
-    if named:
-        yield array("tokenizer.chat_templates", ValueType.STRING, named)
-    if default:
-        yield text_field("tokenizer.chat_template", default)
 
 
 def _normalizer(step: Mapping[str, Any]) -> list[Field]:

@@ -5,6 +5,7 @@ for "llama" vocabularies, tokenizers for byte-level BPE. Source: src/llama-vocab
 """
 
 import codecs
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ class Backend(Protocol):
     add_bos: bool
     bos_id: int | None
     eos_id: int | None
+    cleans: bool
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -80,9 +82,12 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`: control tokens are silent, broken UTF-8 becomes U+FFFD."""
-        stream = self.stream()
-        return "".join([*map(stream.push, ids), stream.flush()])
+        """The text of `ids`: control tokens are silent, broken UTF-8 becomes U+FFFD. Byte-level
+        vocabularies that say so lose blanks before punctuation, which a stream cannot know of."""
+        data = b"".join(map(self.token_bytes, ids))
+        if self.drops_first_space:
+            data = data.removeprefix(b" ")
+        return (cleaned(data) if self._backend.cleans else data).decode("utf-8", "replace")
 
     def stream(self) -> "TextStream":
         """A decoder for ids that come one by one."""
@@ -172,6 +177,14 @@ class Tokenizer:
         if len(scores) < self.n_vocab:
             raise TokenizerError(f"{len(scores)} scores for {self.n_vocab} tokens")
         return scores
+
+
+def cleaned(text: bytes) -> bytes:
+    """`text` without blanks before punctuation, around single apostrophes and before the endings
+    's, 'm, 're and 've: llama_vocab::impl::detokenize."""
+    text = re.sub(rb" (?=[?!.,])", b"", text)
+    text = re.sub(rb" ' ", b"'", text)
+    return re.sub(rb" (?='(?:[sm]|re|ve))", b"", text)
 
 
 class TextStream:

@@ -1,6 +1,13 @@
-"""Types of tokens, by their number in GGUF metadata."""
+"""Types of tokens, by their number in GGUF metadata, and how sentencepiece spells spaces and
+bytes."""
 
+import re
 from enum import IntEnum
+
+SPACE = "\u2581"
+BYTE_TEXTS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+# A byte that is no UTF-8, as metadata keep it in a text.
+NO_UTF8 = re.compile("([\udc80-\udcff])")
 
 
 class TokenType(IntEnum):

@@ -1,5 +1,7 @@
 """The root of gpukit's errors, and what the kernels raise; `gpukit.errors` has the whole tree."""
 
+from collections.abc import Iterable, Mapping
+
 # Characters of a message; the list of all pre-tokenizers takes the most.
 LONGEST = 2000
 
@@ -9,6 +11,18 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
+    """`: did you mean 'x'?` where one of the `known` is close to `word` in any case, else ''.
+
+    `shown` has what is told instead of some of the words.
+    """
+    from difflib import get_close_matches
+
+    spelled = {name.lower(): (shown or {}).get(name, name) for name in known}
+    close = get_close_matches(word.lower(), spelled, n=1)
+    return f": did you mean {spelled[close[0]]!r}?" if close else ""
 
 
 class GpukitError(Exception):

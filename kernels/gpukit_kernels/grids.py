@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.triton_bits import load_byte_tl
+from gpukit_kernels.triton_bits import load_byte_tl, rows_tl
 
 # The codebooks in the order of the file, and their rows.
 SIZES = {"IQ2_XXS": 256, "IQ2_XS": 512, "IQ2_S": 1024, "IQ3_XXS": 256, "IQ3_S": 512, "IQ1_S": 2048}
@@ -104,8 +104,12 @@ def load_word_tl(blocks, at, SIZE: tl.constexpr, mask):
 @triton.jit
 def spread_octets_tl(word, BITS: tl.constexpr):
     """int32 `[TILE, 32, 8]`: the lowest eight fields of BITS bits of int32 `[TILE, 32]`."""
-    shift = BITS * tl.arange(0, 8)[None, None, :]
-    return (word[:, :, None] >> shift) & ((1 << BITS) - 1)
+    # A thread has all of an octet, whose word is made once.
+    fields = ()
+    for i in tl.static_range(8):
+        field = (word >> (BITS * i)) & ((1 << BITS) - 1)
+        fields = fields + (tl.reshape(field, (word.shape[0] * 32,)),)  # noqa: RUF005
+    return tl.reshape(rows_tl(fields, 8), (word.shape[0], 32, 8))
 
 
 @triton.jit
@@ -156,5 +160,5 @@ def iq2_steps_tl(d, scale):
 
 @triton.jit
 def iq1_levels_tl(levels, shift):
-    """int32 `[TILE, 32, 8]`: iq1_levels of `[TILE, 32, 8]` and `[TILE, 32]`."""
+    """int32 `[TILE, groups, n]`: iq1_levels of `[TILE, groups, n]` and `[TILE, groups]`."""
     return levels * 8 - 7 - 2 * shift[:, :, None]

@@ -8,6 +8,7 @@ from torch import Tensor
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import divide_tl, load_float_tl, store_float_tl
+from gpukit_kernels.triton_q4_k import MAGIC
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.
@@ -159,6 +160,11 @@ def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
     if count:
         tile = DECODE_VALUES // row.block
         with torch.cuda.device_of(blocks):
+            if pair.aligned and blocks.is_contiguous() and blocks.data_ptr() % 4 == 0:
+                pair.aligned[(triton.cdiv(count, tile),)](
+                    blocks, out, count, MAGIC, TILE=tile, enable_fp_fusion=False
+                )
+                return out
             decode_kernel[(triton.cdiv(count, tile),)](
                 blocks.contiguous(),
                 device_table(pair, blocks.device),

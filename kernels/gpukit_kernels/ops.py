@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import compiled, launch, tiles
-from gpukit_kernels.errors import QuantError
+from gpukit_kernels.errors import QuantError, did_you_mean
 from gpukit_kernels.table import QuantType, by_name
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -114,7 +114,8 @@ def device(name: str = "auto") -> torch.device:
         return torch.device("cpu")
     kind, _, number = name.partition(":")
     if kind != "cuda" or (number and not number.isdecimal()):
-        raise QuantError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N")
+        hint = did_you_mean(name, ("auto", "cpu", "cuda"))
+        raise QuantError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N{hint}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(number or 0) >= count:
         raise QuantError(f"device {name} is not here: {count} CUDA devices found; use cpu or auto")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpukit_kernels.launch import decode_blocks_tl, device_table, triton_pair
 from gpukit_kernels.table import QuantType
+from gpukit_kernels.triton_q4_k import MAGIC, QUADS
 
 # Rows of x up to which W is decoded again for each of them: below, a tile of the tensor cores, 16
 # rows at least, would stand mostly empty.
@@ -140,7 +141,12 @@ def matmul_triton(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
     table = device_table(pair, blocks.device)
     shape = {"DECODE": pair.decode, "BLOCK": row.block, "NBYTES": row.nbytes}
     with torch.cuda.device_of(x):
-        if count <= FEW_ROWS:
+        if count <= FEW_ROWS and pair.few and blocks.data_ptr() % 4 == 0:
+            # Neighbours take the same rows of W, which are read from memory once.
+            pair.few[(count, triton.cdiv(rows, VECTOR_ROWS))](
+                x, blocks, out, rows, width, MAGIC, ROWS=VECTOR_ROWS, QUADS=QUADS
+            )
+        elif count <= FEW_ROWS:
             grid = (triton.cdiv(rows, VECTOR_ROWS), count)
             step = VECTOR_WIDTH // row.block
             matmul_few_kernel[grid](

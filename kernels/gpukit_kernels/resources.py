@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from gpukit_kernels import launch, products_triton
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QUANTS, QuantType, by_name
+from gpukit_kernels.triton_q4_k import QUADS
 
 ARCHES = (80, 90, 100)
 DTYPES = ("fp32", "fp16", "bf16")
@@ -129,6 +130,15 @@ def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
             {**decoder, "TILE": launch.DECODE_VALUES // row.block},
             True,
         )
+        if pair.aligned:
+            yield Kernel(
+                f"{row.name} decode aligned {dtype}",
+                pair.aligned,
+                {"blocks": "*u8", "out": f"*{dtype}"},
+                ("count", "magic"),
+                {"TILE": launch.DECODE_VALUES // row.block},
+                True,
+            )
     pointers = {"x": "*fp32", "blocks": "*u8", **table, "out": "*fp32"}
     tile = {
         "ROWS": products_triton.VECTOR_ROWS,
@@ -142,6 +152,15 @@ def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
         {**decoder, **tile},
         False,
     )
+    if pair.few:
+        yield Kernel(
+            f"{row.name} matmul few aligned",
+            pair.few,
+            {name: kind for name, kind in pointers.items() if name != "table"},
+            ("rows", "width", "magic"),
+            {"ROWS": products_triton.VECTOR_ROWS, "QUADS": QUADS},
+            False,
+        )
     for count in sorted({products_triton.many_tile(row, count)[1] for count in (16, 64)}):
         rows, _, step = products_triton.many_tile(row, count)
         yield Kernel(

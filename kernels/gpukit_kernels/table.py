@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpukit_kernels.errors import QuantError
+from gpukit_kernels.errors import QuantError, did_you_mean
 from gpukit_kernels.facts import TypeFacts
 
 
@@ -30,6 +30,10 @@ class TritonPair:
     tile     blocks that a program of four warps encodes
     weighted_tile   the same with importance, `tile` where it is 0
     table    the constants that `decode` reads, as a tensor on a device; None where it reads none
+    aligned  a kernel of `launch.decode_triton` for blocks that begin at a multiple of four:
+             aligned(blocks, out, count, magic, TILE)
+    few      a kernel of `products_triton.matmul_triton` for a few rows of x, of blocks that begin
+             at a multiple of four: few(x, blocks, out, rows, width, magic, ROWS, QUADS)
     """
 
     encode: Any
@@ -38,6 +42,8 @@ class TritonPair:
     tile: int = 0
     weighted_tile: int = 0
     table: Callable[[torch.device], Tensor] | None = None
+    aligned: Any = None
+    few: Any = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,8 @@ def by_name(name: str | QuantType) -> QuantType:
         return name
     row = QUANTS.get(name.upper())
     if row is None:
-        raise QuantError(f"unknown quant type {name!r}; known: {', '.join(QUANTS)}")
+        hint = did_you_mean(name, QUANTS)
+        raise QuantError(f"unknown quant type {name!r}; known: {', '.join(QUANTS)}{hint}")
     return row
 
 

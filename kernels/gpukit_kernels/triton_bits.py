@@ -181,9 +181,10 @@ def store_word32_tl(out, at, word, mask):
 @triton.jit
 def load_nibbles_tl(blocks, at, mask):
     """int32 `[TILE, 32]`: bits.unpack_nibbles of the 16 bytes at `at`."""
-    element = tl.arange(0, 32)[None, :]
-    byte = load_byte_tl(blocks, at[:, None] + element % 16, mask[:, None])
-    return (byte >> (element // 16 * 4)) & 15
+    # Each byte once: a thread has both its levels.
+    byte = load_byte_tl(blocks, at[:, None] + tl.arange(0, 16)[None, :], mask[:, None])
+    levels = tl.permute(tl.join(byte & 15, byte >> 4), (0, 2, 1))  # [TILE, 2, 16]
+    return tl.reshape(levels, (at.shape[0], 32))
 
 
 @triton.jit

@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from gpukit.errors import ArgumentError
-from gpukit.recipes.bench import plan_bench
+from gpukit.recipes.bench import WHATS, plan_bench
+from gpukit_cli import bench
 from gpukit_cli.app import command_line
 
 
@@ -26,6 +27,10 @@ def test_json_and_table() -> None:
     assert rate["type"] == "Q8_0"
     assert rate["weights_per_second"] == pytest.approx(8192 / rate["seconds"])
     assert "Q8_0" in run(app, words).stdout
+
+
+def test_a_shell_is_offered_what_can_be_timed() -> None:
+    assert bench.WHATS == WHATS
 
 
 def test_what_cannot_be_timed() -> None:

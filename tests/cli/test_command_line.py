@@ -1,5 +1,6 @@
 """The command line as a whole: help, defaults, one line for wrong words, completion."""
 
+import io
 import os
 import shlex
 import subprocess
@@ -34,6 +35,7 @@ class Said:
 def gpukit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*words: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["gpukit", *words])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
         with pytest.raises(SystemExit) as end:
             main()
         return Said(end.value.code or 0, *capsys.readouterr())
@@ -133,6 +135,7 @@ def test_what_shows_progress_can_be_quiet(commands: dict[str, Any]) -> None:
         ("help nonsense", "No such command 'nonsense' (see gpukit --help)"),
         ("run x --seed 1.5", "Invalid value for '--seed': "),
         ("convert a b --json=x", "Option '--json' does not take a value"),
+        ("convert a b --type Q4_KM", "unknown type 'Q4_KM'; known: F32, "),
         ("list a b", "Got unexpected extra argument(s) (b) (see gpukit list --help)"),
         ("list a\x1b[31m b\nc", "Got unexpected extra argument(s) (b"),
     ],
@@ -144,6 +147,38 @@ def test_wrong_words_are_one_line(gpukit: Any, line: str, text: str) -> None:
     assert said.err.startswith(f"Error: {text}")
     assert said.err.endswith("\n")
     assert said.err[:-1].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("convert a b --type Q4_KM", "Q4_K_M"),
+        ("quantize a b q4-k-m", "Q4_K_M"),
+        ("create a -q Q80", "Q8_0"),
+        ("quantize a b Q8_0 --output-tensor-type Q6K", "Q6_K"),
+        ("quantize a b Q8_0 --tensor-type x=IQ4-XS", "IQ4_XS"),
+        ("convert a b --pre lama-bpe", "llama-bpe"),
+        ("convert a b --device cude", "cuda"),
+        ("bench quantise", "quantize"),
+        ("bench quantize --type Q4K", "Q4_K"),
+        ("rm minne", "mine:latest"),
+        ("show nime:latest", "mine:latest"),
+        ("run mine:lates x", "mine:latest"),
+        ("inspect min", "mine:latest"),
+    ],
+)
+def test_what_was_meant_is_told(
+    gpukit: Any, line: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store" / "manifests" / "registry.ollama.ai" / "library" / "mine" / "latest"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    monkeypatch.setenv("GPUKIT_MODELS", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    said = gpukit(*line.split())
+    assert said.code in (1, 2)
+    assert said.err.endswith(f": did you mean '{meant}'?\n")
+    assert len(said.err.splitlines()) == 1
 
 
 def bash_asks(*words: str) -> dict[str, str]:

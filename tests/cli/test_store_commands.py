@@ -91,6 +91,52 @@ def test_a_models_life(folder: Path) -> None:
     assert "model 'tiny' not found" in gone.stderr
 
 
+def foretold(folder: Path, *words: str) -> list[tuple[str, int, str | None, bool | None]]:
+    """The layers that a dry run names; fails where it writes anything into the store."""
+    before = sorted((folder / "models").rglob("*"))
+    plan = json.loads(gpukit(folder, "create", *words, "--dry-run", "--json").stdout)
+    assert sorted((folder / "models").rglob("*")) == before
+    return [(row["kind"], row["size"], row["digest"], row["new"]) for row in plan["layers"]]
+
+
+def made(folder: Path, name: str) -> list[tuple[str, int, str]]:
+    path = folder / "models" / "manifests" / "registry.ollama.ai" / "library" / name / "latest"
+    rows = json.loads(path.read_text())["layers"]
+    return [(row["mediaType"].rpartition(".")[2], row["size"], row["digest"]) for row in rows]
+
+
+def test_a_dry_run_foretells_the_layers(folder: Path) -> None:
+    """Of a file taken as it is, of one that is quantised and of a stored model."""
+    (folder / "again").write_text("FROM taken\nSYSTEM other\n")
+    for name, words in (
+        ("taken", ()),
+        ("small", ("-q", "Q8_0")),
+        ("again", ("-f", "again")),
+        ("less", ("-f", "again", "-q", "Q4_0")),
+    ):
+        rows = foretold(folder, name, *words)
+        gpukit(folder, "create", name, *words)
+        layers = made(folder, name)
+        assert [row[:2] for row in rows] == [layer[:2] for layer in layers]
+        assert all(row[2] in (None, layer[2]) for row, layer in zip(rows, layers, strict=True))
+        weights = [row[2] for row in rows if row[0] == "model"]
+        assert (weights == [None]) == (name != "again")
+    assert [row[3] for row in foretold(folder, "taken")] == [None, False, False, False]
+
+
+def test_a_dry_run_of_create_prints_the_plan(folder: Path) -> None:
+    done = gpukit(folder, "create", "tiny", "-q", "Q8_0", "--dry-run")
+    lines = done.stdout.splitlines()
+    assert " ".join(lines[0].split()) == "token_embd.weight 64 x 3200 F16 -> Q8_0 217 KB"
+    rows = [line.split() for line in lines[-6:-1]]
+    assert [row[0] for row in rows] == ["LAYER", "model", "system", "license", "params"]
+    assert [row[-1] for row in rows[1:]] == ["-", "no", "no", "no"]
+    assert lines[-1] == "tiny:latest: 4 layers of 217 KB; nothing was written"
+    assert not (folder / "models").exists()
+    assert done.stderr == ""
+    gpukit(folder, "create", "tiny", "-q", "Q8_O", "--dry-run", code=2)
+
+
 def test_rm_goes_on_after_a_missing_name(folder: Path) -> None:
     gpukit(folder, "create", "tiny")
     gpukit(folder, "cp", "tiny", "other")
@@ -114,16 +160,16 @@ def test_rm_of_what_is_no_name_removes_nothing(folder: Path) -> None:
 
 def test_list_shows_what_begins_so(folder: Path) -> None:
     gpukit(folder, "create", "Tiny:1b")
-    for name in ("tinyless", "ns/tiny", "other"):
+    for name in ("tinyless", "ns/tinier", "other"):
         gpukit(folder, "cp", "tiny:1b", name)
 
     def listed(*prefix: str) -> set[str]:
         return {line.split()[0] for line in gpukit(folder, "list", *prefix).stdout.splitlines()[1:]}
 
-    assert listed() == {"Tiny:1b", "tinyless:latest", "ns/tiny:latest", "other:latest"}
+    assert listed() == {"Tiny:1b", "tinyless:latest", "ns/tinier:latest", "other:latest"}
     assert listed("TINY") == {"Tiny:1b", "tinyless:latest"}
     assert listed("tiny:1") == {"Tiny:1b"}
-    assert listed("ns/") == {"ns/tiny:latest"}
+    assert listed("ns/") == {"ns/tinier:latest"}
     assert listed("none") == set()
     (found,) = json.loads(gpukit(folder, "list", "o", "--json").stdout)["models"]
     assert found["name"] == "other:latest"
@@ -139,7 +185,7 @@ def test_quiet_leaves_results_and_errors(folder: Path) -> None:
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 2
     (folder / "Modelfile").write_text("FROM ./none.gguf\n")
-    assert gpukit(folder, "create", "m", "--quiet", code=2).stderr.startswith("Error: ")
+    assert gpukit(folder, "create", "m", "--quiet", code=1).stderr.startswith("Error: ")
 
 
 def test_show(folder: Path) -> None:

@@ -43,7 +43,7 @@ def file(folder: Path) -> Path:
 def test_convert_prints_a_table(folder: Path, tmp_path: Path) -> None:
     done = gpukit("convert", folder, tmp_path / "x.gguf", "--type", "q8_0")
     assert done.returncode == 0
-    assert done.stderr.splitlines() == ["quantizing BF16 model to Q8_0"]
+    assert done.stderr.splitlines() == ["quantizing BF16 model to Q8_0", "verifying conversion"]
     assert "bits per weight" in done.stdout
     assert f"{tmp_path / 'x.gguf'}: " in done.stdout
 

@@ -1,10 +1,17 @@
 """Chat templates as transformers renders them, and what the sandbox refuses."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from support.checkpoints import SENTENCEPIECE
+from support.llama_cpp_server import applied_template
 
-from gpukit.chat import render
+from gpukit.chat import accepted, render
+from gpukit.conversion.run import run_plan
 from gpukit.errors import CheckpointError
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -23,6 +30,10 @@ TEMPLATES = {
     "{{- '<|im_start|>assistant\n' }}\n{% endif %}",
     "loop-controls": "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}"
     "{{ m | tojson }}{% endfor %}",
+    "generation": "{% set x = 1 %}{% for m in messages %}{% if m.role == 'assistant' %}\n"
+    "  {% generation %}\n{% set x = 2 %}A: {{ m.content }}{{ x }}\n  {% endgeneration %}\n"
+    "{% else %}Q: {{ m.content }}{{ x }}\n{% endif %}{% endfor %}{{ x }}"
+    "{%- generation -%} . {%- endgeneration -%}",
     "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
     "{% endfor %}{{ ns.n }}{{ eos_token }}",
 }
@@ -44,6 +55,8 @@ def test_renders_as_transformers(name: str) -> None:
     [
         ("{{ raise_exception('no system role') }}", "no system role"),
         ("{% for %}", "chat template: "),
+        ("{% generation %}", "chat template: "),
+        ("{% endgeneration %}", "chat template: "),
         ("{{ messages.append(1) }}", "chat template: "),
         ("{{ ''.__class__.__mro__ }}", "chat template: "),
         ("{{ messages[0].content + 1 }}", "TypeError"),
@@ -55,3 +68,60 @@ def test_templates_that_fail_give_one_line(template: str, words: str) -> None:
     with pytest.raises(CheckpointError, match=words) as caught:
         render(template, MESSAGES)
     assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_is_no_utf_8() -> None:
+    # A GGUF may hold any bytes; they come out as they are.
+    template = b"\xff{{ '\xe2' }}{{ messages[1].content }}".decode("utf-8", "surrogateescape")
+    text = render(template, MESSAGES)
+    assert text.encode("utf-8", "surrogateescape") == b"\xff\xe2Hi & <b>"
+
+
+MARKED = (
+    "{% for m in messages %}{% if m['role']=='assistant' %}{% generation %}A: {{ m['content'] }}\n"
+    "{% endgeneration %}{% else %}Q: {{ m['content'] }}\n{% endif %}{% endfor %}A:"
+)
+
+
+def test_a_generation_tag_does_nothing() -> None:
+    assert render(MARKED, MESSAGES[1:]) == "Q: Hi & <b>\nA: Hello\nQ: Bye\nA:"
+
+
+TURNS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+REFUSES = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}" + TURNS
+)
+PASSES_OVER = TURNS.replace("in messages", "in messages if m.role != 'system'")
+
+
+@pytest.mark.parametrize("template", [REFUSES, PASSES_OVER])
+def test_a_system_text_that_has_no_place(template: str) -> None:
+    # As llama.cpp renders it.
+    assert accepted(template, MESSAGES[:2]) == [{"role": "user", "content": "Be brief.\nHi & <b>"}]
+    turns = accepted(template, MESSAGES)
+    assert render(template, turns) == "user: Be brief.\nHi & <b>\nassistant: Hello\nuser: Bye\n"
+
+
+def test_every_system_text_goes_before_the_first_user() -> None:
+    assistant, more = {"role": "assistant", "content": "?"}, {"role": "system", "content": "More."}
+    turns = accepted(REFUSES, [MESSAGES[0], more, assistant, MESSAGES[1]])
+    assert turns == [assistant, {"role": "user", "content": "Be brief.\nMore.\nHi & <b>"}]
+
+
+def test_a_system_text_with_a_place_stays_there() -> None:
+    assert accepted(TURNS, MESSAGES) == MESSAGES
+    assert accepted(REFUSES, MESSAGES[1:]) == MESSAGES[1:]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("template", [REFUSES, PASSES_OVER, TURNS, MARKED])
+def test_turns_are_those_of_llama_cpp(template: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(SENTENCEPIECE, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    with open_source(folder) as source:
+        run_plan(source, plan_quantize(source, "F16"), tmp_path / "x.gguf")
+    for messages in (MESSAGES[:2], MESSAGES[1:2], MESSAGES):
+        wanted = applied_template(tmp_path / "x.gguf", messages)
+        assert render(template, accepted(template, messages)) == wanted

@@ -88,6 +88,15 @@ def test_shapes_strides_and_nothing(name: str) -> None:
         assert few.shape == (len(lead), 0)
 
 
+@pytest.mark.parametrize("shift", [1, 4, 16])
+def test_blocks_may_begin_at_any_byte(shift: int) -> None:
+    x, blocks = operands("Q4_K", 2, 6, 768)
+    buffer = torch.zeros(blocks.numel() + shift, dtype=torch.uint8, device=DEVICE)
+    view = buffer[shift:].view_as(blocks)
+    view.copy_(blocks)
+    assert_product(matmul_triton(x.to(DEVICE), view, QUANTS["Q4_K"]), x, blocks, "Q4_K")
+
+
 def test_no_row_of_x_sees_another() -> None:
     x, blocks = operands("Q6_K", 20, 9, 512)
     x[3] = torch.nan

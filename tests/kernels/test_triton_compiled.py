@@ -49,9 +49,12 @@ def test_no_spill_no_fma_no_flush(arch: int, part: int) -> None:
     for name in names:
         mine = [usage for usage in usages if str(usage["kernel"]).split()[0] == name]
         # Decode, one product for few rows of x and two for many; encode, with importance, which
-        # some types begin with rows' mean squares.
+        # some types begin with rows' mean squares; some have aligned kernels.
         row = QUANTS[name]
-        assert len(mine) == 4 + row.encodable + (row.weighted is not None) + row.row_mean
+        assert row.triton is not None
+        more = row.encodable + (row.weighted is not None) + row.row_mean
+        more += (row.triton.few is not None) + (row.triton.aligned is not None)
+        assert len(mine) == 4 + more
         faults = {usage["kernel"]: usage["fault"] for usage in mine}
         assert set(faults.values()) == {None}, faults
     # Products do fuse, so that a count of no FMAs elsewhere says something.

@@ -155,7 +155,6 @@ FORMS: dict[str, Form] = {
     ),
     "biases-unsaid": Form(biases=("q_proj", "k_proj", "v_proj")),
     "old-class": Form({"architectures": ["LLaMAForCausalLM"]}),
-    "many-eos": Form({"eos_token_id": [2, 3], "pad_token_id": 0}),
     # tensors
     "frequencies-stored": Form(added=("model.layers.0.self_attn.rotary_emb.inv_freq",)),
     "odd-widths": Form(
@@ -293,21 +292,17 @@ FORMS: dict[str, Form] = {
             ]
         )
     ),
-    "chat-template-file": Form(files={**_tokens(), "chat_template.jinja": "{{ 'é' }}\n"}),
+    "chat-template-file": Form(
+        files={**_tokens(**NAMED), "chat_template.jinja": "{{ 'é' }}\n"}
+    ),
     "chat-template-files": Form(
         files={
-            **_tokens(), "chat_template.jinja": "{{ 1 }}",
+            **_tokens(**NAMED), "chat_template.jinja": "{{ 1 }}",
             "additional_chat_templates/tools.jinja": "{{ 2 }}",
         }
     ),
     "chat-template-json": Form(
-        files={**_tokens(), "chat_template.json": {"chat_template": "{{ 1 }}"}}
-    ),
-    "chat-template-twice": Form(
-        files={**_tokens(chat_template="{{ 1 }}"), "chat_template.jinja": "{{ 2 }}"}
-    ),
-    "chat-template-null": Form(
-        files={**_tokens(chat_template=None), "chat_template.jinja": "{{ 2 }}"}
+        files={**_tokens(**NAMED), "chat_template.json": {"chat_template": "{{ 1 }}"}}
     ),
     "chat-template-number": Form(files=_tokens(chat_template=3)),
     "bert": Form(
@@ -316,7 +311,6 @@ FORMS: dict[str, Form] = {
             {"normalizer": {"type": "BertNormalizer", "lowercase": False, "strip_accents": None}},
         )
     ),
-    "chat-template-alone": Form(files={"chat_template.jinja": "{{ 2 }}"}),
     "added-tokens": Form(
         {"vocab_size": 2052},
         files={

@@ -11,6 +11,7 @@ import faulthandler
 import json
 import random
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from support.checkpoints import SENTENCEPIECE
 from support.forms import build
 from support.fuzz_formats import change
 from support.vocabularies import letters, merges
@@ -51,14 +53,18 @@ FILES: dict[str, Any] = {
         "chat_template": [{"name": "default", "template": "{{ 1 }}"}, {"name": "b"}],
         "added_tokens_decoder": {"2041": {"content": "<|a|>", "special": True}},
     },
+    "special_tokens_map.json": {"pad_token": "<|b|>", "additional_special_tokens": ["<extra>"]},
     "chat_template.jinja": "{{ 3 }}",
 }
 
 
 def seeds(root: Path) -> list[Path]:
-    """Sound folders: one with sentencepiece, one with a byte-level BPE."""
-    folders = [build("new-llama3", root), build("nulls", root)]
-    (folders[1] / "tokenizer.model").unlink()
+    """Sound folders: one with sentencepiece, one with a byte-level BPE, one with sentencepiece as
+    the tokenizers library has it."""
+    folders = [build("new-llama3", root), build("nulls", root), build("padded", root)]
+    for folder in folders[1:]:
+        (folder / "tokenizer.model").unlink()
+    shutil.copyfile(SENTENCEPIECE / "tokenizer.json", folders[2] / "tokenizer.json")
     _byte_level().save(str(folders[1] / "tokenizer.json"))
     for folder in folders:
         with Checkpoint(folder) as checkpoint:
@@ -154,7 +160,7 @@ def fuzz(count: int, seed: int) -> Counter[str]:
         try:
             for number in range(count):
                 chooser = random.Random(f"{seed} {number}")
-                folder = folders[number % 2]
+                folder = folders[number % len(folders)]
                 beside = sorted(p for p in folder.iterdir() if p.suffix != ".safetensors")
                 path = chooser.choice(beside)
                 before = path.read_bytes()

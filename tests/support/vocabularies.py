@@ -37,6 +37,35 @@ SPECIAL = (
 )  # fmt: skip
 
 
+def cleaned(text: str) -> str:
+    """`text` as llama.cpp cleans what it decodes, step by step as its C++ does."""
+    out = ""
+    for at, character in enumerate(text):
+        if character in "?!.," and text[at - 1 : at] == " ":
+            out = out[:-1]
+        out += character
+    characters, out, at = list(out), "", 0
+    while at < len(characters):
+        character = characters[at]
+        if 0 < at < len(characters) - 1 and characters[at - 1 : at + 2] == [" ", "'", " "]:
+            out = out[:-1]
+            at += 1
+            characters[at] = "\0"
+        out += character
+        at += 1
+    text, out = out, ""
+    for at, character in enumerate(text):
+        ending = text[at + 1 : at + 3]
+        if (
+            character == "'"
+            and text[at - 1 : at] == " "
+            and (ending[:1] in ("s", "m") or ending in ("re", "ve"))
+        ):
+            out = out[:-1]
+        out += character
+    return out
+
+
 def texts(count: int, seed: str) -> list[str]:
     """`count` random texts, the same everywhere."""
     chooser = random.Random(seed)

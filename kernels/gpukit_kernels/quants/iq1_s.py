@@ -37,14 +37,18 @@ def decode(blocks: Tensor) -> Tensor:
 @triton.jit
 def decode_tl(blocks, at, mask, table):
     """float32 `[TILE, 256]` of the blocks at byte offsets `at`."""
-    octet = tl.arange(0, 32)[None, :]
-    start = at[:, None]
-    word = grids.load_word_tl(blocks, start + 34 + octet // 4 * 2, 2, mask[:, None])
-    low = load_byte_tl(blocks, start + 2 + octet, mask[:, None])
-    levels = grids.rows_of_eight_tl(table, low | (((word >> (octet % 4 * 3)) & 7) << 8))
+    TILE: tl.constexpr = at.shape[0]
+    four = tl.arange(0, 8)[None, :]
+    word = grids.load_word_tl(blocks, at[:, None] + 34 + four * 2, 2, mask[:, None])  # [TILE, 8]
+    octet = tl.arange(0, 4)[None, None, :]
+    place = at[:, None, None] + 2 + four[:, :, None] * 4 + octet
+    low = load_byte_tl(blocks, place, mask[:, None, None])
+    index = low | (((word[:, :, None] >> (octet * 3)) & 7) << 8)  # [TILE, 8, 4]
+    levels = grids.rows_of_eight_tl(table, tl.reshape(index, (TILE, 32)))
     scale = (2 * ((word >> 12) & 7) + 1).to(tl.float32)
     step = load_half_tl(blocks, at, mask)[:, None] * scale * 0.125
-    return grids.scaled_tl(step, grids.iq1_levels_tl(levels, word >> 15))
+    numbers = grids.iq1_levels_tl(tl.reshape(levels, (TILE, 8, 32)), word >> 15)
+    return tl.reshape(step[:, :, None] * numbers.to(tl.float32), (TILE, 256))
 
 
 ROWS = (QuantType("IQ1_S", 19, 256, 50, None, decode, TritonPair(None, decode_tl, table=GRID)),)

@@ -92,11 +92,12 @@ def decode_tl(blocks, at, mask):
     high = load_byte_tl(blocks, at[:, None] + 2 + group // 4, mask[:, None])
     code = ((low >> (group % 2 * 4)) & 15) | (((high >> (group % 4 * 2)) & 3) << 4)
     step = load_half_tl(blocks, at, mask)[:, None] * (code.to(tl.float32) - 32.0)  # [TILE, 8]
-    element = tl.arange(0, 32)[None, None, :]
-    place = at[:, None, None] + 8 + group[:, :, None] * 16 + element % 16
+    place = at[:, None, None] + 8 + group[:, :, None] * 16 + tl.arange(0, 16)[None, None, :]
     byte = load_byte_tl(blocks, place, mask[:, None, None])
-    number = codebook_values_tl((byte >> (element // 16 * 4)) & 15)
-    return tl.reshape(step[:, :, None] * number, (at.shape[0], 256))
+    low = step[:, :, None] * codebook_values_tl(byte & 15)
+    high = step[:, :, None] * codebook_values_tl(byte >> 4)
+    values = tl.permute(tl.join(low, high), (0, 1, 3, 2))  # [TILE, 8, 2, 16]
+    return tl.reshape(values, (at.shape[0], 256))
 
 
 @triton.jit

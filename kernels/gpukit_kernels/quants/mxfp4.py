@@ -24,6 +24,9 @@ NUMBERS = (0, 1, 2, 3, 4, 6, 8, 12)
 ROUNDED = ((2, 1), (4, 1), (8, 3), (16, 6), (32, 11), (64, 22), (128, 44))
 
 _NUMBERS = tl.constexpr(NUMBERS)
+# Four numbers a word, a byte each.
+_LOWER = tl.constexpr(int.from_bytes(bytes(NUMBERS[:4]), "little"))
+_UPPER = tl.constexpr(int.from_bytes(bytes(NUMBERS[4:]), "little"))
 _ROUNDED = tl.constexpr(ROUNDED)
 
 
@@ -100,9 +103,8 @@ def _scale(e: Tensor) -> Tensor:
 def decode_tl(blocks, at, mask):
     """float32 `[TILE, 32]` of the blocks at byte offsets `at`."""
     level = load_nibbles_tl(blocks, at + 1, mask)
-    number = tl.zeros_like(level)
-    for i in tl.static_range(1, 8):
-        number = number + tl.where((level & 7) >= i, _NUMBERS[i] - _NUMBERS[i - 1], 0)
+    word = tl.where((level & 4) != 0, _UPPER, _LOWER)
+    number = (word >> ((level & 3) * 8)) & 15
     number = tl.where((level & 8) != 0, -number, number).to(tl.float32)
     return number * _scale_tl(load_byte_tl(blocks, at, mask))[:, None]
 

@@ -29,6 +29,7 @@ from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl
 from gpukit_kernels.triton_bits import load_byte_tl, store_word32_tl
+from gpukit_kernels.triton_q4_k import decode_kernel, few_kernel
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -104,7 +105,9 @@ ROWS = (
         144,
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=16),
+        TritonPair(
+            encode_tl, decode_tl, weighted_tl, tile=16, aligned=decode_kernel, few=few_kernel
+        ),
         compiled_gain=110,
         weighted=weighted,
     ),

@@ -123,16 +123,19 @@ def decode_tl(blocks, at, mask):
     group = tl.arange(0, 16)[None, :]
     scale = signed_byte_tl(load_byte_tl(blocks, at[:, None] + 192 + group, mask[:, None]))
     step = load_half_tl(blocks, at + 208, mask)[:, None] * scale.to(tl.float32)  # [TILE, 16]
-    # Groups number half, quarter, sixteen; a quarter is 32 levels.
-    group = group[:, :, None]
-    quarter = group // 2 % 4
-    within = group % 2 * 16 + tl.arange(0, 16)[None, None, :]
-    place = at[:, None, None] + within
-    masked = mask[:, None, None]
-    low = load_byte_tl(blocks, place + group // 8 * 64 + quarter % 2 * 32, masked)
-    high = load_byte_tl(blocks, place + 128 + group // 8 * 32, masked)
-    level = ((low >> (quarter // 2 * 4)) & 15) | (((high >> (quarter * 2)) & 3) << 4)
-    return tl.reshape(step[:, :, None] * (level.to(tl.float32) - 32.0), (at.shape[0], 256))
+    start = at[:, None, None, None]
+    half = tl.arange(0, 2)[None, :, None, None]
+    odd = tl.arange(0, 2)[None, None, :, None]
+    element = tl.arange(0, 32)[None, None, None, :]
+    masked = mask[:, None, None, None]
+    # Each byte of levels once: a thread has the level of one quarter and that of the next but one.
+    low = load_byte_tl(blocks, start + half * 64 + odd * 32 + element, masked)
+    high = load_byte_tl(blocks, start + 128 + half * 32 + element, masked) >> (2 * odd)
+    first = (low & 15) | ((high & 3) << 4)
+    second = (low >> 4) | (((high >> 4) & 3) << 4)
+    level = tl.permute(tl.join(first, second), (0, 1, 4, 2, 3))  # [TILE, half, 2, odd, 32]
+    level = tl.reshape(level, (at.shape[0], 16, 16)).to(tl.float32)
+    return tl.reshape(step[:, :, None] * (level - 32.0), (at.shape[0], 256))
 
 
 @triton.jit

@@ -69,8 +69,14 @@ def _largest(x: Tensor) -> Tensor:
 @triton.jit
 def decode_tl(blocks, at, mask):
     """float32 `[TILE, 32]` of the blocks at byte offsets `at`."""
-    element = tl.arange(0, 32)[None, :]
-    level = signed_byte_tl(load_byte_tl(blocks, at[:, None] + 2 + element, mask[:, None]))
+    # A thread has four levels in a row: one address, and one look at the scale.
+    place = at[:, None] + 2 + 4 * tl.arange(0, 8)[None, :]
+    masked = mask[:, None]
+    first = tl.join(load_byte_tl(blocks, place, masked), load_byte_tl(blocks, place + 2, masked))
+    second = tl.join(
+        load_byte_tl(blocks, place + 1, masked), load_byte_tl(blocks, place + 3, masked)
+    )
+    level = signed_byte_tl(tl.reshape(tl.join(first, second), (at.shape[0], 32)))
     return load_half_tl(blocks, at, mask)[:, None] * level.to(tl.float32)
 
 

@@ -20,6 +20,11 @@ def collect(plan: Plan, facts: dict[str, Any]) -> dict[str, Any]:
     for name in jobs(plan):
         if path_of(plan, name).exists():
             report["jobs"][name] = json.loads(path_of(plan, name).read_text())
+    noted = plan.at / "copy"
+    report["copy_bytes_per_s"] = copy = float(noted.read_text()) if noted.exists() else 0.0
+    for step in report["steps"].values() if copy else ():
+        for rate in step.get("rates", []):
+            rate["share_of_copy"] = rate["gb_per_s"] * 1e9 / copy
     log = plan.at / "cli.log"
     report["cli"] = log.read_text().splitlines() if log.exists() else []
     return report

@@ -49,17 +49,17 @@ class Step:
 
 def _of_type(plan: Plan, name: str) -> list[Step]:
     row = by_name(name)
-    copy = plan.at / "copy"
 
-    def rate() -> float:
-        return float(copy.read_text())
+    def timed(found: dict[str, Any]) -> dict[str, Any]:
+        rates.note_copy(plan)
+        return found
 
     works: dict[str, Callable[[], dict[str, Any]]] = {
         "bytes": lambda: checks.check_bytes(plan, row),
-        "rates": lambda: rates.time_row(plan, row, rate()),
-        "products": lambda: {
-            **checks.check_products(plan, row), **rates.time_products(plan, row, rate())
-        },
+        "rates": lambda: timed(rates.time_row(plan, row)),
+        "products": lambda: timed(
+            {**checks.check_products(plan, row), **rates.time_products(plan, row)}
+        ),
     }  # fmt: skip
     if row.weighted is not None:
         works["weighted"] = lambda: checks.check_weighted(plan, row)
@@ -104,13 +104,11 @@ def steps(plan: Plan) -> list[Step]:
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
-    """The device, and the rate of a copy on it, which the other rates are compared with."""
+    """The device."""
     begin = time.monotonic()
     torch.zeros(1, device=plan.device)
     context = time.monotonic() - begin
-    copy = rates.copy_rate(plan)
-    (plan.at / "copy").write_text(str(copy))
-    found: dict[str, Any] = {"context_s": context, "copy_bytes_per_s": copy}
+    found: dict[str, Any] = {"context_s": context}
     if plan.cuda:
         properties = torch.cuda.get_device_properties(0)
         found |= {

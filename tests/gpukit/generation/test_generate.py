@@ -154,12 +154,15 @@ def test_a_full_context_ends_it_with_a_warning(model: LoadedModel) -> None:
     result = stream(model, ids, options, told.append).result
     assert len(ids) + len(result.tokens) == 10 + 1  # the last token needs no place
     assert result.done_reason == "length"
-    assert told == [Warned("the context of 10 tokens is full; --num-ctx sets its size")]
+    full = "the context of 10 tokens is full; --num-ctx can be raised to 1024"
+    assert told == [Warned(full)]
 
 
 def test_contexts_that_do_not_fit(model: LoadedModel) -> None:
     with pytest.raises(ArgumentError, match=r"4 tokens do not fit into a context of 3"):
         _greedy(model, 1, num_ctx=3)
+    with pytest.raises(ArgumentError, match=r"1025 tokens .* of 1024; .* no more than 1024"):
+        _ = stream(model, [1] * 1025, GenerateOptions(num_ctx=8192)).result
     with pytest.raises(ArgumentError, match="num_ctx is 0"):
         _greedy(model, 1, num_ctx=0)
     with pytest.raises(ArgumentError, match="prompt is empty"):

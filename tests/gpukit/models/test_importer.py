@@ -15,7 +15,7 @@ from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import float_type, with_file_type
 from gpukit.models.importer import plan_import
 from gpukit.models.llama import to_pairs
-from gpukit.models.rules import PlannedTensor, auto_type
+from gpukit.models.rules import PlannedTensor, Span, auto_type
 
 
 def changed(folder: Path, **config: Any) -> Path:
@@ -48,7 +48,6 @@ def plan(folder: Path) -> Any:
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; true or false"),
         ({"is_causal": False}, "is_causal is false"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; .*silu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
         ({"attention_bias": True}, r"8 tensors .*q_proj.bias.*missing"),
         ({"mlp_bias": True}, r"6 tensors .*gate_proj.bias.*missing"),
         ({"rope_scaling": {"type": "longrope", "factor": 2}}, "'longrope' cannot be written"),
@@ -76,7 +75,7 @@ def test_150_folders_with_a_change_somewhere() -> None:
     outcomes = fuzz(150, 1)
     assert outcomes.total() == 150
     # Files of every kind are changed, with both ends reached.
-    assert len({what.split()[0] for what in outcomes}) == 9
+    assert len({what.split()[0] for what in outcomes}) == 10
     assert len({what.split()[1] for what in outcomes}) == 2
 
 
@@ -95,6 +94,63 @@ def test_what_carries_nothing_is_skipped(tmp_path: Path) -> None:
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(16)
     save_file(tensors, folder / "model.safetensors")
     assert len(plan(folder).tensors) == len(tensors) - 1
+
+
+@pytest.mark.parametrize("name", ["plain", "tied"])
+def test_names_of_the_base_class(name: str, tmp_path: Path) -> None:
+    folder = build(name, tmp_path)
+    usual = plan(folder)
+    bare = {key.removeprefix("model."): tensor for key, tensor in weights(name).items()}
+    save_file(bare, folder / "model.safetensors")
+    found = plan(folder)
+    assert {t.name for t in found.tensors} == {t.name for t in usual.tensors}
+    sources = {t.name: t.spans[0].source for t in usual.tensors}
+    assert {t.name: _prefixed(t.spans[0].source) for t in found.tensors} == sources
+    assert found.fields == usual.fields
+    # Names of both kinds are those of no model.
+    del bare["norm.weight"]
+    save_file({**bare, "model.norm.weight": torch.zeros(256)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensors \(model\.embed_tokens\.weight, .*missing"):
+        plan(folder)
+
+
+def _prefixed(name: str) -> str:
+    return name if name.startswith("lm_head") else f"model.{name}"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {"bits": 4},
+    ],
+)
+def test_settings_of_a_quantisation_that_is_not_there(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = build("plain", tmp_path)
+    usual = plan(folder)
+    found = plan(changed(folder, quantization_config=settings))
+    assert found.fields == usual.fields
+    assert [t.name for t in found.tensors] == [t.name for t in usual.tensors]
+    (line,) = found.warnings
+    method = settings.get("quant_method", "unknown")
+    assert line == (
+        f"{folder / 'config.json'}: a quantisation ({method}) that no tensor shows; all are plain "
+        "floats and read as that"
+    )
+    changed(folder, quantization_config=None)
+    other = {"quantization": {"quant_algo": "NVFP4"}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(other))
+    (line,) = plan(folder).warnings
+    assert line.startswith(f"{folder / 'hf_quant_config.json'}: a quantisation (modelopt)")
+    # One tensor of integers is enough.
+    more = {"model.layers.0.mlp.up_proj.qweight": torch.zeros(4, dtype=torch.int32)}
+    save_file(weights("plain") | more, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"quantised \(modelopt, NVFP4\)"):
+        plan(folder)
 
 
 def test_a_missing_head_is_an_error_unless_tied(tmp_path: Path) -> None:
@@ -138,7 +194,7 @@ def test_the_type_that_is_chosen_without_a_word(name: str, kind: str, tmp_path: 
 
 def test_the_first_half_precision_weight_decides() -> None:
     def tensor(dtype: str, *ne: int) -> PlannedTensor:
-        return PlannedTensor("blk.0.attn_q.weight", ne, ("x",), dtype)
+        return PlannedTensor("blk.0.attn_q.weight", ne, (Span.whole("x", ne[::-1]),), dtype)
 
     assert auto_type([tensor("F16", 4), tensor("F32", 4, 4), tensor("BF16", 4, 4)]) == "BF16"
     assert auto_type([tensor("F32", 4, 4), tensor("F16", 4, 4), tensor("BF16", 4, 4)]) == "F16"

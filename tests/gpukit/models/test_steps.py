@@ -6,9 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import checkpoints, zoo_build
-
-from gpukit.sources.checkpoint import CheckpointSource
-from gpukit.sources.steps import Step
+from support.slabs import tensors
 
 # More than 8 bits of mantissa hold: rows that were rounded on the way would differ.
 STEP = 2.0**-9
@@ -24,23 +22,6 @@ def by_row(name: str, row: int, rows: torch.Tensor) -> torch.Tensor:
 
 def twice(_name: str, _row: int, rows: torch.Tensor) -> torch.Tensor:
     return 2 * rows.to(torch.float32)
-
-
-def tensors(folder: Path, steps: tuple[Step, ...], step: int) -> dict[str, torch.Tensor]:
-    """Every tensor of the GGUF to be in float32, read in slabs of about `step` rows."""
-    found = {}
-    with CheckpointSource(folder, steps=steps) as source:
-        for index, tensor in enumerate(source.tensors):
-            group, rows = tensor.row_group, tensor.rows
-            size = max(step // group, 1) * group
-            slabs = []
-            for row in range(0, rows, size):
-                count = min(size, rows - row)
-                data = torch.empty(source.stored_bytes(index, count), dtype=torch.uint8)
-                source.read(index, row, memoryview(data.numpy()))
-                slabs.append(source.values(index, row, count, data).to(torch.float32))
-            found[tensor.name] = torch.cat(slabs)
-    return found
 
 
 def changed(folder: Path, copy: Path, *, twice_first: bool = False) -> Path:

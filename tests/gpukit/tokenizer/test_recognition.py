@@ -82,12 +82,12 @@ def test_holes_and_added_tokens(folder: Path) -> None:
     data = json.loads(path.read_text())
     data["added_tokens"] = [
         {"id": 256, "content": "<|a|>", "special": True},
-        {"id": 258, "content": "b", "special": False},
+        {"id": 258, "content": "bb", "special": False},
     ]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     data["added_tokens"] = [entry | plain for entry in data["added_tokens"]]
     path.write_text(json.dumps(data))
     fields = vocabulary_fields(folder, {"vocab_size": 260}, pre="gpt-2")
     found = {field.key: field.value for field in fields}
-    assert found["tokenizer.ggml.tokens"][256:] == ["<|a|>", "[PAD257]", "b", "[PAD259]"]
+    assert found["tokenizer.ggml.tokens"][256:] == ["<|a|>", "[PAD257]", "bb", "[PAD259]"]
     assert found["tokenizer.ggml.token_type"][256:] == [3, 5, 4, 5]
