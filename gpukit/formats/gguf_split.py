@@ -21,7 +21,7 @@ from gpukit.formats.gguf_writer import GGUFWriter
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 MOST_PARTS = 99_999
 _NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-_SIZE = re.compile(r"(\d+)([KMG]?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,18})([KMG]?)B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -48,7 +48,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     size = int(match[1]) * _UNITS[match[2].upper()] if match else 0
     if not size:
-        raise ArgumentError(f"{text!r} is no size; write bytes, or K, M or G as in 500M or 2G")
+        raise ArgumentError(f"{text[:40]!r} is no size; write bytes, or K, M or G as in 500M or 2G")
     return size
 
 

@@ -18,7 +18,7 @@ from gpukit.store import blobs, gojson, parameters
 from gpukit.store.changes import change
 from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest
-from gpukit.store.modelfile import Modelfile
+from gpukit.store.modelfile import Modelfile, check_template
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
@@ -131,6 +131,7 @@ def _wishes(
 ) -> Wishes:
     """How the weights are converted; ArgumentError for what is wrong whatever FROM names."""
     _refuse_unsupported(modelfile)
+    check_template(modelfile.template)
     if imatrix is not None and not quantize:
         raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
     check_plan(quantize or None, pre)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gpukit.errors import ArgumentError, ModelfileError
 from gpukit.formats.positioned import read_whole
-from gpukit.store import parameters
+from gpukit.store import gotemplate, parameters
 from gpukit.store.parameters import Value
 
 # A licence may be long; a model's weights given as the Modelfile should fail at once.
@@ -99,6 +99,8 @@ def parse(text: str, *, where: str = "Modelfile", folder: Path = Path()) -> Mode
             f"{where}: (line {second}): a second FROM (the first is in line {first}): models of "
             "several files are not supported by this version"
         )
+    for command in found["template"][-1:]:
+        check_template(command.value, where, command.line)
     values, warnings = _parameters(found["parameter"], where)
     last = {name: some[-1].value for name, some in found.items() if some}
     return Modelfile(
@@ -147,6 +149,17 @@ def commands(text: str, where: str = "Modelfile") -> Iterator[Command]:
             )
         yield Command(name, key, value, line)
         at = end
+
+
+def check_template(text: str, where: str = "TEMPLATE", line: int = 1) -> None:
+    """ModelfileError where Ollama refuses the template `text`, which begins in line `line`."""
+    try:
+        gotemplate.check(text)
+    except gotemplate.TemplateError as error:
+        jinja = ": Jinja, which comes with the weights, is not for TEMPLATE" if "{%" in text else ""
+        raise ModelfileError(
+            f"{where}: (line {line + error.line - 1}): template error: {error}{jinja}"
+        ) from None
 
 
 def write(modelfile: Modelfile) -> str:

@@ -24,7 +24,7 @@ from gpukit.recipes.create import create
 from gpukit.recipes.show import show
 from gpukit.store import Store, remove
 from gpukit.store.blobs import digest_of
-from gpukit.store.modelfile import parse
+from gpukit.store.modelfile import Modelfile, parse
 
 
 def write_gguf(
@@ -197,6 +197,13 @@ def test_bad_sources_write_nothing(
     with pytest.raises(error, match=message) as caught:
         make(store, "m", text, tmp_path)
     assert "\n" not in str(caught.value)
+    assert not store.root.exists()
+
+
+def test_a_template_that_no_text_was_parsed_for(store: Store, gguf: Path) -> None:
+    modelfile = Modelfile(source=str(gguf), template="{{ if .Prompt }}")
+    with pytest.raises(ModelfileError, match=r"^TEMPLATE: \(line 1\): template error: {{if}} is"):
+        create(store, "m", modelfile)
     assert not store.root.exists()
 
 
