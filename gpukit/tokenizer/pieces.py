@@ -28,10 +28,11 @@ def read_pieces(path: Path) -> list[Piece]:
     try:
         data = path.read_bytes()
         model.ParseFromString(data)
-        texts = {piece.piece for piece in model.pieces}
+        # One implementation of protobuf gives bytes for a text that is no UTF-8, another raises.
+        texts = {piece.piece.encode().decode() for piece in model.pieces}
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from None
-    except (DecodeError, UnicodeDecodeError):
+    except (DecodeError, UnicodeError, AttributeError):
         what = "tiktoken's" if _is_tiktoken(data) else "broken"
         raise TokenizerError(
             f"{path}: no sentencepiece model but {what}; copy the model's tokenizer.json into the "

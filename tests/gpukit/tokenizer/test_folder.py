@@ -217,6 +217,13 @@ def test_a_model_without_pieces(tmp_path: Path) -> None:
         read(tmp_path, 2048)
 
 
+def test_a_piece_that_is_no_utf_8(tmp_path: Path) -> None:
+    path = copied(tmp_path, "tokenizer.model") / "tokenizer.model"
+    path.write_bytes(path.read_bytes().replace(b"<unk>", b"<\xffnk>", 1))
+    with pytest.raises(TokenizerError, match="no sentencepiece model but broken"):
+        read(tmp_path, 2048)
+
+
 def test_a_tokenizer_model_of_another_model(tmp_path: Path) -> None:
     alone, _ = read(copied(tmp_path, "tokenizer.json"), 2048)
     copied(tmp_path, "tokenizer.model")
