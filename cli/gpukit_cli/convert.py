@@ -68,13 +68,13 @@ def convert(
     """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
     import gpukit
 
-    options = _options(imatrix=imatrix, split_max_size=split_max_size)
     if dry_run:
+        options = _options(imatrix=imatrix, split_max_size=split_max_size)
         _print_planned(source, type, options, pre, hub, quiet, json)
         return
     with reporter(quiet) as report:
         result = gpukit.convert(
-            source, out, type, imatrix=imatrix, split_max_size=options.split_max_size,
+            source, out, type, imatrix=imatrix, split_max_size=_size(split_max_size),
             pre=pre, hub=hub, device=device, report=report,
         )  # fmt: skip
     _print_result(result, json)
@@ -164,15 +164,20 @@ def quantize(
 
 
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
-    from gpukit.formats.gguf_split import parse_size
     from gpukit.formats.imatrix import read_imatrix
     from gpukit.planning.plan import Options
 
     return Options(
         imatrix=read_imatrix(imatrix) if imatrix else None,
-        split_max_size=parse_size(split_max_size) if split_max_size else None,
+        split_max_size=_size(split_max_size),
         **others,
     )
+
+
+def _size(text: str | None) -> int | None:
+    from gpukit.formats.gguf_split import parse_size
+
+    return parse_size(text) if text else None
 
 
 def _print_planned(
@@ -202,7 +207,7 @@ def _print_plan(plan: "Plan", json: bool) -> None:
     print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
 
 
-def print_tensors(plan: "Plan | QuantizePlan") -> None:
+def print_tensors(plan: "QuantizePlan") -> None:
     """Print what each tensor becomes, the sums by type, and what there is to warn of."""
     names = max((len(o.spec.name) for o in plan.outputs), default=0)
     shapes = [" x ".join(map(str, o.spec.ne)) for o in plan.outputs]
