@@ -7,29 +7,27 @@ the weights into the store and gives the layers that the model starts with.
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from gpukit.conversion.run import run_plan
 from gpukit.errors import ArgumentError, CheckpointError, FormatError
 from gpukit.events import Report, Status, Step
 from gpukit.formats.file_types import FILE_TYPE, file_type_name, file_type_of
 from gpukit.formats.folder import check_files, has_weights
-from gpukit.formats.gguf_fields import FLOATS, INTEGERS
-from gpukit.formats.gguf_split import GGUFModel, is_part
+from gpukit.formats.gguf_fields import UNQUANTIZED
+from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.imatrix import Imatrix
-from gpukit.sources.opening import check_whole
+from gpukit.planning.plan import Options, QuantizePlan
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.base import Source
+from gpukit.sources.opening import check_whole, open_source
 from gpukit.store import blobs
 from gpukit.store.changes import Change
 from gpukit.store.manifest import LAYER_PREFIX, Layer, Manifest
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
-if TYPE_CHECKING:
-    from gpukit.planning.plan import QuantizePlan
-    from gpukit.sources.base import Source
-
 MODEL = LAYER_PREFIX + "model"
-# What llama.cpp and Ollama take as a source for quantising; other types have lost too much.
-FULL_TYPES = frozenset((*FLOATS, *INTEGERS))
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,22 @@ class Header:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """A GGUF that is a whole model: its header, the types of its tensors, whether it has parts."""
+
+    path: Path
+    header: Header
+    types: frozenset[str]
+    is_split: bool
+
+
+@dataclass(frozen=True)
 class Foreseen:
     """What an origin would add: the layers that the model starts with, where only writing tells a
     digest an empty one, and the plan of the weights."""
 
     layers: tuple[Layer, ...]
-    plan: "QuantizePlan"
+    plan: QuantizePlan
 
 
 class Origin(Protocol):
@@ -133,8 +141,8 @@ class _Copied:
 class _Converted:
     """A checkpoint or a GGUF on its way to another type, planned tensor by tensor."""
 
-    source: "Source"
-    plan: "QuantizePlan"
+    source: Source
+    plan: QuantizePlan
     work: Wishes
     opening: str
 
@@ -147,8 +155,6 @@ class _Converted:
         )
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
-        from gpukit.conversion.run import run_plan
-
         work = self.work
         work.report(Status(self.opening))
         if self.plan.title != self.opening:
@@ -213,41 +219,36 @@ class _Inherited:
 def _stored(store: Store, name: ModelName, work: Wishes) -> Origin:
     manifest = store.manifest(name)
     path = store.weights(name, manifest)
-    header = check_gguf(path)
-    quantized = _quantized(path, header, work, f"FROM {name.display}")
-    return _Inherited(name, manifest, path, work, header, quantized)
+    checked = check_gguf(path)
+    quantized = _quantized(checked, work, f"FROM {name.display}")
+    return _Inherited(name, manifest, path, work, checked.header, quantized)
 
 
 def _file(path: Path, work: Wishes) -> Origin:
     check_whole(path)
-    header = check_gguf(path)
-    quantized = _quantized(path, header, work, str(path))
-    if quantized is None and is_part(path):
+    checked = check_gguf(path)
+    quantized = _quantized(checked, work, str(path))
+    if quantized is None and checked.is_split:
         return _converted(path, replace(work, file_type=None), "joining the parts of the model")
-    return quantized or _Copied(path, work, header)
+    return quantized or _Copied(path, work, checked.header)
 
 
-def _quantized(path: Path, header: Header, work: Wishes, what: str) -> _Converted | None:
-    """The GGUF at `path` on its way to another type; None where it has that type already."""
+def _quantized(checked: Checked, work: Wishes, what: str) -> _Converted | None:
+    """A GGUF on its way to another type; None where it has that type already."""
     if work.file_type is None:
         return None
-    with GGUFModel(path) as file:
-        types = {info.type for info in file.tensors.values()}
-    if lossy := sorted(types - FULL_TYPES):
+    # What llama.cpp and Ollama take as a source; other types have lost too much.
+    if lossy := sorted(checked.types - set(UNQUANTIZED)):
         raise ArgumentError(
             f"{what}: quantization is only supported for F16, BF16 and F32 models, and this one "
             f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF"
         )
-    if file_type_name(header.file_type) == file_type_of(work.file_type).name:
+    if file_type_name(checked.header.file_type) == file_type_of(work.file_type).name:
         return None
-    return _converted(path, work, "parsing GGUF")
+    return _converted(checked.path, work, "parsing GGUF")
 
 
 def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
-    from gpukit.planning.plan import Options
-    from gpukit.planning.planner import plan_quantize
-    from gpukit.sources.opening import open_source
-
     source = open_source(path, work.pre)
     try:
         plan = plan_quantize(source, work.file_type, Options(imatrix=work.imatrix))
@@ -257,25 +258,27 @@ def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
         raise
 
 
-def _plan_of_copy(path: Path, work: Wishes) -> "QuantizePlan":
+def _plan_of_copy(path: Path, work: Wishes) -> QuantizePlan:
     whole = _converted(path, replace(work, file_type=None, imatrix=None), "parsing GGUF")
     with closing(whole):
         return whole.plan
 
 
-def check_gguf(path: Path) -> Header:
-    """The header of the model at `path`; GGUFError, FormatError or ArgumentError where the file is
-    no whole model."""
+def check_gguf(path: Path) -> Checked:
+    """The model at `path`; GGUFError, FormatError or ArgumentError where the file is no whole
+    one."""
     with GGUFModel(path) as file:
         kind = file.get("general.type", "model")
         architecture = file.get("general.architecture")
         if not architecture:
             raise FormatError(f"{path}: general.architecture is missing: this is no model")
         weights = sum(info.n_elements for info in file.tensors.values())
+        types = frozenset(info.type for info in file.tensors.values())
         header = Header(str(architecture), weights, file.get(FILE_TYPE))
+        checked = Checked(path, header, types, file.is_split)
     if kind in ("adapter", "projector", "mmproj"):
         raise ArgumentError(f"{path}: a GGUF of type {kind}, not a model; not supported as FROM")
-    return header
+    return checked
 
 
 def _check_folder(folder: Path) -> None:

@@ -102,7 +102,7 @@ class TypeSize:
 
 # Types that hold every value by itself, those that weights have first.
 FLOATS = ("F64", "F32", "F16", "BF16")
-INTEGERS = ("I8", "I16", "I32", "I64")
+UNQUANTIZED = (*FLOATS, "I8", "I16", "I32", "I64")
 
 
 # Every tensor type of ggml.h: number, values in a block, bytes of a block. The numbers that are

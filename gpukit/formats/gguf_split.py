@@ -37,12 +37,6 @@ def part_of(name: str) -> tuple[str, int, int] | None:
     return (match["stem"], int(match["no"]), int(match["count"])) if match else None
 
 
-def is_part(path: Path) -> bool:
-    """Whether the GGUF at `path` is one of several of its model."""
-    with GGUFFile(path) as file:
-        return file.get(COUNT, 1) not in (0, 1)
-
-
 def parse_size(text: str) -> int:
     """Bytes of `500M`, `2G` and the like, decimal as in llama.cpp's tools."""
     match = _SIZE.fullmatch(text.strip())

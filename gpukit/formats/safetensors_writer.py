@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpukit.errors import ArgumentError
-from gpukit.formats.gguf_fields import FLOATS, INTEGERS, TensorSpec
+from gpukit.formats.gguf_fields import UNQUANTIZED, TensorSpec
 from gpukit.formats.placed_writer import Layout, PlacedWriter
 
 # The header is filled up with spaces so that data begins at a multiple of this.
 ALIGNMENT = 8
-# Both formats have the same names for them.
-HELD = (*FLOATS, *INTEGERS)
 
 
 def plan_layout(tensors: Sequence[TensorSpec]) -> Layout:
@@ -24,13 +22,13 @@ def plan_layout(tensors: Sequence[TensorSpec]) -> Layout:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at, places = 0, []
     for tensor in tensors:
-        if tensor.type not in HELD:
+        if tensor.type not in UNQUANTIZED:
             raise ArgumentError(
                 f"{tensor.name} would be {tensor.type}, which safetensors files cannot hold; "
                 "choose --type F32, F16 or BF16"
             )
         header[tensor.name] = {
-            "dtype": tensor.type,
+            "dtype": tensor.type,  # spelled alike
             "shape": list(reversed(tensor.ne)),
             "data_offsets": [at, at + tensor.nbytes],
         }
