@@ -90,8 +90,14 @@ def listed_fields(
         tokenizer = filling.fill_byte_level(table, folder, library)
         listed = table.fields("gpt2", recognise(tokenizer, library.path, pre))
     _leave_out(folder, table.outside, report)
-    merges = listed[0].value == "gpt2"
-    return [*listed, *special_fields(folder, size=size, merges=merges, report=report), *more]
+    special = special_fields(
+        folder,
+        size=size,
+        merges=listed[0].value == "gpt2",
+        library=library.data if library else None,
+        report=report,
+    )
+    return [*listed, *special, *more]
 
 
 def _pieces(folder: Path, library: Library | None, report: Report) -> list[Piece] | None:

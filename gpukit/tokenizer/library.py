@@ -14,10 +14,10 @@ from gpukit.tokenizer.types import TokenType
 
 
 class Library:
-    """A tokenizer.json: `model` (empty where it has none) and the tokens `added` to it."""
+    """A tokenizer.json: its `data`, `model` (empty where it has none), the tokens `added`."""
 
     def __init__(self, path: Path, data: Mapping[str, Any]) -> None:
-        self.path, self._data = path, data
+        self.path, self.data = path, data
         model = data.get("model")
         self.model: Mapping[str, Any] = model if isinstance(model, dict) else {}
         self.added = library_tokens(data, path)
@@ -47,7 +47,7 @@ class Library:
 
     def _steps(self, key: str, inner: str) -> dict[str, Mapping[str, Any]]:
         """The steps at `key` by their types, those of a sequence one by one."""
-        step = self._data.get(key)
+        step = self.data.get(key)
         steps = [step, *_list(step.get(inner))] if isinstance(step, dict) else []
         return {str(s.get("type")): s for s in steps if isinstance(s, dict)}
 
@@ -65,7 +65,7 @@ class Library:
     def texts(self) -> dict[int, str]:
         """The text of each token of the model by its id; added ones are not counted."""
         vocabulary = self.model.get("vocab")
-        added = self._data.get("added_tokens") or []
+        added = self.data.get("added_tokens") or []
         if not isinstance(vocabulary, dict) or not isinstance(added, list):
             raise TokenizerError(f"{self.path}: no vocab or added_tokens")
         return {token_id(number, self.path): text for text, number in vocabulary.items()}

@@ -36,16 +36,19 @@ def special_fields(
     merges: bool = False,
     kinds: Sequence[str] = KINDS,
     ids: Mapping[str, int] | None = None,
+    library: Mapping[str, Any] | None = None,
     report: Report = ignore,
 ) -> list[Field]:
     """The fields of `folder`, in the converter's order: merges, ids, flags, templates, normalizer.
 
     Ids at or above `size` are left out; `ids` are set where the folder's files name none of that
-    kind; `kinds` are looked up; `report` is told of what is no id. `TokenizerError` for files that
-    are not built as they must be.
+    kind; `kinds` are looked up; `library` is tokenizer.json where it has been read already, which
+    takes long; `report` is told of what is no id. `TokenizerError` for files that are not built as
+    they must be.
     """
     with sound(folder):
-        library = read_json(folder / "tokenizer.json")
+        if library is None:
+            library = read_json(folder / "tokenizer.json")
         settings = read_json(folder / "tokenizer_config.json")
         found = _Special(library or {}, dict(settings) if settings else None, kinds, size)
         found.read_settings()
