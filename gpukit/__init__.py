@@ -12,8 +12,9 @@ A model is what the command line takes: a path, a name in the store, an id of th
 Names are imported when they are first used, so that torch is, too, only where something needs it.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gpukit_kernels.lazy import lazily
 
 if TYPE_CHECKING:
     from gpukit.conversion.run import Result as Result
@@ -92,19 +93,7 @@ _MODULES = {
     "recipes.store": ["Store"],
     "store.modelfile": ["Modelfile"],
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted([*_MODULE_OF, "__version__"])
+__all__ = sorted([*(name for names in _MODULES.values() for name in names), "__version__"])
 
-
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(globals(), _MODULES)

@@ -4,10 +4,10 @@ Names are imported when they are first used: what takes seconds, torch and Trito
 something asks for them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpukit_kernels.errors import QuantError
+from gpukit_kernels.lazy import lazily
 
 if TYPE_CHECKING:
     from gpukit_kernels.counting import operations
@@ -46,7 +46,6 @@ _MODULES = {
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
     "turns": ["Lane", "Turn", "lanes", "sharing"],
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "QUANTS",
@@ -73,15 +72,4 @@ __all__ = [
     "type_facts",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(globals(), _MODULES)
