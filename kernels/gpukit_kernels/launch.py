@@ -8,11 +8,14 @@ from torch import Tensor
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import divide_tl, load_float_tl, store_float_tl
-from gpukit_kernels.triton_q4_k import MAGIC
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.
 DECODE_VALUES = 2048
+
+# 2^23 as float32: or'd with a whole number below 2^23 it is 2^23 more. Kernels of one type take it
+# as an argument, since of two constants ptxas makes two instructions.
+MAGIC = 0x4B000000
 
 
 @triton.jit

@@ -9,9 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.launch import decode_blocks_tl, device_table, triton_pair
+from gpukit_kernels.launch import MAGIC, decode_blocks_tl, device_table, triton_pair
 from gpukit_kernels.table import QuantType
-from gpukit_kernels.triton_q4_k import MAGIC, QUADS
 
 # Rows of x up to which W is decoded again for each of them: below, a tile of the tensor cores, 16
 # rows at least, would stand mostly empty.
@@ -21,6 +20,8 @@ FEW_ROWS = 4
 # a thread, and some thousand programs for a weight of a large model.
 VECTOR_ROWS = 4
 VECTOR_WIDTH = 512
+# Threads of a program of a type's own kernel for a few rows, of which each has 16 bytes of levels.
+QUADS = 128
 
 # Side of a tile of the second kernel, rows of W and at most of x. A K block is 256 values of each
 # row, the others take 64; larger tiles of 256 spill registers or outgrow an A100's shared memory.

@@ -27,7 +27,6 @@ from triton.compiler import ASTSource
 from gpukit_kernels import launch, products_triton
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QUANTS, QuantType, by_name
-from gpukit_kernels.triton_q4_k import QUADS
 
 ARCHES = (80, 90, 100)
 DTYPES = ("fp32", "fp16", "bf16")
@@ -158,7 +157,7 @@ def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
             pair.few,
             {name: kind for name, kind in pointers.items() if name != "table"},
             ("rows", "width", "magic"),
-            {"ROWS": products_triton.VECTOR_ROWS, "QUADS": QUADS},
+            {"ROWS": products_triton.VECTOR_ROWS, "QUADS": products_triton.QUADS},
             False,
         )
     for count in sorted({products_triton.many_tile(row, count)[1] for count in (16, 64)}):

@@ -9,12 +9,6 @@ import triton.language as tl
 
 from gpukit_kernels.triton_bits import store_float_tl
 
-# 2^23 as float32: or'd with a whole number below 2^23 it is 2^23 more. It comes as an argument of
-# a kernel, since of two constants ptxas makes two instructions.
-MAGIC = 0x4B000000
-# Threads of a program of `few_kernel`, and so 32 times as many values of a row in a step.
-QUADS = 128
-
 
 @triton.jit
 def words4_tl(pointer, mask):
