@@ -1,6 +1,6 @@
 """A mutation fuzzer for what stands beside the weights in a model folder.
 
-    python tests/support/fuzz_folders.py 5000 [SEED]
+    PYTHONPATH=tests .venv/bin/python -m support.fuzz_folders 5000 [SEED]
 
 Every folder is either planned, and its vocabulary usable, or refused with a `GpukitError` of one
 line, in little time and memory. The same count and seed make the same folders everywhere. A hang
@@ -10,9 +10,7 @@ ends the process with a traceback.
 import faulthandler
 import json
 import random
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +21,7 @@ from typing import Any
 from support.checkpoints import SENTENCEPIECE
 from support.forms import build
 from support.fuzz_formats import change
+from support.fuzzing import resident, run
 from support.vocabularies import letters, merges
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
@@ -156,7 +155,7 @@ def fuzz(count: int, seed: int) -> Counter[str]:
         folders = seeds(Path(name))
         for folder in folders:
             assert judge(folder) == "planned", folder
-        resident = _resident()
+        most = resident()
         try:
             for number in range(count):
                 chooser = random.Random(f"{seed} {number}")
@@ -169,7 +168,7 @@ def fuzz(count: int, seed: int) -> Counter[str]:
                 faulthandler.dump_traceback_later(6 * SECONDS, exit=True)
                 try:
                     outcomes[f"{path.name} {judge(folder)}"] += 1
-                    assert _resident() - resident < RESIDENT, "too much memory"
+                    assert resident() - most < RESIDENT, "too much memory"
                 except BaseException as error:
                     error.add_note(f"{number} of seed {seed}: {path.name}: {data[:3000]!r}")
                     raise
@@ -179,13 +178,5 @@ def fuzz(count: int, seed: int) -> Counter[str]:
     return outcomes
 
 
-def _resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
-
 if __name__ == "__main__":
-    arguments = [int(argument) for argument in sys.argv[1:]]
-    begun = time.perf_counter()
-    found = fuzz(arguments[0], arguments[1] if len(arguments) > 1 else 1)
-    line = ", ".join(f"{what}: {n}" for what, n in sorted(found.items()))
-    sys.stdout.write(f"{line}; {time.perf_counter() - begun:.0f} s\n")
+    run(fuzz)

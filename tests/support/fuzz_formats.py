@@ -1,6 +1,6 @@
 """A mutation fuzzer for the readers of GGUF, safetensors and PyTorch files.
 
-    python tests/support/fuzz_formats.py 20000 [SEED]
+    PYTHONPATH=tests .venv/bin/python -m support.fuzz_formats 20000 [SEED]
 
 Every mutant is either read whole or refused with a `FormatError` of one line, in little time and in
 memory that its own size bounds. The same count and seed make the same mutants everywhere. A hang
@@ -11,9 +11,7 @@ import faulthandler
 import io
 import json
 import random
-import resource
 import struct
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -22,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from support.fuzzing import resident, run
 
 from gpukit.errors import FormatError
 from gpukit.formats.gguf_fields import (
@@ -269,7 +268,7 @@ def fuzz(count: int, seed: int) -> Counter[str]:
             # Whole files are read, and what libraries load for it is loaded.
             assert _outcome(folder, kind, data) == "read"
         tracemalloc.start()
-        resident = _resident()
+        most = resident()
         try:
             for number in range(count):
                 kind = KINDS[number % len(KINDS)]
@@ -280,7 +279,7 @@ def fuzz(count: int, seed: int) -> Counter[str]:
                 except BaseException as error:
                     error.add_note(f"mutant {number} of seed {seed}: {data!r}")
                     raise
-                grown = _resident() - resident
+                grown = resident() - most
                 assert grown < RESIDENT, f"mutant {number} of seed {seed}: {grown} bytes more"
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -298,14 +297,5 @@ def _outcome(folder: Path, kind: str, data: bytes) -> str:
     return judge(path)
 
 
-def _resident() -> int:
-    """The most memory that the process ever had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
-
 if __name__ == "__main__":
-    arguments = [int(argument) for argument in sys.argv[1:]]
-    begun = time.perf_counter()
-    found = fuzz(arguments[0], arguments[1] if len(arguments) > 1 else 1)
-    line = ", ".join(f"{what}: {n}" for what, n in sorted(found.items()))
-    sys.stdout.write(f"{line}; {time.perf_counter() - begun:.0f} s\n")
+    run(fuzz)
