@@ -116,8 +116,8 @@ def _print_planned(planned: "PlannedModel", json: bool) -> None:
         table.append((layer.kind, human_bytes(layer.size), digest, there))
     print()
     _print_table(table)
-    print(f"{planned.name.display}: {len(planned.layers)} layers of {human_bytes(planned.size)}; "
-          "nothing was written")  # fmt: skip
+    layers = f"{len(planned.layers)} layers" if len(planned.layers) > 1 else "a layer"
+    print(f"{planned.name.display}: {layers} of {human_bytes(planned.size)}; nothing was written")
 
 
 def list_models(
