@@ -144,7 +144,7 @@ def codebook_sums_tl(x, weights, inverse, SIZE: tl.constexpr):
 @triton.jit
 def codebook_search_tl(x, weights, SIZE: tl.constexpr):
     """float32 `[lanes]`: codebook_search.codebook_search."""
-    largest, magnitude = lanes_range_tl(x, SIZE)
+    largest, _ = lanes_range_tl(x, SIZE)
     inverse = divide_tl(1.0, tl.div_rn(negated_tl(largest), tl.zeros_like(largest) + _LOWEST))
     sum_qx, sum_q2 = codebook_sums_tl(x, weights, inverse, SIZE)
     scale = tl.where(sum_q2 > 0.0, tl.div_rn(sum_qx, sum_q2), 0.0)
@@ -157,4 +157,5 @@ def codebook_search_tl(x, weights, SIZE: tl.constexpr):
         new_scale = tl.div_rn(sum_qx, sum_q2)
         best = tl.where(better, new_scale * sum_qx, best)
         scale = tl.where(better, new_scale, scale)
-    return tl.where(magnitude < _GROUP_EPS, 0.0, scale)
+    # The magnitude is made again: kept through the search it is a register too many.
+    return tl.where(tl.abs(largest) < _GROUP_EPS, 0.0, scale)

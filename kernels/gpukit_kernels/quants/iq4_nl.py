@@ -9,7 +9,7 @@ Source: block_iq4_nl, quantize_row_iq4_nl_impl in llama.cpp's ggml-quants.c.
 
 import torch
 import triton
-import triton.language as tl  # noqa: F401  (jit functions must see it)
+import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import (
@@ -70,7 +70,12 @@ def decode_tl(blocks, at, mask):
 @triton.jit
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
-    _store_tl(x, codebook_search_tl(lanes_tl(x, 32), None, 32), out, at, mask)
+    lanes = lanes_tl(x, 32)
+    # Made once: where the search makes them, ptxas spills (sm_100, Triton 3.7.1).
+    weights = ()
+    for i in tl.static_range(32):
+        weights = weights + (lanes[i] * lanes[i],)  # noqa: RUF005
+    _store_tl(x, codebook_search_tl(lanes, weights, 32), out, at, mask)
 
 
 @triton.jit
