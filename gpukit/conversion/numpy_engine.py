@@ -17,14 +17,15 @@ from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_b
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
-from gpukit_kernels import plain, type_facts
-from gpukit_kernels.program import Program, kept, program_name
+from gpukit_kernels import type_facts
+from gpukit_kernels.cpu import plain
+from gpukit_kernels.cpu.program import Program, kept, program_name
 
-# Of each float type the arrays that hold its values, and the values that programs for it take.
-FLOATS: dict[str, tuple[np.dtype[Any], str]] = {
-    "F32": (np.dtype(np.float32), "float32"),
-    "F16": (np.dtype(np.float16), "float32"),
-    "BF16": (np.dtype(np.uint16), "bfloat16"),
+# Of each float type the arrays that hold its values.
+FLOATS: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),
 }
 
 
@@ -51,8 +52,7 @@ def plain_conversion(
 
 
 def _program_name(output: PlannedOutput) -> str:
-    dtype = FLOATS[output.source_type][1]
-    return program_name(output.spec.type, dtype, output.importance is not None)
+    return program_name(output.spec.type, output.importance is not None)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class PlainConversion:
         output = self.outputs[piece.output]
         stored = data[piece.begin : piece.begin + piece.stored]
         ne = self.source.tensors[output.index].ne
-        values = stored.view(FLOATS[output.source_type][0]).reshape(piece.rows, ne[0] if ne else 1)
+        values = stored.view(FLOATS[output.source_type]).reshape(piece.rows, ne[0] if ne else 1)
         moved = passes(self.source, output)
         blocks = stored if moved else self._quantized(piece, values)
         if values.size:

@@ -114,7 +114,7 @@ def _devices() -> list[Device]:
 
 
 def _kernels() -> str:
-    from gpukit_kernels import compiled
+    from gpukit_kernels.cpu import compiled
 
     return compiled.status()
 

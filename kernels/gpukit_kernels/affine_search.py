@@ -30,7 +30,7 @@ from gpukit_kernels.bits import (
 )
 from gpukit_kernels.positive_search import positive_search
 from gpukit_kernels.search import added
-from gpukit_kernels.stages import stage, summing_stage
+from gpukit_kernels.stages import stage
 
 
 class AffineSearch(NamedTuple):
@@ -86,7 +86,7 @@ def affine_range(x: Tensor, weights: Tensor) -> tuple[AffineSums, Tensor, Tensor
     return AffineSums(high, weight, weighted_x), low, (high == low).to(torch.float32)
 
 
-@summing_stage
+@stage
 def affine_begin(
     x: Tensor, weights: Tensor, sums: AffineSums, low: Tensor, levels: int, absolute: bool
 ) -> AffineSearch:
@@ -100,7 +100,7 @@ def affine_begin(
     return begun._replace(error=_affine_error(x, weights, begun, levels, absolute))
 
 
-@summing_stage
+@stage
 def affine_step(
     x: Tensor,
     weights: Tensor,

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits import divide
-from gpukit_kernels.replay import is_tracing
+from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.search import GROUP_EPS, added, first_largest
-from gpukit_kernels.stages import stage, summing_stage
+from gpukit_kernels.stages import stage
 
 CODEBOOK = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # Half way between neighbours, and from there on the upper one is nearest.
@@ -44,12 +44,15 @@ def _by_half(values: bool) -> Tensor:
 
 def _nearest(v: Tensor, values: bool) -> Tensor:
     if is_tracing():
-        # From the top down: a NaN gets the last.
-        rises = [b - a if values else 1 for a, b in itertools.pairwise(CODEBOOK)]
-        found = torch.full_like(v, float(CODEBOOK[-1] if values else 15))
-        for middle, rise in zip(MIDDLES, rises, strict=True):
-            found = found - torch.where(v < middle, float(rise), 0.0)
-        return found if values else found.to(torch.int32)
+        # A half of the middles after the other. What is not below one lies above: a NaN, too.
+        below = v < MIDDLES[7]
+        code = torch.where(below, 0, torch.full_like(v, 8, dtype=torch.int32))
+        upper = torch.where(v < torch.where(below, MIDDLES[3], MIDDLES[11]), 0, 4)
+        code = code + upper.to(torch.int32)
+        for step in (2, 1):
+            middle = torch.tensor(MIDDLES)[code + (step - 1)]
+            code = torch.where(v < middle, code, code + step)
+        return torch.tensor(CODEBOOK, dtype=torch.float32)[code] if values else code
     top = torch.full((), 255.0)
     half = torch.fmin(v * 2, top).clamp_(min=-256).floor_().to(torch.int32).add_(256)
     return _by_half(values)[half]
@@ -75,7 +78,7 @@ def codebook_range(x: Tensor) -> tuple[Tensor, Tensor]:
     return first_largest(x)
 
 
-@summing_stage
+@stage
 def codebook_begin(x: Tensor, weights: Tensor | None, largest: Tensor) -> CodebookSearch:
     """The first candidate: the largest value becomes the lowest number."""
     inverse = divide(1.0, -largest / torch.full_like(largest, float(CODEBOOK[0])))
@@ -84,7 +87,7 @@ def codebook_begin(x: Tensor, weights: Tensor | None, largest: Tensor) -> Codebo
     return CodebookSearch(scale, scale * sum_qx)
 
 
-@summing_stage
+@stage
 def codebook_step(
     x: Tensor, weights: Tensor | None, largest: Tensor, best: CodebookSearch, number: Tensor
 ) -> CodebookSearch:

@@ -1,17 +1,12 @@
-"""What is known of each quant type without its functions: importing it needs no torch.
+"""What is known of each quant type without its functions, as a table: importing it needs no torch.
 
-The rows of `table` say it. Importing them takes seconds, so what they say is left in the cache; a
-process that neither computes with tensors nor has to compile anything reads it there.
+A new type is a line here and a file in `quants/`.
 """
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from gpukit_kernels import cache as kept
 from gpukit_kernels.errors import QuantError
 
 
@@ -28,9 +23,9 @@ class TypeFacts:
     id: int
     block: int
     nbytes: int
-    encodable: bool
-    takes_importance: bool
-    row_mean: bool
+    encodable: bool = True
+    takes_importance: bool = False
+    row_mean: bool = False
 
     def row_bytes(self, n: int) -> int:
         """Bytes of a row of `n` values; `QuantError` when blocks do not divide it."""
@@ -39,16 +34,37 @@ class TypeFacts:
         return n // self.block * self.nbytes
 
 
-@cache
-def type_facts() -> Mapping[str, TypeFacts]:
-    """Name as GGUF spells it -> facts, in the order of ids: of every type in the table."""
-    place = kept.place("types")
-    with suppress(OSError, ValueError, TypeError):
-        rows = [TypeFacts(**row) for row in json.loads(place.read_bytes())]
-        if rows:
-            return MappingProxyType({row.name: row for row in rows})
-    from gpukit_kernels.table import QUANTS
+_ROWS = (
+    TypeFacts("F32", 0, 1, 4),
+    TypeFacts("F16", 1, 1, 2),
+    TypeFacts("Q4_0", 2, 32, 18, takes_importance=True, row_mean=True),
+    TypeFacts("Q4_1", 3, 32, 20, takes_importance=True, row_mean=True),
+    TypeFacts("Q5_0", 6, 32, 22, takes_importance=True, row_mean=True),
+    TypeFacts("Q5_1", 7, 32, 24, takes_importance=True, row_mean=True),
+    TypeFacts("Q8_0", 8, 32, 34),
+    TypeFacts("Q2_K", 10, 256, 84, takes_importance=True),
+    TypeFacts("Q3_K", 11, 256, 110, takes_importance=True),
+    TypeFacts("Q4_K", 12, 256, 144, takes_importance=True),
+    TypeFacts("Q5_K", 13, 256, 176, takes_importance=True),
+    TypeFacts("Q6_K", 14, 256, 210, takes_importance=True),
+    TypeFacts("IQ2_XXS", 16, 256, 66, encodable=False),
+    TypeFacts("IQ2_XS", 17, 256, 74, encodable=False),
+    TypeFacts("IQ3_XXS", 18, 256, 98, encodable=False),
+    TypeFacts("IQ1_S", 19, 256, 50, encodable=False),
+    TypeFacts("IQ4_NL", 20, 32, 18, takes_importance=True),
+    TypeFacts("IQ3_S", 21, 256, 110, encodable=False),
+    TypeFacts("IQ2_S", 22, 256, 82, encodable=False),
+    TypeFacts("IQ4_XS", 23, 256, 136, takes_importance=True),
+    TypeFacts("IQ1_M", 29, 256, 56, encodable=False),
+    TypeFacts("BF16", 30, 1, 2),
+    TypeFacts("TQ1_0", 34, 256, 54, encodable=False),
+    TypeFacts("TQ2_0", 35, 256, 66, encodable=False),
+    TypeFacts("MXFP4", 39, 32, 17),
+)
+FACTS: Mapping[str, TypeFacts] = MappingProxyType({row.name: row for row in _ROWS})
+"""Name as GGUF spells it -> facts, in the order of ids."""
 
-    found = {name: row.facts for name, row in QUANTS.items()}
-    kept.write(place, json.dumps([asdict(row) for row in found.values()]).encode())
-    return MappingProxyType(found)
+
+def type_facts() -> Mapping[str, TypeFacts]:
+    """`FACTS`: of every type in the table."""
+    return FACTS

@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gpukit_kernels import compiled, launch, tiles
+from gpukit_kernels import launch
+from gpukit_kernels.cpu import compiled, tiles
 from gpukit_kernels.errors import QuantError, did_you_mean
 from gpukit_kernels.table import QuantType, by_name
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from gpukit_kernels.bits import divide, nearest_level
 from gpukit_kernels.refine import Sums, refined
 from gpukit_kernels.search import GROUP_EPS, added, first_largest
-from gpukit_kernels.stages import stage, summing_stage
+from gpukit_kernels.stages import stage
 
 
 class ScaleSearch(NamedTuple):
@@ -32,7 +32,7 @@ def scale_range(x: Tensor) -> tuple[Tensor, Tensor]:
     return first_largest(x)
 
 
-@summing_stage
+@stage
 def scale_begin(x: Tensor, weights: Tensor | None, largest: Tensor, levels: int) -> ScaleSearch:
     """The first candidate: the largest value becomes the lowest level."""
     inverse = divide(-float(levels), largest)
@@ -41,7 +41,7 @@ def scale_begin(x: Tensor, weights: Tensor | None, largest: Tensor, levels: int)
     return ScaleSearch(scale, scale * sum_lx, inverse)
 
 
-@summing_stage
+@stage
 def scale_step(
     x: Tensor,
     weights: Tensor | None,
@@ -115,7 +115,7 @@ def refined_search(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     return _refined_end(found, sums, zero, levels)
 
 
-@summing_stage
+@stage
 def _refined_begin(x: Tensor, levels: int) -> tuple[Tensor, Tensor, Sums]:
     largest, magnitude = first_largest(x)
     inverse = divide(-float(levels), largest)

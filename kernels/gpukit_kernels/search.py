@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits import divide, root
-from gpukit_kernels.replay import is_tracing
+from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.stages import stage
 
 # Below this largest magnitude a group counts as zero (GROUP_MAX_EPS).

@@ -4,7 +4,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -50,27 +49,46 @@ class TritonPair:
 class QuantType:
     """One type of GGUF data: its facts, its torch functions (the reference), its Triton functions.
 
+    facts    its line in `facts.py`
     encode   float32 `[block, lanes]` -> `[nbytes, lanes]`, exact bytes, as uint8 or as float32 in
              0..255; None for a type that is only read
     decode   uint8 `[nbytes, lanes]` -> float32 `[block, lanes]`, exact values
     weighted as `encode`, with the importance of each value, float32 `[block, lanes]`, and the
              mean of x * x over each block's row, float32 `[lanes]`; None for a type that takes
              no notice of importance
-    row_mean `weighted` looks at the rows' mean squares; zeros will do where it does not
     triton   the same as jit functions
-    compiled_gain  nanoseconds a weight that compiled code saves over eager torch on two cores
     """
 
-    name: str
-    id: int
-    block: int
-    nbytes: int
+    facts: TypeFacts
     encode: Callable[[Tensor], Tensor] | None
     decode: Callable[[Tensor], Tensor]
     triton: TritonPair | None = None
-    compiled_gain: float = 0.0
     weighted: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    row_mean: bool = False
+
+    @property
+    def name(self) -> str:
+        """As GGUF spells it."""
+        return self.facts.name
+
+    @property
+    def id(self) -> int:
+        """ggml's number."""
+        return self.facts.id
+
+    @property
+    def block(self) -> int:
+        """Values of a block."""
+        return self.facts.block
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a block."""
+        return self.facts.nbytes
+
+    @property
+    def row_mean(self) -> bool:
+        """Whether `weighted` looks at the rows' mean squares; zeros will do where it does not."""
+        return self.facts.row_mean
 
     def row_bytes(self, n: int) -> int:
         """Bytes of a row of `n` values; `QuantError` when blocks do not divide it."""
@@ -87,18 +105,6 @@ class QuantType:
             known = ", ".join(name for name, row in QUANTS.items() if row.encodable)
             raise QuantError(f"{self.name} can only be read; types that can be written: {known}")
         return self.encode
-
-    @cached_property
-    def facts(self) -> TypeFacts:
-        return TypeFacts(
-            self.name,
-            self.id,
-            self.block,
-            self.nbytes,
-            self.encodable,
-            self.weighted is not None,
-            self.row_mean,
-        )
 
     @property
     def bits_per_weight(self) -> float:

@@ -19,7 +19,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from gpukit_kernels.plain import CPU_LANES
+from gpukit_kernels.cpu.plain import CPU_LANES
 
 # Turns that a GPU has under way: one copies in, one computes, one copies out.
 DEEP = 3

@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-m", "gpukit_cli"]
 
 def environment(folder: Path, **others: str) -> dict[str, str]:
     # Compiling in this process says for good where what is compiled lies: here it must not.
-    own = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    own = {key: value for key, value in os.environ.items() if key != "GPUKIT_CACHE"}
     return {
         **own,
         "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "cli")),
@@ -376,9 +376,9 @@ def test_nothing_that_can_be_written_but_this_folder(kind: str, spoken: Path, pu
 NOBODYS = """
 import os, sys
 from pathlib import Path
-os.environ.pop("XDG_CACHE_HOME", None), os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+os.environ.pop("XDG_CACHE_HOME", None), os.environ.pop("GPUKIT_CACHE", None)
 del os.environ["HOME"]
-from gpukit_kernels import cache
+from gpukit_kernels.cpu import cache
 os.setuid(12345)
 print(cache.folder())
 """
@@ -396,7 +396,7 @@ def test_code_that_others_may_have_left_is_not_loaded(public: Path) -> None:
         return Path(done.stdout.strip())
 
     usual = public / "gpukit-12345"
-    assert folder() == folder() == usual / "inductor"
+    assert folder() == folder() == usual / "programs"
     assert usual.stat().st_mode & 0o777 == 0o700
     os.chmod(usual, 0o777)
     assert folder().parent not in (usual, public)

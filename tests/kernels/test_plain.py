@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gpukit_kernels import QUANTS, QuantError, cache, facts, plain, type_facts
+from gpukit_kernels import QUANTS, QuantError, type_facts
+from gpukit_kernels.cpu import plain
 
 HARD = [0.0, -0.0, 1.5, -3e38, 1e-45, 65504.0, float("inf"), -float("inf"), float("nan")]
 
@@ -45,41 +44,22 @@ def test_a_mean_adds_up_one_after_the_other() -> None:
     assert plain.block_means(values, 2, False).tolist() == [0] * 10
 
 
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
-    facts.type_facts.cache_clear()
-    yield cache.place("types")
-    facts.type_facts.cache_clear()
-
-
-@pytest.mark.parametrize("damage", [None, b"", b"[", b"{}", b'[{"name": "Q4_0"}]', b"\xff\x00"])
-def test_facts_are_the_tables(damage: bytes | None, fresh: Path) -> None:
-    if damage is not None:
-        fresh.write_bytes(damage)
-    wanted = {name: row.facts for name, row in QUANTS.items()}
-    assert dict(type_facts()) == wanted
-    facts.type_facts.cache_clear()
-    assert dict(type_facts()) == wanted  # from the file
+def test_facts_are_the_tables() -> None:
     assert list(type_facts()) == list(QUANTS)
+    for name, row in QUANTS.items():
+        facts = type_facts()[name]
+        assert row.facts is facts
+        assert (row.encode is not None) == facts.encodable
+        assert (row.weighted is not None) == facts.takes_importance
     with pytest.raises(QuantError, match=r"rows of 100 are no multiple of 256 \(Q4_K\)"):
         type_facts()["Q4_K"].row_bytes(100)
-
-
-def test_a_cache_that_cannot_be_written_means_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(cache, "folder", lambda: tmp_path / "file" / "folder")
-    facts.type_facts.cache_clear()
-    assert len(type_facts()) == len(QUANTS)
-    facts.type_facts.cache_clear()
 
 
 def test_names_load_what_they_need() -> None:
     code = (
         "import sys, gpukit_kernels as kernels\n"
-        "from gpukit_kernels import plain, program, facts, cache\n"
+        "from gpukit_kernels import facts\n"
+        "from gpukit_kernels.cpu import plain, program, cache\n"
         "assert 'torch' not in sys.modules\n"
         "for name in kernels.__all__: getattr(kernels, name)\n"
         "assert callable(kernels.lanes) and callable(kernels.matmul)\n"

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import bfloat_bits_tl, store_word16_tl
 
@@ -25,7 +25,6 @@ def encode(x: Tensor) -> Tensor:
     return _round(x[0])[:, None].view(torch.uint8).t()
 
 
-@stage
 def _round(v: Tensor) -> Tensor:
     bits = v.view(torch.int32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
@@ -46,4 +45,4 @@ def encode_tl(x, out, at, mask):
     store_word16_tl(out, at, tl.reshape(bfloat_bits_tl(x), (at.shape[0],)), mask)
 
 
-ROWS = (QuantType("BF16", 30, 1, 2, encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)
+ROWS = (QuantType(FACTS["BF16"], encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)

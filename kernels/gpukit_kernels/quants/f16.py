@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_bits
-from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import given_half_bits_tl, store_word16_tl
 
@@ -26,7 +26,6 @@ def encode(x: Tensor) -> Tensor:
     return _round(x[0])[:, None].view(torch.uint8).t()
 
 
-@stage
 def _round(v: Tensor) -> Tensor:
     return half_bits(v).to(torch.int16)
 
@@ -44,4 +43,4 @@ def encode_tl(x, out, at, mask):
     store_word16_tl(out, at, tl.reshape(given_half_bits_tl(x), (at.shape[0],)), mask)
 
 
-ROWS = (QuantType("F16", 1, 1, 2, encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)
+ROWS = (QuantType(FACTS["F16"], encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import store_word32_tl
 
@@ -32,4 +33,4 @@ def encode_tl(x, out, at, mask):
     store_word32_tl(out, at, tl.reshape(x.to(tl.int32, bitcast=True), (at.shape[0],)), mask)
 
 
-ROWS = (QuantType("F32", 0, 1, 4, encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)
+ROWS = (QuantType(FACTS["F32"], encode, decode, TritonPair(encode_tl, decode_tl, tile=1024)),)

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels import grids
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import load_byte_tl
 
@@ -61,4 +62,4 @@ def _scale_tl(blocks, at, mask):
     return word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
-ROWS = (QuantType("IQ1_M", 29, 256, 56, None, decode, TritonPair(None, decode_tl, table=GRID)),)
+ROWS = (QuantType(FACTS["IQ1_M"], None, decode, TritonPair(None, decode_tl, table=GRID)),)

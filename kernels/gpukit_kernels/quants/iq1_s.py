@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
 
@@ -51,4 +52,4 @@ def decode_tl(blocks, at, mask, table):
     return tl.reshape(step[:, :, None] * numbers.to(tl.float32), (TILE, 256))
 
 
-ROWS = (QuantType("IQ1_S", 19, 256, 50, None, decode, TritonPair(None, decode_tl, table=GRID)),)
+ROWS = (QuantType(FACTS["IQ1_S"], None, decode, TritonPair(None, decode_tl, table=GRID)),)

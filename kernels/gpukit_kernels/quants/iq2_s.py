@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
 
@@ -49,4 +50,4 @@ def decode_tl(blocks, at, mask, table):
     return grids.scaled_tl(step, grids.signed_tl(levels, signs))
 
 
-ROWS = (QuantType("IQ2_S", 22, 256, 82, None, decode, TritonPair(None, decode_tl, table=GRID)),)
+ROWS = (QuantType(FACTS["IQ2_S"], None, decode, TritonPair(None, decode_tl, table=GRID)),)

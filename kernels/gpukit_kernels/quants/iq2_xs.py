@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
 
@@ -43,4 +44,4 @@ def decode_tl(blocks, at, mask, table):
     return grids.scaled_tl(step, grids.signed_tl(levels, grids.eight_signs_tl(word >> 9)))
 
 
-ROWS = (QuantType("IQ2_XS", 17, 256, 74, None, decode, TritonPair(None, decode_tl, table=GRID)),)
+ROWS = (QuantType(FACTS["IQ2_XS"], None, decode, TritonPair(None, decode_tl, table=GRID)),)

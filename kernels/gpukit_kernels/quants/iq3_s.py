@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
 
@@ -58,4 +59,4 @@ def decode_tl(blocks, at, mask, table):
     return tl.reshape(step[:, :, None] * numbers, (at.shape[0], 256))
 
 
-ROWS = (QuantType("IQ3_S", 21, 256, 110, None, decode, TritonPair(None, decode_tl, table=GRID)),)
+ROWS = (QuantType(FACTS["IQ3_S"], None, decode, TritonPair(None, decode_tl, table=GRID)),)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
 
@@ -52,4 +53,4 @@ def decode_tl(blocks, at, mask, table):
     return grids.scaled_tl(step, grids.signed_tl(levels, signs))
 
 
-ROWS = (QuantType("IQ3_XXS", 18, 256, 98, None, decode, TritonPair(None, decode_tl, table=GRID)),)
+ROWS = (QuantType(FACTS["IQ3_XXS"], None, decode, TritonPair(None, decode_tl, table=GRID)),)

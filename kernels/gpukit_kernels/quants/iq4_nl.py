@@ -23,6 +23,7 @@ from gpukit_kernels.bits import (
 from gpukit_kernels.codebook_search import codebook_search, codebook_values, nearest_code
 from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     half_bits_tl,
@@ -95,14 +96,10 @@ def _store_tl(x, d, out, at, mask):
 
 ROWS = (
     QuantType(
-        "IQ4_NL",
-        20,
-        32,
-        18,
+        FACTS["IQ4_NL"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=128),
-        compiled_gain=60,
         weighted=weighted,
     ),
 )

@@ -18,6 +18,7 @@ from gpukit_kernels.bits import divide, half_bits, half_value, nearest_int, word
 from gpukit_kernels.codebook_search import codebook_search, codebook_values, nearest_code
 from gpukit_kernels.search import first_largest, importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     half_bits_tl,
@@ -148,14 +149,10 @@ def _store_tl(groups, scale, out, at, mask):
 
 ROWS = (
     QuantType(
-        "IQ4_XS",
-        23,
-        256,
-        136,
+        FACTS["IQ4_XS"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=16),
-        compiled_gain=60,
         weighted=weighted,
     ),
 )

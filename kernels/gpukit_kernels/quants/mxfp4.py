@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gpukit_kernels.bits import pack_nibbles, unpack_nibbles
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import load_byte_tl, load_nibbles_tl
 
@@ -155,13 +156,9 @@ def _scale_tl(e):
 
 ROWS = (
     QuantType(
-        "MXFP4",
-        39,
-        32,
-        17,
+        FACTS["MXFP4"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, tile=64),
-        compiled_gain=25,
     ),
 )

@@ -34,6 +34,7 @@ from gpukit_kernels.bits import (
 from gpukit_kernels.positive_search import positive_search
 from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import (
     affine_search_tl,
@@ -190,14 +191,10 @@ def _store_tl(
 
 ROWS = (
     QuantType(
-        "Q2_K",
-        10,
-        256,
-        84,
+        FACTS["Q2_K"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=8),
-        compiled_gain=60,
         weighted=weighted,
     ),
 )

@@ -41,6 +41,7 @@ from gpukit_kernels.search import (
     total,
 )
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     divide_tl,
@@ -258,14 +259,10 @@ def _store_levels_tl(word, i: tl.constexpr, out, at, mask):
 
 ROWS = (
     QuantType(
-        "Q3_K",
-        11,
-        256,
-        110,
+        FACTS["Q3_K"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=8),
-        compiled_gain=60,
         weighted=weighted,
     ),
 )

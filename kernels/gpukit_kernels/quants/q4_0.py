@@ -16,6 +16,7 @@ from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibb
 from gpukit_kernels.scale_search import scale_search, searched_levels
 from gpukit_kernels.search import importance_weights, signed_levels, signed_scale
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     half_bits_tl,
@@ -81,15 +82,10 @@ def _store_tl(d, levels, out, at, mask):
 
 ROWS = (
     QuantType(
-        "Q4_0",
-        2,
-        32,
-        18,
+        FACTS["Q4_0"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=128, weighted_tile=128),
         weighted=weighted,
-        row_mean=True,
-        compiled_gain=7,
     ),
 )

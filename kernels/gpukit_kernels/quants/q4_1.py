@@ -17,6 +17,7 @@ from gpukit_kernels.affine_search import WITH_IMPORTANCE, affine_search, found_l
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
 from gpukit_kernels.search import importance_weights, low_int8, offset_levels, offset_scale
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import offset_search_tl
 from gpukit_kernels.triton_bits import (
@@ -94,15 +95,10 @@ def _store_tl(d, low, level, out, at, mask):
 
 ROWS = (
     QuantType(
-        "Q4_1",
-        3,
-        32,
-        20,
+        FACTS["Q4_1"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=64, weighted_tile=128),
         weighted=weighted,
-        row_mean=True,
-        compiled_gain=7,
     ),
 )

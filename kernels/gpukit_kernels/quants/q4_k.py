@@ -26,6 +26,7 @@ from gpukit_kernels.affine_search import (
 from gpukit_kernels.bits import unpack_scales6
 from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl
 from gpukit_kernels.triton_bits import load_byte_tl, store_word32_tl
@@ -99,16 +100,12 @@ def _store_levels_tl(words, out, at, mask):
 
 ROWS = (
     QuantType(
-        "Q4_K",
-        12,
-        256,
-        144,
+        FACTS["Q4_K"],
         encode,
         decode,
         TritonPair(
             encode_tl, decode_tl, weighted_tl, tile=16, aligned=decode_kernel, few=few_kernel
         ),
-        compiled_gain=110,
         weighted=weighted,
     ),
 )

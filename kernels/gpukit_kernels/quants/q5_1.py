@@ -24,6 +24,7 @@ from gpukit_kernels.bits import (
 )
 from gpukit_kernels.search import importance_weights, offset_levels, offset_scale
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import offset_search_tl
 from gpukit_kernels.triton_bits import (
@@ -106,15 +107,10 @@ def _store_tl(d, low, level, out, at, mask):
 
 ROWS = (
     QuantType(
-        "Q5_1",
-        7,
-        32,
-        24,
+        FACTS["Q5_1"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=64, weighted_tile=128),
         weighted=weighted,
-        row_mean=True,
-        compiled_gain=12,
     ),
 )

@@ -27,6 +27,7 @@ from gpukit_kernels.affine_search import (
 from gpukit_kernels.bits import unpack_scales6
 from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl
 from gpukit_kernels.triton_bits import load_byte_tl, store_word32_tl
@@ -111,14 +112,10 @@ def _store_levels_tl(words, out, at, mask):
 
 ROWS = (
     QuantType(
-        "Q5_K",
-        13,
-        256,
-        176,
+        FACTS["Q5_K"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=16),
-        compiled_gain=80,
         weighted=weighted,
     ),
 )

@@ -27,6 +27,7 @@ from gpukit_kernels.bits import (
 from gpukit_kernels.scale_search import ScaleSearch, scale_search
 from gpukit_kernels.search import GROUP_EPS, first_largest, low_int8
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     divide_tl,
@@ -207,14 +208,10 @@ def _store_levels_tl(groups, step, inverse, zero, out, at, mask):
 
 ROWS = (
     QuantType(
-        "Q6_K",
-        14,
-        256,
-        210,
+        FACTS["Q6_K"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, weighted_tl, tile=8),
-        compiled_gain=50,
         weighted=weighted,
     ),
 )

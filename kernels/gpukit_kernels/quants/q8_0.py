@@ -13,8 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import divide, half_bits, half_value, round_away, word_bytes
-from gpukit_kernels.replay import is_tracing
+from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.stages import stage
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     divide_tl,
@@ -115,13 +116,9 @@ def _largest_tl(x):
 
 ROWS = (
     QuantType(
-        "Q8_0",
-        8,
-        32,
-        34,
+        FACTS["Q8_0"],
         encode,
         decode,
         TritonPair(encode_tl, decode_tl, tile=128),
-        compiled_gain=4,
     ),
 )

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_value
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
 
@@ -52,4 +53,4 @@ def decode_tl(blocks, at, mask):
     return (level - 1.0) * load_half_tl(blocks, at + 52, mask)[:, None]
 
 
-ROWS = (QuantType("TQ1_0", 34, 256, 54, None, decode, TritonPair(None, decode_tl)),)
+ROWS = (QuantType(FACTS["TQ1_0"], None, decode, TritonPair(None, decode_tl)),)

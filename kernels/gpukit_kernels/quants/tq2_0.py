@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_value
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
 
@@ -34,4 +35,4 @@ def decode_tl(blocks, at, mask):
     return (level - 1.0) * load_half_tl(blocks, at + 64, mask)[:, None]
 
 
-ROWS = (QuantType("TQ2_0", 35, 256, 66, None, decode, TritonPair(None, decode_tl)),)
+ROWS = (QuantType(FACTS["TQ2_0"], None, decode, TritonPair(None, decode_tl)),)

@@ -28,22 +28,22 @@ from gpukit.planning.planner import plan_quantize
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
-from gpukit_kernels import cache, compiled, quantize
-from gpukit_kernels.program import kept, program_name
+from gpukit_kernels import quantize
+from gpukit_kernels.cpu import cache, compiled
+from gpukit_kernels.cpu.program import kept, program_name
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler"),
-    pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning"),
 ]
 
 WIDTH = 288
 NAME = "blk.0.ffn_up.weight"
 
 
-def compile_for(kind: str, dtype: torch.dtype, weighted: bool) -> None:
+def compile_for(kind: str, weighted: bool) -> None:
     importance = torch.ones(256) if weighted else None
-    quantize(torch.ones(1, 256, dtype=dtype), kind, importance, backend="compiled")
+    quantize(torch.ones(1, 256), kind, importance, backend="compiled")
 
 
 def model(folder: Path, kind: str, values: np.ndarray) -> Path:
@@ -68,10 +68,9 @@ def engines(source: Source, outputs: Sequence[PlannedOutput], threads: int) -> l
     programs = {}
     for output in outputs:
         if output.spec.type != output.source_type:
-            dtype = "bfloat16" if output.source_type == "BF16" else "float32"
             weighted = output.importance is not None
-            name = program_name(output.spec.type, dtype, weighted)
-            compile_for(output.spec.type, getattr(torch, dtype), weighted)
+            name = program_name(output.spec.type, weighted)
+            compile_for(output.spec.type, weighted)
             programs[name] = kept(name)
             assert programs[name] is not None
     return [
@@ -197,15 +196,15 @@ def test_a_command_whose_programs_are_kept_does_without_torch(tmp_path: Path) ->
     values = np.random.default_rng(0).standard_normal((300, WIDTH)).astype(np.float32)
     path = model(tmp_path, "F32", values)
     # Set by what was compiled in this process.
-    there = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    there = {key: value for key, value in os.environ.items() if key != cache.VARIABLE}
     there["XDG_CACHE_HOME"] = str(tmp_path / "cache")
-    folder = tmp_path / "cache" / "gpukit" / "inductor"
+    folder = tmp_path / "cache" / "gpukit" / "programs"
     loaded, first, wanted = run(path, tmp_path, "Q4_0", environment=there)
     assert loaded  # nothing is compiled for so little
-    compile_for("Q4_0", torch.float32, weighted=False)
+    compile_for("Q4_0", weighted=False)
     folder.mkdir(parents=True, exist_ok=True)
-    kept_program = cache.place("Q4_0-float32")
-    for file in (kept_program, kept_program.with_suffix(".so"), cache.place("types")):
+    kept_program = cache.place("Q4_0")
+    for file in (kept_program, kept_program.with_suffix(".sha256")):
         shutil.copy(file, folder)
     for words in (["Q4_0"], ["Q4_0", "--device", "cpu"]):
         loaded, said, got = run(path, tmp_path, *words, environment=there)
@@ -224,7 +223,7 @@ def test_a_command_whose_programs_are_kept_does_without_torch(tmp_path: Path) ->
 
 
 def test_the_wish_decides_and_not_what_was_imported(tmp_path: Path) -> None:
-    compile_for("Q4_0", torch.float32, weighted=False)
+    compile_for("Q4_0", weighted=False)
     with open_source(model(tmp_path, "F32", np.ones((4, WIDTH), np.float32))) as source:
         plan = plan_quantize(source, "Q4_0")
         for wish, kind in (
@@ -242,7 +241,7 @@ def test_the_wish_decides_and_not_what_was_imported(tmp_path: Path) -> None:
 
 
 def test_what_numpy_declines_goes_to_torch_unless_numpy_was_asked_for(tmp_path: Path) -> None:
-    compile_for("Q4_0", torch.float32, weighted=False)
+    compile_for("Q4_0", weighted=False)
     floats = model(tmp_path, "F32", np.ones((4, WIDTH), np.float32))
     with open_source(floats) as source:
         plan = plan_quantize(source, "Q4_0")
@@ -279,7 +278,7 @@ print("torch" in sys.modules)
 
 def test_a_program_that_nobody_has_left_is_named(tmp_path: Path) -> None:
     path = model(tmp_path, "F32", np.ones((4, WIDTH), np.float32))
-    there = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    there = {key: value for key, value in os.environ.items() if key != cache.VARIABLE}
     done = subprocess.run(
         [sys.executable, "-c", WISH, path],
         env={**there, "XDG_CACHE_HOME": str(tmp_path / "cache")},
@@ -287,5 +286,5 @@ def test_a_program_that_nobody_has_left_is_named(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    why = f"{path}: without torch there is no program for Q4_0-float32 yet; engine 'torch' does it"
+    why = f"{path}: without torch there is no program for Q4_0 yet; engine 'torch' does it"
     assert done.stdout.splitlines() == [why, "False"]

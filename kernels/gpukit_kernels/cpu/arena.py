@@ -8,7 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from gpukit_kernels.program import ALIGNMENT
+from gpukit_kernels.cpu.program import ALIGNMENT
 
 # Room for a recording; only what is touched is ever there.
 MOST_BYTES = 1 << 28

@@ -1,7 +1,6 @@
 """Where compiled CPU code is kept between processes, and under which names.
 
-Two kinds of files lie in one folder: inductor's own (sources and shared libraries) and ours: a
-program's recording and library, and the facts of the types.
+A program is a shared library and a file that has its checksum.
 """
 
 import hashlib
@@ -11,26 +10,29 @@ import platform
 import stat
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-# Inductor reads this variable each time it looks for its folder, and sets it to a temporary folder
-# when it is first imported: what the user chose must be read before.
-VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-_CHOSEN = os.environ.get(VARIABLE)
+from gpukit_kernels.cpu.build import compiler, flags
+
+VARIABLE = "GPUKIT_CACHE"
+# What nobody has used for so long is taken away when something new is left.
+KEPT_SECONDS = 30 * 24 * 3600
+SUFFIX = ".so"
 
 
 def folder() -> Path:
-    """$TORCHINDUCTOR_CACHE_DIR, else below $XDG_CACHE_HOME, else below ~/.cache, else, where there
-    is no home folder, one of this user's below the temporary folder."""
-    if _CHOSEN:
-        return Path(_CHOSEN)
+    """$GPUKIT_CACHE, else below $XDG_CACHE_HOME, else below ~/.cache, else, where there is no home
+    folder, one of this user's below the temporary folder."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(base) if base else Path.home() / ".cache") / "gpukit" / "inductor"
+        return (Path(base) if base else Path.home() / ".cache") / "gpukit" / "programs"
     except RuntimeError:
-        return _without_home() / "inductor"
+        return _without_home() / "programs"
 
 
 @cache
@@ -50,17 +52,18 @@ def _without_home() -> Path:
 
 
 def place(name: str) -> Path:
-    """The file of `name` on this machine; other code has other names."""
-    digest = hashlib.sha256(_machine().encode())
-    return folder() / f"{name}-{digest.hexdigest()[:16]}.compiled"
+    """The library of `name` on this machine; other code has other names."""
+    digest = hashlib.sha256(f"{_machine()} {compiler()} {flags()}".encode())
+    return folder() / f"{name}-{digest.hexdigest()[:16]}{SUFFIX}"
 
 
 @cache
 def _machine() -> str:
     """What is kept depends on: our sources, versions, the processor."""
     sources = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        sources.update(path.read_bytes())
+    for path in sorted(Path(__file__).parents[1].rglob("*.[hp]*")):
+        if path.suffix in (".h", ".py"):
+            sources.update(path.read_bytes())
     processor = platform.processor()
     with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
         processor = next(line for line in lines if line.startswith(("flags", "Features")))
@@ -69,9 +72,26 @@ def _machine() -> str:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Leave `data` at `path`, whole; where it cannot be kept, the next process compiles again."""
+    """Leave `data` at `path`, whole, if it can be."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(data)
         os.replace(file.name, path)
+
+
+def used(path: Path) -> None:
+    """Note that `path` has been of use today."""
+    with suppress(OSError):
+        os.utime(path)
+        os.utime(path.with_suffix(".sha256"))
+
+
+def evict() -> None:
+    """Take away what has not been used for long: code of other versions, for the most part."""
+    oldest = time.time() - KEPT_SECONDS
+    with suppress(OSError):
+        for path in folder().iterdir():
+            with suppress(OSError):
+                if path.is_file() and path.stat().st_mtime < oldest:
+                    path.unlink()

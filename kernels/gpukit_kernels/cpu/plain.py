@@ -15,7 +15,7 @@ import numpy
 from numpy.typing import NDArray
 
 from gpukit_kernels.facts import TypeFacts
-from gpukit_kernels.program import Program
+from gpukit_kernels.cpu.program import Program
 
 Array = NDArray[Any]
 
@@ -64,8 +64,7 @@ def quantize_rows(
 ) -> NDArray[numpy.uint8]:
     """uint8 `[rows, row_bytes]`: `values`, contiguous `[rows, n]`, as blocks of a type.
 
-    `values` is float32, float16, or bfloat16 as uint16; `program` the type's for float32, or for
-    bfloat16. `importance` is float32 `[experts, n]`, of as many rows each; the program is then the
+    `values` is float32, float16, or bfloat16 as uint16. `importance` is float32 `[experts, n]`, of as many rows each; the program is then the
     one with importance. `QuantError` for rows that blocks do not divide.
     """
     count, width = values.shape
@@ -98,8 +97,6 @@ def encode_blocks(
 
     def encode(start: int, stop: int) -> None:
         some = blocks[start:stop]
-        # A program reads the wider float and the half of it.
-        some = some.astype(numpy.float32) if some.dtype == numpy.float16 else some
         if columns is None or means is None:
             program.run(some, out[start:stop])
         else:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gpukit_kernels import plain
-from gpukit_kernels.program import Program
+from gpukit_kernels.cpu import plain
+from gpukit_kernels.cpu.program import Program
 from gpukit_kernels.table import QuantType
 
 # Weights in a tile of the eager path, where each operation is a call of its own: fewer, and Python
@@ -114,7 +114,7 @@ def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
         plain.spread(work, count, lanes, 1)
         return
     try:
-        plain.spread(work, count, lanes, number, _alone)
+        plain.spread(work, count, lanes, number, alone)
     finally:
         # What a thread has set for itself counts for every thread that begins later, too.
         torch.set_num_threads(number)
@@ -122,10 +122,15 @@ def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
+    """Within it torch's operations run on this thread alone."""
+    number = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(number)
 
 
 def encode_program(

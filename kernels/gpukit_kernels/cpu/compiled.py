@@ -1,0 +1,126 @@
+"""The compiled CPU path: when it is used, how it is trusted, and what to do when it cannot work.
+
+The floor: a Q4_K weight goes through 22 candidates of some 28 operations (level 7, weight 2, three
+sums 6, the level again 7, error 6), 616 in all, or 39 instructions on 16 lanes, 77 on 8. Every
+thread works on tiles of its own and waits for nobody. `scripts/bench types` has the figures.
+"""
+
+import logging
+import threading
+import time
+
+import torch
+from torch import Tensor
+
+from gpukit_kernels.cpu import cache, tiles
+from gpukit_kernels.cpu.build import build, compiler
+from gpukit_kernels.cpu.program import Program, is_kept, keep, kept, program_name
+from gpukit_kernels.cpu.recording import Form, record
+from gpukit_kernels.table import QuantType
+
+# Weights from which on a program is built, which takes about half a second; what is there already
+# is always used.
+WORTH = 1 << 19
+
+# Blocks that every type encodes both ways before its compiled code is trusted.
+CHECKED = ((torch.float32, 256), (torch.bfloat16, 32), (torch.float16, 32))
+
+# Weights in a tile of a program: 16 KiB as float32, which twenty search steps pass over.
+TILE = 1 << 12
+
+_log = logging.getLogger(__name__)
+_lock = threading.Lock()
+# Of a program that cannot be had, why.
+_failures: dict[str, str] = {}
+
+
+def repays(row: QuantType, weights: int, importance: bool = False) -> bool:
+    """Whether a program is worth having for `weights` weights in total."""
+    if row.block == 1 or not row.encodable or compiler() is None:
+        return False
+    name = _name(row, importance)
+    return name not in _failures and (weights >= WORTH or is_kept(name))
+
+
+def encode(
+    values: Tensor, row: QuantType, out: Tensor, importance: tiles.Importance | None = None
+) -> None:
+    """`tiles.encode_program`; eager torch where there is no program, and for floats, of which
+    torch's own conversions are as good."""
+    program = _program(row, importance is not None) if row.block > 1 else None
+    if program is not None:
+        tiles.encode_program(values, row, out, program, importance)
+    else:
+        tiles.encode_eager(values, row, out, importance)
+
+
+def status() -> str:
+    """One line for people: whether CPU kernels can be compiled, and with what."""
+    path = compiler()
+    if path is None:
+        return "eager torch: no C compiler"
+    if _failures:
+        name, reason = next(iter(_failures.items()))
+        return f"eager torch for {', '.join(_failures)}: compiling {name} failed ({reason})"
+    return f"compiled with {path}, code kept in {cache.folder()}"
+
+
+def _name(row: QuantType, weighted: bool) -> str:
+    return program_name(row.name, weighted and row.weighted is not None)
+
+
+def _program(row: QuantType, weighted: bool) -> Program | None:
+    """The compiled program of `row`, which has been found to give the reference's bytes on this
+    machine; None where it cannot be had, which is told once."""
+    name = _name(row, weighted)
+    with _lock:
+        if name in _failures:
+            return None
+        try:
+            return kept(name) or _compiled(row, name)
+        except Exception as error:
+            _failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            _log.warning("%s: going on in eager torch: %s", name, _failures[name])
+            return None
+
+
+def _compiled(row: QuantType, name: str) -> Program:
+    """The program of `row`, built now, compared with the reference and left for others."""
+    path = compiler()
+    if path is None:
+        raise RuntimeError("no C compiler")
+    weighted = name != row.name
+    encode = row.weighted if weighted and row.weighted is not None else row.encoder()
+    form = Form(max(TILE // row.block, 1), row.block, row.nbytes, weighted)
+    library = cache.place(name)
+    begin = time.perf_counter()
+    build(record(encode, form), library, path)
+    program = Program(library)
+    _compare(program, row, name)
+    keep(name, program)
+    _log.info("%s: built in %.2f s", name, time.perf_counter() - begin)
+    return program
+
+
+def _compare(program: Program, row: QuantType, name: str) -> None:
+    """Raise where the bytes of `program` are not those of the reference: compilers differ."""
+    random = torch.Generator().manual_seed(0)
+    most = max(count for _, count in CHECKED)
+    values = torch.randn((most, row.block), generator=random)
+    values *= torch.exp2(torch.randint(-20, 20, (most, 1), generator=random))
+    values[::16, ::2] = 0.0
+    importance = None
+    if name != row.name:
+        importance = tiles.Importance(torch.rand((2, 2, row.block), generator=random), 7)
+    for dtype, count in CHECKED:
+        some = values[:count].to(dtype)
+        expected, got = (torch.empty((count, row.nbytes), dtype=torch.uint8) for _ in range(2))
+        with tiles.alone():
+            tiles.encode_eager(some, row, expected, importance)
+        tiles.encode_program(some, row, got, program, importance)
+        wrong = int((got != expected).any(dim=1).sum())
+        if wrong:
+            raise RuntimeError(
+                f"compiled {name} gets {wrong} of {count} {dtype} blocks wrong with torch "
+                f"{torch.__version__} and {compiler()}"
+            )
