@@ -108,7 +108,7 @@ def _version(name: str) -> str | None:
 
 
 def _devices() -> list[Device]:
-    from gpukit_kernels.ops import devices
+    from gpukit_kernels.hardware import devices
 
     return [Device(*row) for row in devices()]
 

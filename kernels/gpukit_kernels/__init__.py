@@ -13,17 +13,8 @@ if TYPE_CHECKING:
     from gpukit_kernels.counting import operations
     from gpukit_kernels.facts import TypeFacts, type_facts
     from gpukit_kernels.memory import keep_memory
-    from gpukit_kernels.ops import (
-        dequantize,
-        device,
-        device_list,
-        devices,
-        issue_rate,
-        plan_backend,
-        quantize,
-        timed,
-    )
-    from gpukit_kernels.products import matmul
+    from gpukit_kernels.hardware import device, device_list, devices, issue_rate, timed
+    from gpukit_kernels.ops import dequantize, matmul, plan_backend, quantize
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
     from gpukit_kernels.turns import Lane, Turn, lanes, sharing
 
@@ -32,17 +23,8 @@ _MODULES = {
     "counting": ["operations"],
     "facts": ["TypeFacts", "type_facts"],
     "memory": ["keep_memory"],
-    "ops": [
-        "dequantize",
-        "device",
-        "device_list",
-        "devices",
-        "issue_rate",
-        "plan_backend",
-        "quantize",
-        "timed",
-    ],
-    "products": ["matmul"],
+    "hardware": ["device", "device_list", "devices", "issue_rate", "timed"],
+    "ops": ["dequantize", "matmul", "plan_backend", "quantize"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
     "turns": ["Lane", "Turn", "lanes", "sharing"],
 }

@@ -79,9 +79,17 @@ def word_bytes(bits: Tensor, count: int) -> Tensor:
     return torch.stack([((bits >> (8 * i)) & 0xFF).to(torch.float32) for i in range(count)])
 
 
+def byte_word(blocks: Tensor, at: int, count: int) -> Tensor:
+    """int32 `[lanes]`: `count` bytes of uint8 `[bytes, lanes]` from `at` on, little endian."""
+    word = blocks[at].to(torch.int32)
+    for i in range(1, count):
+        word = word | (blocks[at + i].to(torch.int32) << (8 * i))
+    return word
+
+
 def half_value(blocks: Tensor, at: int) -> Tensor:
     """float32 `[lanes]`: the fp16 that bytes `at` and `at + 1` of uint8 `[bytes, lanes]` hold."""
-    word = blocks[at].to(torch.int32) | (blocks[at + 1].to(torch.int32) << 8)
+    word = byte_word(blocks, at, 2)
     return word.to(torch.int16).view(torch.float16).to(torch.float32)
 
 

@@ -2,22 +2,23 @@
 
     gpukit::quantize(values, qtype, importance, backend)   values -> blocks
     gpukit::dequantize(blocks, qtype, dtype, backend)      blocks -> float32 values
-    gpukit::matmul(x, blocks, qtype)                       x @ W^T with W in blocks
+    gpukit::matmul(x, blocks, qtype, backend)              x @ W^T with W in blocks
 
 CPU tensors go to the torch reference, eager or compiled; CUDA tensors to Triton. Elsewhere in
 gpukit call the op and name no device.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from gpukit_kernels import launch
+from gpukit_kernels import launch, products
 from gpukit_kernels.cpu import compiled, tiles
-from gpukit_kernels.errors import QuantError, did_you_mean
+from gpukit_kernels.cpu import products as cpu_products
+from gpukit_kernels.errors import QuantError
+from gpukit_kernels.products_triton import matmul_triton
 from gpukit_kernels.table import QuantType, by_name
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -52,7 +53,8 @@ def quantize(
         if row.weighted is None:
             importance = None
     weighted = importance is not None
-    chosen = _backend(backend, row, values.numel(), values.device, weighted)
+    backend = backend or plan_backend(row, values.numel(), values.device, weighted)
+    chosen = _backend(backend, values.device)
     return torch.ops.gpukit.quantize(values, row.name, importance, chosen)
 
 
@@ -79,7 +81,8 @@ def dequantize(
 ) -> Tensor:
     """`dtype` `[..., n]`: the exact float32 values of uint8 `[..., row_bytes]`, cast to `dtype`.
 
-    The CPU decodes eagerly whether "eager" or "compiled" is asked for. Errors as for `quantize`.
+    `backend` as for `quantize`; by default the CPU uses compiled code where there is some already,
+    or where the blocks are many. Errors as for `quantize`.
     """
     row = by_name(qtype)
     if blocks.dtype is not torch.uint8:
@@ -89,9 +92,42 @@ def dequantize(
     if blocks.ndim == 0 or blocks.shape[-1] % row.nbytes:
         width = blocks.shape[-1] if blocks.ndim else 1
         raise QuantError(f"rows of {width} bytes are no multiple of {row.nbytes} ({row.name})")
-    chosen = backend or ("triton" if blocks.is_cuda else "eager")
-    _check_backend(chosen)
+    if backend is None and blocks.is_cuda:
+        backend = "triton"
+    elif backend is None:
+        weights = blocks.numel() // row.nbytes * row.block
+        decodes = blocks.device.type == "cpu" and compiled.decodes(row, weights)
+        backend = "compiled" if decodes else "eager"
+    chosen = _backend(backend, blocks.device)
     return torch.ops.gpukit.dequantize(blocks, row.name, dtype, chosen)
+
+
+def matmul(
+    x: Tensor, blocks: Tensor, qtype: str | QuantType, *, backend: str | None = None
+) -> Tensor:
+    """float32 `[..., rows]`: `x` `[..., n]` (float32) times the transpose of W `[rows, n]`.
+
+    `blocks` is uint8 `[rows, row_bytes]`, the rows of W in blocks of `qtype`. On the CPU products
+    of the exact decoded values are summed in float32, in an order that `backend`, "eager" or
+    "compiled", has of its own; on a GPU as `matmul_triton` says. `QuantError` where the widths do
+    not agree.
+    """
+    row = by_name(qtype)
+    if x.dtype is not torch.float32:
+        raise QuantError(f"x is {x.dtype}; matmul takes float32")
+    if blocks.ndim != 2 or blocks.dtype is not torch.uint8:
+        raise QuantError(f"blocks are {blocks.dtype} {list(blocks.shape)}; uint8 [rows, bytes] fit")
+    if x.ndim == 0:
+        raise QuantError("x is a scalar; matmul takes rows [..., n]")
+    wanted = row.row_bytes(x.shape[-1])
+    if blocks.shape[1] != wanted:
+        raise QuantError(
+            f"rows of {blocks.shape[1]} bytes, x of {x.shape[-1]} needs {wanted} ({row.name})"
+        )
+    # Sums in another order are other sums: they shall not depend on how many there are.
+    usual = {"cuda": "triton", "cpu": "compiled"}.get(x.device.type, "eager")
+    chosen = _backend(backend or usual, x.device)
+    return torch.ops.gpukit.matmul(x, blocks, row.name, chosen)
 
 
 def plan_backend(
@@ -99,7 +135,7 @@ def plan_backend(
 ) -> str:
     """The backend for `weights` weights of `qtype` in total: "eager", "compiled" or "triton".
 
-    On the CPU compiling pays from some millions of weights on and needs a C++ compiler.
+    On the CPU compiling pays from some hundred thousand weights on and needs a C compiler.
     """
     row = by_name(qtype)
     if torch.device(device).type == "cuda":
@@ -107,86 +143,12 @@ def plan_backend(
     return "compiled" if compiled.repays(row, weights, importance) else "eager"
 
 
-def device(name: str = "auto") -> torch.device:
-    """The torch device of `auto`, `cpu`, `cuda` or `cuda:N`; `QuantError` says what there is."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or (number and not number.isdecimal()):
-        hint = did_you_mean(name, ("auto", "cpu", "cuda"))
-        raise QuantError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N{hint}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= count:
-        raise QuantError(f"device {name} is not here: {count} CUDA devices found; use cpu or auto")
-    return torch.device(name)
-
-
-def device_list(names: str = "auto") -> list[torch.device]:
-    """The torch devices of one or several names with commas between; errors as for `device`."""
-    found = [device(name.strip()) for name in names.split(",")]
-    if len(set(map(str, found))) < len(found):
-        raise QuantError(f"device {names}: one of them is named twice")
-    return found
-
-
-def devices() -> list[tuple[str, str, int, int]]:
-    """Name, model, total and free memory in bytes of every device that torch can use."""
-    import os
-
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    found = [("cpu", f"{os.cpu_count()} cores", pages * size, os.sysconf("SC_AVPHYS_PAGES") * size)]
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(index)
-        found.append((f"cuda:{index}", torch.cuda.get_device_name(index), total, free))
-    return found
-
-
-def timed(call: Callable[[], object], where: torch.device, repeats: int = 5) -> float:
-    """Least seconds of `repeats` calls, after one that warms up; all work on the device counts."""
-    least = float("inf")
-    for turn in range(repeats + 1):
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        begin = time.perf_counter()
-        call()
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        if turn:
-            least = min(least, time.perf_counter() - begin)
-    return least
-
-
-# Lanes of float32 arithmetic in a multiprocessor of compute capability 8.6 and later, and of 8.0.
-FP32_LANES, FP32_LANES_80 = 128, 64
-
-
-def issue_rate(where: torch.device) -> float | None:
-    """Float32 operations a second that a GPU can begin at its highest clock; None on the CPU and
-    where torch does not tell the clock."""
-    if where.type != "cuda":
-        return None
-    facts = torch.cuda.get_device_properties(where)
-    lanes = FP32_LANES_80 if (facts.major, facts.minor) == (8, 0) else FP32_LANES
-    kilohertz = getattr(facts, "clock_rate", 0)
-    return facts.multi_processor_count * lanes * kilohertz * 1e3 or None
-
-
-def _backend(
-    wanted: str | None, row: QuantType, weights: int, where: torch.device, importance: bool
-) -> str:
-    if wanted is None:
-        return plan_backend(row, weights, where, importance)
-    _check_backend(wanted)
-    if wanted == "compiled" and where.type != "cpu":
+def _backend(chosen: str, where: torch.device) -> str:
+    if chosen not in BACKENDS:
+        raise QuantError(f"unknown backend {chosen!r}; known: {', '.join(BACKENDS)}")
+    if chosen == "compiled" and where.type != "cpu":
         raise QuantError(f"the compiled backend is for the CPU, the values are on {where}")
-    return wanted
-
-
-def _check_backend(name: str) -> None:
-    if name not in BACKENDS:
-        raise QuantError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
+    return chosen
 
 
 def _fill(
@@ -212,6 +174,9 @@ torch.library.define(
 )
 torch.library.define(
     "gpukit::dequantize", "(Tensor blocks, str qtype, ScalarType dtype, str backend) -> Tensor"
+)
+torch.library.define(
+    "gpukit::matmul", "(Tensor x, Tensor blocks, str qtype, str backend) -> Tensor"
 )
 
 
@@ -248,6 +213,11 @@ def _dequantize(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) ->
     shape = (*blocks.shape[:-1], blocks.shape[-1] // row.nbytes * row.block)
     if backend == "triton":
         return launch.decode_triton(blocks.reshape(-1, row.nbytes), row, dtype).view(shape)
+    decoder = compiled.decoder(row) if backend == "compiled" and blocks.numel() else None
+    if decoder is not None:
+        decoded = torch.empty(shape)
+        cpu_products.decode(blocks.reshape(-1, row.nbytes), decoder, decoded.view(-1, row.block))
+        return decoded.to(dtype)
     out = torch.empty(shape, dtype=dtype, device=blocks.device)
     _fill(tiles.decode_eager, blocks, row, row.nbytes, out, row.block)
     return out
@@ -258,3 +228,24 @@ def _(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) -> Tensor:  
     row = by_name(qtype)
     shape = (*blocks.shape[:-1], blocks.shape[-1] // row.nbytes * row.block)
     return blocks.new_empty(shape, dtype=dtype)
+
+
+@torch.library.impl("gpukit::matmul", "default")
+def _matmul(x: Tensor, blocks: Tensor, qtype: str, backend: str) -> Tensor:
+    row = by_name(qtype)
+    flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    decoder = None
+    if backend == "compiled" and flat.numel() and blocks.numel():
+        decoder = compiled.decoder(row)
+    if backend == "triton":
+        out = matmul_triton(flat, blocks, row)
+    elif decoder is not None:
+        out = cpu_products.multiply(flat, blocks, decoder)
+    else:
+        out = products.multiply(flat, blocks, row)
+    return out.view(*x.shape[:-1], len(blocks))
+
+
+@torch.library.register_fake("gpukit::matmul")
+def _(x: Tensor, blocks: Tensor, qtype: str, backend: str) -> Tensor:  # noqa: ARG001
+    return x.new_empty((*x.shape[:-1], len(blocks)))

@@ -8,14 +8,28 @@ thread works on tiles of its own and waits for nobody. `scripts/bench types` has
 import logging
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from gpukit_kernels.cpu import cache, tiles
 from gpukit_kernels.cpu.build import build, compiler
-from gpukit_kernels.cpu.program import Program, is_kept, keep, kept, program_name
-from gpukit_kernels.cpu.recording import Form, record
+from gpukit_kernels.cpu.program import (
+    Decoder,
+    Library,
+    Program,
+    decoder_name,
+    is_kept,
+    keep,
+    kept,
+    kept_decoder,
+    program_name,
+)
+from gpukit_kernels.cpu.recording import Form, record, record_decoder
 from gpukit_kernels.table import QuantType
 
 # Weights from which on a program is built, which takes about half a second; what is there already
@@ -25,11 +39,15 @@ WORTH = 1 << 19
 # Blocks that every type encodes both ways before its compiled code is trusted.
 CHECKED = ((torch.float32, 256), (torch.bfloat16, 32), (torch.float16, 32))
 
+# Rows of 256 values that are decoded both ways.
+DECODED_BLOCKS = 100
+
 # Weights in a tile of a program: 16 KiB as float32, which twenty search steps pass over.
 TILE = 1 << 12
 
 _log = logging.getLogger(__name__)
-_lock = threading.Lock()
+# Programs of several types are built at the same time, each once.
+_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 # Of a program that cannot be had, why.
 _failures: dict[str, str] = {}
 
@@ -39,6 +57,14 @@ def repays(row: QuantType, weights: int, importance: bool = False) -> bool:
     if row.block == 1 or not row.encodable or compiler() is None:
         return False
     name = _name(row, importance)
+    return name not in _failures and (weights >= WORTH or is_kept(name))
+
+
+def decodes(row: QuantType, weights: int) -> bool:
+    """Whether `weights` weights of `row` are worth a decoder, which floats never are."""
+    if row.block == 1 or compiler() is None:
+        return False
+    name = decoder_name(row.name)
     return name not in _failures and (weights >= WORTH or is_kept(name))
 
 
@@ -69,15 +95,27 @@ def _name(row: QuantType, weighted: bool) -> str:
     return program_name(row.name, weighted and row.weighted is not None)
 
 
+def decoder(row: QuantType) -> Decoder | None:
+    """The program that decodes `row` and multiplies with it; None where it cannot be had."""
+    name = decoder_name(row.name)
+    found = _had(name, lambda: kept_decoder(name) or _compiled_decoder(row, name))
+    return cast(Decoder | None, found)
+
+
 def _program(row: QuantType, weighted: bool) -> Program | None:
-    """The compiled program of `row`, which has been found to give the reference's bytes on this
-    machine; None where it cannot be had, which is told once."""
+    """The program that encodes `row`; None where it cannot be had."""
     name = _name(row, weighted)
-    with _lock:
+    return cast(Program | None, _had(name, lambda: kept(name) or _compiled(row, name)))
+
+
+def _had(name: str, find: Callable[[], Library]) -> Library | None:
+    """What `find` gives: a program that has been found to give the reference's bytes on this
+    machine; None where it cannot be had, which is told once."""
+    with _locks[name]:
         if name in _failures:
             return None
         try:
-            return kept(name) or _compiled(row, name)
+            return find()
         except Exception as error:
             _failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
             _log.warning("%s: going on in eager torch: %s", name, _failures[name])
@@ -86,20 +124,61 @@ def _program(row: QuantType, weighted: bool) -> Program | None:
 
 def _compiled(row: QuantType, name: str) -> Program:
     """The program of `row`, built now, compared with the reference and left for others."""
-    path = compiler()
-    if path is None:
-        raise RuntimeError("no C compiler")
     weighted = name != row.name
     encode = row.weighted if weighted and row.weighted is not None else row.encoder()
     form = Form(max(TILE // row.block, 1), row.block, row.nbytes, weighted)
+
+    def made() -> Program:
+        program = Program(_built(name, record(encode, form)))
+        _compare(program, row, name)
+        return program
+
+    return cast(Program, _timed(name, made))
+
+
+def _compiled_decoder(row: QuantType, name: str) -> Decoder:
+    def made() -> Decoder:
+        found = Decoder(_built(name, record_decoder(row.decode, row.block, row.nbytes)))
+        _compare_decoder(found, row, name)
+        return found
+
+    return cast(Decoder, _timed(name, made))
+
+
+def _built(name: str, source: str) -> Path:
+    path = compiler()
+    if path is None:
+        raise RuntimeError("no C compiler")
     library = cache.place(name)
+    build(source, library, path)
+    return library
+
+
+def _timed(name: str, make: Callable[[], Library]) -> Library:
     begin = time.perf_counter()
-    build(record(encode, form), library, path)
-    program = Program(library)
-    _compare(program, row, name)
-    keep(name, program)
+    found = make()
+    keep(name, found)
     _log.info("%s: built in %.2f s", name, time.perf_counter() - begin)
-    return program
+    return found
+
+
+def _compare_decoder(found: Decoder, row: QuantType, name: str) -> None:
+    """Raise where the values of `found` are not those of the reference, or its products are not
+    theirs within what the order of sums allows."""
+    random = torch.Generator().manual_seed(0)
+    count = DECODED_BLOCKS * max(256 // row.block, 1)
+    blocks = torch.randint(0, 256, (count, row.nbytes), generator=random, dtype=torch.uint8)
+    wanted, got = (torch.empty((count, row.block)) for _ in range(2))
+    with tiles.alone():
+        tiles.decode_eager(blocks, row, wanted)
+    found.decode(blocks.data_ptr(), count, got.data_ptr())
+    same = (got.view(torch.int32) == wanted.view(torch.int32)) | (got.isnan() & wanted.isnan())
+    wrong = int((~same).any(dim=1).sum())
+    if wrong:
+        raise RuntimeError(
+            f"compiled {name} gets {wrong} of {count} blocks wrong with torch "
+            f"{torch.__version__} and {compiler()}"
+        )
 
 
 def _compare(program: Program, row: QuantType, name: str) -> None:

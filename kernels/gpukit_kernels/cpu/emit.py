@@ -15,13 +15,15 @@ import itertools
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from gpukit_kernels.cpu.trace import COMPARISONS, Access, Graph, Node
 
+# An argument lies as it is; one of "bytes" `[nbytes, lanes]` as words of four `[nbytes / 4, lanes]`.
+ARGUMENTS = ("argument", "bytes")
 # Attempts at a stage: each learns one thing.
 MOST_ATTEMPTS = 400
 # Loops over elements are written out so many times by the C compiler.
@@ -79,13 +81,14 @@ class Again(Exception):
 @dataclass(frozen=True)
 class Value:
     """A C expression: a vector of floats "f", whole numbers "i" or truths "m", as known in the
-    `depth`-th loop. Of a byte of a word, `text` is the word: (word >> shift) & mask."""
+    `depth`-th loop. Of bits of a word, `text` is the word: ((word >> shift) & mask) << up."""
 
     text: str
     kind: str
     depth: int
     shift: int = 0
     mask: int = 0
+    up: int = 0
 
 
 @dataclass
@@ -172,7 +175,7 @@ class _Writer:
         self.lane = Variable("", 0, 0, lanes)
         self.results: list[Node] = []
         for access in graph.results:
-            if access.node.op != "argument" and access.node not in self.results:
+            if access.node.op not in ARGUMENTS and access.node not in self.results:
                 self.results.append(access.node)
         self.stored = {node.number for node in self.results} | learned.stored
         self.places: dict[int, str] = {}
@@ -235,7 +238,7 @@ class _Writer:
             node = self.graph.nodes[number]
             if node.op not in ("sum", "amax") and number not in self.stored:
                 continue
-            if node.op == "argument":
+            if node.op in ARGUMENTS:
                 continue
             if node.op != "cat":
                 whole = Access(node, 0, node.shape, node.strides, node.dtype)
@@ -428,7 +431,7 @@ class _Writer:
         if {have, dtype} == {torch.float32, torch.int32}:
             return self._line(f"bits_{_kind(dtype)}({self._plain(value).text})", dtype, [value])
         if (have, dtype) == (torch.uint8, torch.int8):
-            if value.mask == 255:
+            if value.mask == 255 and not value.up:
                 shift = f"{value.text} << {24 - value.shift}" if value.shift < 24 else value.text
                 return self._line(f"({shift}) >> 24", dtype, [value])
             return self._line(f"({self._plain(value).text} << 24) >> 24", dtype, [value])
@@ -489,8 +492,15 @@ class _Writer:
         """`value` with its byte taken out of the word."""
         if not value.mask:
             return value
-        shifted = f"({value.text} >> {value.shift})" if value.shift else value.text
-        return self._named(f"{shifted} & {value.mask}", "i", value.depth)
+        text, mask = value.text, value.mask << value.up
+        shift = value.shift - value.up
+        if shift > 0:
+            text = f"({text} >> {shift})"
+        elif shift < 0:
+            text = f"({text} << {-shift})"
+        if mask == 2**32 - 1 and not shift:
+            return Value(text, "i", value.depth)
+        return self._named(f"{text} & {_signed(mask)}", "i", value.depth)
 
     def _constant(self, node: Node, offset: Index) -> Value:
         values = node.values
@@ -566,7 +576,7 @@ class _Writer:
 
     def _apart(self, node: Node, rest: dict[Variable, int]) -> Again:
         """Loops that cannot be split are written out, short ones; else `node` is stored."""
-        if node.op in ("argument", "bytes"):
+        if node.op in ARGUMENTS:
             raise NotImplementedError(f"{self.name}: a view that cannot be taken apart")
         short = [v for v in rest if v.size <= 8 and v is not self.lane]
         return self.learned.unroll(short[0]) if short else self.learned.store(node)
@@ -650,15 +660,28 @@ class _Writer:
         first, *more = values
         if not (isinstance(first, Value) and first.mask and len(more) == 1):
             return None
-        number = _whole_literal(more[0])
+        (second,) = more
+        number = _whole_literal(second)
         if number is None:
+            # Bits of one word that lie as they do in the word.
+            if (
+                node.op == "bitwise_or"
+                and isinstance(second, Value)
+                and second.mask
+                and second.text == first.text
+                and first.shift - first.up == second.shift - second.up
+                and first.up == 0
+            ):
+                return replace(first, mask=first.mask | (second.mask << second.up))
             return None
-        if node.op == "bitwise_and":
-            return Value(first.text, "i", first.depth, first.shift, first.mask & number)
-        if node.op == "bitwise_right_shift":
-            mask = first.mask >> number
-            if mask:
-                return Value(first.text, "i", first.depth, first.shift + number, mask)
+        if node.op == "bitwise_left_shift" and node.dtype is torch.int32:
+            return replace(first, up=first.up + number)
+        if first.up:
+            return None
+        if node.op == "bitwise_and" and first.mask & number:
+            return replace(first, mask=first.mask & number)
+        if node.op == "bitwise_right_shift" and first.mask >> number:
+            return replace(first, shift=first.shift + number, mask=first.mask >> number)
         return None
 
     def _operand(self, value: Any, have: torch.dtype | None, wanted: torch.dtype) -> Value:

@@ -7,7 +7,7 @@ result out and goes on to the next tile. So tiles fit into the first-level cache
 once for many of them, and a process that finds a program needs neither torch nor the encoder.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,37 @@ def record(encode: Callable[..., Tensor], form: Form) -> str:
     ])  # fmt: skip
 
 
-def defines(facts: dict[str, int]) -> list[str]:
+# Values of a lane's tile when blocks are decoded.
+DECODED = 256
+DECODED_LANES = 16
+
+
+def record_decoder(decode: Callable[[Tensor], Tensor], block: int, nbytes: int) -> str:
+    """C of `decode(blocks)` of uint8 `[nbytes, lanes]`, float32 `[block, lanes]`, and of products.
+
+    NotImplementedError for an operation that there is no C for.
+    """
+    group = DECODED // block
+
+    def values(blocks: Tensor) -> Tensor:
+        parts = [decode(blocks[i * nbytes : (i + 1) * nbytes]) for i in range(group)]
+        return torch.cat(parts).contiguous()
+
+    stand = torch.zeros((group * nbytes, DECODED_LANES), dtype=torch.uint8)
+    with torch.inference_mode(False):
+        graph = traced(values, (stand,), (stand,), "bytes")
+    found = emit.function("values_of", graph, DECODED_LANES)
+    facts = {
+        "LANES": DECODED_LANES, "BLOCK": block, "NBYTES": nbytes, "GROUP": group,
+        "SCRATCH": found.scratch,
+    }  # fmt: skip
+    return "\n".join([
+        *defines(facts), (HERE / "vectors.h").read_text(), found.text,
+        (HERE / "decode.h").read_text(),
+    ])  # fmt: skip
+
+
+def defines(facts: Mapping[str, int]) -> list[str]:
     return [f"#define {name} {number}" for name, number in facts.items()]
 
 

@@ -72,13 +72,19 @@ class Graph:
     result: Any = None
 
 
-def traced(function: Callable[..., Any], args: Sequence[Any], tensors: Sequence[Tensor]) -> Graph:
-    """The graph of `function(*args)`, in which `tensors` stand for the arguments' values.
+def traced(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    tensors: Sequence[Tensor],
+    kind: str = "argument",
+) -> Graph:
+    """The graph of `function(*args)`, in which `tensors` stand for the arguments' values: of
+    `kind` "argument", or "bytes" that lie four in a word.
 
     NotImplementedError for an operation that no graph can hold.
     """
     mode = _Tracer()
-    mode.graph.arguments = [mode.know(tensor, "argument", ()) for tensor in tensors]
+    mode.graph.arguments = [mode.know(tensor, kind, ()) for tensor in tensors]
     with torch.no_grad(), _tracing(), mode:
         mode.graph.result = function(*args)
     mode.graph.results = [mode.access(tensor) for tensor in tensors_in(mode.graph.result)]

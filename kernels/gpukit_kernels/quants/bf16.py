@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gpukit_kernels.bits import byte_word
+from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import bfloat_bits_tl, store_word16_tl
@@ -17,6 +19,8 @@ from gpukit_kernels.triton_bits import bfloat_bits_tl, store_word16_tl
 
 def decode(blocks: Tensor) -> Tensor:
     """float32 `[1, lanes]` of uint8 `[2, lanes]`."""
+    if is_tracing():
+        return (byte_word(blocks, 0, 2) << 16).view(torch.float32)[None]
     return blocks.t().contiguous().view(torch.bfloat16).to(torch.float32).t()
 
 

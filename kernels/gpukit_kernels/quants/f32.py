@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gpukit_kernels.bits import byte_word
+from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import store_word32_tl
@@ -12,6 +14,8 @@ from gpukit_kernels.triton_bits import store_word32_tl
 
 def decode(blocks: Tensor) -> Tensor:
     """float32 `[1, lanes]` of uint8 `[4, lanes]`."""
+    if is_tracing():
+        return byte_word(blocks, 0, 4).view(torch.float32)[None]
     return blocks.t().contiguous().view(torch.float32).t()
 
 

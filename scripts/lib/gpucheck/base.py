@@ -108,9 +108,9 @@ def stable_keys() -> int:
     """
     from triton.runtime import jit
 
-    from gpukit_kernels import ops, products, table
+    from gpukit_kernels import ops, table
 
-    del ops, products
+    del ops
     assert table.QUANTS
     kind = getattr(jit, "JITCallable", jit.JITFunction)
     found = {}

@@ -1,0 +1,137 @@
+/* Blocks to values, and products with them. Before it stand LANES, BLOCK, NBYTES, GROUP and
+   SCRATCH, `vectors.h`, and values_of(words, values, scratch): of LANES times GROUP blocks, their
+   words [WORDS, LANES], the values [TILE, LANES]. */
+#define TILE (GROUP * BLOCK)
+#define BYTES (GROUP * NBYTES)
+#define WORDS ((BYTES + 3) / 4)
+/* Rows of x whose sums are kept at a time. */
+#define CHUNK 128
+typedef struct {
+    float words[(WORDS + WIDTH) * LANES] __attribute__((aligned(64)));
+    float values[TILE * LANES] __attribute__((aligned(64)));
+    float sums[CHUNK * LANES] __attribute__((aligned(64)));
+    float scratch[SCRATCH + 16] __attribute__((aligned(64)));
+} Arena;
+const int64_t gpukit_arena = sizeof(Arena), gpukit_lanes = LANES, gpukit_panel = WIDTH == 16 ? 16 : 8;
+
+/* The words of what begins at `from`, one a lane, nothing of it read behind `end`; what lies `ahead`
+   bytes behind is fetched meanwhile. */
+ANY void words_of(float *words, const char *const from[LANES], const char *end, int64_t ahead) {
+    for (int64_t i = 0; i < LANES; i++)
+        for (int64_t k = 0; k < BYTES; k += 64)
+            __builtin_prefetch(from[i] + ahead + k);
+    for (int64_t i = 0; i < LANES; i += WIDTH)
+        for (int64_t k = 0; k < WORDS; k += WIDTH) {
+            vi row[WIDTH];
+            for (int64_t j = 0; j < WIDTH; j++) {
+                const char *at = from[i + j] + 4 * k;
+                if (end - at >= 4 * WIDTH) {
+                    row[j] = *(const ui *)at;
+                } else {
+                    row[j] = (vi){};
+                    if (at < end)
+                        memcpy(&row[j], at, end - at);
+                }
+            }
+            turn_over(row);
+            for (int64_t j = 0; j < WIDTH; j++)
+                store_i(words + (k + j) * LANES + i, row[j]);
+        }
+}
+
+/* Float32 `out` [count, BLOCK] of `count` blocks. */
+void decode(Arena *a, const char *blocks, int64_t count, float *out) {
+    const char *end = blocks + count * NBYTES, *from[LANES];
+    for (int64_t begin = 0; begin < count; begin += LANES * GROUP) {
+        for (int64_t i = 0; i < LANES; i++) {
+            int64_t block = begin + i * GROUP;
+            from[i] = blocks + (block < count ? block : begin) * NBYTES;
+        }
+        words_of(a->words, from, end, LANES * BYTES);
+        values_of(a->words, a->values, a->scratch);
+        for (int64_t i = 0; i < LANES; i += WIDTH)
+            for (int64_t k = 0; k < TILE; k += WIDTH) {
+                vi row[WIDTH];
+                for (int64_t j = 0; j < WIDTH; j++)
+                    row[j] = load_i(a->values + (k + j) * LANES + i);
+                turn_over(row);
+                for (int64_t j = 0; j < WIDTH; j++) {
+                    int64_t at = (begin + (i + j) * GROUP) * BLOCK + k, left = count * BLOCK - at;
+                    if (left >= WIDTH)
+                        *(ui *)(out + at) = row[j];
+                    else if (left > 0)
+                        memcpy(out + at, &row[j], 4 * left);
+                }
+            }
+    }
+}
+
+/* To the sums of S rows of x those of `n` elements: x [n, S], PARTS of the elements side by side, so
+   that no sum waits for the one before. */
+#define PANEL(S, PARTS) \
+    static __attribute__((noinline)) void panel_##S(const float *w, const float *x, int64_t n, \
+                                                    float *sums) { \
+        for (int64_t l = 0; l < LANES; l += WIDTH) { \
+            vf t[S][PARTS] = {}; \
+            int64_t e = 0; \
+            for (; e + PARTS <= n; e += PARTS) \
+                _Pragma("GCC unroll 8") for (int p = 0; p < PARTS; p++) { \
+                    vf v = load_f(w + (e + p) * LANES + l); \
+                    _Pragma("GCC unroll 16") for (int s = 0; s < S; s++) \
+                        t[s][p] = fused(v, splat_f(x[(e + p) * S + s]), t[s][p]); \
+                } \
+            for (; e < n; e++) \
+                for (int s = 0; s < S; s++) \
+                    t[s][0] = fused(load_f(w + e * LANES + l), splat_f(x[e * S + s]), t[s][0]); \
+            _Pragma("GCC unroll 16") for (int s = 0; s < S; s++) { \
+                _Pragma("GCC unroll 8") for (int p = 1; p < PARTS; p++) t[s][0] += t[s][p]; \
+                store_f(sums + s * LANES + l, load_f(sums + s * LANES + l) + t[s][0]); \
+            } \
+        } \
+    }
+PANEL(1, 8) PANEL(2, 4) PANEL(4, 2) PANEL(8, 1)
+#if WIDTH == 16
+PANEL(16, 1)
+#endif
+
+/* y [count, stride], of which column r is row r of W: x W^T for `rows` rows of `width` values in
+   blocks, `row_bytes` apart, nothing read behind `end`. x lies in panels: of as many rows as are
+   left, at most gpukit_panel and a power of two, [width, rows of the panel] each. */
+void multiply(Arena *a, const char *blocks, int64_t row_bytes, int64_t rows, int64_t width,
+              const char *end, const float *x, int64_t count, float *y, int64_t stride) {
+    const char *from[LANES];
+    for (int64_t done = 0; done < count; done += CHUNK) {
+        int64_t here = count - done < CHUNK ? count - done : CHUNK;
+        for (int64_t r = 0; r < rows; r += LANES) {
+            int64_t lanes = rows - r < LANES ? rows - r : LANES;
+            memset(a->sums, 0, here * LANES * sizeof(float));
+            for (int64_t c = 0; c < width; c += TILE) {
+                int64_t n = width - c < TILE ? width - c : TILE;
+                for (int64_t i = 0; i < LANES; i++)
+                    from[i] = blocks + (r + (i < lanes ? i : 0)) * row_bytes + c / BLOCK * NBYTES;
+                words_of(a->words, from, end, c + TILE < width ? BYTES : LANES * row_bytes - c / BLOCK * NBYTES);
+                values_of(a->words, a->values, a->scratch);
+                for (int64_t m = 0; m < here;) {
+                    const float *panel = x + (done + m) * width;
+                    float *sums = a->sums + m * LANES;
+                    int64_t left = here - m;
+#if WIDTH == 16
+                    if (left >= 16)
+                        panel_16(a->values, panel + c * 16, n, sums), m += 16;
+                    else
+#endif
+                    if (left >= 8)
+                        panel_8(a->values, panel + c * 8, n, sums), m += 8;
+                    else if (left >= 4)
+                        panel_4(a->values, panel + c * 4, n, sums), m += 4;
+                    else if (left >= 2)
+                        panel_2(a->values, panel + c * 2, n, sums), m += 2;
+                    else
+                        panel_1(a->values, panel + c, n, sums), m += 1;
+                }
+            }
+            for (int64_t m = 0; m < here; m++)
+                memcpy(y + (done + m) * stride + r, a->sums + m * LANES, lanes * sizeof(float));
+        }
+    }
+}
