@@ -1,0 +1,194 @@
+"""Compiled decoders and products: the reference's values, sums within their bound, no byte read
+that is not there, whatever the shape, the threads and the width of vectors."""
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from support import quant_kinds
+from torch import Tensor
+
+from gpukit_kernels import QUANTS, dequantize, matmul
+from gpukit_kernels.cpu import build, compiled
+from gpukit_kernels.cpu import products as cpu_products
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
+
+NAMES = list(QUANTS)
+# A sum of n products in float32, in any order and fused or not, errs by at most so much a product.
+SUM = 2.0**-24
+
+
+def random_blocks(name: str, *shape: int) -> Tensor:
+    """Random bytes, so that scales are infinite and NaN, too."""
+    random = torch.Generator().manual_seed(len(name) + sum(shape))
+    size = (*shape[:-1], shape[-1] * QUANTS[name].nbytes)
+    return torch.randint(0, 256, size, generator=random, dtype=torch.uint8)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    bits = a.view(torch.int32) == b.view(torch.int32)
+    return bool((bits | (a.isnan() & b.isnan())).all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 129, 1000])
+def test_values_are_the_references(name: str, count: int) -> None:
+    blocks = random_blocks(name, 3, count)
+    got = dequantize(blocks, name, backend="compiled")
+    assert same(got, dequantize(blocks, name, backend="eager"))
+    half = dequantize(blocks, name, torch.bfloat16, backend="compiled")
+    wanted = dequantize(blocks, name, torch.bfloat16, backend="eager")
+    assert same(half.float(), wanted.float())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_and_strides(name: str) -> None:
+    row = QUANTS[name]
+    assert dequantize(random_blocks(name, 3, 0), name, backend="compiled").shape == (3, 0)
+    blocks = random_blocks(name, 9, 5)
+    for view in (blocks[::2], blocks[:, row.nbytes :], blocks[0]):
+        got = dequantize(view, name, backend="compiled")
+        assert same(got, dequantize(view, name, backend="eager"))
+
+
+def assert_product(x: Tensor, blocks: Tensor, name: str) -> None:
+    got = matmul(x, blocks, name, backend="compiled")
+    weights = dequantize(blocks, name, backend="eager").double()
+    room = x.double().abs() @ weights.abs().t()
+    wrong = (got.double() - x.double() @ weights.t()).abs()
+    assert (wrong <= x.shape[1] * SUM * room).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("count", "rows"), [(1, 1), (1, 33), (2, 16), (3, 5), (7, 17), (16, 40), (31, 3), (131, 18)]
+)
+def test_products(name: str, count: int, rows: int) -> None:
+    block = QUANTS[name].block
+    for width in {1: (7, 300, 513), 32: (32, 288, 544), 256: (256, 768)}[block]:
+        x = torch.randn(count, width, generator=torch.Generator().manual_seed(rows))
+        assert_product(x, quant_kinds.blocks_of(QUANTS[name], rows, width, seed=count), name)
+
+
+@pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_K", "Q3_K"])
+def test_rows_of_w_that_lie_apart(name: str) -> None:
+    blocks = quant_kinds.blocks_of(QUANTS[name], 40, 512, seed=1)
+    x = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
+    whole = matmul(x, blocks, name)
+    assert torch.equal(matmul(x, blocks[::3], name), whole[:, ::3])
+    wide = torch.zeros(40, blocks.shape[1] + 5, dtype=torch.uint8)
+    wide[:, 3:-2] = blocks
+    assert torch.equal(matmul(x, wide[:, 3:-2], name), whole)
+    assert torch.equal(matmul(x.t().contiguous().t(), blocks, name), whole)
+    assert torch.equal(matmul(x, blocks.t().contiguous().t(), name), whole)
+
+
+def test_rows_of_x_do_not_see_each_other() -> None:
+    blocks = quant_kinds.blocks_of(QUANTS["Q6_K"], 30, 512, seed=1)
+    x = torch.randn(37, 512, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([matmul(row[None], blocks, "Q6_K") for row in x])
+    x[3] = torch.nan
+    got = matmul(x, blocks, "Q6_K")
+    assert got[3].isnan().all()
+    assert torch.allclose(got[4:], alone[4:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_change_nothing() -> None:
+    blocks = quant_kinds.blocks_of(QUANTS["Q4_K"], 3001, 512, seed=1)
+    x = torch.randn(2, 512, generator=torch.Generator().manual_seed(0))
+    results = []
+    for number in (1, 2, 5):
+        torch.set_num_threads(number)
+        values = dequantize(blocks, "Q4_K", backend="compiled")
+        results.append((matmul(x, blocks, "Q4_K"), values))
+    for product, values in results[1:]:
+        assert torch.equal(product, results[0][0])
+        assert torch.equal(values, results[0][1])
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """Threads do not live on in a fork; those that wait for work would be waited for in vain."""
+    code = (
+        "import os, torch, warnings; warnings.simplefilter('ignore')\n"
+        "from gpukit_kernels import matmul\n"
+        "torch.set_num_threads(2)\n"
+        "x, w = torch.ones(1, 512), torch.zeros(2000, 1024, dtype=torch.uint8)\n"
+        "matmul(x, w, 'F16')\n"
+        "child = os.fork()\n"
+        "if child == 0: matmul(x, w, 'F16'); os._exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "7\n"
+
+
+class Fenced:
+    """Memory that ends where no byte may be read."""
+
+    def __init__(self, size: int) -> None:
+        page = mmap.PAGESIZE
+        self.whole = mmap.mmap(-1, -(-size // page) * page + page)
+        memory = np.frombuffer(self.whole, dtype=np.uint8)
+        fence = memory.ctypes.data + len(memory) - page
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        assert protect(ctypes.c_void_p(fence), page, 0) == 0
+        self.bytes = torch.from_numpy(memory[len(memory) - page - size : len(memory) - page])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_read_behind_the_end(name: str) -> None:
+    row = QUANTS[name]
+    decoder = compiled.decoder(row)
+    assert decoder is not None
+    width = {1: 33, 32: 96, 256: 256}[row.block]
+    for rows in (1, 16, 17):
+        size = rows * row.row_bytes(width)
+        fenced = Fenced(size)
+        blocks = fenced.bytes.view(rows, -1)
+        blocks.copy_(quant_kinds.blocks_of(row, rows, width, seed=rows))
+        wanted = dequantize(blocks.clone(), name, backend="eager")
+        out = torch.empty(size // row.nbytes, row.block)
+        cpu_products.decode(blocks.view(-1, row.nbytes), decoder, out)
+        assert same(out.view(rows, -1), wanted)
+        assert_product(torch.randn(2, width), blocks, name)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize("width", [4, 8, 16])
+def test_every_width_of_vectors(width: int) -> None:
+    """The values of all types in vectors of so many lanes, by another process with other flags."""
+    flags = {4: "", 8: "avx2", 16: "avx512dq"}[width]
+    with open("/proc/cpuinfo") as lines:
+        if flags and flags not in lines.read():
+            pytest.skip(f"no {flags} here")
+    environment = {**os.environ, "GPUKIT_CFLAGS": f"-DGPUKIT_WIDTH={width}"}
+    code = (
+        "import torch\n"
+        "from gpukit_kernels import QUANTS\n"
+        "from gpukit_kernels.cpu import compiled\n"
+        "for row in QUANTS.values():\n"
+        "    assert compiled.decoder(row) is not None, row.name\n"
+        "    if row.block > 1 and row.encodable:\n"
+        "        assert compiled._program(row, False) is not None, row.name\n"
+        "    if row.weighted:\n"
+        "        assert compiled._program(row, True) is not None, row.name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
