@@ -5,11 +5,13 @@ takes and gives what they take and give.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError
 from gpukit.models.cache import KVCache
 from gpukit.models.config import ModelConfig
@@ -67,6 +69,11 @@ class Decoder:
         if not ids:
             raise ArgumentError("no tokens; at least one is needed")
         cache.need(len(ids))
+        # For one token torch's own part is too short to be shared: products have their threads.
+        with kernels.alone() if len(ids) == 1 else nullcontext():
+            return self._forward(ids, cache, every)
+
+    def _forward(self, ids: Sequence[int], cache: KVCache, every: bool) -> Tensor:
         parts = []
         for chunk in torch.split(torch.tensor(ids, device=self.device), PREFILL):
             x = self.embed(chunk)

@@ -12,11 +12,11 @@ from gpukit_kernels.lazy import lazily
 if TYPE_CHECKING:
     from gpukit_kernels.counting import operations
     from gpukit_kernels.facts import TypeFacts, type_facts
-    from gpukit_kernels.memory import keep_memory
     from gpukit_kernels.hardware import device, device_list, devices, issue_rate, timed
+    from gpukit_kernels.memory import keep_memory
     from gpukit_kernels.ops import dequantize, matmul, plan_backend, quantize
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
-    from gpukit_kernels.turns import Lane, Turn, lanes, sharing
+    from gpukit_kernels.turns import Lane, Turn, alone, lanes, sharing
 
 # The module of each name. None is called as one of its names: importing it would hide that.
 _MODULES = {
@@ -26,7 +26,7 @@ _MODULES = {
     "hardware": ["device", "device_list", "devices", "issue_rate", "timed"],
     "ops": ["dequantize", "matmul", "plan_backend", "quantize"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
-    "turns": ["Lane", "Turn", "lanes", "sharing"],
+    "turns": ["Lane", "Turn", "alone", "lanes", "sharing"],
 }
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "QuantType",
     "Turn",
     "TypeFacts",
+    "alone",
     "by_id",
     "by_name",
     "dequantize",

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import launch, products
-from gpukit_kernels.cpu import compiled, tiles
-from gpukit_kernels.cpu import products as cpu_products
+from gpukit_kernels.cpu import compiled, products as cpu_products, tiles
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.products_triton import matmul_triton
 from gpukit_kernels.table import QuantType, by_name
@@ -216,7 +215,8 @@ def _dequantize(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) ->
     decoder = compiled.decoder(row) if backend == "compiled" and blocks.numel() else None
     if decoder is not None:
         decoded = torch.empty(shape)
-        cpu_products.decode(blocks.reshape(-1, row.nbytes), decoder, decoded.view(-1, row.block))
+        whole = blocks.reshape(-1, row.nbytes)
+        cpu_products.decode(whole, decoder, compiled.pool(), decoded.view(-1, row.block))
         return decoded.to(dtype)
     out = torch.empty(shape, dtype=dtype, device=blocks.device)
     _fill(tiles.decode_eager, blocks, row, row.nbytes, out, row.block)
@@ -240,7 +240,7 @@ def _matmul(x: Tensor, blocks: Tensor, qtype: str, backend: str) -> Tensor:
     if backend == "triton":
         out = matmul_triton(flat, blocks, row)
     elif decoder is not None:
-        out = cpu_products.multiply(flat, blocks, decoder)
+        out = cpu_products.multiply(flat, blocks, decoder, compiled.pool())
     else:
         out = products.multiply(flat, blocks, row)
     return out.view(*x.shape[:-1], len(blocks))

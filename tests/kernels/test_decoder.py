@@ -15,8 +15,7 @@ from support import quant_kinds
 from torch import Tensor
 
 from gpukit_kernels import QUANTS, dequantize, matmul
-from gpukit_kernels.cpu import build, compiled
-from gpukit_kernels.cpu import products as cpu_products
+from gpukit_kernels.cpu import build, compiled, products as cpu_products
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 

@@ -38,7 +38,7 @@ def build(source: str, library: Path, compiler: str) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         code, made = Path(folder) / "program.c", Path(folder) / "program.so"
         code.write_text(source)
-        command = [compiler, *flags(), "-shared", "-fPIC", "-o", str(made), str(code)]
+        command = [compiler, *flags(), "-shared", "-fPIC", "-pthread", "-o", str(made), str(code)]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=MOST_SECONDS
         )

@@ -61,8 +61,8 @@ def place(name: str) -> Path:
 def _machine() -> str:
     """What is kept depends on: our sources, versions, the processor."""
     sources = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.[hp]*")):
-        if path.suffix in (".h", ".py"):
+    for path in sorted(Path(__file__).parents[1].rglob("*")):
+        if path.suffix in (".c", ".h", ".py"):
             sources.update(path.read_bytes())
     processor = platform.processor()
     with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:

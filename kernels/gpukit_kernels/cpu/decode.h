@@ -1,6 +1,7 @@
-/* Blocks to values, and products with them. Before it stand LANES, BLOCK, NBYTES, GROUP and
-   SCRATCH, `vectors.h`, and values_of(words, values, scratch): of LANES times GROUP blocks, their
-   words [WORDS, LANES], the values [TILE, LANES]. */
+/* Blocks to values, and products with them. Before it stand LANES, BLOCK, NBYTES and GROUP,
+   `vectors.h`, values_of(words, values, 0), of LANES times GROUP blocks, their words [WORDS, LANES],
+   the values [TILE, LANES], and dots_of(words, x, sums), which adds to sums [LANES] the products with
+   one row of x [TILE]. */
 #define TILE (GROUP * BLOCK)
 #define BYTES (GROUP * NBYTES)
 #define WORDS ((BYTES + 3) / 4)
@@ -10,7 +11,6 @@ typedef struct {
     float words[(WORDS + WIDTH) * LANES] __attribute__((aligned(64)));
     float values[TILE * LANES] __attribute__((aligned(64)));
     float sums[CHUNK * LANES] __attribute__((aligned(64)));
-    float scratch[SCRATCH + 16] __attribute__((aligned(64)));
 } Arena;
 const int64_t gpukit_arena = sizeof(Arena), gpukit_lanes = LANES, gpukit_panel = WIDTH == 16 ? 16 : 8;
 
@@ -39,16 +39,27 @@ ANY void words_of(float *words, const char *const from[LANES], const char *end, 
         }
 }
 
-/* Float32 `out` [count, BLOCK] of `count` blocks. */
-void decode(Arena *a, const char *blocks, int64_t count, float *out) {
-    const char *end = blocks + count * NBYTES, *from[LANES];
-    for (int64_t begin = 0; begin < count; begin += LANES * GROUP) {
+/* Float32 `out` [count, BLOCK] of `count` blocks; arenas for all threads. */
+typedef struct {
+    Arena *arenas;
+    const char *blocks;
+    int64_t count;
+    float *out;
+} Decoding;
+
+/* Of blocks `first` to `last`. */
+void decode(const Decoding *job, int64_t first, int64_t last, int64_t thread) {
+    Arena *a = job->arenas + thread;
+    const char *blocks = job->blocks, *end = blocks + job->count * NBYTES, *from[LANES];
+    float *out = job->out;
+    int64_t count = last;
+    for (int64_t begin = first; begin < count; begin += LANES * GROUP) {
         for (int64_t i = 0; i < LANES; i++) {
             int64_t block = begin + i * GROUP;
             from[i] = blocks + (block < count ? block : begin) * NBYTES;
         }
         words_of(a->words, from, end, LANES * BYTES);
-        values_of(a->words, a->values, a->scratch);
+        values_of(a->words, a->values, 0);
         for (int64_t i = 0; i < LANES; i += WIDTH)
             for (int64_t k = 0; k < TILE; k += WIDTH) {
                 vi row[WIDTH];
@@ -94,44 +105,69 @@ PANEL(1, 8) PANEL(2, 4) PANEL(4, 2) PANEL(8, 1)
 PANEL(16, 1)
 #endif
 
-/* y [count, stride], of which column r is row r of W: x W^T for `rows` rows of `width` values in
-   blocks, `row_bytes` apart, nothing read behind `end`. x lies in panels: of as many rows as are
-   left, at most gpukit_panel and a power of two, [width, rows of the panel] each. */
-void multiply(Arena *a, const char *blocks, int64_t row_bytes, int64_t rows, int64_t width,
-              const char *end, const float *x, int64_t count, float *y, int64_t stride) {
+/* y [count, stride], of which column r is row r of W: x W^T for rows of `width` values in blocks,
+   `row_bytes` apart, nothing read behind `end`. x lies in panels: of as many rows as are left, at
+   most gpukit_panel and a power of two, [width, rows of the panel] each. */
+typedef struct {
+    Arena *arenas;
+    const char *blocks;
+    int64_t row_bytes, width;
+    const char *end;
+    const float *x;
+    int64_t count;
+    float *y;
+    int64_t stride;
+} Product;
+
+/* The products of LANES rows of W from `r` on, of which `lanes` are there, with rows `done` to `done`
+   + `here` of x. */
+ANY void multiply_lanes(const Product *job, Arena *a, int64_t r, int64_t lanes, int64_t done,
+                        int64_t here) {
     const char *from[LANES];
-    for (int64_t done = 0; done < count; done += CHUNK) {
-        int64_t here = count - done < CHUNK ? count - done : CHUNK;
-        for (int64_t r = 0; r < rows; r += LANES) {
-            int64_t lanes = rows - r < LANES ? rows - r : LANES;
-            memset(a->sums, 0, here * LANES * sizeof(float));
-            for (int64_t c = 0; c < width; c += TILE) {
-                int64_t n = width - c < TILE ? width - c : TILE;
-                for (int64_t i = 0; i < LANES; i++)
-                    from[i] = blocks + (r + (i < lanes ? i : 0)) * row_bytes + c / BLOCK * NBYTES;
-                words_of(a->words, from, end, c + TILE < width ? BYTES : LANES * row_bytes - c / BLOCK * NBYTES);
-                values_of(a->words, a->values, a->scratch);
-                for (int64_t m = 0; m < here;) {
-                    const float *panel = x + (done + m) * width;
-                    float *sums = a->sums + m * LANES;
-                    int64_t left = here - m;
+    int64_t width = job->width;
+    memset(a->sums, 0, here * LANES * sizeof(float));
+    for (int64_t c = 0; c < width; c += TILE) {
+        int64_t n = width - c < TILE ? width - c : TILE, place = c / BLOCK * NBYTES;
+        for (int64_t i = 0; i < LANES; i++)
+            from[i] = job->blocks + (r + (i < lanes ? i : 0)) * job->row_bytes + place;
+        words_of(a->words, from, job->end, n < width - c ? BYTES : LANES * job->row_bytes - place);
+        if (here == 1 && n == TILE) {
+            dots_of(a->words, (float *)job->x + done * width + c, a->sums);
+            continue;
+        }
+        values_of(a->words, a->values, 0);
+        for (int64_t m = 0; m < here;) {
+            const float *panel = job->x + (done + m) * width;
+            float *sums = a->sums + m * LANES;
+            int64_t left = here - m;
 #if WIDTH == 16
-                    if (left >= 16)
-                        panel_16(a->values, panel + c * 16, n, sums), m += 16;
-                    else
+            if (left >= 16)
+                panel_16(a->values, panel + c * 16, n, sums), m += 16;
+            else
 #endif
-                    if (left >= 8)
-                        panel_8(a->values, panel + c * 8, n, sums), m += 8;
-                    else if (left >= 4)
-                        panel_4(a->values, panel + c * 4, n, sums), m += 4;
-                    else if (left >= 2)
-                        panel_2(a->values, panel + c * 2, n, sums), m += 2;
-                    else
-                        panel_1(a->values, panel + c, n, sums), m += 1;
-                }
-            }
+            if (left >= 8)
+                panel_8(a->values, panel + c * 8, n, sums), m += 8;
+            else if (left >= 4)
+                panel_4(a->values, panel + c * 4, n, sums), m += 4;
+            else if (left >= 2)
+                panel_2(a->values, panel + c * 2, n, sums), m += 2;
+            else
+                panel_1(a->values, panel + c, n, sums), m += 1;
+        }
+    }
+}
+
+/* Of rows `first` to `last` of W. */
+void multiply(const Product *job, int64_t first, int64_t last, int64_t thread) {
+    Arena *a = job->arenas + thread;
+    for (int64_t done = 0; done < job->count; done += CHUNK) {
+        int64_t here = job->count - done < CHUNK ? job->count - done : CHUNK;
+        for (int64_t r = first; r < last; r += LANES) {
+            int64_t lanes = last - r < LANES ? last - r : LANES;
+            multiply_lanes(job, a, r, lanes, done, here);
             for (int64_t m = 0; m < here; m++)
-                memcpy(y + (done + m) * stride + r, a->sums + m * LANES, lanes * sizeof(float));
+                memcpy(job->y + (done + m) * job->stride + r, a->sums + m * LANES,
+                       lanes * sizeof(float));
         }
     }
 }

@@ -119,15 +119,17 @@ class Function:
     scratch: int
 
 
-def function(name: str, graph: Graph, lanes: int) -> Function:
+def function(name: str, graph: Graph, lanes: int, sink: bool = False) -> Function:
     """The C function `name` of a traced stage on tiles of so many `lanes`.
 
-    NotImplementedError where it has an operation that there is no C for.
+    With `sink` the one result is not stored: for each of its elements stands VALUE(n, k, v), its
+    place k and its value v, n going round from 0 to 3; within each loop over lanes VALUES_BEGIN and
+    VALUES_END. NotImplementedError where it has an operation that there is no C for.
     """
     state = _Learned()
     for _ in range(MOST_ATTEMPTS):
         try:
-            return _Writer(name, graph, lanes, state).write()
+            return _Writer(name, graph, lanes, state, sink).write()
         except Again:
             continue
     raise NotImplementedError(f"{name}: no order of loops was found")
@@ -170,8 +172,10 @@ def _kind(dtype: torch.dtype) -> str:
 
 
 class _Writer:
-    def __init__(self, name: str, graph: Graph, lanes: int, learned: _Learned) -> None:
+    def __init__(self, name: str, graph: Graph, lanes: int, learned: _Learned, sink: bool) -> None:
         self.name, self.graph, self.lanes, self.learned = name, graph, lanes, learned
+        self.sink = sink
+        self.sunk = itertools.cycle(range(4))
         self.lane = Variable("", 0, 0, lanes)
         self.results: list[Node] = []
         for access in graph.results:
@@ -268,6 +272,7 @@ class _Writer:
             self.scopes = [_Scope(None, 1)]
             if laned:
                 self._open(self.lane)
+                self.scopes[-1].lines += ["VALUES_BEGIN"] * self.sink
             for variable in order:
                 self._open(variable)
             for numbers in itertools.product(*[range(v.size) for v in written]):
@@ -275,6 +280,8 @@ class _Writer:
                 indices = [self._index(dim, fixed) for dim in variables]
                 self._write_roots(roots, [*indices, *([self._lane_index()] * laned)])
             while len(self.scopes) > 1:
+                if self.scopes[-1].variable is self.lane:
+                    self.scopes[-1].lines += ["VALUES_END"] * self.sink
                 self._close()
             lines, cost = self.scopes[0].lines, self.cost
             self.scopes = outer
@@ -338,11 +345,15 @@ class _Writer:
                 if other.node.number in self.stored:
                     if value.kind == "m":
                         raise NotImplementedError("truths are stored")
-                    to = _offset(other.offset, other.strides, indices).text()
-                    place = self.places[other.node.number]
-                    self.scopes[-1].lines.append(
-                        f"store_{value.kind}({place} + {to}, {value.text});"
-                    )
+                    to = _offset(other.offset, other.strides, indices)
+                    self.scopes[-1].lines.append(self._stored(other.node, to, value))
+
+    def _stored(self, node: Node, to: Index, value: Value) -> str:
+        if self.sink and node in self.results:
+            terms = {v: factor // self.lanes for v, factor in to.terms if v is not self.lane}
+            element = Index.of(to.start // self.lanes, terms).text()
+            return f"VALUE({next(self.sunk)}, {element}, {value.text});"
+        return f"store_{value.kind}({self.places[node.number]} + {to.text()}, {value.text});"
 
     # Sums.
 
@@ -400,9 +411,7 @@ class _Writer:
             self._close(min(v.size, UNROLLED) if v is loops[-1] else 1)
         for node, total in zip(nodes, totals, strict=True):
             offset = _offset(0, node.strides, indices)
-            home.known[node.number, offset] = Value(
-                total, _kind(node.dtype), len(self.scopes) - 1
-            )
+            home.known[node.number, offset] = Value(total, _kind(node.dtype), len(self.scopes) - 1)
 
     # Values.
 
@@ -517,9 +526,7 @@ class _Writer:
         name = self._table(node)
         kind = _kind(node.dtype)
         text = f"splat_i({name}[{offset.text()}])"
-        return self._named(
-            text if kind == "i" else f"bits_f({text})", kind, self._depth(offset)
-        )
+        return self._named(text if kind == "i" else f"bits_f({text})", kind, self._depth(offset))
 
     def _table(self, node: Node) -> str:
         name = f"c{node.number}"
@@ -635,8 +642,7 @@ class _Writer:
             return self._converted(values[0], node.compute, node.dtype)
         if node.op == "where":
             values[1:] = [
-                self._operand(v, t, node.dtype)
-                for v, t in zip(values[1:], types[1:], strict=True)
+                self._operand(v, t, node.dtype) for v, t in zip(values[1:], types[1:], strict=True)
             ]
             kind = _kind(node.dtype)
             text = f"choose_{kind}({', '.join(value.text for value in values)})"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from gpukit_kernels.facts import TypeFacts
 from gpukit_kernels.cpu.program import Program
+from gpukit_kernels.facts import TypeFacts
 
 Array = NDArray[Any]
 
@@ -64,8 +64,9 @@ def quantize_rows(
 ) -> NDArray[numpy.uint8]:
     """uint8 `[rows, row_bytes]`: `values`, contiguous `[rows, n]`, as blocks of a type.
 
-    `values` is float32, float16, or bfloat16 as uint16. `importance` is float32 `[experts, n]`, of as many rows each; the program is then the
-    one with importance. `QuantError` for rows that blocks do not divide.
+    `values` is float32, float16, or bfloat16 as uint16. `importance` is float32 `[experts, n]`, of
+    as many rows each; the program is then the one with importance. `QuantError` for rows that
+    blocks do not divide.
     """
     count, width = values.shape
     out = numpy.empty((count, facts.row_bytes(width)), dtype=numpy.uint8)

@@ -1,66 +1,67 @@
 """Values and products of blocks on the CPU: torch tensors through compiled decoders.
 
-A product decodes 256 values of 16 rows of W at a time into the first-level cache and multiplies
-them with every row of x, sixteen rows of W side by side in a vector; sums are float32, of eight
-parts for a single row of x. Threads share the rows of W.
+A product decodes 256 values of 16 rows of W at a time and multiplies them with every row of x,
+sixteen rows of W side by side in a vector; of one row of x the values stay in registers, for more
+they lie in the first-level cache. Sums are float32, of four parts for a single row of x. Threads
+share the rows of W.
 """
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from gpukit_kernels.cpu.program import Decoder
+from gpukit_kernels.cpu.plain import cpu_threads
+from gpukit_kernels.cpu.program import Decoder, Pool
 
-# Multiplications that a thread is worth.
-SHARE = 1 << 17
-# Parts of the rows of W that a thread takes, so that all end together.
-PARTS = 2
-# Blocks that a thread decodes at a time.
-DECODED = 1 << 12
+# Multiplications that are worth another thread's attention.
+SHARE = 1 << 16
+# Parts of the rows of W for each thread at most, so that all end together.
+PARTS = 8
+# Values that a thread decodes at a time.
+DECODED = 1 << 17
 
 
-def decode(blocks: Tensor, decoder: Decoder, out: Tensor) -> None:
+@cache
+def _threads() -> int:
+    return cpu_threads()
+
+
+def decode(blocks: Tensor, decoder: Decoder, pool: Pool | None, out: Tensor) -> None:
     """Fill contiguous float32 `out [blocks, block]` from contiguous uint8 `[blocks, nbytes]`."""
-    nbytes, block = blocks.shape[1], out.shape[1]
-
-    def part(start: int, stop: int) -> None:
-        decoder.decode(
-            blocks.data_ptr() + start * nbytes, stop - start, out.data_ptr() + start * block * 4
-        )
-
-    step = max(DECODED * 32 // block, 1)
-    _share(part, len(blocks), step, len(blocks) * block)
+    count, block = out.shape
+    threads = _threads() if count * block > DECODED else 1
+    step = max(DECODED // block // 256, 1) * 256
+    decoder.decode(
+        blocks.data_ptr(), count, out.data_ptr(), pool if threads > 1 else None, step, threads
+    )
 
 
-def multiply(x: Tensor, blocks: Tensor, decoder: Decoder) -> Tensor:
+def multiply(x: Tensor, blocks: Tensor, decoder: Decoder, pool: Pool | None) -> Tensor:
     """float32 `[count, rows]`: float32 x `[count, n]` times the transpose of W, uint8
     `[rows, row_bytes]` whose rows are contiguous."""
     blocks = blocks if blocks.stride(1) == 1 else blocks.contiguous()
-    (count, width), rows = x.shape, len(blocks)
+    (count, width), rows = x.shape, blocks.shape[0]
     out = torch.empty((count, rows))
     panels = _panels(x, decoder.panel)
-    row_bytes, begin = blocks.stride(0), blocks.data_ptr()
+    begin, row_bytes = blocks.data_ptr(), blocks.stride(0)
     end = begin + (rows - 1) * row_bytes + blocks.shape[1]
-
-    def part(start: int, stop: int) -> None:
-        decoder.multiply(
-            begin + start * row_bytes, row_bytes, stop - start, width, end, panels.data_ptr(),
-            count, out.data_ptr() + 4 * start, rows,
-        )  # fmt: skip
-
-    number = min(torch.get_num_threads(), max(count * rows * width // SHARE, 1)) * PARTS
-    step = -(-rows // number)
-    _share(part, rows, -(-step // decoder.lanes) * decoder.lanes, count * rows * width)
+    work = count * width * rows
+    threads = min(_threads(), max(work // SHARE, 1))
+    parts = min(threads * PARTS, max(work // SHARE, 1))
+    step = -(-rows // parts // decoder.lanes) * decoder.lanes
+    decoder.multiply(
+        begin, row_bytes, rows, width, end, panels.data_ptr(), count, out.data_ptr(),
+        pool if threads > 1 else None, step, threads,
+    )  # fmt: skip
     return out
 
 
 def _panels(x: Tensor, most: int) -> Tensor:
     """The rows of `x` in panels of `most`, then of the powers of two that are left, the elements
     of each panel one after the other."""
+    if x.shape[0] == 1:
+        return x.contiguous()
     parts, at = [], 0
     while at < len(x):
         size = min(most, 1 << (len(x) - at).bit_length() - 1)
@@ -69,31 +70,3 @@ def _panels(x: Tensor, most: int) -> Tensor:
         parts.append(some.reshape(-1))
         at += whole * size
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
-
-
-def _share(part: Callable[[int, int], None], count: int, step: int, work: int) -> None:
-    """`part(start, stop)` for each `step` of `count`, on torch's number of threads where `work`
-    multiplications are worth them."""
-    threads = torch.get_num_threads()
-    starts = range(0, count, step)
-    if threads == 1 or len(starts) == 1 or work < 2 * SHARE:
-        for start in starts:
-            part(start, min(start + step, count))
-        return
-    waiting = iter(starts)
-
-    def run() -> None:
-        # The lock of the interpreter makes `next` whole.
-        for start in waiting:
-            part(start, min(start + step, count))
-
-    others = [_pool(os.getpid(), threads).submit(run) for _ in range(min(threads, len(starts)) - 1)]
-    run()
-    for other in others:
-        other.result()
-
-
-@lru_cache(maxsize=2)
-def _pool(_process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that wait for work; a forked process has its own."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="gpukit-products")

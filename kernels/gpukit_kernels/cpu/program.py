@@ -8,6 +8,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,9 @@ from gpukit_kernels.cpu import cache
 ALIGNMENT = 64
 KINDS = {"float32": 0, "uint16": 1, "float16": 2}  # uint16 holds bfloat16
 
+POINTER = ctypes.c_void_p
+POOL = "pool"
+
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _loaded: dict[str, "Library"] = {}
@@ -30,8 +34,12 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._found = ctypes.CDLL(str(path))
-        self._size = self._number("arena")
         self._own = threading.local()
+
+    @cached_property
+    def _size(self) -> int:
+        """Bytes of an arena."""
+        return self._number("arena")
 
     def _number(self, name: str) -> int:
         return ctypes.c_int64.in_dll(self._found, f"gpukit_{name}").value
@@ -85,8 +93,40 @@ class Program(Library):
         )  # fmt: skip
 
 
+class _Decoding(ctypes.Structure):
+    _fields_ = (
+        ("arenas", ctypes.c_void_p), ("blocks", ctypes.c_void_p), ("count", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (
+        ("arenas", ctypes.c_void_p), ("blocks", ctypes.c_void_p), ("row_bytes", ctypes.c_int64),
+        ("width", ctypes.c_int64), ("end", ctypes.c_void_p), ("x", ctypes.c_void_p),
+        ("count", ctypes.c_int64), ("y", ctypes.c_void_p), ("stride", ctypes.c_int64),
+    )  # fmt: skip
+
+
+class Pool(Library):
+    """Threads for the parts of a job; see `pool.c`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._share = self._found.share
+        self._share.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3]
+        self._share.restype = ctypes.c_int64
+
+    def share(
+        self, part: ctypes.c_void_p, job: ctypes.Structure, count: int, step: int, threads: int
+    ) -> bool:
+        """Whether the C function `part` has been called for all of `job`, for each `step` of
+        `count`; not where another job is under way."""
+        return bool(self._share(part, ctypes.byref(job), count, step, threads))
+
+
 class Decoder(Library):
-    """Blocks of one type to values, and products with them."""
+    """Blocks of one type to values, and products with them. Places are addresses."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -94,25 +134,52 @@ class Decoder(Library):
         self.panel = self._number("panel")
         # Rows of W that are decoded at a time.
         self.lanes = self._number("lanes")
-        self._decode = self._function("decode", "ppnp")
-        self._multiply = self._function("multiply", "ppnnnppnpn")
+        self._parts: dict[type, tuple[Callable[..., None], ctypes.c_void_p]] = {
+            kind: (self._function(name, "pnnn"), ctypes.cast(getattr(self._found, name), POINTER))
+            for kind, name in ((_Decoding, "decode"), (_Product, "multiply"))
+        }
+        self._lock = threading.Lock()
+        self._arenas: NDArray[numpy.uint8] = numpy.empty(0, dtype=numpy.uint8)
 
-    def decode(self, blocks: int, count: int, out: int) -> None:
-        """Fill float32 `[count, block]` at address `out` from `count` blocks at address `blocks`."""
-        self._decode(self._arena(), blocks, count, out)
+    def decode(
+        self, blocks: int, count: int, out: int, pool: Pool | None, step: int, threads: int
+    ) -> None:
+        """Fill float32 `[count, block]` at `out` from `count` blocks at `blocks`."""
+        self._run(_Decoding(None, blocks, count, out), count, pool, step, threads)
 
     def multiply(
         self, blocks: int, row_bytes: int, rows: int, width: int, end: int, x: int, count: int,
-        y: int, stride: int,
+        y: int, pool: Pool | None, step: int, threads: int,
     ) -> None:  # fmt: skip
-        """Fill float32 `[count, rows]`, rows `stride` floats apart, at address `y`: x W^T.
+        """Fill float32 `[count, rows]` at `y`: x W^T.
 
-        W is `rows` rows of `width` values in blocks, `row_bytes` apart, from address `blocks` on;
-        nothing is read from `end` on. `x` is the address of float32 x in panels (see `decode.h`).
+        W is `rows` rows of `width` values in blocks, `row_bytes` apart, from `blocks` on; nothing
+        is read from `end` on. `x` is float32 x in panels (see `decode.h`).
         """
-        self._multiply(
-            self._arena(), blocks, row_bytes, rows, width, end, x, count, y, stride
-        )
+        job = _Product(None, blocks, row_bytes, width, end, x, count, y, rows)
+        self._run(job, rows, pool, step, threads)
+
+    def _run(
+        self, job: ctypes.Structure, count: int, pool: Pool | None, step: int, threads: int
+    ) -> None:
+        """The parts of `job` by `pool`, or by this thread where it has none or is busy."""
+        function, address = self._parts[type(job)]
+        if pool is not None and self._lock.acquire(blocking=False):
+            try:
+                job.arenas = self._shared(threads)
+                if pool.share(address, job, count, step, threads):
+                    return
+            finally:
+                self._lock.release()
+        job.arenas = self._arena()
+        function(ctypes.byref(job), 0, count, 0)
+
+    def _shared(self, threads: int) -> int:
+        """The arenas of so many threads."""
+        if len(self._arenas) < self._size * threads + ALIGNMENT:
+            self._arenas = numpy.zeros(self._size * threads + ALIGNMENT, dtype=numpy.uint8)
+        begin = int(self._arenas.ctypes.data)
+        return begin + -begin % ALIGNMENT
 
 
 def program_name(kind: str, weighted: bool) -> str:
@@ -141,6 +208,11 @@ def kept(name: str) -> Program | None:
 def kept_decoder(name: str) -> Decoder | None:
     """As `kept`, of decoders."""
     return cast(Decoder | None, _kept(name, Decoder))
+
+
+def kept_pool() -> Pool | None:
+    """As `kept`, of the threads."""
+    return cast(Pool | None, _kept(POOL, Pool))
 
 
 def _kept(name: str, kind: type[Library]) -> Library | None:

@@ -79,6 +79,24 @@ def record(encode: Callable[..., Tensor], form: Form) -> str:
     ])  # fmt: skip
 
 
+# What becomes of a decoded value: it is stored, or multiplied with its element of one row of x and
+# added to one of four sums.
+_SINKS = (
+    """\
+#define VALUE(n, k, v) store_f(r0 + (k) * LANES + l, v)
+#define VALUES_BEGIN
+#define VALUES_END
+""",
+    """\
+#undef VALUE
+#undef VALUES_BEGIN
+#undef VALUES_END
+#define VALUE(n, k, v) t##n = fused(v, splat_f(r0[k]), t##n)
+#define VALUES_BEGIN vf t0 = load_f(s + l), t1 = {}, t2 = {}, t3 = {};
+#define VALUES_END store_f(s + l, (t0 + t1) + (t2 + t3));
+""",
+)
+
 # Values of a lane's tile when blocks are decoded.
 DECODED = 256
 DECODED_LANES = 16
@@ -98,13 +116,15 @@ def record_decoder(decode: Callable[[Tensor], Tensor], block: int, nbytes: int) 
     stand = torch.zeros((group * nbytes, DECODED_LANES), dtype=torch.uint8)
     with torch.inference_mode(False):
         graph = traced(values, (stand,), (stand,), "bytes")
-    found = emit.function("values_of", graph, DECODED_LANES)
-    facts = {
-        "LANES": DECODED_LANES, "BLOCK": block, "NBYTES": nbytes, "GROUP": group,
-        "SCRATCH": found.scratch,
-    }  # fmt: skip
+    # What decodes has nothing to keep in between: its scratch is free for sums.
+    found = emit.function("values_of", graph, DECODED_LANES, sink=True)
+    if found.scratch:
+        raise NotImplementedError("a decoder that stores something in between")
+    facts = {"LANES": DECODED_LANES, "BLOCK": block, "NBYTES": nbytes, "GROUP": group}
+    stored, multiplied = _SINKS
     return "\n".join([
-        *defines(facts), (HERE / "vectors.h").read_text(), found.text,
+        *defines(facts), (HERE / "vectors.h").read_text(),
+        stored, found.text, multiplied, found.text.replace("values_of", "dots_of"),
         (HERE / "decode.h").read_text(),
     ])  # fmt: skip
 
@@ -167,9 +187,7 @@ class _Recorder:
         given = [self._given(tensor) for tensor in tensors_in(args)]
         key = (function, _kind(args))
         if key not in self.functions:
-            stand = [
-                torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).zero_() for t in given
-            ]
+            stand = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).zero_() for t in given]
             graph = traced(function, replaced(args, iter(stand)), stand)
             name = f"{function.__name__.strip('_')}_{len(self.functions)}"
             self.functions[key] = (emit.function(name, graph, self.lanes), graph)

@@ -14,6 +14,7 @@ from torch import Tensor
 from gpukit_kernels.cpu import plain
 from gpukit_kernels.cpu.program import Program
 from gpukit_kernels.table import QuantType
+from gpukit_kernels.turns import alone
 
 # Weights in a tile of the eager path, where each operation is a call of its own: fewer, and Python
 # is what takes time; more, and scratch tensors leave the second-level cache and malloc's own pool
@@ -114,7 +115,7 @@ def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
         plain.spread(work, count, lanes, 1)
         return
     try:
-        plain.spread(work, count, lanes, number, alone)
+        plain.spread(work, count, lanes, number, _alone)
     finally:
         # What a thread has set for itself counts for every thread that begins later, too.
         torch.set_num_threads(number)
@@ -122,15 +123,9 @@ def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Within it torch's operations run on this thread alone."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_num_threads(number)
+def _alone() -> Iterator[None]:
+    with alone(), torch.inference_mode():
+        yield
 
 
 def encode_program(

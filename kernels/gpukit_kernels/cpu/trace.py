@@ -235,6 +235,5 @@ class _Tracer(Operations, TorchDispatchMode):
         if node is None:
             node = self.know(tensor.contiguous(), "constant", ())
             return Access(node, 0, node.shape, node.strides, node.dtype)
-        return Access(
-            node, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-        )
+        offset = int(tensor.storage_offset())
+        return Access(node, offset, tuple(tensor.shape), tensor.stride(), tensor.dtype)

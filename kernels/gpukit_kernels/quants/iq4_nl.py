@@ -21,9 +21,9 @@ from gpukit_kernels.bits import (
     word_bytes,
 )
 from gpukit_kernels.codebook_search import codebook_search, codebook_values, nearest_code
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
-from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     half_bits_tl,

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from gpukit_kernels.bits import divide, half_bits, half_value, nearest_int, word_bytes
 from gpukit_kernels.codebook_search import codebook_search, codebook_values, nearest_code
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.search import first_largest, importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
-from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     half_bits_tl,

@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import pack_nibbles, unpack_nibbles
-from gpukit_kernels.stages import stage
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import load_byte_tl, load_nibbles_tl
 

@@ -31,10 +31,10 @@ from gpukit_kernels.bits import (
     unpack_crumbs,
     word_bytes,
 )
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.positive_search import positive_search
 from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
-from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import (
     affine_search_tl,

@@ -27,6 +27,7 @@ from gpukit_kernels.bits import (
     unpack_crumbs,
     word_bytes,
 )
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.scale_search import (
     ScaleSearch,
     found_levels,
@@ -41,7 +42,6 @@ from gpukit_kernels.search import (
     total,
 )
 from gpukit_kernels.stages import stage
-from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     divide_tl,

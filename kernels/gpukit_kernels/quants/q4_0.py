@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.scale_search import scale_search, searched_levels
 from gpukit_kernels.search import importance_weights, signed_levels, signed_scale
 from gpukit_kernels.stages import stage
-from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     half_bits_tl,

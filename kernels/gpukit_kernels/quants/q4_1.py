@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gpukit_kernels.affine_search import WITH_IMPORTANCE, affine_search, found_levels
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.search import importance_weights, low_int8, offset_levels, offset_scale
 from gpukit_kernels.stages import stage
-from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import offset_search_tl
 from gpukit_kernels.triton_bits import (

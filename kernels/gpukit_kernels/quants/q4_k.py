@@ -24,9 +24,9 @@ from gpukit_kernels.affine_search import (
     weighted_scales6,
 )
 from gpukit_kernels.bits import unpack_scales6
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
-from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl
 from gpukit_kernels.triton_bits import load_byte_tl, store_word32_tl

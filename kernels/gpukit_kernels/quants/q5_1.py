@@ -22,9 +22,9 @@ from gpukit_kernels.bits import (
     unpack_nibbles,
     word_bytes,
 )
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.search import importance_weights, offset_levels, offset_scale
 from gpukit_kernels.stages import stage
-from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import offset_search_tl
 from gpukit_kernels.triton_bits import (

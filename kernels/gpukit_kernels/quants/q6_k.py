@@ -24,10 +24,10 @@ from gpukit_kernels.bits import (
     nearest_level,
     word_bytes,
 )
+from gpukit_kernels.facts import FACTS
 from gpukit_kernels.scale_search import ScaleSearch, scale_search
 from gpukit_kernels.search import GROUP_EPS, first_largest, low_int8
 from gpukit_kernels.stages import stage
-from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     divide_tl,

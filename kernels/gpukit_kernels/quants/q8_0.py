@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gpukit_kernels.bits import divide, half_bits, half_value, round_away, word_bytes
 from gpukit_kernels.cpu.trace import is_tracing
-from gpukit_kernels.stages import stage
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
     divide_tl,
