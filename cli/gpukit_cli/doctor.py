@@ -20,7 +20,7 @@ def doctor(json: Json = False) -> None:
         rows.append((device.name, f"{device.model}, {memory}"))
     free = "" if found.store_free is None else f", {human_bytes(found.store_free)} free"
     rows += [
-        ("C++ compiler", found.compiler or "none"),
+        ("C compiler", found.compiler or "none"),
         ("CPU kernels", found.kernels),
         ("store", "none" if found.store is None else f"{found.store}{free}"),
         ("this folder", f"{human_bytes(found.scratch_free)} free"),

@@ -14,7 +14,6 @@ from gpukit.store import default_root
 
 LIBRARIES = ("torch", "triton", "safetensors", "gguf", "peft", "numpy", "tokenizers",
              "sentencepiece", "typer")  # fmt: skip
-COMPILERS = ("g++", "clang++", "c++")
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def _advice(found: Diagnosis) -> list[str]:
     ]
     if found.compiler is None:
         advice.append(
-            "no C++ compiler: quantising on the CPU is about four times slower without one; "
-            "apt-get install g++ (or set CXX)"
+            "no C compiler: quantising on the CPU is some twenty times slower without one; "
+            "apt-get install gcc (or set CC)"
         )
     if not any(device.name.startswith("cuda") for device in found.devices):
         advice.append(
@@ -120,10 +119,9 @@ def _kernels() -> str:
 
 
 def _compiler() -> str | None:
-    for name in (os.environ.get("CXX"), *COMPILERS):
-        if name and (path := shutil.which(name)):
-            return path
-    return None
+    from gpukit_kernels.cpu.build import compiler
+
+    return compiler()
 
 
 def _existing(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
     convert    one pass of gpukit beside the converter and llama-quantize, from a checkpoint
     quantize   gpukit quantize beside llama-quantize, from a BF16 GGUF, and beside copying that file
+    run        tokens a second of a prompt and of what follows it, beside llama.cpp, on the CPU
 
 Reports nothing unless every tensor's bytes agree. See scripts/bench for the command.
 """
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from math import prod
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from gpukit.formats.file_types import FILE_TYPES
@@ -35,8 +37,11 @@ SIZES = {
 
 TYPES = {
     "convert": "Q4_K_M,Q8_0",
-    "quantize": "Q4_K_M,Q5_K_M,Q2_K,Q6_K,Q3_K_M,Q4_0,Q8_0,Q5_1",
+    "quantize": "Q4_K_M,Q5_K_M,Q2_K,Q6_K,IQ4_XS,Q3_K_M,Q4_0,Q8_0,Q5_1",
+    "run": "Q4_K_M",
 }
+# Tokens of the prompt, and tokens that follow it one at a time.
+PROMPT, FOLLOWING = 256, 48
 
 QUANTIZE = """
 import ctypes, sys, llama_cpp
@@ -44,6 +49,48 @@ p = llama_cpp.llama_model_quantize_default_params()
 p.ftype, p.nthread = int(sys.argv[3]), int(sys.argv[4])
 source, out = sys.argv[1].encode(), sys.argv[2].encode()
 sys.exit(llama_cpp.llama_model_quantize(source, out, ctypes.byref(p)))
+"""
+
+# Both run the same tokens, and say seconds of the prompt and of each token that follows. Without
+# "extra buffers": llama.cpp's code for AMX ends in an illegal instruction on some virtual machines.
+RUN_PEER = """
+import ctypes, json, sys, time
+import llama_cpp as llama
+path, prompt, following, threads = sys.argv[1].encode(), *map(int, sys.argv[2:])
+llama.llama_backend_init()
+params = llama.llama_model_default_params()
+params.use_extra_bufts = False
+model = llama.llama_model_load_from_file(path, params)
+params = llama.llama_context_default_params()
+params.n_ctx = params.n_batch = 2 * (prompt + following)
+params.n_threads = params.n_threads_batch = threads
+context = llama.llama_init_from_model(model, params)
+def run(ids):
+    begin = time.perf_counter()
+    tokens = (llama.llama_token * len(ids))(*ids)
+    if llama.llama_decode(context, llama.llama_batch_get_one(tokens, len(ids))):
+        sys.exit("llama_decode failed")
+    llama.llama_get_logits(context)
+    return time.perf_counter() - begin
+run(range(3, 19))
+llama.llama_memory_clear(llama.llama_get_memory(context), True)
+first = run(range(3, 3 + prompt))
+print(json.dumps([first, [run([3 + i]) for i in range(following)]]))
+"""
+
+RUN_OURS = """
+import json, sys, time
+import gpukit
+prompt, following = map(int, sys.argv[2:4])
+decoder = gpukit.load(sys.argv[1], device="cpu").decoder
+def run(ids, cache):
+    begin = time.perf_counter()
+    decoder.forward(ids, cache)
+    return time.perf_counter() - begin
+run(range(3, 19), decoder.cache(32))
+cache = decoder.cache(2 * (prompt + following))
+first = run(range(3, 3 + prompt), cache)
+print(json.dumps([first, [run([3 + i], cache) for i in range(following)]]))
 """
 
 
@@ -77,10 +124,12 @@ def _bench(args: argparse.Namespace, work: Path) -> dict[str, object]:
     folder, size = work / "model", SIZES[args.size]
     _apart(_make_checkpoint, folder, size)
     weights = sum(map(prod, _shapes(size).values()))
-    compare = _compare_convert if args.what == "convert" else _compare_quantize
+    compare = {
+        "convert": _compare_convert, "quantize": _compare_quantize, "run": _compare_run,
+    }[args.what]  # fmt: skip
     report: dict[str, object] = {
         "command": f"scripts/bench {args.what} --size {args.size} --types {args.types}",
-        "machine": f"{_cpu()}, {os.cpu_count()} cores",
+        "machine": f"{_cpu()}, {os.cpu_count()} cores, {_vectors()}",
         "versions": {n: importlib.metadata.version(n) for n in ("torch", "gguf", "gpukit")},
         "peer": "llama-cpp-python 0.3.36 (llama.cpp 0c1e5709)",
         "weights": weights,
@@ -132,7 +181,7 @@ def _compare_quantize(peers: Path, work: Path, folder: Path, name: str) -> dict[
     peer, peer_memory = _timed(_quantize_command(peers, source, theirs, name))
     command = [sys.executable, "-m", "gpukit_cli", "quantize", source, ours, name]
     cache = str(work / "cache")  # a first run of each type compiles; the second is what counts
-    _timed(command, XDG_CACHE_HOME=cache)
+    first, _ = _timed(command, XDG_CACHE_HOME=cache)
     ours.unlink()  # replacing it would free its pages first
     _read_all([source])
     seconds, memory = _timed(command, XDG_CACHE_HOME=cache)
@@ -142,11 +191,43 @@ def _compare_quantize(peers: Path, work: Path, folder: Path, name: str) -> dict[
         "peer_s": round(peer, 2),
         "peer_peak_mib": peer_memory,
         "gpukit_s": round(seconds, 2),
+        "gpukit_first_run_s": round(first, 2),
         "gpukit_peak_mib": memory,
         "copy_s": round(copied, 2),
         "times_as_fast": round(peer / seconds, 2),
         "of_copy": round(seconds / copied, 2),
     }
+
+
+def _compare_run(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
+    model = work / f"{name}.gguf"
+    _timed([sys.executable, "-m", "gpukit_cli", "convert", folder, model, "--type", name])
+    words = [str(model), str(PROMPT), str(FOLLOWING), str(os.cpu_count())]
+    theirs, _ = _said([str(peers / "bin" / "python"), "-c", RUN_PEER, *words])
+    ours, memory = _said([sys.executable, "-c", RUN_OURS, *words])
+    peer_prompt, peer_token = PROMPT / theirs[0], 1 / median(theirs[1])
+    prompt, token = PROMPT / ours[0], 1 / median(ours[1])
+    return {
+        "type": name,
+        "peer_prompt_tokens_s": round(peer_prompt, 1),
+        "peer_tokens_s": round(peer_token, 1),
+        "gpukit_prompt_tokens_s": round(prompt, 1),
+        "gpukit_tokens_s": round(token, 1),
+        "gpukit_mib_beside_the_file": memory - (model.stat().st_size >> 20),
+        "prompt_ratio": round(prompt / peer_prompt, 2),
+        "ratio": round(token / peer_token, 2),
+    }
+
+
+def _said(command: list[str]) -> tuple[Any, int]:
+    """The JSON that a command prints, and its peak memory in MiB."""
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert child.stdout is not None
+    text = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"{command[0]}: failed with status {status}")
+    return json.loads(text), usage.ru_maxrss >> 10
 
 
 def _ours(command: list[object], work: Path, files: list[Path]) -> tuple[float, float, int]:
@@ -273,6 +354,14 @@ def _cpu() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def _vectors() -> str:
+    """The widest vectors of the processor, and what GPUKIT_CFLAGS makes of them."""
+    flags = Path("/proc/cpuinfo").read_text()
+    widest = next((n for n in ("avx512f", "avx2", "asimd") if n in flags), "no vectors")
+    chosen = os.environ.get("GPUKIT_CFLAGS")
+    return f"{widest}, gpukit with {chosen}" if chosen else widest
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The floor: a Q4_K weight goes through 22 candidates of some 28 operations (level 7, weight 2, three
 sums 6, the level again 7, error 6), 616 in all, or 39 instructions on 16 lanes, 77 on 8. Every
-thread works on tiles of its own and waits for nobody. `scripts/bench types` has the figures.
+thread works on tiles of its own and waits for nobody.
 """
 
 import logging

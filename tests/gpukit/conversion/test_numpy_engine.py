@@ -34,7 +34,7 @@ from gpukit_kernels.cpu.program import kept, program_name
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler"),
+    pytest.mark.skipif(compiled.compiler() is None, reason="no C compiler"),
 ]
 
 WIDTH = 288
