@@ -223,9 +223,11 @@ def _machine_code(cubin: bytes) -> tuple[int, int, int]:
         file.write(cubin)
         file.flush()
         used = _run(tools / "cuobjdump", "-res-usage", file.name)
-        code = _run(tools / "cuobjdump", "-sass", file.name)
-    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", used)[-1]
-    return int(registers), int(stack), len(re.findall(r"\b(?:LDL|STL)\b", code))
+        registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", used)[-1])
+        # Local memory is the stack: without one no access to it is there to be counted, and
+        # disassembling takes as long as compiling.
+        code = _run(tools / "cuobjdump", "-sass", file.name) if stack else ""
+    return registers, stack, len(re.findall(r"\b(?:LDL|STL)\b", code))
 
 
 def _run(*command: Path | str) -> str:

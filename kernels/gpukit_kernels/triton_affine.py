@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from gpukit_kernels.triton_bits import (
+    byte_words_tl,
     clamped_level_tl,
     divide_tl,
-    half_bits_tl,
+    half_pair_tl,
     half_round_tl,
     lanes_tl,
     load_half_tl,
@@ -15,10 +16,10 @@ from gpukit_kernels.triton_bits import (
     nearest_level_tl,
     negated_tl,
     rows_tl,
+    scales6_words_tl,
     spilled6_tl,
     spread_tl,
-    store_scales6_tl,
-    store_word16_tl,
+    store_words32_tl,
 )
 from gpukit_kernels.triton_refine import positive_search_tl
 from gpukit_kernels.triton_search import block_squares_tl, importance_weights_tl
@@ -173,11 +174,23 @@ def offset_search_tl(x, importance, mean_square, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def read_level_tl(v, step, offset, inverse, shift, LEVELS: tl.constexpr, GIVEN: tl.constexpr):
-    """float32: affine_search.read_levels of one element of each lane."""
-    found = affine_level_tl(inverse * (v - shift), LEVELS, GIVEN)
-    level = nearest_level_tl(tl.div_rn(v + offset, step), 0, LEVELS)
-    return tl.where(step != 0.0, level, found)
+def read_levels_tl(
+    x,
+    step,
+    offset,
+    inverse,
+    shift,
+    LEVELS: tl.constexpr,
+    SIZE: tl.constexpr,
+    GIVEN: tl.constexpr,
+):
+    """A tuple of SIZE int32 lanes: affine_search.read_levels."""
+    levels = ()
+    for i in tl.static_range(SIZE):
+        found = affine_level_tl(inverse * (x[i] - shift), LEVELS, GIVEN)
+        level = nearest_level_tl(tl.div_rn(x[i] + offset, step), 0, LEVELS)
+        levels = levels + (tl.where(step != 0.0, level, found).to(tl.int32),)  # noqa: RUF005
+    return levels
 
 
 @triton.jit
@@ -223,8 +236,8 @@ def affine_encode_tl(
 ):
     """Store d, dmin and the scales of Q4_K and Q5_K; the levels of `[TILE, 256]` as words.
 
-    `importance` is None or `[TILE, 256]`. The result is a tuple of eight int32 `[TILE, 8]`: word i
-    holds levels 4 i to 4 i + 3, a byte each, of a group.
+    `importance` is None or `[TILE, 256]`. The result is int32 `[TILE * 8, 8]`: word i of a group
+    holds its levels 4 i to 4 i + 3, a byte each.
     """
     TILE: tl.constexpr = x.shape[0]
     lanes: tl.constexpr = TILE * 8
@@ -261,21 +274,24 @@ def affine_encode_tl(
             scale6, low6 = tl.minimum(scale6, 63), tl.minimum(low6, 63)
         else:
             scale6, low6 = spilled6_tl(scale6, low6)
-    store_word16_tl(out, at, half_bits_tl(d), mask)
-    store_word16_tl(out, at + 2, half_bits_tl(dmin), mask)
-    store_scales6_tl(out, at + 4, scale6, low6, mask)
+    head = (half_pair_tl(d, dmin),) + scales6_words_tl(scale6, low6)  # noqa: RUF005
+    store_words32_tl(out, at, rows_tl(head, 4), mask)
     step = spread_tl(half_round_tl(d), TILE, 8) * tl.reshape(scale6, (lanes,)).to(tl.float32)
     offset = spread_tl(half_round_tl(dmin), TILE, 8) * tl.reshape(low6, (lanes,)).to(tl.float32)
-    words = ()
-    for i in tl.static_range(8):
-        word = tl.zeros((lanes,), tl.int32)
-        for k in tl.static_range(4):
-            level = read_level_tl(
-                groups[4 * i + k], step, offset, inverse, shift, LEVELS, importance is not None
-            )
-            word = word | (level.to(tl.int32) << (8 * k))
-        words = words + (tl.reshape(word, (TILE, 8)),)  # noqa: RUF005
-    return words
+    levels = read_levels_tl(
+        groups, step, offset, inverse, shift, LEVELS, 32, importance is not None
+    )
+    return byte_words_tl(levels, 8)
+
+
+@triton.jit
+def nibble_words_tl(words, TILE: tl.constexpr):
+    """int32 `[TILE, 32]`: group 2 g in the low halves of bytes, 2 g + 1 in the high ones.
+
+    Of int32 `[TILE * 8, 8]` with levels as `affine_encode_tl` has them, up to 15.
+    """
+    pairs = tl.reshape(words, (TILE, 4, 2, 8)) << (tl.arange(0, 2)[None, None, :, None] * 4)
+    return tl.reshape(tl.sum(pairs, axis=2), (TILE, 32))
 
 
 @triton.jit

@@ -162,20 +162,47 @@ def store_word16_tl(out, at, word, mask):
 
 
 @triton.jit
-def store_words16_tl(out, at, words, mask):
-    """Store the low 16 bits of int32 `[TILE, N]` side by side from `at` `[TILE]` on, which is even.
+def store_words16_tl(out, at, words, mask, COUNT: tl.constexpr = None):
+    """Store the low 16 bits of int32 `[TILE, N]` side by side from `at` `[TILE]` on, which is even;
+    with COUNT only so many of each row.
 
     Of a byte pointer with steps of two Triton does not see that neighbours are neighbours, and
     gives each lane another block: so the pointer is one to int16 before anything is added.
     """
-    place = (at >> 1)[:, None] + tl.arange(0, words.shape[1])[None, :]
-    tl.store(out.to(tl.pointer_type(tl.int16)) + place, words.to(tl.int16), mask=mask[:, None])
+    word = tl.arange(0, words.shape[1])[None, :]
+    place = out.to(tl.pointer_type(tl.int16)) + (at >> 1)[:, None] + word
+    stored = mask[:, None] if COUNT is None else mask[:, None] & (word < COUNT)
+    tl.store(place, words.to(tl.int16), mask=stored)
+
+
+@triton.jit
+def store_halves_tl(out, at, words, mask, COUNT: tl.constexpr = None):
+    """Store int32 `[TILE, N]` side by side from `at` `[TILE]` on, which is even; with COUNT only so
+    many halves of each row."""
+    halves = tl.reshape(tl.join(words, words >> 16), (at.shape[0], 2 * words.shape[1]))
+    store_words16_tl(out, at, halves, mask, COUNT)
 
 
 @triton.jit
 def store_word32_tl(out, at, word, mask):
     """Store int32 `word` at `at`, a multiple of four."""
     tl.store((out + at).to(tl.pointer_type(tl.int32)), word, mask=mask)
+
+
+@triton.jit
+def store_words32_tl(out, at, words, mask):
+    """Store int32 `[TILE, N]` side by side from `at` `[TILE]` on, a multiple of four.
+
+    One store where there could be many: Triton looks at the whole kernel for each.
+    """
+    place = (at >> 2)[:, None] + tl.arange(0, words.shape[1])[None, :]
+    tl.store(out.to(tl.pointer_type(tl.int32)) + place, words, mask=mask[:, None])
+
+
+@triton.jit
+def half_pair_tl(low, high):
+    """int32: bits.half_bits of two float32, the first in the low half."""
+    return (half_bits_tl(low).to(tl.int32) & 0xFFFF) | (half_bits_tl(high).to(tl.int32) << 16)
 
 
 @triton.jit
@@ -194,8 +221,7 @@ def store_nibbles_tl(out, at, levels, mask):
     # Four levels a word, which a thread holds, before the halves meet across threads.
     placed = tl.reshape(levels, (TILE, 8, 4)) << (tl.arange(0, 4)[None, None, :] * 8)
     words = tl.reshape(tl.sum(placed, axis=2), (TILE, 2, 4)) << (tl.arange(0, 2)[None, :, None] * 4)
-    words = tl.sum(words, axis=1)
-    store_words16_tl(out, at, tl.reshape(tl.join(words, words >> 16), (TILE, 8)), mask)
+    store_halves_tl(out, at, tl.sum(words, axis=1), mask)
 
 
 @triton.jit
@@ -208,18 +234,15 @@ def load_crumbs_tl(blocks, at, mask):
 
 
 @triton.jit
-def store_crumbs_tl(out, at, i: tl.constexpr, word, mask):
-    """Store levels 2 i and 2 i + 1 of 16 groups by bits.pack_crumbs at `at`, which is even.
+def crumb_words_tl(words, TILE: tl.constexpr):
+    """int32 `[TILE, 16]`: bits.pack_crumbs, four bytes a word.
 
-    int32 `word` `[TILE, 16]` holds them in bits 0 and 1 and bits 8 and 9.
+    int32 `words` `[TILE * 16, 4]` hold the levels of 16 groups, a byte each, in its low two bits.
     """
     # Groups number half, quarter, sixteen; the quarters share a byte.
-    quarter = tl.arange(0, 16)[None, :] // 2 % 4
-    packed = tl.reshape((word & 0x0303) << (quarter * 2), (word.shape[0], 2, 4, 2))
-    packed = tl.sum(packed, axis=2)
-    half = at[:, None, None] + tl.arange(0, 2)[None, :, None] * 32
-    place = half + tl.arange(0, 2)[None, None, :] * 16 + 2 * i
-    store_word16_tl(out, place, packed, mask[:, None, None])
+    shift = tl.arange(0, 4)[None, None, :, None, None] * 2
+    levels = tl.reshape(words & 0x03030303, (TILE, 2, 4, 2, 4)) << shift
+    return tl.reshape(tl.sum(levels, axis=2), (TILE, 16))
 
 
 @triton.jit
@@ -237,17 +260,19 @@ def load_scales6_tl(blocks, at, mask):
 
 
 @triton.jit
-def store_scales6_tl(out, at, scale, low, mask):
-    """Store bits.pack_scales6 of two int32 `[TILE, 8]` at `at`, a multiple of four."""
+def scales6_words_tl(scale, low):
+    """Three int32 `[TILE]`: bits.pack_scales6 of two int32 `[TILE, 8]`."""
     group = tl.arange(0, 8)[None, :]
     shift = group % 4 * 8
     upper = group >= 4
     first = tl.where(upper, (scale >> 4) << 6, scale)
     second = tl.where(upper, (low >> 4) << 6, low)
     third = tl.where(upper, (scale & 15) | ((low & 15) << 4), 0)
-    store_word32_tl(out, at, tl.sum(first << shift, axis=1), mask)
-    store_word32_tl(out, at + 4, tl.sum(second << shift, axis=1), mask)
-    store_word32_tl(out, at + 8, tl.sum(third << shift, axis=1), mask)
+    return (
+        tl.sum(first << shift, axis=1),
+        tl.sum(second << shift, axis=1),
+        tl.sum(third << shift, axis=1),
+    )
 
 
 @triton.jit
@@ -310,3 +335,14 @@ def rows_tl(lanes, N: tl.constexpr):
 def spread_tl(v, TILE: tl.constexpr, GROUPS: tl.constexpr):
     """`[TILE * GROUPS]` of `[TILE]`: each block's value for each of its groups."""
     return tl.reshape(tl.broadcast_to(v[:, None], (TILE, GROUPS)), (TILE * GROUPS,))
+
+
+@triton.jit
+def byte_words_tl(levels, COUNT: tl.constexpr):
+    """int32 `[lanes, COUNT]`: of a tuple of 4 * COUNT int32 lanes in 0..255, four bytes a word."""
+    words = ()
+    for i in tl.static_range(COUNT):
+        low = levels[4 * i] | (levels[4 * i + 1] << 8)
+        high = (levels[4 * i + 2] << 16) | (levels[4 * i + 3] << 24)
+        words = words + (low | high,)  # noqa: RUF005
+    return rows_tl(words, COUNT)

@@ -25,7 +25,7 @@ def refined_tl(
 
     A sweep that changes nothing is followed by others that change nothing either.
     """
-    for _ in tl.static_range(_SWEEPS):
+    for _ in range(_SWEEPS):
         swept = ()
         for i in tl.static_range(SIZE):
             level = levels[i]

@@ -4,7 +4,14 @@ import triton
 import triton.language as tl
 
 from gpukit_kernels import codebook_search, search
-from gpukit_kernels.triton_bits import divide_tl, lanes_tl, nearest_level_tl, negated_tl, rows_tl
+from gpukit_kernels.triton_bits import (
+    byte_words_tl,
+    divide_tl,
+    lanes_tl,
+    nearest_level_tl,
+    negated_tl,
+    rows_tl,
+)
 from gpukit_kernels.triton_refine import refined_tl
 from gpukit_kernels.triton_search import importance_weights_tl, lanes_range_tl
 
@@ -45,20 +52,21 @@ def scale_search_tl(x, weights, LEVELS: tl.constexpr, SIZE: tl.constexpr):
     """scale, inverse, float32 `[lanes]`, and which lanes are zero: scale_search.scale_search."""
     largest, magnitude = lanes_range_tl(x, SIZE)
     inverse = divide_tl(-1.0 * LEVELS, largest)
-    sum_lx, sum_l2 = scale_sums_tl(x, weights, inverse, LEVELS, SIZE)
-    scale = tl.where(sum_l2 != 0.0, tl.div_rn(sum_lx, sum_l2), 0.0)
-    best = scale * sum_lx
-    step = tl.zeros_like(largest) - 9.0
-    for _ in range(18):
-        tried = tl.div_rn(-LEVELS - 0.1 * step, largest)
+    scale = tl.zeros_like(largest)
+    best = tl.zeros_like(largest)
+    # The first try, by `inverse`, in the loop too: compilation takes long where sums stand twice.
+    step = tl.zeros_like(largest) - 10.0
+    for _ in range(19):
+        first = step == -10.0
+        tried = tl.where(first, inverse, tl.div_rn(-LEVELS - 0.1 * step, largest))
         # -9..9 without 0, which is where the search began.
         step = tl.where(step == -1.0, 1.0, step + 1.0)
         sum_lx, sum_l2 = scale_sums_tl(x, weights, tried, LEVELS, SIZE)
         better = (sum_l2 > 0.0) & (sum_lx * sum_lx > best * sum_l2)
-        new_scale = tl.div_rn(sum_lx, sum_l2)
+        better = tl.where(first, sum_l2 != 0.0, better)
         inverse = tl.where(better, tried, inverse)
-        best = tl.where(better, new_scale * sum_lx, best)
-        scale = tl.where(better, new_scale, scale)
+        scale = tl.where(better, tl.div_rn(sum_lx, sum_l2), scale)
+        best = tl.where(better | first, scale * sum_lx, best)
     zero = magnitude < _GROUP_EPS
     return tl.where(zero, 0.0, scale), inverse, zero
 
@@ -112,11 +120,33 @@ def nearest_number_tl(v):
 
 @triton.jit
 def nearest_code_tl(v):
-    """int32 0..15: codebook_search.nearest_code."""
-    code = tl.full(v.shape, 15, tl.int32)
-    for k in tl.static_range(15):
-        code = code - tl.where(v < _MIDDLES[k], 1, 0)
-    return code
+    """int32 0..15: codebook_search.nearest_code, by halves."""
+    eight = v < _MIDDLES[7]
+    four = v < tl.where(eight, _MIDDLES[3], _MIDDLES[11])
+    low, high = tl.where(four, _MIDDLES[1], _MIDDLES[5]), tl.where(four, _MIDDLES[9], _MIDDLES[13])
+    two = v < tl.where(eight, low, high)
+    low = tl.where(
+        four, tl.where(two, _MIDDLES[0], _MIDDLES[2]), tl.where(two, _MIDDLES[4], _MIDDLES[6])
+    )
+    high = tl.where(
+        four, tl.where(two, _MIDDLES[8], _MIDDLES[10]), tl.where(two, _MIDDLES[12], _MIDDLES[14])
+    )
+    one = v < tl.where(eight, low, high)
+    code = tl.where(eight, 7, 15) - tl.where(four, 4, 0)
+    return code - tl.where(two, 2, 0) - tl.where(one, 1, 0)
+
+
+@triton.jit
+def codebook_words_tl(x, inverse):
+    """int32 `[lanes, 4]`: bits.pack_nibbles of the codes of `inverse * x`, four bytes a word.
+
+    `x` is a tuple of 32 lanes: a tile of it need not be kept during the search.
+    """
+    packed = ()
+    for i in tl.static_range(16):
+        low = nearest_code_tl(inverse * x[i])
+        packed = packed + (low | (nearest_code_tl(inverse * x[16 + i]) << 4),)  # noqa: RUF005
+    return byte_words_tl(packed, 4)
 
 
 @triton.jit
@@ -146,16 +176,17 @@ def codebook_search_tl(x, weights, SIZE: tl.constexpr):
     """float32 `[lanes]`: codebook_search.codebook_search."""
     largest, _ = lanes_range_tl(x, SIZE)
     inverse = divide_tl(1.0, tl.div_rn(negated_tl(largest), tl.zeros_like(largest) + _LOWEST))
-    sum_qx, sum_q2 = codebook_sums_tl(x, weights, inverse, SIZE)
-    scale = tl.where(sum_q2 > 0.0, tl.div_rn(sum_qx, sum_q2), 0.0)
-    best = scale * sum_qx
-    number = tl.zeros_like(largest) + (_LOWEST - _TRIES)
-    for _ in range(2 * _TRIES + 1):
-        sum_qx, sum_q2 = codebook_sums_tl(x, weights, tl.div_rn(number, largest), SIZE)
+    scale = tl.zeros_like(largest)
+    best = tl.zeros_like(largest)
+    # The first try, by `inverse`, in the loop too: compilation takes long where sums stand twice.
+    number = tl.zeros_like(largest) + (_LOWEST - _TRIES - 1)
+    for _ in range(2 * _TRIES + 2):
+        first = number < _LOWEST - _TRIES
+        tried = tl.where(first, inverse, tl.div_rn(number, largest))
+        sum_qx, sum_q2 = codebook_sums_tl(x, weights, tried, SIZE)
         number = number + 1.0
-        better = (sum_q2 > 0.0) & (sum_qx * sum_qx > best * sum_q2)
-        new_scale = tl.div_rn(sum_qx, sum_q2)
-        best = tl.where(better, new_scale * sum_qx, best)
-        scale = tl.where(better, new_scale, scale)
+        better = (sum_q2 > 0.0) & (first | (sum_qx * sum_qx > best * sum_q2))
+        scale = tl.where(better, tl.div_rn(sum_qx, sum_q2), scale)
+        best = tl.where(better | first, scale * sum_qx, best)
     # The magnitude is made again: kept through the search it is a register too many.
     return tl.where(tl.abs(largest) < _GROUP_EPS, 0.0, scale)

@@ -9,7 +9,6 @@ Source: block_iq4_nl, quantize_row_iq4_nl_impl in llama.cpp's ggml-quants.c.
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import (
@@ -31,10 +30,10 @@ from gpukit_kernels.triton_bits import (
     lanes_tl,
     load_half_tl,
     load_nibbles_tl,
-    store_nibbles_tl,
+    store_halves_tl,
     store_word16_tl,
 )
-from gpukit_kernels.triton_scale import codebook_search_tl, codebook_values_tl, nearest_code_tl
+from gpukit_kernels.triton_scale import codebook_search_tl, codebook_values_tl, codebook_words_tl
 from gpukit_kernels.triton_search import importance_weights_tl, squares_tl
 
 
@@ -72,11 +71,7 @@ def decode_tl(blocks, at, mask):
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
     lanes = lanes_tl(x, 32)
-    # Made once: where the search makes them, ptxas spills (sm_100, Triton 3.7.1).
-    weights = ()
-    for i in tl.static_range(32):
-        weights = weights + (lanes[i] * lanes[i],)  # noqa: RUF005
-    _store_tl(x, codebook_search_tl(lanes, weights, 32), out, at, mask)
+    _store_tl(lanes, codebook_search_tl(lanes, None, 32), out, at, mask)
 
 
 @triton.jit
@@ -85,13 +80,13 @@ def weighted_tl(x, importance, _, out, at, mask):
     lanes = lanes_tl(x, 32)
     variance = squares_tl(lanes, 32) * (2.0 / 32)
     weights = importance_weights_tl(lanes, lanes_tl(importance, 32), variance, 32)
-    _store_tl(x, codebook_search_tl(lanes, weights, 32), out, at, mask)
+    _store_tl(lanes, codebook_search_tl(lanes, weights, 32), out, at, mask)
 
 
 @triton.jit
-def _store_tl(x, d, out, at, mask):
+def _store_tl(lanes, d, out, at, mask):
     store_word16_tl(out, at, half_bits_tl(d), mask)
-    store_nibbles_tl(out, at + 2, nearest_code_tl(inverse_tl(d)[:, None] * x), mask)
+    store_halves_tl(out, at + 2, codebook_words_tl(lanes, inverse_tl(d)), mask)
 
 
 ROWS = (

@@ -29,10 +29,9 @@ from gpukit_kernels.triton_bits import (
     nearest_int_tl,
     negated_tl,
     spread_tl,
-    store_word16_tl,
-    store_word32_tl,
+    store_words32_tl,
 )
-from gpukit_kernels.triton_scale import codebook_search_tl, codebook_values_tl, nearest_code_tl
+from gpukit_kernels.triton_scale import codebook_search_tl, codebook_values_tl, codebook_words_tl
 from gpukit_kernels.triton_search import (
     block_squares_tl,
     first_largest_tl,
@@ -134,17 +133,12 @@ def _store_tl(groups, scale, out, at, mask):
     inverse = tl.reshape(inverse_tl(d[:, None] * code.to(tl.float32)), (TILE * 8,))
     code = code + 32
     group = tl.arange(0, 8)[None, :]
-    store_word16_tl(out, at, half_bits_tl(d), mask)
-    store_word16_tl(out, at + 2, tl.sum((code >> 4) << (group * 2), axis=1), mask)
-    store_word32_tl(out, at + 4, tl.sum((code & 15) << (group * 4), axis=1), mask)
-    place = at[:, None] + 8 + group * 16
-    for i in tl.static_range(4):
-        word = tl.zeros((TILE * 8,), tl.int32)
-        for k in tl.static_range(4):
-            low = nearest_code_tl(inverse * groups[4 * i + k])
-            high = nearest_code_tl(inverse * groups[16 + 4 * i + k])
-            word = word | ((low | (high << 4)) << (8 * k))
-        store_word32_tl(out, place + 4 * i, tl.reshape(word, (TILE, 8)), mask[:, None])
+    high = tl.sum((code >> 4) << (group * 2), axis=1)
+    low = tl.sum((code & 15) << (group * 4), axis=1)
+    head = (half_bits_tl(d).to(tl.int32) & 0xFFFF) | (high << 16)
+    store_words32_tl(out, at, tl.join(head, low), mask)
+    words = codebook_words_tl(groups, inverse)
+    store_words32_tl(out, at + 8, tl.reshape(words, (TILE, 32)), mask)
 
 
 ROWS = (

@@ -39,11 +39,13 @@ from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import (
     affine_search_tl,
     positive_codes_tl,
-    read_level_tl,
+    read_levels_tl,
     top_codes_tl,
 )
 from gpukit_kernels.triton_bits import (
-    half_bits_tl,
+    byte_words_tl,
+    crumb_words_tl,
+    half_pair_tl,
     half_round_tl,
     lanes_tl,
     load_byte_tl,
@@ -51,9 +53,8 @@ from gpukit_kernels.triton_bits import (
     load_half_tl,
     negated_tl,
     spread_tl,
-    store_crumbs_tl,
-    store_word16_tl,
     store_word32_tl,
+    store_words32_tl,
 )
 from gpukit_kernels.triton_search import block_squares_tl, importance_weights_tl
 
@@ -175,18 +176,13 @@ def _store_tl(
     # Scales are not clamped: one below zero reaches into the bits of the minimum.
     packed = (scale_code | (low_code << 4)) & 0xFF
     words = tl.reshape(packed << (tl.arange(0, 16)[None, :] % 4 * 8), (TILE, 4, 4))
-    place = at[:, None] + tl.arange(0, 4)[None, :] * 4
-    store_word32_tl(out, place, tl.sum(words, axis=2), mask[:, None])
-    store_word16_tl(out, at + 80, half_bits_tl(d), mask)
-    store_word16_tl(out, at + 82, half_bits_tl(dmin), mask)
+    store_words32_tl(out, at, tl.sum(words, axis=2), mask)
+    store_word32_tl(out, at + 80, half_pair_tl(d, dmin), mask)
     code = tl.reshape(packed, (lanes,))
     step = spread_tl(half_round_tl(d), TILE, 16) * (code & 15).to(tl.float32)
     offset = spread_tl(half_round_tl(dmin), TILE, 16) * (code >> 4).to(tl.float32)
-    for i in tl.static_range(8):
-        first = read_level_tl(groups[2 * i], step, offset, inverse, shift, 3, GIVEN)
-        second = read_level_tl(groups[2 * i + 1], step, offset, inverse, shift, 3, GIVEN)
-        word = first.to(tl.int32) | (second.to(tl.int32) << 8)
-        store_crumbs_tl(out, at + 16, i, tl.reshape(word, (TILE, 16)), mask)
+    levels = read_levels_tl(groups, step, offset, inverse, shift, 3, 16, GIVEN)
+    store_words32_tl(out, at + 16, crumb_words_tl(byte_words_tl(levels, 4), TILE), mask)
 
 
 ROWS = (

@@ -44,6 +44,8 @@ from gpukit_kernels.search import (
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
+    byte_words_tl,
+    crumb_words_tl,
     divide_tl,
     half_bits_tl,
     half_round_tl,
@@ -53,10 +55,10 @@ from gpukit_kernels.triton_bits import (
     load_half_tl,
     nearest_int_tl,
     nearest_level_tl,
+    rows_tl,
     signed_byte_tl,
     spread_tl,
-    store_crumbs_tl,
-    store_word16_tl,
+    store_halves_tl,
 )
 from gpukit_kernels.triton_scale import found_level_tl, refined_search_tl, scale_search_tl
 from gpukit_kernels.triton_search import (
@@ -188,10 +190,10 @@ def encode_tl(x, out, at, mask):
     code = tl.where(some[:, None], code, 0)
     d = tl.where(some, divide_tl(1.0, inverse), 0.0)
     step = _store_scales_tl(code, d, out, at, mask)
-    for i in tl.static_range(8):
-        first = _level_tl(groups[2 * i], step, found[2 * i])
-        second = _level_tl(groups[2 * i + 1], step, found[2 * i + 1])
-        _store_levels_tl(first | (second << 8), i, out, at, mask)
+    levels = ()
+    for i in tl.static_range(16):
+        levels = levels + (_level_tl(groups[i], step, found[i]),)  # noqa: RUF005
+    _store_levels_tl(levels, out, at, mask)
 
 
 @triton.jit
@@ -213,11 +215,11 @@ def weighted_tl(x, importance, _, out, at, mask):
     d, block_inverse, none = scale_search_tl(lanes_tl(scale, 16), lanes_tl(weight, 16), 32, 16)
     code = found_level_tl(scale, block_inverse[:, None], none[:, None], 32).to(tl.int32)
     step = _store_scales_tl(code, d, out, at, mask)
-    for i in tl.static_range(8):
-        first = _level_tl(groups[2 * i], step, found_level_tl(groups[2 * i], inverse, zero, 4))
-        other = found_level_tl(groups[2 * i + 1], inverse, zero, 4)
-        second = _level_tl(groups[2 * i + 1], step, other)
-        _store_levels_tl(first | (second << 8), i, out, at, mask)
+    levels = ()
+    for i in tl.static_range(16):
+        level = _level_tl(groups[i], step, found_level_tl(groups[i], inverse, zero, 4))
+        levels = levels + (level,)  # noqa: RUF005
+    _store_levels_tl(levels, out, at, mask)
 
 
 @triton.jit
@@ -226,14 +228,12 @@ def _store_scales_tl(code, d, out, at, mask):
     TILE: tl.constexpr = at.shape[0]
     group = tl.arange(0, 16)[None, :]
     low = tl.sum(tl.reshape((code & 15) << (group // 8 * 4), (TILE, 2, 8)), axis=1)
-    low = tl.reshape(low << (tl.arange(0, 8)[None, :] % 2 * 8), (TILE, 4, 2))
-    place = at[:, None] + 96 + tl.arange(0, 4)[None, :] * 2
-    store_word16_tl(out, place, tl.sum(low, axis=2), mask[:, None])
-    high = tl.sum(tl.reshape((code >> 4) << (group // 4 * 2), (TILE, 4, 4)), axis=1)
-    high = tl.reshape(high << (tl.arange(0, 4)[None, :] % 2 * 8), (TILE, 2, 2))
-    place = at[:, None] + 104 + tl.arange(0, 2)[None, :] * 2
-    store_word16_tl(out, place, tl.sum(high, axis=2), mask[:, None])
-    store_word16_tl(out, at + 108, half_bits_tl(d), mask)
+    low = tl.reshape(low << (tl.arange(0, 8)[None, :] % 4 * 8), (TILE, 2, 4))
+    first, second = tl.split(tl.sum(low, axis=2))
+    # Byte j of the last word takes the high bits of scales j, j + 4, j + 8 and j + 12.
+    high = tl.sum((code >> 4) << (group // 4 * 2 + group % 4 * 8), axis=1)
+    words = rows_tl((first, second, high, half_bits_tl(d).to(tl.int32)), 4)
+    store_halves_tl(out, at + 96, words, mask, 7)
     code = tl.reshape(code, (TILE * 16,)).to(tl.float32)
     return spread_tl(half_round_tl(d), TILE, 16) * (code - 32.0)
 
@@ -246,15 +246,13 @@ def _level_tl(v, step, found):
 
 
 @triton.jit
-def _store_levels_tl(word, i: tl.constexpr, out, at, mask):
-    """Store levels 2 i and 2 i + 1 of the groups, which int32 `word` holds a byte each."""
+def _store_levels_tl(levels, out, at, mask):
+    """Store the third bits and the low two of a tuple of 16 levels of each group."""
     TILE: tl.constexpr = at.shape[0]
-    word = tl.reshape(word, (TILE, 16))
-    store_crumbs_tl(out, at + 32, i, word, mask)
-    high = ((word >> 2) & 0x0101) << (tl.arange(0, 16)[None, :] // 2)
-    high = tl.sum(tl.reshape(high, (TILE, 8, 2)), axis=1)
-    place = at[:, None] + tl.arange(0, 2)[None, :] * 16 + 2 * i
-    store_word16_tl(out, place, high, mask[:, None])
+    words = byte_words_tl(levels, 4)
+    high = tl.reshape((words >> 2) & 0x01010101, (TILE, 8, 8)) << tl.arange(0, 8)[None, :, None]
+    store_halves_tl(out, at, tl.sum(high, axis=1), mask)
+    store_halves_tl(out, at + 32, crumb_words_tl(words, TILE), mask)
 
 
 ROWS = (

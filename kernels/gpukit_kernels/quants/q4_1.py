@@ -21,12 +21,12 @@ from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import offset_search_tl
 from gpukit_kernels.triton_bits import (
-    half_bits_tl,
+    half_pair_tl,
     load_half_tl,
     load_nibbles_tl,
     signed_byte_tl,
     store_nibbles_tl,
-    store_word16_tl,
+    store_word32_tl,
 )
 from gpukit_kernels.triton_search import offset_levels_tl
 
@@ -88,8 +88,7 @@ def weighted_tl(x, importance, mean_square, out, at, mask):
 
 @triton.jit
 def _store_tl(d, low, level, out, at, mask):
-    store_word16_tl(out, at, half_bits_tl(d), mask)
-    store_word16_tl(out, at + 2, half_bits_tl(low), mask)
+    store_word32_tl(out, at, half_pair_tl(d, low), mask)
     store_nibbles_tl(out, at + 4, level & 15, mask)
 
 

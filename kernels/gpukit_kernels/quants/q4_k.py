@@ -28,8 +28,8 @@ from gpukit_kernels.facts import FACTS
 from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl
-from gpukit_kernels.triton_bits import load_byte_tl, store_word32_tl
+from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl, nibble_words_tl
+from gpukit_kernels.triton_bits import load_byte_tl, store_words32_tl
 from gpukit_kernels.triton_q4_k import decode_kernel, few_kernel
 
 
@@ -79,23 +79,14 @@ def decode_tl(blocks, at, mask):
 def encode_tl(x, out, at, mask):
     """Store float32 `[TILE, 256]` as blocks at byte offsets `at`."""
     words = affine_encode_tl(x, None, out, at, mask, 15, -1.0, 0.1, 20)
-    _store_levels_tl(words, out, at, mask)
+    store_words32_tl(out, at + 16, nibble_words_tl(words, x.shape[0]), mask)
 
 
 @triton.jit
 def weighted_tl(x, importance, _, out, at, mask):
     """`encode_tl` with float32 `importance` `[TILE, 256]`."""
     words = affine_encode_tl(x, importance, out, at, mask, 15, -0.9, 0.05, 36)
-    _store_levels_tl(words, out, at, mask)
-
-
-@triton.jit
-def _store_levels_tl(words, out, at, mask):
-    group = tl.arange(0, 8)[None, :]
-    place = at[:, None] + 16 + tl.arange(0, 4)[None, :] * 32
-    for i in tl.static_range(8):
-        pairs = tl.reshape(words[i] << (group % 2 * 4), (at.shape[0], 4, 2))
-        store_word32_tl(out, place + 4 * i, tl.sum(pairs, axis=2), mask[:, None])
+    store_words32_tl(out, at + 16, nibble_words_tl(words, x.shape[0]), mask)
 
 
 ROWS = (

@@ -24,8 +24,8 @@ from gpukit_kernels.triton_bits import (
     load_byte_tl,
     load_half_tl,
     load_nibbles_tl,
+    store_halves_tl,
     store_nibbles_tl,
-    store_word16_tl,
 )
 from gpukit_kernels.triton_scale import signed_search_tl
 from gpukit_kernels.triton_search import signed_levels_tl
@@ -88,9 +88,8 @@ def weighted_tl(x, importance, mean_square, out, at, mask):
 @triton.jit
 def _store_tl(d, levels, out, at, mask):
     high = tl.sum(((levels >> 4) & 1) << tl.arange(0, 32)[None, :], axis=1)
-    store_word16_tl(out, at, half_bits_tl(d), mask)
-    store_word16_tl(out, at + 2, high, mask)
-    store_word16_tl(out, at + 4, high >> 16, mask)
+    head = (half_bits_tl(d).to(tl.int32) & 0xFFFF) | (high << 16)
+    store_halves_tl(out, at, tl.join(head, high >> 16), mask, 3)
     store_nibbles_tl(out, at + 6, levels & 15, mask)
 
 

@@ -28,13 +28,12 @@ from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_affine import offset_search_tl
 from gpukit_kernels.triton_bits import (
-    half_bits_tl,
+    half_pair_tl,
     load_byte_tl,
     load_half_tl,
     load_nibbles_tl,
     store_nibbles_tl,
-    store_word16_tl,
-    store_word32_tl,
+    store_words32_tl,
 )
 from gpukit_kernels.triton_search import offset_levels_tl
 
@@ -99,9 +98,8 @@ def weighted_tl(x, importance, mean_square, out, at, mask):
 @triton.jit
 def _store_tl(d, low, level, out, at, mask):
     element = tl.arange(0, 32)[None, :]
-    store_word16_tl(out, at, half_bits_tl(d), mask)
-    store_word16_tl(out, at + 2, half_bits_tl(low), mask)
-    store_word32_tl(out, at + 4, tl.sum(((level >> 4) & 1) << element, axis=1), mask)
+    high = tl.sum(((level >> 4) & 1) << element, axis=1)
+    store_words32_tl(out, at, tl.join(half_pair_tl(d, low), high), mask)
     store_nibbles_tl(out, at + 8, level & 15, mask)
 
 

@@ -29,8 +29,8 @@ from gpukit_kernels.facts import FACTS
 from gpukit_kernels.search import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl
-from gpukit_kernels.triton_bits import load_byte_tl, store_word32_tl
+from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl, nibble_words_tl
+from gpukit_kernels.triton_bits import load_byte_tl, store_words32_tl
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -101,13 +101,10 @@ def weighted_tl(x, importance, _, out, at, mask):
 
 @triton.jit
 def _store_levels_tl(words, out, at, mask):
-    group = tl.arange(0, 8)[None, :]
-    place = at[:, None] + 48 + tl.arange(0, 4)[None, :] * 32
-    for i in tl.static_range(8):
-        high = tl.sum(((words[i] >> 4) & 0x01010101) << group, axis=1)
-        store_word32_tl(out, at + 16 + 4 * i, high, mask)
-        pairs = tl.reshape((words[i] & 0x0F0F0F0F) << (group % 2 * 4), (at.shape[0], 4, 2))
-        store_word32_tl(out, place + 4 * i, tl.sum(pairs, axis=2), mask[:, None])
+    TILE: tl.constexpr = at.shape[0]
+    high = tl.reshape((words >> 4) & 0x01010101, (TILE, 8, 8)) << tl.arange(0, 8)[None, :, None]
+    store_words32_tl(out, at + 16, tl.sum(high, axis=1), mask)
+    store_words32_tl(out, at + 48, nibble_words_tl(words & 0x0F0F0F0F, TILE), mask)
 
 
 ROWS = (

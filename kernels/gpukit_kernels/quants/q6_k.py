@@ -30,6 +30,8 @@ from gpukit_kernels.search import GROUP_EPS, first_largest, low_int8
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 from gpukit_kernels.triton_bits import (
+    byte_words_tl,
+    crumb_words_tl,
     divide_tl,
     half_bits_tl,
     half_round_tl,
@@ -40,7 +42,9 @@ from gpukit_kernels.triton_bits import (
     nearest_level_tl,
     signed_byte_tl,
     spread_tl,
+    store_halves_tl,
     store_word16_tl,
+    store_words16_tl,
 )
 from gpukit_kernels.triton_scale import found_level_tl, scale_search_tl
 from gpukit_kernels.triton_search import first_largest_tl
@@ -166,9 +170,8 @@ def _encode_tl(groups, weights, out, at, mask):
     # The C goes through int8, which keeps the low byte.
     code = signed_byte_tl(tl.minimum(nearest_int_tl(ratio[:, None] * scale), 127))
     code = tl.where(full[:, None], code, 0)
-    place = at[:, None] + 192 + tl.arange(0, 8)[None, :] * 2
     pairs = tl.reshape((code & 0xFF) << (tl.arange(0, 16)[None, :] % 2 * 8), (TILE, 8, 2))
-    store_word16_tl(out, place, tl.sum(pairs, axis=2), mask[:, None])
+    store_words16_tl(out, at + 192, tl.sum(pairs, axis=2), mask)
     store_word16_tl(out, at + 208, half_bits_tl(d), mask)
     step = spread_tl(half_round_tl(d), TILE, 16) * tl.reshape(code, (lanes,)).to(tl.float32)
     # A zero block is zero bytes, so its levels are 0 as those of a zero group are.
@@ -186,24 +189,17 @@ def _level_tl(v, step, inverse, zero):
 
 @triton.jit
 def _store_levels_tl(groups, step, inverse, zero, out, at, mask):
-    """Store the low four and the high two bits; groups number half, quarter, sixteen."""
+    """Store the low four and the high two bits."""
     TILE: tl.constexpr = at.shape[0]
-    group = tl.arange(0, 16)[None, :]
-    half = at[:, None, None] + tl.arange(0, 2)[None, :, None] * 64  # [TILE, 2, 1]
-    low_place = half + tl.arange(0, 4)[None, None, :] * 16
-    half = at[:, None, None] + 128 + tl.arange(0, 2)[None, :, None] * 32
-    high_place = half + tl.arange(0, 2)[None, None, :] * 16
-    masked = mask[:, None, None]
-    for i in tl.static_range(8):
-        first = _level_tl(groups[2 * i], step, inverse, zero)
-        second = _level_tl(groups[2 * i + 1], step, inverse, zero)
-        word = tl.reshape(first | (second << 8), (TILE, 16))
-        low = (word & 0x0F0F) << (group // 4 % 2 * 4)
-        low = tl.sum(tl.reshape(low, (TILE, 2, 2, 4)), axis=2)
-        store_word16_tl(out, low_place + 2 * i, low, masked)
-        high = ((word >> 4) & 0x0303) << (group // 2 % 4 * 2)
-        high = tl.sum(tl.reshape(high, (TILE, 2, 4, 2)), axis=2)
-        store_word16_tl(out, high_place + 2 * i, high, masked)
+    levels = ()
+    for i in tl.static_range(16):
+        levels = levels + (_level_tl(groups[i], step, inverse, zero),)  # noqa: RUF005
+    words = byte_words_tl(levels, 4)  # [TILE * 16, 4]
+    # Groups number half, which 64 levels of it, 32 or 16; the former share a byte.
+    low = tl.reshape(words & 0x0F0F0F0F, (TILE, 2, 2, 4, 4))
+    low = tl.sum(low << (tl.arange(0, 2)[None, None, :, None, None] * 4), axis=2)
+    store_halves_tl(out, at, tl.reshape(low, (TILE, 32)), mask)
+    store_halves_tl(out, at + 128, crumb_words_tl(words >> 4, TILE), mask)
 
 
 ROWS = (
