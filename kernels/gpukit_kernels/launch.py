@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import divide_tl, load_float_tl, store_float_tl
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.

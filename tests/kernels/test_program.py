@@ -10,7 +10,7 @@ from torch import Tensor
 from gpukit_kernels.cpu.build import build, compiler
 from gpukit_kernels.cpu.program import Program
 from gpukit_kernels.cpu.recording import Form, record
-from gpukit_kernels.search import added as summed
+from gpukit_kernels.search.common import added as summed
 from gpukit_kernels.stages import settle, stage
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")

@@ -17,7 +17,7 @@ import triton.language as tl
 from support import quant_kinds
 from torch import Tensor
 
-from gpukit_kernels import QUANTS, QuantType, bits, dequantize, launch, quantize, triton_bits
+from gpukit_kernels import QUANTS, QuantType, bits, bits_triton, dequantize, launch, quantize
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "kernels.npz"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -180,8 +180,8 @@ def test_rows_of_nothing(name: str) -> None:
 def half_kernel(values, out):
     at = tl.arange(0, 8)
     v = tl.load(values + at)
-    tl.store(out + at, triton_bits.half_bits_tl(v))
-    tl.store(out + 8 + at, triton_bits.given_half_bits_tl(v))
+    tl.store(out + at, bits_triton.half_bits_tl(v))
+    tl.store(out + 8 + at, bits_triton.given_half_bits_tl(v))
 
 
 def test_the_nan_that_a_gpu_makes_has_the_sign_of_the_processors() -> None:

@@ -11,10 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_bits, half_value
+from gpukit_kernels.bits_triton import given_half_bits_tl, store_word16_tl
 from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import given_half_bits_tl, store_word16_tl
 
 
 def decode(blocks: Tensor) -> Tensor:

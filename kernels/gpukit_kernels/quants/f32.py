@@ -6,10 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import byte_word
+from gpukit_kernels.bits_triton import store_word32_tl
 from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import store_word32_tl
 
 
 def decode(blocks: Tensor) -> Tensor:

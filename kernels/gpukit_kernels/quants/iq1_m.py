@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels import grids
+from gpukit_kernels.bits_triton import load_byte_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import load_byte_tl
 
 # The codebook of IQ1_S.
 GRID = partial(grids.grid, "IQ1_S")

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value
+from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import load_byte_tl, load_half_tl
 
 GRID = partial(grids.grid, "IQ3_XXS")
 

@@ -19,22 +19,26 @@ from gpukit_kernels.bits import (
     unpack_nibbles,
     word_bytes,
 )
-from gpukit_kernels.codebook_search import codebook_search, codebook_values, nearest_code
-from gpukit_kernels.facts import FACTS
-from gpukit_kernels.search import importance_weights, scaled_squares
-from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import (
+from gpukit_kernels.bits_triton import (
     half_bits_tl,
     inverse_tl,
-    lanes_tl,
     load_half_tl,
     load_nibbles_tl,
     store_halves_tl,
     store_word16_tl,
 )
-from gpukit_kernels.triton_scale import codebook_search_tl, codebook_values_tl, codebook_words_tl
-from gpukit_kernels.triton_search import importance_weights_tl, squares_tl
+from gpukit_kernels.facts import FACTS
+from gpukit_kernels.lanes_triton import lanes_tl
+from gpukit_kernels.search.codebook import codebook_search, codebook_values, nearest_code
+from gpukit_kernels.search.codebook_triton import (
+    codebook_search_tl,
+    codebook_values_tl,
+    codebook_words_tl,
+)
+from gpukit_kernels.search.common import importance_weights, scaled_squares
+from gpukit_kernels.search.common_triton import importance_weights_tl, squares_tl
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:

@@ -15,28 +15,31 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import divide, half_bits, half_value, nearest_int, word_bytes
-from gpukit_kernels.codebook_search import codebook_search, codebook_values, nearest_code
-from gpukit_kernels.facts import FACTS
-from gpukit_kernels.search import first_largest, importance_weights, scaled_squares
-from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import (
+from gpukit_kernels.bits_triton import (
     half_bits_tl,
     inverse_tl,
-    lanes_tl,
     load_byte_tl,
     load_half_tl,
     nearest_int_tl,
     negated_tl,
-    spread_tl,
     store_words32_tl,
 )
-from gpukit_kernels.triton_scale import codebook_search_tl, codebook_values_tl, codebook_words_tl
-from gpukit_kernels.triton_search import (
+from gpukit_kernels.facts import FACTS
+from gpukit_kernels.lanes_triton import lanes_tl, spread_tl
+from gpukit_kernels.search.codebook import codebook_search, codebook_values, nearest_code
+from gpukit_kernels.search.codebook_triton import (
+    codebook_search_tl,
+    codebook_values_tl,
+    codebook_words_tl,
+)
+from gpukit_kernels.search.common import first_largest, importance_weights, scaled_squares
+from gpukit_kernels.search.common_triton import (
     block_squares_tl,
     first_largest_tl,
     importance_weights_tl,
 )
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:

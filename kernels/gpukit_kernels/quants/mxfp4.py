@@ -14,10 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import pack_nibbles, unpack_nibbles
+from gpukit_kernels.bits_triton import load_byte_tl, load_nibbles_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import load_byte_tl, load_nibbles_tl
 
 # The eight magnitudes of E2M1, doubled to be whole.
 NUMBERS = (0, 1, 2, 3, 4, 6, 8, 12)

@@ -14,15 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.affine_search import (
-    WITH_IMPORTANCE,
-    AffineSearch,
-    Steps,
-    affine_search,
-    read_levels,
-    scales_and_minima,
-    top_codes,
-)
 from gpukit_kernels.bits import (
     half_bits,
     half_round,
@@ -31,32 +22,35 @@ from gpukit_kernels.bits import (
     unpack_crumbs,
     word_bytes,
 )
-from gpukit_kernels.facts import FACTS
-from gpukit_kernels.positive_search import positive_search
-from gpukit_kernels.search import importance_weights, scaled_squares
-from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_affine import (
-    affine_search_tl,
-    positive_codes_tl,
-    read_levels_tl,
-    top_codes_tl,
-)
-from gpukit_kernels.triton_bits import (
-    byte_words_tl,
+from gpukit_kernels.bits_triton import (
     crumb_words_tl,
     half_pair_tl,
     half_round_tl,
-    lanes_tl,
     load_byte_tl,
     load_crumbs_tl,
     load_half_tl,
     negated_tl,
-    spread_tl,
     store_word32_tl,
     store_words32_tl,
 )
-from gpukit_kernels.triton_search import block_squares_tl, importance_weights_tl
+from gpukit_kernels.facts import FACTS
+from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, spread_tl
+from gpukit_kernels.search.affine import (
+    WITH_IMPORTANCE,
+    AffineSearch,
+    Steps,
+    affine_search,
+    read_levels,
+    scales_and_minima,
+    top_codes,
+)
+from gpukit_kernels.search.affine_triton import affine_search_tl, read_levels_tl, top_codes_tl
+from gpukit_kernels.search.common import importance_weights, scaled_squares
+from gpukit_kernels.search.common_triton import block_squares_tl, importance_weights_tl
+from gpukit_kernels.search.positive import positive_search
+from gpukit_kernels.search.positive_triton import positive_codes_tl
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:

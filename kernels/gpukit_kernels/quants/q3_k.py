@@ -27,46 +27,38 @@ from gpukit_kernels.bits import (
     unpack_crumbs,
     word_bytes,
 )
-from gpukit_kernels.facts import FACTS
-from gpukit_kernels.scale_search import (
-    ScaleSearch,
-    found_levels,
-    refined_search,
-    scale_search,
+from gpukit_kernels.bits_triton import (
+    crumb_words_tl,
+    divide_tl,
+    half_bits_tl,
+    half_round_tl,
+    load_byte_tl,
+    load_crumbs_tl,
+    load_half_tl,
+    nearest_int_tl,
+    nearest_level_tl,
+    signed_byte_tl,
+    store_halves_tl,
 )
-from gpukit_kernels.search import (
+from gpukit_kernels.facts import FACTS
+from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, rows_tl, spread_tl
+from gpukit_kernels.search.common import (
     first_largest,
     importance_weights,
     low_int8,
     scaled_squares,
     total,
 )
-from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import (
-    byte_words_tl,
-    crumb_words_tl,
-    divide_tl,
-    half_bits_tl,
-    half_round_tl,
-    lanes_tl,
-    load_byte_tl,
-    load_crumbs_tl,
-    load_half_tl,
-    nearest_int_tl,
-    nearest_level_tl,
-    rows_tl,
-    signed_byte_tl,
-    spread_tl,
-    store_halves_tl,
-)
-from gpukit_kernels.triton_scale import found_level_tl, refined_search_tl, scale_search_tl
-from gpukit_kernels.triton_search import (
+from gpukit_kernels.search.common_triton import (
     block_squares_tl,
     first_largest_tl,
     importance_weights_tl,
     total_tl,
 )
+from gpukit_kernels.search.scale import ScaleSearch, found_levels, refined_search, scale_search
+from gpukit_kernels.search.scale_triton import found_level_tl, refined_search_tl, scale_search_tl
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:

@@ -13,20 +13,20 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
-from gpukit_kernels.facts import FACTS
-from gpukit_kernels.scale_search import scale_search, searched_levels
-from gpukit_kernels.search import importance_weights, signed_levels, signed_scale
-from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import (
+from gpukit_kernels.bits_triton import (
     half_bits_tl,
     load_half_tl,
     load_nibbles_tl,
     store_nibbles_tl,
     store_word16_tl,
 )
-from gpukit_kernels.triton_scale import signed_search_tl
-from gpukit_kernels.triton_search import signed_levels_tl
+from gpukit_kernels.facts import FACTS
+from gpukit_kernels.search.common import importance_weights, signed_levels, signed_scale
+from gpukit_kernels.search.common_triton import signed_levels_tl
+from gpukit_kernels.search.scale import scale_search, searched_levels
+from gpukit_kernels.search.scale_triton import signed_search_tl
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:

@@ -13,14 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.affine_search import WITH_IMPORTANCE, affine_search, found_levels
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
-from gpukit_kernels.facts import FACTS
-from gpukit_kernels.search import importance_weights, low_int8, offset_levels, offset_scale
-from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_affine import offset_search_tl
-from gpukit_kernels.triton_bits import (
+from gpukit_kernels.bits_triton import (
     half_pair_tl,
     load_half_tl,
     load_nibbles_tl,
@@ -28,7 +22,13 @@ from gpukit_kernels.triton_bits import (
     store_nibbles_tl,
     store_word32_tl,
 )
-from gpukit_kernels.triton_search import offset_levels_tl
+from gpukit_kernels.facts import FACTS
+from gpukit_kernels.search.affine import WITH_IMPORTANCE, affine_search, found_levels
+from gpukit_kernels.search.affine_triton import offset_search_tl
+from gpukit_kernels.search.common import importance_weights, low_int8, offset_levels, offset_scale
+from gpukit_kernels.search.common_triton import offset_levels_tl
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:

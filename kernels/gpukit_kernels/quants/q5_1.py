@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.affine_search import WITH_IMPORTANCE, affine_search, found_levels
 from gpukit_kernels.bits import (
     half_bits,
     half_value,
@@ -22,12 +21,7 @@ from gpukit_kernels.bits import (
     unpack_nibbles,
     word_bytes,
 )
-from gpukit_kernels.facts import FACTS
-from gpukit_kernels.search import importance_weights, offset_levels, offset_scale
-from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_affine import offset_search_tl
-from gpukit_kernels.triton_bits import (
+from gpukit_kernels.bits_triton import (
     half_pair_tl,
     load_byte_tl,
     load_half_tl,
@@ -35,7 +29,13 @@ from gpukit_kernels.triton_bits import (
     store_nibbles_tl,
     store_words32_tl,
 )
-from gpukit_kernels.triton_search import offset_levels_tl
+from gpukit_kernels.facts import FACTS
+from gpukit_kernels.search.affine import WITH_IMPORTANCE, affine_search, found_levels
+from gpukit_kernels.search.affine_triton import offset_search_tl
+from gpukit_kernels.search.common import importance_weights, offset_levels, offset_scale
+from gpukit_kernels.search.common_triton import offset_levels_tl
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:

@@ -15,7 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpukit_kernels.affine_search import (
+from gpukit_kernels.bits import unpack_scales6
+from gpukit_kernels.bits_triton import load_byte_tl, store_words32_tl
+from gpukit_kernels.facts import FACTS
+from gpukit_kernels.search.affine import (
     WITH_IMPORTANCE,
     affine_search,
     affine_values,
@@ -24,13 +27,10 @@ from gpukit_kernels.affine_search import (
     scales6,
     weighted_scales6,
 )
-from gpukit_kernels.bits import unpack_scales6
-from gpukit_kernels.facts import FACTS
-from gpukit_kernels.search import importance_weights, scaled_squares
+from gpukit_kernels.search.affine_triton import affine_encode_tl, affine_values_tl, nibble_words_tl
+from gpukit_kernels.search.common import importance_weights, scaled_squares
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_affine import affine_encode_tl, affine_values_tl, nibble_words_tl
-from gpukit_kernels.triton_bits import load_byte_tl, store_words32_tl
 
 
 def decode(blocks: Tensor) -> Tensor:

@@ -24,30 +24,28 @@ from gpukit_kernels.bits import (
     nearest_level,
     word_bytes,
 )
-from gpukit_kernels.facts import FACTS
-from gpukit_kernels.scale_search import ScaleSearch, scale_search
-from gpukit_kernels.search import GROUP_EPS, first_largest, low_int8
-from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import (
-    byte_words_tl,
+from gpukit_kernels.bits_triton import (
     crumb_words_tl,
     divide_tl,
     half_bits_tl,
     half_round_tl,
-    lanes_tl,
     load_byte_tl,
     load_half_tl,
     nearest_int_tl,
     nearest_level_tl,
     signed_byte_tl,
-    spread_tl,
     store_halves_tl,
     store_word16_tl,
     store_words16_tl,
 )
-from gpukit_kernels.triton_scale import found_level_tl, scale_search_tl
-from gpukit_kernels.triton_search import first_largest_tl
+from gpukit_kernels.facts import FACTS
+from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, spread_tl
+from gpukit_kernels.search.common import GROUP_EPS, first_largest, low_int8
+from gpukit_kernels.search.common_triton import first_largest_tl
+from gpukit_kernels.search.scale import ScaleSearch, scale_search
+from gpukit_kernels.search.scale_triton import found_level_tl, scale_search_tl
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
 
 _GROUP_EPS = tl.constexpr(GROUP_EPS)
 

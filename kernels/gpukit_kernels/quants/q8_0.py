@@ -13,11 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import divide, half_bits, half_value, round_away, word_bytes
-from gpukit_kernels.cpu.trace import is_tracing
-from gpukit_kernels.facts import FACTS
-from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.triton_bits import (
+from gpukit_kernels.bits_triton import (
     divide_tl,
     given_half_bits_tl,
     inverse_tl,
@@ -27,6 +23,10 @@ from gpukit_kernels.triton_bits import (
     store_word16_tl,
     store_words16_tl,
 )
+from gpukit_kernels.cpu.trace import is_tracing
+from gpukit_kernels.facts import FACTS
+from gpukit_kernels.stages import stage
+from gpukit_kernels.table import QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:

@@ -1,28 +1,25 @@
-"""The Triton twins of affine_search.py and positive_search.py."""
+"""The Triton twin of affine.py."""
 
 import triton
 import triton.language as tl
 
-from gpukit_kernels.triton_bits import (
-    byte_words_tl,
+from gpukit_kernels.bits_triton import (
     clamped_level_tl,
     divide_tl,
     half_pair_tl,
     half_round_tl,
-    lanes_tl,
     load_half_tl,
     load_scales6_tl,
     nearest_int_tl,
     nearest_level_tl,
     negated_tl,
-    rows_tl,
     scales6_words_tl,
     spilled6_tl,
-    spread_tl,
     store_words32_tl,
 )
-from gpukit_kernels.triton_refine import positive_search_tl
-from gpukit_kernels.triton_search import block_squares_tl, importance_weights_tl
+from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, rows_tl, spread_tl
+from gpukit_kernels.search.common_triton import block_squares_tl, importance_weights_tl
+from gpukit_kernels.search.positive_triton import positive_codes_tl
 
 
 @triton.jit
@@ -39,7 +36,7 @@ def affine_level_tl(v, LEVELS: tl.constexpr, GIVEN: tl.constexpr):
 
 @triton.jit
 def affine_range_tl(x, weights, GIVEN: tl.constexpr, SIZE: tl.constexpr):
-    """low, high, weight, weighted_x: affine_search.affine_range."""
+    """low, high, weight, weighted_x: affine.affine_range."""
     low = x[0]
     high = x[0]
     weight = weight_tl(x, weights, 0, GIVEN)
@@ -55,7 +52,7 @@ def affine_range_tl(x, weights, GIVEN: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def root_mean_square_tl(x, SIZE: tl.constexpr):
-    """float32 `[lanes]`: affine_search.root_mean_square of a tuple of SIZE lanes."""
+    """float32 `[lanes]`: affine.root_mean_square of a tuple of SIZE lanes."""
     squares = x[0] * x[0]
     for i in tl.static_range(1, SIZE):
         squares = squares + x[i] * x[i]
@@ -121,7 +118,7 @@ def affine_search_tl(
     GIVEN: tl.constexpr,
     ABSOLUTE: tl.constexpr,
 ):
-    """scale, low, inverse, shift, weight, float32 `[lanes]` each: affine_search.affine_search."""
+    """scale, low, inverse, shift, weight, float32 `[lanes]` each: affine.affine_search."""
     low, high, weight, weighted_x = affine_range_tl(x, weights, GIVEN, SIZE)
     inverse = divide_tl(LEVELS * 1.0, high - low)
     scale = divide_tl(1.0, inverse)
@@ -184,7 +181,7 @@ def read_levels_tl(
     SIZE: tl.constexpr,
     GIVEN: tl.constexpr,
 ):
-    """A tuple of SIZE int32 lanes: affine_search.read_levels."""
+    """A tuple of SIZE int32 lanes: affine.read_levels."""
     levels = ()
     for i in tl.static_range(SIZE):
         found = affine_level_tl(inverse * (x[i] - shift), LEVELS, GIVEN)
@@ -195,31 +192,12 @@ def read_levels_tl(
 
 @triton.jit
 def top_codes_tl(values, TOP: tl.constexpr):
-    """Codes, int32 `[TILE, groups]`, and d, float32 `[TILE]`: affine_search.top_codes."""
+    """Codes, int32 `[TILE, groups]`, and d, float32 `[TILE]`: affine.top_codes."""
     # Also where a NaN is: it is not above zero.
     top = tl.max(tl.where(values > 0.0, values, 0.0), axis=1)
     inverse = tl.where(top > 0.0, divide_tl(TOP * 1.0, top), 0.0)
     code = nearest_int_tl(inverse[:, None] * values)
     return code, divide_tl(top, tl.full((1,), TOP, tl.float32))
-
-
-@triton.jit
-def positive_codes_tl(scale, low, weight, LEVELS: tl.constexpr):
-    """Codes, int32 `[TILE, groups]` twice, and d, dmin: of scales and minima, weighted.
-
-    positive_search.positive_search of both at once, one lane for each of a block's two lists.
-    """
-    TILE: tl.constexpr = scale.shape[0]
-    GROUPS: tl.constexpr = scale.shape[1]
-    both = tl.reshape(tl.permute(tl.join(scale, low), (0, 2, 1)), (TILE * 2, GROUPS))
-    weights = tl.reshape(tl.permute(tl.join(weight, weight), (0, 2, 1)), (TILE * 2, GROUPS))
-    codes, found = positive_search_tl(
-        lanes_tl(both, GROUPS), lanes_tl(weights, GROUPS), LEVELS, GROUPS
-    )
-    codes = tl.reshape(rows_tl(codes, GROUPS), (TILE, 2, GROUPS)).to(tl.int32)
-    scale_code, low_code = tl.split(tl.permute(codes, (0, 2, 1)))
-    d, dmin = tl.split(tl.reshape(found, (TILE, 2)))
-    return scale_code, low_code, d, dmin
 
 
 @triton.jit

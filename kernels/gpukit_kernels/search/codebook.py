@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpukit_kernels.bits import divide
 from gpukit_kernels.cpu.trace import is_tracing
-from gpukit_kernels.search import GROUP_EPS, added, first_largest
+from gpukit_kernels.search.common import GROUP_EPS, added, first_largest
 from gpukit_kernels.stages import stage
 
 CODEBOOK = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)

@@ -28,8 +28,8 @@ from gpukit_kernels.bits import (
     unpack_scales6,
     word_bytes,
 )
-from gpukit_kernels.positive_search import positive_search
-from gpukit_kernels.search import added
+from gpukit_kernels.search.common import added
+from gpukit_kernels.search.positive import positive_search
 from gpukit_kernels.stages import stage
 
 

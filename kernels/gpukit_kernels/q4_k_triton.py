@@ -7,7 +7,7 @@ before the levels of their block: the scales. Nothing crosses a lane before the 
 import triton
 import triton.language as tl
 
-from gpukit_kernels.triton_bits import store_float_tl
+from gpukit_kernels.bits_triton import store_float_tl
 
 
 @triton.jit

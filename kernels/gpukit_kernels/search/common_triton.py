@@ -1,4 +1,4 @@
-"""The Triton twins of search.py.
+"""The Triton twins of common.py.
 
 Searches take one lane a group, its values in a tuple of lane vectors: a thread holds a group of 16
 or 32 values in registers and adds along it in the order of the reference, so the bytes are the
@@ -8,14 +8,14 @@ reference's too.
 import triton
 import triton.language as tl
 
-from gpukit_kernels.triton_bits import (
+from gpukit_kernels.bits_triton import (
     divide_tl,
     inverse_tl,
     negated_tl,
     signed_byte_tl,
-    spread_tl,
     truncate_tl,
 )
+from gpukit_kernels.lanes_triton import spread_tl
 
 
 @triton.jit

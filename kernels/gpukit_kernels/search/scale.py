@@ -1,7 +1,7 @@
 """The search for one scale of levels of both signs: x is about scale * level.
 
 Tiles are `[elements, groups, lanes]` of float32, or `[elements, lanes]`. `weights` say how much an
-element's error counts, shaped as the tile; None means x * x. As in affine_search.py the levels are
+element's error counts, shaped as the tile; None means x * x. As in affine.py the levels are
 computed again from the accepted candidate.
 
 Source: make_qx_quants and make_q3_quants in llama.cpp's ggml-quants.c.
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits import divide, nearest_level
-from gpukit_kernels.refine import Sums, refined
-from gpukit_kernels.search import GROUP_EPS, added, first_largest
+from gpukit_kernels.search.common import GROUP_EPS, added, first_largest
+from gpukit_kernels.search.refine import Sums, refined
 from gpukit_kernels.stages import stage
 
 

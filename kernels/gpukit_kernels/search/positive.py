@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits import divide, nearest_int
-from gpukit_kernels.refine import Sums, low_byte, refined
-from gpukit_kernels.search import GROUP_EPS, added
+from gpukit_kernels.search.common import GROUP_EPS, added
+from gpukit_kernels.search.refine import Sums, low_byte, refined
 from gpukit_kernels.stages import stage
 
 

@@ -1,0 +1,1 @@
+"""Searches for the scales of blocks: each in torch, the reference, and its twin in Triton."""

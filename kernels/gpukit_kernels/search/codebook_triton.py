@@ -1,0 +1,105 @@
+"""The Triton twin of codebook.py: one lane a group."""
+
+import triton
+import triton.language as tl
+
+from gpukit_kernels.bits_triton import divide_tl, negated_tl
+from gpukit_kernels.lanes_triton import byte_words_tl
+from gpukit_kernels.search import codebook, common
+from gpukit_kernels.search.common_triton import lanes_range_tl
+
+_GROUP_EPS = tl.constexpr(common.GROUP_EPS)
+_TRIES = tl.constexpr(codebook.TRIES)
+_LOWEST = tl.constexpr(codebook.CODEBOOK[0])
+_CODEBOOK = tl.constexpr(codebook.CODEBOOK)
+_MIDDLES = tl.constexpr(codebook.MIDDLES)
+# Four numbers of the codebook a word, as signed bytes.
+_WORDS = tl.constexpr(
+    tuple(
+        int.from_bytes(bytes(v & 0xFF for v in codebook.CODEBOOK[i : i + 4]), "little", signed=True)
+        for i in range(0, 16, 4)
+    )
+)
+
+
+@triton.jit
+def nearest_number_tl(v):
+    """float32: the number of the codebook nearest to `v`; a NaN gets the last."""
+    number = tl.zeros_like(v) + _CODEBOOK[15]
+    for k in tl.static_range(15):
+        number = number - tl.where(v < _MIDDLES[k], _CODEBOOK[k + 1] - _CODEBOOK[k] + 0.0, 0.0)
+    return number
+
+
+@triton.jit
+def nearest_code_tl(v):
+    """int32 0..15: codebook.nearest_code, by halves."""
+    eight = v < _MIDDLES[7]
+    four = v < tl.where(eight, _MIDDLES[3], _MIDDLES[11])
+    low, high = tl.where(four, _MIDDLES[1], _MIDDLES[5]), tl.where(four, _MIDDLES[9], _MIDDLES[13])
+    two = v < tl.where(eight, low, high)
+    low = tl.where(
+        four, tl.where(two, _MIDDLES[0], _MIDDLES[2]), tl.where(two, _MIDDLES[4], _MIDDLES[6])
+    )
+    high = tl.where(
+        four, tl.where(two, _MIDDLES[8], _MIDDLES[10]), tl.where(two, _MIDDLES[12], _MIDDLES[14])
+    )
+    one = v < tl.where(eight, low, high)
+    code = tl.where(eight, 7, 15) - tl.where(four, 4, 0)
+    return code - tl.where(two, 2, 0) - tl.where(one, 1, 0)
+
+
+@triton.jit
+def codebook_words_tl(x, inverse):
+    """int32 `[lanes, 4]`: bits.pack_nibbles of the codes of `inverse * x`, four bytes a word.
+
+    `x` is a tuple of 32 lanes: a tile of it need not be kept during the search.
+    """
+    packed = ()
+    for i in tl.static_range(16):
+        low = nearest_code_tl(inverse * x[i])
+        packed = packed + (low | (nearest_code_tl(inverse * x[16 + i]) << 4),)  # noqa: RUF005
+    return byte_words_tl(packed, 4)
+
+
+@triton.jit
+def codebook_values_tl(code):
+    """float32: codebook.codebook_values of int32 0..15."""
+    low = tl.where((code & 4) != 0, _WORDS[1], _WORDS[0])
+    high = tl.where((code & 4) != 0, _WORDS[3], _WORDS[2])
+    word = tl.where((code & 8) != 0, high, low)
+    return ((word << (24 - (code & 3) * 8)) >> 24).to(tl.float32)
+
+
+@triton.jit
+def codebook_sums_tl(x, weights, inverse, SIZE: tl.constexpr):
+    """Sums of w * number * x and w * number * number; `weights` None means x * x."""
+    sum_qx = tl.zeros_like(inverse)
+    sum_q2 = tl.zeros_like(inverse)
+    for i in tl.static_range(SIZE):
+        number = nearest_number_tl(inverse * x[i])
+        w = x[i] * x[i] if weights is None else weights[i]
+        sum_qx = sum_qx + w * number * x[i]
+        sum_q2 = sum_q2 + w * number * number
+    return sum_qx, sum_q2
+
+
+@triton.jit
+def codebook_search_tl(x, weights, SIZE: tl.constexpr):
+    """float32 `[lanes]`: codebook.codebook_search."""
+    largest, _ = lanes_range_tl(x, SIZE)
+    inverse = divide_tl(1.0, tl.div_rn(negated_tl(largest), tl.zeros_like(largest) + _LOWEST))
+    scale = tl.zeros_like(largest)
+    best = tl.zeros_like(largest)
+    # The first try, by `inverse`, in the loop too: compilation takes long where sums stand twice.
+    number = tl.zeros_like(largest) + (_LOWEST - _TRIES - 1)
+    for _ in range(2 * _TRIES + 2):
+        first = number < _LOWEST - _TRIES
+        tried = tl.where(first, inverse, tl.div_rn(number, largest))
+        sum_qx, sum_q2 = codebook_sums_tl(x, weights, tried, SIZE)
+        number = number + 1.0
+        better = (sum_q2 > 0.0) & (first | (sum_qx * sum_qx > best * sum_q2))
+        scale = tl.where(better, tl.div_rn(sum_qx, sum_q2), scale)
+        best = tl.where(better | first, scale * sum_qx, best)
+    # The magnitude is made again: kept through the search it is a register too many.
+    return tl.where(tl.abs(largest) < _GROUP_EPS, 0.0, scale)
