@@ -3,10 +3,9 @@
     python -m gpukit_kernels.resources [--arch 80,90,100] [--type Q4_K,...] [--dtype bf16]
                                        [--json | --markdown]
 
-docs/kernel-resources.md is what `--dtype bf16 --markdown` prints, some ten minutes later.
-
 Each kernel is compiled as its launcher would have it compiled and its machine code is read with the
-tools that Triton ships. Not under TRITON_INTERPRET=1, which takes the compiler's place.
+tools that Triton ships. Not under TRITON_INTERPRET=1, which takes the compiler's place. What
+`--dtype bf16 --markdown` prints is docs/kernel-resources.md.
 """
 
 import argparse
@@ -30,8 +29,7 @@ from gpukit_kernels.table import QUANTS, QuantType, by_name
 
 ARCHES = (80, 90, 100)
 DTYPES = ("fp32", "fp16", "bf16")
-# Shared memory that one program may have, in bytes (CUDA C++ programming guide, table of compute
-# capabilities).
+# Bytes of shared memory that one program may have (CUDA C++ programming guide).
 SHARED = {80: 166912, 90: 232448, 100: 232448}
 
 
@@ -244,12 +242,10 @@ def main() -> int:
     form.add_argument("--json", action="store_true")
     form.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
-    found = []
-    write = sys.stdout.write
+    found, write = [], sys.stdout.write
     plain = not options.json and not options.markdown
     if plain:
-        head = ("kernel", "arch", "registers", "spills", "shared", "fma", "flushes")
-        write(_FORMAT.format(*head, ""))
+        write(_FORMAT.format(*_HEAD, ""))
     for name in options.type.split(","):
         for kernel in kernels(by_name(name), options.dtype.split(",")):
             for arch in map(int, options.arch.split(",")):
@@ -294,6 +290,7 @@ def markdown(found: Sequence[Usage]) -> str:
     return "\n".join([*lines, "", f"{len(found)} compilations, {faults} with a fault.", ""])
 
 
+_HEAD = ("kernel", "arch", "registers", "spills", "shared", "fma", "flushes")
 _FORMAT = "{:24} {:7} {:>9} {:>7} {:>8} {:>5} {:>8}  {}\n"
 
 
