@@ -27,8 +27,7 @@ from gpukit_kernels import launch, products_triton
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.table import QUANTS, QuantType, by_name
 
-ARCHES = (80, 90, 100)
-DTYPES = ("fp32", "fp16", "bf16")
+ARCHES, DTYPES = (80, 90, 100), ("fp32", "fp16", "bf16")
 # Bytes of shared memory that one program may have (CUDA C++ programming guide).
 SHARED = {80: 166912, 90: 232448, 100: 232448}
 
