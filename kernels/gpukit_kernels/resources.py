@@ -3,7 +3,7 @@
     python -m gpukit_kernels.resources [--arch 80,90,100] [--type Q4_K,...] [--dtype bf16]
                                        [--json | --markdown]
 
-docs/kernel-resources.md is what `--dtype bf16 --markdown` prints, some ten minutes later.
+docs/kernel-resources.md is what `--dtype bf16 --markdown` prints, some five minutes later.
 
 Each kernel is compiled as its launcher would have it compiled and its machine code is read with the
 tools that Triton ships. Not under TRITON_INTERPRET=1, which takes the compiler's place.
