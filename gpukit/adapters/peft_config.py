@@ -81,6 +81,8 @@ class _Reader:
         self.warnings: list[str] = []
         self._check_type(found)
         self.config: Any = self._parsed(found)
+        # PEFT's class says its own version where the file says none.
+        self.version = self._text("peft_version") if "peft_version" in found else None
 
     def fail(self, what: str) -> NoReturn:
         raise AdapterError(one_line(f"{self.path}: {what}"))
@@ -136,7 +138,7 @@ class _Reader:
             saved=self._texts("modules_to_save"),
             tokens=self._tokens(),
             tied=self._flag("ensure_weight_tying"),
-            version=self._text("peft_version"),
+            version=self.version,
             base=self._text("base_model_name_or_path"),
             warnings=tuple(self.warnings),
         )
