@@ -1,10 +1,9 @@
-"""From a path to an adapter that fits its base, and several that fit together.
+"""From a path to an adapter that fits its base.
 
 An adapter is a folder with adapter_config.json and weights, as PEFT or mlx-lm writes it, the file
 of weights in such a folder, or a GGUF adapter.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -134,8 +133,3 @@ def _lone_gguf(folder: Path, names: Sequence[str], path: Path) -> Path:
     else:
         hint = "PEFT and mlx-lm write it beside the weights: fetch it, too"
     raise AdapterError(one_line(f"{folder}: no {CONFIG}; {hint}"))
-
-
-def same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file."""
-    return os.path.realpath(one) == os.path.realpath(other)

@@ -1,9 +1,11 @@
 """Embedding and head where they are one tensor: whether they still are behind the adapter."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 from gpukit.adapters.delta import Delta, Replaced, ReplacedRows
 from gpukit.adapters.fit import Fit
+from gpukit.adapters.values import Values
 
 # Values of two tensors that are compared at a time.
 COMPARED = 1 << 22
@@ -47,15 +49,20 @@ def _same(first: Sequence[Delta], second: Sequence[Delta]) -> bool:
     """Whether both are replaced, by the same numbers."""
     match first, second:
         case [Replaced(one)], [Replaced(other)]:
-            if one.shape != other.shape:
-                return False
-            step = max(1, COMPARED // max(1, one.shape[1]))
-            return all(
-                one.read_rows(at, count).equal(other.read_rows(at, count))
-                for at in range(0, one.shape[0], step)
-                if (count := min(step, one.shape[0] - at))
-            )
+            return same_numbers(one, other)
     return False
+
+
+def same_numbers(one: Values, other: Values) -> bool:
+    """Whether two tensors hold the same; a slab of rows of each is read at a time."""
+    if one.shape != other.shape:
+        return False
+    step = max(1, COMPARED // max(1, prod(one.shape[1:])))
+    return all(
+        one.read_rows(at, count).equal(other.read_rows(at, count))
+        for at in range(0, one.shape[0], step)
+        if (count := min(step, one.shape[0] - at))
+    )
 
 
 def vocabulary(fit: Fit) -> int | None:

@@ -20,6 +20,7 @@ from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import Base
 from gpukit.adapters.delta import merged
 from gpukit.adapters.opening import open_adapter
+from gpukit.adapters.together import combined
 from gpukit.formats.checkpoint import Checkpoint
 
 SIZES: dict[str, Any] = {
@@ -114,7 +115,8 @@ def fill(wrapped: Any) -> None:
     for name, values in wrapped.named_parameters():
         if values.requires_grad:
             random = torch.randn(values.shape, dtype=values.dtype)
-            values.data = random.abs() + 0.5 if "magnitude" in name else random
+            # In place: what is tied shares its memory.
+            values.data.copy_(random.abs() + 0.5 if "magnitude" in name else random)
 
 
 def base_of(folder: Path) -> Base:
@@ -129,12 +131,11 @@ def ours(made: Trained, **options: Any) -> tuple[dict[str, Tensor], Adapter]:
 
 
 def apply(stored: Mapping[str, Tensor], *adapters: Adapter) -> dict[str, Tensor]:
-    """Every tensor with what `adapters` do to it in turn, in float64."""
+    """Every tensor with what `adapters` do to it together, in float64."""
     found = dict(stored)
-    for adapter in adapters:
-        found |= {name: stored[begin] for name, begin in adapter.added.items()}
-        for name, records in adapter.deltas.items():
-            found[name] = merged(found[name], records, torch.float64)
+    found |= {name: stored[begin] for name, begin in adapters[0].added.items()}
+    for name, records in combined(adapters).items():
+        found[name] = merged(found[name], records, torch.float64)
     return found
 
 
