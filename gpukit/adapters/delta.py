@@ -1,6 +1,7 @@
 """What an adapter does to one tensor of its base: the records, and the sum that they stand for.
 
-    merged(weight, records) -> the weight with every record applied, in their order
+    merged(weight, records)              the weight with every record applied, in their order
+    merged_rows(rows, first, records)    the same for some of its rows
 
 The sum is defined, so that every device can give the same bytes: of a low-rank record it is
 delta[r, c] = Σ_k B[r, k]·A[k, c] in the order of k from zero on, each product rounded before it is
@@ -77,43 +78,90 @@ def merged(weight: Tensor, records: Sequence[Delta], dtype: torch.dtype = torch.
 
     `AdapterError` for numbers of an adapter that are NaN or infinite.
     """
-    base = weight.to(dtype)
-    found = base.clone()
+    shape, rows = weight.shape, weight.to(dtype).reshape(-1, _width(weight.shape))
+    for record in records:
+        if isinstance(record, Replaced) and record.values.shape != shape:
+            shape = torch.Size(record.values.shape)
+            rows = rows.new_zeros(shape.numel() // _width(shape), _width(shape))
+    return merged_rows(rows, 0, records).view(shape)
+
+
+def merged_rows(rows: Tensor, first: int, records: Sequence[Delta]) -> Tensor:
+    """The same for `rows` `[count, width]`, float32 or float64, those from `first` on of a weight
+    that `records` concern. Stacked matrices are counted through, and a tensor of one dimension has
+    rows of one value. The result is on the same device.
+
+    Lengths of columns (DoRA of what is stored transposed) need all rows at once: ValueError.
+    """
+    base, found = rows, rows.clone()
     for record in records:
         match record:
             case Replaced(values):
-                base = values.read(dtype)
+                base = _part(values, first, len(rows), rows)
                 found = base.clone()
-            case ReplacedRows(rows, values):
-                found[list(rows)] = values.read(dtype)
-            case Added(values, scale, first):
-                found[first : first + values.shape[0]] += values.read(dtype) * scale
+            case ReplacedRows(indices, values):
+                for number, index in enumerate(indices):
+                    if first <= index < first + len(rows):
+                        found[index - first] = _part(values, number, 1, rows)[0]
+            case Added(values, scale, begin):
+                within, at, count = _common(begin, values.shape[0], first, len(rows))
+                found[within] += _part(values, at, count, rows) * _number(scale, rows)
             case LowRank():
-                _add(found, base, record)
+                _add(found, base, first, record)
     return found
 
 
-def product(record: LowRank, dtype: torch.dtype = torch.float32) -> Tensor:
-    """scale * B·A `[rows, width]`, summed as the module says."""
-    b, a = record.b.read(dtype), record.a.read(dtype)
-    total = torch.zeros(record.rows, a.shape[1], dtype=dtype)
+def product(record: LowRank, first: int, count: int, like: Tensor) -> Tensor:
+    """`count` rows of scale * B·A from `first` on `[count, width]`, summed as the module says, in
+    the dtype and on the device of `like`."""
+    b = record.b.read_rows(first, count, like.dtype).to(like.device)
+    a = record.a.read(like.dtype).to(like.device)
+    total = like.new_zeros(count, a.shape[1])
     for k in range(record.rank):
         total += b[:, k, None] * a[k]
-    return total * torch.tensor(record.scale, dtype=dtype)
+    return total * _number(record.scale, like)
 
 
-def _add(found: Tensor, base: Tensor, record: LowRank) -> None:
-    """Add to the rows of `found` that `record` concerns, of a tensor that was `base`."""
-    within = slice(record.first, record.first + record.rows)
-    rows = found.view(-1, found.shape[-1])[within]
-    delta = product(record, dtype=found.dtype)
-    rows += delta
+def _add(found: Tensor, base: Tensor, first: int, record: LowRank) -> None:
+    """Add to those of the rows `found` that `record` concerns; unmerged they were `base`."""
+    within, at, count = _common(record.first, record.rows, first, len(found))
+    if not count:
+        return
+    delta = product(record, at, count, found)
+    found[within] += delta
     if record.magnitude is None:
         return
-    before = base.view(-1, base.shape[-1])[within] + delta
+    if record.by_column and count < record.rows:
+        raise ValueError(f"{count} rows of {record.rows} do not tell the lengths of columns")
     along = 0 if record.by_column else 1
-    lengths = before.square().sum(along, keepdim=True).sqrt()
+    lengths = (base[within] + delta).square().sum(along, keepdim=True).sqrt()
     if not (lengths > 0).all():
-        name = record.magnitude.name
-        raise AdapterError(f"{record.magnitude.path}: {name} is of a row that is zero in the base")
-    rows *= record.magnitude.read(found.dtype).view(lengths.shape) / lengths
+        magnitude = record.magnitude
+        raise AdapterError(f"{magnitude.path}: {magnitude.name}: nothing of length 0 has a length")
+    wanted = record.magnitude if record.by_column else record.magnitude.rows(at, count)
+    found[within] *= wanted.read(found.dtype).to(found.device).view(lengths.shape) / lengths
+
+
+def _common(begin: int, size: int, first: int, count: int) -> tuple[slice, int, int]:
+    """What `size` rows from `begin` on and `count` rows from `first` on have in common: the rows of
+    the second, the first row of the first, and how many they are."""
+    start, end = max(begin, first), min(begin + size, first + count)
+    common = max(0, end - start)
+    return slice(start - first, start - first + common), start - begin, common
+
+
+def _part(values: Values, first: int, count: int, like: Tensor) -> Tensor:
+    """Rows of `values` as they count in a weight, as `like` is."""
+    if len(values.shape) > 2:
+        whole = values.read(like.dtype).view(-1, values.shape[-1])
+        return whole[first : first + count].to(like.device)
+    return values.read_rows(first, count, like.dtype).view(count, -1).to(like.device)
+
+
+def _number(scale: float, like: Tensor) -> Tensor:
+    """`scale`, rounded into the dtype of `like`."""
+    return torch.tensor(scale, dtype=like.dtype, device=like.device)
+
+
+def _width(shape: Sequence[int]) -> int:
+    return shape[-1] if len(shape) > 1 else 1
