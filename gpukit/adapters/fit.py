@@ -129,9 +129,9 @@ class Fit:
         if len(set(indices)) < len(indices):
             raise self.fail(f"{module}: a token stands twice in trainable_token_indices")
         most = self.shape(place.tensor)[0]
-        if not all(0 <= index < most for index in indices):
+        if strange := [index for index in indices if not 0 <= index < most]:
             raise self.fail(
-                f"{module}: token {max(indices)} of trainable_token_indices; there are {most}"
+                f"{module}: token {strange[0]} of trainable_token_indices; there are {most}"
             )
         self.add(place.tensor, ReplacedRows(tuple(indices), values))
 

@@ -61,10 +61,23 @@ class Settings:
         alpha = self.alphas.get(pattern_of(self.alphas, module), self.alpha)
         return alpha / math.sqrt(rank) if self.rank_stabilized else alpha / rank
 
+    def ambiguous(self, module: str) -> bool:
+        """Whether several patterns match `module` and say different numbers. Then the first in the
+        file counts, which PEFT sorts: it may not be the one that was trained with."""
+        return any(
+            len({value for pattern, value in table.items() if matches(pattern, module)}) > 1
+            for table in (self.ranks, self.alphas)
+        )
+
+
+def matches(pattern: str, module: str) -> bool:
+    """Whether `pattern` is the end of `module`, from a dot on."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
 
 def pattern_of(patterns: Mapping[str, object], module: str) -> str:
-    """The first of `patterns` that matches the end of `module`, from a dot on; else ''."""
-    return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), "")
+    """The first of `patterns` that matches `module`; else ''."""
+    return next((pattern for pattern in patterns if matches(pattern, module)), "")
 
 
 def settings(path: Path, found: Mapping[str, Any]) -> Settings:
@@ -80,6 +93,7 @@ class _Reader:
         self.path = path
         self.warnings: list[str] = []
         self._check_type(found)
+        self._check_beginning(found.get("init_lora_weights"))
         self.config: Any = self._parsed(found)
         # PEFT's class says its own version where the file says none.
         self.version = self._text("peft_version") if "peft_version" in found else None
@@ -121,7 +135,6 @@ class _Reader:
 
     def settings(self) -> Settings:
         self._check_variants()
-        self._check_beginning()
         r = self._rank("r", self.config.r)
         ranks = {key: self._rank(key, v) for key, v in self._patterns("rank_pattern").items()}
         alphas = {key: self._alpha(key, v) for key, v in self._patterns("alpha_pattern").items()}
@@ -159,8 +172,7 @@ class _Reader:
             if self._value(name):
                 self.fail(f"{VARIANTS.get(name, name)} cannot be merged: {CONVERT}")
 
-    def _check_beginning(self) -> None:
-        begun = self._value("init_lora_weights")
+    def _check_beginning(self, begun: object) -> None:
         name = begun.lower() if isinstance(begun, str) else ""
         known = next((what for key, what in CHANGED_BASES.items() if name.startswith(key)), None)
         if known == "LoftQ":
