@@ -20,7 +20,9 @@ from torch import Tensor
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.delta import LowRank, Replaced, merged, merged_rows
 from gpukit.adapters.opening import open_adapter
+from gpukit.adapters.values import Values
 from gpukit.errors import AdapterError
+from gpukit.sources.checkpoint import CheckpointSource
 
 ALL = 1 << 30
 LAYER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -68,16 +70,12 @@ def _write(
 
 
 def _values(numbers: Tensor) -> Any:
-    from gpukit.adapters.values import Values
-
     return Values("x", Path("x"), "F32", tuple(numbers.shape), lambda f, n: numbers[f : f + n])
 
 
 def _check(folder: Path, arch: str, names: Sequence[str], alpha: float = 6.0) -> None:
     plain = tensors(folder, (), ALL)
     base = base_of(folder)
-    from gpukit.sources.checkpoint import CheckpointSource
-
     with CheckpointSource(folder) as source:
         shapes = {t.name: tuple(reversed(t.ne)) for t in source.tensors}
     path = folder.parent / "adapter.gguf"
@@ -86,7 +84,7 @@ def _check(folder: Path, arch: str, names: Sequence[str], alpha: float = 6.0) ->
     with open_adapter(path, base) as adapter:
         assert adapter.form == "GGUF LoRA"
         found = tensors(folder, (_step(adapter),), ALL)
-        slabs = tensors(folder, (_step(adapter),), 24)
+        slabs = tensors(folder, (_step(adapter),), 100)
     for name, values in plain.items():
         wanted = values
         if name in pairs:
