@@ -18,6 +18,7 @@ from typing import Any
 from gpukit.errors import AdapterError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.folder import model_name
+from gpukit.models.rules import Rule
 
 # What stands before a name and tells nothing: PEFT's wrapper, and where the text's model is.
 PREFIXES = frozenset(("base_model", "model", "language_model"))
@@ -42,11 +43,13 @@ def canonical(name: str) -> str:
 
 @dataclass(frozen=True)
 class Base:
-    """A model at `path`: its tensors' shapes by name, outermost first, and its config.json."""
+    """A model at `path`: its tensors' shapes by name, outermost first, and its config.json. Of one
+    that is a GGUF, `rules` say how its tensors would be made of these."""
 
     path: Path
     tensors: Mapping[str, tuple[int, ...]]
     config: Mapping[str, Any]
+    rules: tuple[Rule, ...] = ()
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Base":

@@ -21,11 +21,18 @@ from gpukit.adapters.delta import LowRank
 from gpukit.adapters.fit import Fit
 from gpukit.adapters.values import Values
 from gpukit.formats.gguf_reader import GGUFFile
-from gpukit.models.registry import Architecture, architecture_of_class
+from gpukit.formats.gguf_split import GGUFModel
+from gpukit.models.config import ModelConfig
+from gpukit.models.registry import (
+    Architecture,
+    architecture_of,
+    architecture_of_class,
+    architectures,
+)
 from gpukit.models.rules import Rule, Span
 
 ALPHA, ALORA = "adapter.lora.alpha", "adapter.alora.invocation_tokens"
-EMBEDDING = "token_embd.weight"
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 ENDS = (".lora_a", ".lora_b")
 
 
@@ -70,8 +77,45 @@ def _alpha(fit: Fit, file: GGUFFile, arch: Architecture) -> float:
     return alpha
 
 
+def gguf_base(model: GGUFModel) -> Base:
+    """A GGUF as a base: the checkpoint that it could have been made from; its `rules` bring deltas
+    back (`moved`). `GGUFError` for an architecture that is unknown."""
+    named = architecture_of(_text(model, "general.architecture"), str(model.path))
+    config = named.restore(model.fields)
+    # Several classes become one architecture: the one that makes most of the tensors is meant.
+    alike = [arch for arch in architectures() if arch.name == named.name]
+    arch, rules = max(((a, _made(a, config, model)) for a in alike), key=lambda pair: len(pair[1]))
+    spans = [span for rule in rules.values() for span in rule.spans]
+    said = {
+        "architectures": [arch.classes[0]],
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_head_kv,
+        "tie_word_embeddings": HEAD not in rules,
+    }
+    name = _text(model, "general.name")
+    settings = {**said, "_name_or_path": name} if name else said
+    shapes = {span.source: span.shape for span in spans}
+    return Base(model.path, shapes, settings, tuple(rules.values()))
+
+
+def _made(arch: Architecture, config: ModelConfig, model: GGUFModel) -> dict[str, Rule]:
+    """The first rule for each tensor of `model` that `arch` makes."""
+    found: dict[str, Rule] = {}
+    for rule in arch.rules(config):
+        if rule.name in model.tensors:
+            found.setdefault(rule.name, rule)
+    return found
+
+
+def _text(model: GGUFModel, key: str) -> str | None:
+    field = model.fields.get(key)
+    return field.value if field is not None and isinstance(field.value, str) else None
+
+
 def _rules(base: Base, arch: Architecture) -> dict[str, Rule]:
     """How each tensor of a GGUF of `base` is made; of several ways the one whose sources exist."""
+    if base.rules:
+        return {rule.name: rule for rule in base.rules}
     found: dict[str, Rule] = {}
     for rule in arch.rules(arch.read(base.config)):
         if rule.name not in found and all(base.find(source) for source in rule.sources):
