@@ -19,6 +19,7 @@ from gpukit_kernels.lazy import lazily
 if TYPE_CHECKING:
     from gpukit.conversion.run import Result as Result
     from gpukit.errors import (
+        AdapterError as AdapterError,
         ArgumentError as ArgumentError,
         CheckpointError as CheckpointError,
         DiskError as DiskError,
@@ -67,6 +68,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "conversion.run": ["Result"],
     "errors": [
+        "AdapterError",
         "ArgumentError",
         "CheckpointError",
         "DiskError",

@@ -9,6 +9,7 @@
     │   ├── PytorchError
     │   └── SafetensorsError
     ├── CheckpointError          a model folder lacks something or contradicts itself
+    │   ├── AdapterError         an adapter lacks something or does not fit its base
     │   └── TokenizerError       a vocabulary that is missing, unknown or contradicts the model
     ├── HubError                 the Hugging Face hub lacks it, refuses it or cannot be reached
     ├── StoreError               a name that is not in the store, a blob that is missing or damaged
@@ -22,6 +23,7 @@ The root stands with the kernels, which raise the same errors and know nothing a
 from gpukit_kernels.errors import ArgumentError, GpukitError, QuantError, did_you_mean, one_line
 
 __all__ = [
+    "AdapterError",
     "ArgumentError",
     "CheckpointError",
     "DiskError",
@@ -63,6 +65,10 @@ class SafetensorsError(FormatError):
 
 class CheckpointError(GpukitError):
     """A model folder lacks something or contradicts itself."""
+
+
+class AdapterError(CheckpointError):
+    """An adapter lacks something, contradicts itself or does not fit its base."""
 
 
 class TokenizerError(CheckpointError):

@@ -27,7 +27,7 @@ from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_reader import is_gguf
 from gpukit.formats.gguf_split import part_of
 from gpukit.formats.paths import expanded
-from gpukit.remote.hub import HubModel, fetch, is_id, parse_id
+from gpukit.remote.hub import HubModel, fetch, fetch_adapter, is_id, parse_id
 from gpukit.store.names import ModelName
 from gpukit.store.store import ResolvedModel, Store
 
@@ -35,6 +35,7 @@ from gpukit.store.store import ResolvedModel, Store
 PATH_STARTS = ("/", ".", "~")
 PATH_ENDS = (".gguf", ".safetensors", ".bin", ".pth")
 WANTED = "a path, the name of a model in the store or an id of the hub is wanted"
+WANTED_ADAPTER = "the path of an adapter or an id of the hub is wanted"
 # Characters of a word that a message shows.
 SHOWN = 100
 LIKE_AN_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
@@ -106,6 +107,27 @@ def locate(
     if LIKE_AN_ID.fullmatch(word):
         unknown += f"; for a model of the Hugging Face hub write hf.co/{word}"
     raise NotFoundError(f"{_where(word, path)}: {lacking}, and {unknown}")
+
+
+def adapter_path(word: str | Path, *, folder: Path = Path(), report: Report = ignore) -> Path:
+    """Where the adapter is that `word` means, fetched first where it is on the hub: a path that is
+    there, relative ones from `folder` on, or an id of the hub with hf.co/ in front.
+
+    NotFoundError, `ArgumentError` and `HubError` as `locate` and `Reference.fetch`.
+    """
+    text = str(word)
+    if not text.strip() or "\0" in text:
+        raise ArgumentError(f"{text[:SHOWN]!r}: {WANTED_ADAPTER}")
+    path = folder / expanded(text)
+    lacking = _lacking(path)
+    if not lacking:
+        return path
+    if not isinstance(word, Path) and is_id(text):
+        return fetch_adapter(parse_id(text), report)
+    hint = ""
+    if LIKE_AN_ID.fullmatch(text) and not _looks_like_a_path(text):
+        hint = f"; for an adapter of the Hugging Face hub write hf.co/{text}"
+    raise NotFoundError(f"{_where(text, path)}: {lacking}{hint}")
 
 
 def _looks_like_a_path(word: str) -> bool:

@@ -20,6 +20,9 @@ SCHEME = re.compile(r"https?:/+")
 # Beside the weights.
 WANTED = (".json", ".jinja", ".txt", ".model")
 CARD = "README.md"
+# An adapter's settings, and its weights in the order of preference: PEFT's, then mlx-lm's.
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,18 @@ def fetch(model: HubModel, report: Report) -> Path:
 
     `HubError` where the hub does not have it, refuses it or cannot be reached.
     """
+    return _fetched(model, report, "config.json", _fetch_model)
+
+
+def fetch_adapter(model: HubModel, report: Report) -> Path:
+    """The folder of the adapter `model` in the cache, or its GGUF; `HubError` as `fetch`."""
+    return _fetched(model, report, ADAPTER, _fetch_adapter)
+
+
+def _fetched(
+    model: HubModel, report: Report, known_by: str, fetching: Callable[["_Fetcher"], Path]
+) -> Path:
+    """What `fetching` fetches; without the hub what is cached, where `known_by` is."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -71,23 +86,38 @@ def fetch(model: HubModel, report: Report) -> Path:
     try:
         found = HfApi().model_info(model.repo, revision=model.revision, files_metadata=True)
     except OfflineModeIsEnabled:
-        if cached := _cached(model):
+        if cached := _cached(model, known_by):
             return cached
         _fail(model, "not in the cache, and HF_HUB_OFFLINE is set")
     except (HfHubHTTPError, HFValidationError) as error:
         _refused(model, error)
     except Exception as error:  # of whatever library the package talks HTTP with
-        cached = _cached(model)
+        cached = _cached(model, known_by)
         if cached is None:
             _refused(model, error)
         report(Warned(f"{model.display}: the hub cannot be reached; using what is cached"))
         return cached
     sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
-    fetcher = _Fetcher(model, found.sha or model.revision, sizes, report)
+    return fetching(_Fetcher(model, found.sha or model.revision, sizes, report))
+
+
+def _fetch_model(fetcher: "_Fetcher") -> Path:
+    model, sizes = fetcher.model, fetcher.sizes
     if model.file is not None:
         return fetcher.gguf(_parts(model.file, sizes))
     if weight_files(name for name in sizes if "/" not in name) is not None:
         return fetcher.folder()
+    return fetcher.gguf(_only_gguf(model, sizes))
+
+
+def _fetch_adapter(fetcher: "_Fetcher") -> Path:
+    model, sizes = fetcher.model, fetcher.sizes
+    if model.file is not None:
+        return fetcher.gguf([model.file])
+    if ADAPTER in sizes:
+        return fetcher.adapter()
+    if not any(name.endswith(".gguf") for name in sizes):
+        _fail(model, f"no {ADAPTER} there, so no adapter; choose another repository")
     return fetcher.gguf(_only_gguf(model, sizes))
 
 
@@ -118,45 +148,57 @@ class _Fetcher:
     """Fetches files of one revision one after the other, and tells how far it is."""
 
     def __init__(self, model: HubModel, commit: str, sizes: dict[str, int], report: Report) -> None:
-        self._model = model
+        self.model = model
         self._commit = commit
-        self._sizes = sizes
+        self.sizes = sizes
         self._report = report
         self._done = 0
         self._total = 0
 
     def folder(self) -> Path:
         """Everything of a checkpoint that is read; its folder."""
-        if "config.json" not in self._sizes:
-            _fail(self._model, "no config.json; a model in transformers' layout is needed")
+        if "config.json" not in self.sizes:
+            _fail(self.model, "no config.json; a model in transformers' layout is needed")
         # By the name of the revision, so that it is found without the hub, too.
-        folder = self._file("config.json", self._model.revision).parent
+        folder = self._file("config.json", self.model.revision).parent
         self._commit = folder.name
-        found = weight_files(name for name in self._sizes if "/" not in name)
+        found = weight_files(name for name in self.sizes if "/" not in name)
         assert found is not None
         naming, weights = found
-        if naming.index in self._sizes:
+        if naming.index in self.sizes:
             listed = (read_json(self._file(naming.index)) or {}).get("weight_map")
             names = listed.values() if isinstance(listed, dict) else ()
-            weights = [name for name in sorted(self._sizes) if name in names]
-        self._files([*filter(_is_wanted, self._sizes), *weights])
+            weights = [name for name in sorted(self.sizes) if name in names]
+        self._files([*filter(_is_wanted, self.sizes), *weights])
+        return folder
+
+    def adapter(self) -> Path:
+        """Settings, weights and card of an adapter; its folder."""
+        weights = [name for name in ADAPTER_WEIGHTS if name in self.sizes][:1]
+        if not weights:
+            wanted = ", ".join(ADAPTER_WEIGHTS)
+            _fail(self.model, f"no weights of an adapter ({wanted}); choose another repository")
+        # By the name of the revision, so that it is found without the hub, too.
+        folder = self._file(ADAPTER, self.model.revision).parent
+        self._commit = folder.name
+        self._files([*(name for name in (CARD,) if name in self.sizes), *weights])
         return folder
 
     def gguf(self, names: Sequence[str]) -> Path:
         """A GGUF in all its parts; the path of the first."""
-        if missing := [name for name in names if name not in self._sizes]:
-            _fail(self._model, f"no {missing[0]} there")
+        if missing := [name for name in names if name not in self.sizes]:
+            _fail(self.model, f"no {missing[0]} there")
         return self._files(names)[0]
 
     def _files(self, names: Sequence[str]) -> list[Path]:
         self._done = 0
-        self._total = sum(self._sizes[name] for name in names)
+        self._total = sum(self.sizes[name] for name in names)
         paths = []
         for name in names:
             before = self._done
             paths.append(self._file(name))
             # Cached files and those without a bar move nothing.
-            self._done = before + self._sizes[name]
+            self._done = before + self.sizes[name]
             self._moved(0)
         return paths
 
@@ -165,19 +207,19 @@ class _Fetcher:
 
         try:
             path = hf_hub_download(
-                self._model.repo,
+                self.model.repo,
                 name,
                 revision=revision or self._commit,
                 tqdm_class=_bar(self._moved),
             )
         except Exception as error:
-            _refused(self._model, error)
+            _refused(self.model, error)
         return Path(path)
 
     def _moved(self, count: int) -> None:
         self._done += count
         if self._total:
-            title = f"fetching {self._model.display}"
+            title = f"fetching {self.model.display}"
             self._report(Step(title, min(self._done, self._total), self._total))
 
 
@@ -212,11 +254,11 @@ def _bar(moved: Callable[[int], None]) -> Any:
     return Bar
 
 
-def _cached(model: HubModel) -> Path | None:
+def _cached(model: HubModel, known_by: str) -> Path | None:
     """What an earlier call left in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    name = model.file or "config.json"
+    name = model.file or known_by
     path = try_to_load_from_cache(model.repo, name, revision=model.revision)
     if not isinstance(path, str):
         return None

@@ -1,0 +1,70 @@
+"""Several adapters of one base: whether they go together, and what they do together."""
+
+from collections.abc import Mapping, Sequence
+
+from gpukit.adapters.adapter import Adapter
+from gpukit.adapters.delta import Delta, LowRank, Replaced, ReplacedRows
+from gpukit.adapters.ties import same_numbers
+from gpukit.errors import AdapterError
+
+Records = tuple[Delta, ...]
+
+
+def combined(adapters: Sequence[Adapter]) -> Mapping[str, Records]:
+    """The records of all `adapters` for each tensor, in the order of `adapters`.
+
+    `AdapterError` where two have one name or contradict each other: both replace a tensor or the
+    row of a token, one would undo what another does, or they disagree about vocabulary or head.
+    A copy of the base's embedding beside a delta of it, as PEFT saves one, counts once.
+    """
+    _check_names(adapters)
+    found: dict[str, Records] = {}
+    owner: dict[str, str] = {}
+    for adapter in adapters:
+        if (adapter.vocabulary, adapter.added) != (adapters[0].vocabulary, adapters[0].added):
+            raise AdapterError(
+                f"{adapters[0].name} and {adapter.name} disagree about the vocabulary or the head "
+                f"({adapters[0].vocabulary or 'as it was'}, {adapter.vocabulary or 'as it was'}); "
+                "merge one of them"
+            )
+        for tensor, records in adapter.deltas.items():
+            if tensor in found:
+                who = f"{owner[tensor]} and {adapter.name}"
+                found[tensor] = _joined(found[tensor], records, tensor, who)
+            else:
+                found[tensor], owner[tensor] = records, adapter.name
+    return found
+
+
+def _check_names(adapters: Sequence[Adapter]) -> None:
+    names = [adapter.name for adapter in adapters]
+    for name in names:
+        if names.count(name) > 1:
+            raise AdapterError(f"two adapters are called {name}: give one another name or leave it")
+
+
+def _joined(first: Records, second: Records, tensor: str, who: str) -> Records:
+    """What both do to `tensor`, one after the other."""
+    if both := _rows(first) & _rows(second):
+        raise AdapterError(f"{who} both replace row {min(both)} of {tensor}; merge one of them")
+    if _stands_alone(first) or _stands_alone(second):
+        raise AdapterError(f"{who} both change {tensor}, one as a whole; merge one of them")
+    if (_rows(first) and _low_rank(second)) or (_low_rank(first) and _rows(second)):
+        raise AdapterError(f"{who} both change rows of {tensor}; merge one of them")
+    copies = [r for r in (*first, *second) if isinstance(r, Replaced)]
+    if len(copies) > 1 and not same_numbers(copies[0].values, copies[1].values):
+        raise AdapterError(f"{who} come with two different {tensor}; merge one of them")
+    return (*copies[:1], *(r for r in (*first, *second) if not isinstance(r, Replaced)))
+
+
+def _stands_alone(records: Records) -> bool:
+    """Whether a tensor is replaced, and not by the base's own with a delta beside it."""
+    return any(isinstance(r, Replaced) for r in records) and not _low_rank(records)
+
+
+def _rows(records: Records) -> set[int]:
+    return {row for r in records if isinstance(r, ReplacedRows) for row in r.rows}
+
+
+def _low_rank(records: Records) -> bool:
+    return any(isinstance(record, LowRank) for record in records)
