@@ -26,7 +26,6 @@ TRITON_OF_TORCH = {
 # Who needs a dependency that no file of ours imports by its name.
 NEEDED_BY = {
     "protobuf": "sentencepiece's sentencepiece_model_pb2",
-    "peft": "who makes adapters: `gpukit doctor` tells its version",
     "safetensors": "peft and the tests, which write checkpoints with it",
 }
 
