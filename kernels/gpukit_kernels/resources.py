@@ -14,36 +14,21 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gpukit_kernels import launch, products_triton
 from gpukit_kernels.errors import QuantError
-from gpukit_kernels.table import QUANTS, QuantType, by_name
+from gpukit_kernels.launched import DTYPES, Kernel, kernels
+from gpukit_kernels.table import QUANTS, by_name
 
-ARCHES, DTYPES = (80, 90, 100), ("fp32", "fp16", "bf16")
+ARCHES = (80, 90, 100)
 # Bytes of shared memory that one program may have (CUDA C++ programming guide).
 SHARED = {80: 166912, 90: 232448, 100: 232448}
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel with the types and constants that a launcher gives it; `exact` where bits matter."""
-
-    name: str
-    function: Any
-    pointers: dict[str, str]
-    integers: tuple[str, ...]
-    constants: dict[str, Any]
-    exact: bool
-    warps: int = 4
-    stages: int = 3
 
 
 @dataclass(frozen=True)
@@ -74,101 +59,6 @@ class Usage:
         if self.exact and (self.fma or self.flushes):
             return f"{self.fma} FMAs and {self.flushes} flushes of subnormals in an exact kernel"
         return None
-
-
-def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
-    """Every kernel of `row`; encode from and decode to each of `dtypes`, in Triton's names."""
-    pair = launch.triton_pair(row)
-    shape = {"BLOCK": row.block, "NBYTES": row.nbytes}
-    # A table is a pointer to int16, or the constant None.
-    table = {"table": "*i16"} if pair.table else {}
-    decoder = {"DECODE": pair.decode, **({} if table else {"table": None}), **shape}
-    for dtype in dtypes:
-        if row.encodable:
-            yield Kernel(
-                f"{row.name} encode {dtype}",
-                launch.encode_kernel,
-                {"values": f"*{dtype}", "out": "*u8"},
-                ("count",),
-                {"ENCODE": pair.encode, **shape, "TILE": pair.tile},
-                True,
-            )
-        if pair.weighted:
-            means = {"means": "*fp32"} if row.row_mean else {}
-            yield Kernel(
-                f"{row.name} weighted {dtype}",
-                launch.weighted_kernel,
-                {"values": f"*{dtype}", "importance": "*fp32", **means, "out": "*u8"},
-                ("count", "row_blocks", "part_blocks"),
-                {
-                    "ENCODE": pair.weighted,
-                    **shape,
-                    "TILE": pair.weighted_tile or pair.tile,
-                    **({} if means else {"means": None}),
-                },
-                True,
-            )
-        if row.row_mean:
-            yield Kernel(
-                f"{row.name} mean squares {dtype}",
-                launch.mean_squares_kernel,
-                {"values": f"*{dtype}", "out": "*fp32"},
-                ("rows", "width"),
-                {"ROWS": launch.MEAN_ROWS},
-                True,
-                warps=1,
-            )
-        yield Kernel(
-            f"{row.name} decode {dtype}",
-            launch.decode_kernel,
-            {"blocks": "*u8", **table, "out": f"*{dtype}"},
-            ("count",),
-            {**decoder, "TILE": launch.DECODE_VALUES // row.block},
-            True,
-        )
-        if pair.aligned:
-            yield Kernel(
-                f"{row.name} decode aligned {dtype}",
-                pair.aligned,
-                {"blocks": "*u8", "out": f"*{dtype}"},
-                ("count", "magic"),
-                {"TILE": launch.DECODE_VALUES // row.block},
-                True,
-            )
-    pointers = {"x": "*fp32", "blocks": "*u8", **table, "out": "*fp32"}
-    tile = {
-        "ROWS": products_triton.VECTOR_ROWS,
-        "STEP": products_triton.VECTOR_WIDTH // row.block,
-    }
-    yield Kernel(
-        f"{row.name} matmul few",
-        products_triton.matmul_few_kernel,
-        pointers,
-        ("rows", "width"),
-        {**decoder, **tile},
-        False,
-    )
-    if pair.few:
-        yield Kernel(
-            f"{row.name} matmul few aligned",
-            pair.few,
-            {name: kind for name, kind in pointers.items() if name != "table"},
-            ("rows", "width", "magic"),
-            {"ROWS": products_triton.VECTOR_ROWS, "QUADS": products_triton.QUADS},
-            False,
-        )
-    for count in sorted({products_triton.many_tile(row, count)[1] for count in (16, 64)}):
-        rows, _, step = products_triton.many_tile(row, count)
-        yield Kernel(
-            f"{row.name} matmul {count}",
-            products_triton.matmul_many_kernel,
-            pointers,
-            ("count", "rows", "width"),
-            {**decoder, "COUNT": count, "ROWS": rows, "STEP": step},
-            False,
-            products_triton.MANY_WARPS,
-            1,
-        )
 
 
 def usage(kernel: Kernel, arch: int) -> Usage:

@@ -1,0 +1,141 @@
+"""Every kernel of a type as its launcher launches it, for what compiles them without launching."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gpukit_kernels import launch, products_triton
+from gpukit_kernels.table import QuantType
+
+DTYPES = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel with the types and constants that a launcher gives it; `exact` where bits matter."""
+
+    name: str
+    function: Any
+    pointers: dict[str, str]
+    integers: tuple[str, ...]
+    constants: dict[str, Any]
+    exact: bool
+    warps: int = 4
+    stages: int = 3
+
+
+def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
+    """Every kernel of `row`; encode from and decode to each of `dtypes`, in Triton's names."""
+    for dtype in dtypes:
+        yield from _encoders(row, dtype)
+        yield from _decoders(row, dtype)
+    yield from _products(row)
+
+
+def _decoder(row: QuantType) -> tuple[dict[str, str], dict[str, Any]]:
+    """The pointer to the table that blocks are decoded with, if any, and the constants."""
+    pair = launch.triton_pair(row)
+    # A table is a pointer to int16, or the constant None.
+    table = {"table": "*i16"} if pair.table else {}
+    constants = {"DECODE": pair.decode, "BLOCK": row.block, "NBYTES": row.nbytes}
+    return table, constants if table else {**constants, "table": None}
+
+
+def _encoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
+    pair = launch.triton_pair(row)
+    shape = {"BLOCK": row.block, "NBYTES": row.nbytes}
+    if row.encodable:
+        yield Kernel(
+            f"{row.name} encode {dtype}",
+            launch.encode_kernel,
+            {"values": f"*{dtype}", "out": "*u8"},
+            ("count",),
+            {"ENCODE": pair.encode, **shape, "TILE": pair.tile},
+            True,
+        )
+    if pair.weighted:
+        means = {"means": "*fp32"} if row.row_mean else {}
+        yield Kernel(
+            f"{row.name} weighted {dtype}",
+            launch.weighted_kernel,
+            {"values": f"*{dtype}", "importance": "*fp32", **means, "out": "*u8"},
+            ("count", "row_blocks", "part_blocks"),
+            {
+                "ENCODE": pair.weighted,
+                **shape,
+                "TILE": pair.weighted_tile or pair.tile,
+                **({} if means else {"means": None}),
+            },
+            True,
+        )
+    if row.row_mean:
+        yield Kernel(
+            f"{row.name} mean squares {dtype}",
+            launch.mean_squares_kernel,
+            {"values": f"*{dtype}", "out": "*fp32"},
+            ("rows", "width"),
+            {"ROWS": launch.MEAN_ROWS},
+            True,
+            warps=1,
+        )
+
+
+def _decoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
+    pair = launch.triton_pair(row)
+    table, decoder = _decoder(row)
+    yield Kernel(
+        f"{row.name} decode {dtype}",
+        launch.decode_kernel,
+        {"blocks": "*u8", **table, "out": f"*{dtype}"},
+        ("count",),
+        {**decoder, "TILE": launch.DECODE_VALUES // row.block},
+        True,
+    )
+    if pair.aligned:
+        yield Kernel(
+            f"{row.name} decode aligned {dtype}",
+            pair.aligned,
+            {"blocks": "*u8", "out": f"*{dtype}"},
+            ("count", "magic"),
+            {"TILE": launch.DECODE_VALUES // row.block},
+            True,
+        )
+
+
+def _products(row: QuantType) -> Iterator[Kernel]:
+    pair = launch.triton_pair(row)
+    table, decoder = _decoder(row)
+    pointers = {"x": "*fp32", "blocks": "*u8", **table, "out": "*fp32"}
+    tile = {
+        "ROWS": products_triton.VECTOR_ROWS,
+        "STEP": products_triton.VECTOR_WIDTH // row.block,
+    }
+    yield Kernel(
+        f"{row.name} matmul few",
+        products_triton.matmul_few_kernel,
+        pointers,
+        ("rows", "width"),
+        {**decoder, **tile},
+        False,
+    )
+    if pair.few:
+        yield Kernel(
+            f"{row.name} matmul few aligned",
+            pair.few,
+            {name: kind for name, kind in pointers.items() if name != "table"},
+            ("rows", "width", "magic"),
+            {"ROWS": products_triton.VECTOR_ROWS, "QUADS": products_triton.QUADS},
+            False,
+        )
+    for count in sorted({products_triton.many_tile(row, count)[1] for count in (16, 64)}):
+        rows, _, step = products_triton.many_tile(row, count)
+        yield Kernel(
+            f"{row.name} matmul {count}",
+            products_triton.matmul_many_kernel,
+            pointers,
+            ("count", "rows", "width"),
+            {**decoder, "COUNT": count, "ROWS": rows, "STEP": step},
+            False,
+            products_triton.MANY_WARPS,
+            1,
+        )
