@@ -171,11 +171,15 @@ def test_code_that_nobody_has_used_for_long_is_taken_away(tmp_path: Path) -> Non
     long_ago = time.time() - cache.KEPT_SECONDS - 60
     for path in (old, new):
         path.write_bytes(b"")
-    for path in (old, used, used.with_suffix(".sha256")):
+    killed = used.with_name("tmp0123")
+    killed.mkdir()
+    (killed / "program.c").write_text("")
+    for path in (old, killed, used, used.with_suffix(".sha256")):
         os.utime(path, (long_ago, long_ago))
     # What is used is young again, and a new program clears out the rest.
     assert run(tmp_path, "Q8_0", "Q4_0")[1]["built"] == ["Q4_0"]
     assert not old.exists()
+    assert not killed.exists()
     assert new.exists()
     assert used.exists()
 

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import stat
 import sys
 import tempfile
@@ -93,5 +94,9 @@ def evict() -> None:
     with suppress(OSError):
         for path in folder().iterdir():
             with suppress(OSError):
-                if path.is_file() and path.stat().st_mtime < oldest:
+                if path.stat().st_mtime >= oldest:
+                    continue
+                if path.is_dir():  # of a compiler that was killed
+                    shutil.rmtree(path)
+                else:
                     path.unlink()
