@@ -164,7 +164,7 @@ def test_nothing_is_read_behind_the_end(name: str) -> None:
         blocks.copy_(quant_kinds.blocks_of(row, rows, width, seed=rows))
         wanted = dequantize(blocks.clone(), name, backend="eager")
         out = torch.empty(size // row.nbytes, row.block)
-        cpu_products.decode(blocks.view(-1, row.nbytes), decoder, out)
+        cpu_products.decode(blocks.view(-1, row.nbytes), decoder, None, out)
         assert same(out.view(rows, -1), wanted)
         assert_product(torch.randn(2, width), blocks, name)
 
