@@ -27,7 +27,6 @@ from gpukit_kernels.triton_bits import (
     load_half_tl,
     nearest_int_tl,
     negated_tl,
-    spread_tl,
     store_words32_tl,
 )
 from gpukit_kernels.triton_scale import codebook_search_tl, codebook_values_tl, codebook_words_tl
@@ -112,12 +111,8 @@ def weighted_tl(x, importance, _, out, at, mask):
     TILE: tl.constexpr = x.shape[0]
     groups = lanes_tl(tl.reshape(x, (TILE * 8, 32)), 32)
     variance = block_squares_tl(groups, TILE, 8, 32) * (2.0 / 256)
-    weights = importance_weights_tl(
-        groups,
-        lanes_tl(tl.reshape(importance, (TILE * 8, 32)), 32),
-        spread_tl(variance, TILE, 8),
-        32,
-    )
+    weights = importance_weights_tl(x, importance, variance)
+    weights = lanes_tl(tl.reshape(weights, (TILE * 8, 32)), 32)
     _store_tl(groups, codebook_search_tl(groups, weights, 32), out, at, mask)
 
 
