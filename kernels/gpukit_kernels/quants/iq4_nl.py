@@ -83,7 +83,7 @@ def weighted_tl(x, importance, _, out, at, mask):
     """`encode_tl` with float32 `importance` `[TILE, 32]`."""
     lanes = lanes_tl(x, 32)
     variance = squares_tl(lanes, 32) * (2.0 / 32)
-    weights = importance_weights_tl(lanes, lanes_tl(importance, 32), variance, 32)
+    weights = lanes_tl(importance_weights_tl(x, importance, variance), 32)
     _store_tl(lanes, codebook_search_tl(lanes, weights, 32), out, at, mask)
 
 

@@ -25,7 +25,7 @@ from gpukit_kernels.bits_triton import (
     store_words32_tl,
 )
 from gpukit_kernels.facts import FACTS
-from gpukit_kernels.lanes_triton import lanes_tl, spread_tl
+from gpukit_kernels.lanes_triton import lanes_tl
 from gpukit_kernels.search.codebook import codebook_search, codebook_values, nearest_code
 from gpukit_kernels.search.codebook_triton import (
     codebook_search_tl,
@@ -116,12 +116,8 @@ def weighted_tl(x, importance, _, out, at, mask):
     TILE: tl.constexpr = x.shape[0]
     groups = lanes_tl(tl.reshape(x, (TILE * 8, 32)), 32)
     variance = block_squares_tl(groups, TILE, 8, 32) * (2.0 / 256)
-    weights = importance_weights_tl(
-        groups,
-        lanes_tl(tl.reshape(importance, (TILE * 8, 32)), 32),
-        spread_tl(variance, TILE, 8),
-        32,
-    )
+    weights = importance_weights_tl(x, importance, variance)
+    weights = lanes_tl(tl.reshape(weights, (TILE * 8, 32)), 32)
     _store_tl(groups, codebook_search_tl(groups, weights, 32), out, at, mask)
 
 

@@ -194,12 +194,8 @@ def weighted_tl(x, importance, _, out, at, mask):
     TILE: tl.constexpr = x.shape[0]
     groups = lanes_tl(tl.reshape(x, (TILE * 16, 16)), 16)
     variance = 2.0 * block_squares_tl(groups, TILE, 16, 16) * (1.0 / 256)
-    weights = importance_weights_tl(
-        groups,
-        lanes_tl(tl.reshape(importance, (TILE * 16, 16)), 16),
-        spread_tl(variance, TILE, 16),
-        16,
-    )
+    weights = importance_weights_tl(x, importance, variance)
+    weights = lanes_tl(tl.reshape(weights, (TILE * 16, 16)), 16)
     scale, inverse, zero = scale_search_tl(groups, weights, 4, 16)
     scale = tl.reshape(scale, (TILE, 16))
     weight = tl.reshape(total_tl(weights, 16), (TILE, 16))

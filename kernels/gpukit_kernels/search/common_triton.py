@@ -90,12 +90,12 @@ def block_squares_tl(x, TILE: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.const
 
 
 @triton.jit
-def importance_weights_tl(x, importance, variance, SIZE: tl.constexpr):
-    """A tuple of SIZE lanes: search.importance_weights."""
-    weights = ()
-    for i in tl.static_range(SIZE):
-        weights = weights + (importance[i] * tl.sqrt_rn(variance + x[i] * x[i]),)  # noqa: RUF005
-    return weights
+def importance_weights_tl(x, importance, variance):
+    """float32 `[TILE, N]`: search.importance_weights; `variance` is `[TILE]`.
+
+    Of tiles, before they become lanes: importance and roots together are registers too many.
+    """
+    return importance * tl.sqrt_rn(variance[:, None] + x * x)
 
 
 @triton.jit

@@ -63,7 +63,7 @@ def found_level_tl(v, inverse, zero, LEVELS: tl.constexpr):
 def signed_search_tl(x, importance, mean_square, LEVELS: tl.constexpr):
     """d, float32 `[TILE]`, and levels, int32 `[TILE, 32]`, of float32 `[TILE, 32]`, weighted."""
     lanes = lanes_tl(x, 32)
-    weights = importance_weights_tl(lanes, lanes_tl(importance, 32), mean_square, 32)
+    weights = lanes_tl(importance_weights_tl(x, importance, mean_square), 32)
     scale, inverse, zero = scale_search_tl(lanes, weights, LEVELS, 32)
     # From the lanes: the tile need not be kept during the search.
     levels = ()
@@ -75,14 +75,15 @@ def signed_search_tl(x, importance, mean_square, LEVELS: tl.constexpr):
 @triton.jit
 def refined_search_tl(x, LEVELS: tl.constexpr, SIZE: tl.constexpr):
     """scale, float32 `[lanes]`, and a tuple of SIZE levels: scale.refined_search."""
-    largest, magnitude = lanes_range_tl(x, SIZE)
+    largest, _ = lanes_range_tl(x, SIZE)
     inverse = divide_tl(-1.0 * LEVELS, largest)
     levels = ()
     for i in tl.static_range(SIZE):
         levels = levels + (nearest_level_tl(inverse * x[i], -LEVELS, LEVELS - 1),)  # noqa: RUF005
     sum_lx, sum_l2 = scale_sums_tl(x, None, inverse, LEVELS, SIZE)
     levels, sum_lx, sum_l2 = refined_tl(x, None, levels, sum_lx, sum_l2, -LEVELS, LEVELS - 1, SIZE)
-    zero = magnitude < _GROUP_EPS
+    # The magnitude is made again: kept through the search it is a register too many.
+    zero = tl.abs(largest) < _GROUP_EPS
     scale = tl.where(sum_l2 > 0.0, tl.div_rn(sum_lx, sum_l2), 0.0)
     moved = ()
     for i in tl.static_range(SIZE):
