@@ -9,6 +9,7 @@ Source: block_iq4_nl, quantize_row_iq4_nl_impl in llama.cpp's ggml-quants.c.
 
 import torch
 import triton
+import triton.language as tl  # noqa: F401  (the interpreter looks for it)
 from torch import Tensor
 
 from gpukit_kernels.bits import (
