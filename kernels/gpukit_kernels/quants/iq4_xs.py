@@ -116,7 +116,7 @@ def weighted_tl(x, importance, _, out, at, mask):
     TILE: tl.constexpr = x.shape[0]
     groups = lanes_tl(tl.reshape(x, (TILE * 8, 32)), 32)
     variance = block_squares_tl(groups, TILE, 8, 32) * (2.0 / 256)
-    weights = importance_weights_tl(x, importance, variance)
+    weights = importance_weights_tl(x, importance, variance[:, None])
     weights = lanes_tl(tl.reshape(weights, (TILE * 8, 32)), 32)
     _store_tl(groups, codebook_search_tl(groups, weights, 32), out, at, mask)
 

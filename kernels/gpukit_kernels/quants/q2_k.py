@@ -143,7 +143,7 @@ def weighted_tl(x, importance, _, out, at, mask):
     TILE: tl.constexpr = x.shape[0]
     groups = lanes_tl(tl.reshape(x, (TILE * 16, 16)), 16)
     variance = block_squares_tl(groups, TILE, 16, 16) * (1.0 / 256)
-    weights = importance_weights_tl(x, importance, variance)
+    weights = importance_weights_tl(x, importance, variance[:, None])
     weights = lanes_tl(tl.reshape(weights, (TILE * 16, 16)), 16)
     scale, low, inverse, shift, weight = affine_search_tl(
         groups, weights, 3, -0.9, 0.05, 36, 16, True, False

@@ -194,7 +194,7 @@ def weighted_tl(x, importance, _, out, at, mask):
     TILE: tl.constexpr = x.shape[0]
     groups = lanes_tl(tl.reshape(x, (TILE * 16, 16)), 16)
     variance = 2.0 * block_squares_tl(groups, TILE, 16, 16) * (1.0 / 256)
-    weights = importance_weights_tl(x, importance, variance)
+    weights = importance_weights_tl(x, importance, variance[:, None])
     weights = lanes_tl(tl.reshape(weights, (TILE * 16, 16)), 16)
     scale, inverse, zero = scale_search_tl(groups, weights, 4, 16)
     scale = tl.reshape(scale, (TILE, 16))

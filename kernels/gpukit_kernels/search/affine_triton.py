@@ -162,7 +162,7 @@ def affine_search_tl(
 def offset_search_tl(x, importance, mean_square, LEVELS: tl.constexpr):
     """d and low, float32 `[TILE]`, and int32 `[TILE, 32]` of float32 `[TILE, 32]`, weighted."""
     lanes = lanes_tl(x, 32)
-    weights = lanes_tl(importance_weights_tl(x, importance, mean_square), 32)
+    weights = lanes_tl(importance_weights_tl(x, importance, mean_square[:, None]), 32)
     scale, low, inverse, shift, _ = affine_search_tl(
         lanes, weights, LEVELS, -0.9, 0.05, 36, 32, True, False
     )
@@ -232,7 +232,7 @@ def affine_encode_tl(
         low6 = tl.minimum(low6 & 0xFF, 63)
     else:
         variance = 2.0 * block_squares_tl(groups, TILE, 8, 32) * (1.0 / 256)
-        weights = importance_weights_tl(x, importance, variance)
+        weights = importance_weights_tl(x, importance, variance[:, None])
         weights = lanes_tl(tl.reshape(weights, (lanes, 32)), 32)
         scale, low, inverse, shift, weight = affine_search_tl(
             groups, weights, LEVELS, START, DELTA, STEPS, 32, True, False

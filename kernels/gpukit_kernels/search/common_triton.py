@@ -91,11 +91,11 @@ def block_squares_tl(x, TILE: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.const
 
 @triton.jit
 def importance_weights_tl(x, importance, variance):
-    """float32 `[TILE, N]`: search.importance_weights; `variance` is `[TILE]`.
+    """float32 of the shape of `x` and `importance`: search.importance_weights.
 
-    Of tiles, before they become lanes: importance and roots together are registers too many.
+    Mostly of tiles that then become lanes: lanes of both and of roots are registers too many.
     """
-    return importance * tl.sqrt_rn(variance[:, None] + x * x)
+    return importance * tl.sqrt_rn(variance + x * x)
 
 
 @triton.jit

@@ -63,7 +63,7 @@ def found_level_tl(v, inverse, zero, LEVELS: tl.constexpr):
 def signed_search_tl(x, importance, mean_square, LEVELS: tl.constexpr):
     """d, float32 `[TILE]`, and levels, int32 `[TILE, 32]`, of float32 `[TILE, 32]`, weighted."""
     lanes = lanes_tl(x, 32)
-    weights = lanes_tl(importance_weights_tl(x, importance, mean_square), 32)
+    weights = lanes_tl(importance_weights_tl(x, importance, mean_square[:, None]), 32)
     scale, inverse, zero = scale_search_tl(lanes, weights, LEVELS, 32)
     # From the lanes: the tile need not be kept during the search.
     levels = ()
