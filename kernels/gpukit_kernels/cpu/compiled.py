@@ -11,13 +11,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from gpukit_kernels.cpu import cache, products, tiles
+from gpukit_kernels.cpu import cache as code_cache, products, tiles
 from gpukit_kernels.cpu.build import build, compiler
 from gpukit_kernels.cpu.program import (
     POOL,
@@ -29,8 +30,7 @@ from gpukit_kernels.cpu.program import (
     is_kept,
     keep,
     kept,
-    kept_decoder,
-    kept_pool,
+    kept_library,
     program_name,
 )
 from gpukit_kernels.cpu.recording import HERE, Form, record, record_decoder
@@ -50,30 +50,31 @@ DECODED_BLOCKS = 100
 # Weights in a tile of a program: 16 KiB as float32, which twenty search steps pass over.
 TILE = 1 << 12
 
+L = TypeVar("L", bound=Library)
+
 _log = logging.getLogger(__name__)
 # Programs of several types are built at the same time, each once.
 _locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 # What has been asked for in this process; products are many.
 _decoders: dict[str, Decoder | None] = {}
-_pools: list[Pool | None] = []
 # Of a program that cannot be had, why.
 _failures: dict[str, str] = {}
 
 
 def repays(row: QuantType, weights: int, importance: bool = False) -> bool:
     """Whether a program is worth having for `weights` weights in total."""
-    if row.block == 1 or not row.encodable or compiler() is None:
-        return False
-    name = _name(row, importance)
-    return name not in _failures and (weights >= WORTH or is_kept(name))
+    return row.block > 1 and row.encodable and _is_worth(_name(row, importance), weights)
 
 
 def decodes(row: QuantType, weights: int) -> bool:
     """Whether `weights` weights of `row` are worth a decoder, which floats never are."""
-    if row.block == 1 or compiler() is None:
+    return row.block > 1 and _is_worth(decoder_name(row.name), weights)
+
+
+def _is_worth(name: str, weights: int) -> bool:
+    if name in _failures or compiler() is None:
         return False
-    name = decoder_name(row.name)
-    return name not in _failures and (weights >= WORTH or is_kept(name))
+    return weights >= WORTH or is_kept(name)
 
 
 def encode(
@@ -96,7 +97,7 @@ def status() -> str:
     if _failures:
         name, reason = next(iter(_failures.items()))
         return f"eager torch for {', '.join(_failures)}: compiling {name} failed ({reason})"
-    return f"compiled with {path}, code kept in {cache.folder()}"
+    return f"compiled with {path}, code kept in {code_cache.folder()}"
 
 
 def _name(row: QuantType, weighted: bool) -> str:
@@ -107,18 +108,16 @@ def decoder(row: QuantType) -> Decoder | None:
     """The program that decodes `row` and multiplies with it; None where it cannot be had."""
     if row.name not in _decoders:
         name = decoder_name(row.name)
-        found = _had(name, lambda: kept_decoder(name) or _compiled_decoder(row, name))
-        _decoders[row.name] = cast(Decoder | None, found)
+        _decoders[row.name] = _had(
+            name, lambda: kept_library(name, Decoder) or _compiled_decoder(row, name)
+        )
     return _decoders[row.name]
 
 
+@cache
 def pool() -> Pool | None:
     """The threads of products; None where they cannot be had."""
-    if not _pools:
-        _pools.append(
-            cast(Pool | None, _had(POOL, lambda: kept_pool() or _timed(POOL, _made_pool)))
-        )
-    return _pools[0]
+    return _had(POOL, lambda: kept_library(POOL, Pool) or _timed(POOL, _made_pool))
 
 
 def _made_pool() -> Pool:
@@ -128,10 +127,10 @@ def _made_pool() -> Pool:
 def _program(row: QuantType, weighted: bool) -> Program | None:
     """The program that encodes `row`; None where it cannot be had."""
     name = _name(row, weighted)
-    return cast(Program | None, _had(name, lambda: kept(name) or _compiled(row, name)))
+    return _had(name, lambda: kept(name) or _compiled(row, name))
 
 
-def _had(name: str, find: Callable[[], Library]) -> Library | None:
+def _had(name: str, find: Callable[[], L]) -> L | None:
     """What `find` gives: a program that has been found to give the reference's bytes on this
     machine; None where it cannot be had, which is told once."""
     with _locks[name]:
@@ -156,7 +155,7 @@ def _compiled(row: QuantType, name: str) -> Program:
         _compare(program, row, name)
         return program
 
-    return cast(Program, _timed(name, made))
+    return _timed(name, made)
 
 
 def _compiled_decoder(row: QuantType, name: str) -> Decoder:
@@ -165,19 +164,19 @@ def _compiled_decoder(row: QuantType, name: str) -> Decoder:
         _compare_decoder(found, row, name)
         return found
 
-    return cast(Decoder, _timed(name, made))
+    return _timed(name, made)
 
 
 def _built(name: str, source: str) -> Path:
     path = compiler()
     if path is None:
         raise RuntimeError("no C compiler")
-    library = cache.place(name)
+    library = code_cache.place(name)
     build(source, library, path)
     return library
 
 
-def _timed(name: str, make: Callable[[], Library]) -> Library:
+def _timed(name: str, make: Callable[[], L]) -> L:
     """What `make` gives, left for others. It runs in a thread of its own: what torch's dispatcher
     does differs within its own operations and in inference mode."""
     begin = time.perf_counter()
@@ -198,12 +197,7 @@ def _compare_decoder(found: Decoder, row: QuantType, name: str) -> None:
         tiles.decode_eager(blocks, row, wanted)
     products.decode(blocks, found, None, got)
     same = (got.view(torch.int32) == wanted.view(torch.int32)) | (got.isnan() & wanted.isnan())
-    wrong = int((~same).any(dim=1).sum())
-    if wrong:
-        raise RuntimeError(
-            f"compiled {name} gets {wrong} of {count} blocks wrong with torch "
-            f"{torch.__version__} and {compiler()}"
-        )
+    _refuse(name, int((~same).any(dim=1).sum()), f"{count}")
 
 
 def _compare(program: Program, row: QuantType, name: str) -> None:
@@ -222,9 +216,13 @@ def _compare(program: Program, row: QuantType, name: str) -> None:
         with alone():
             tiles.encode_eager(some, row, expected, importance)
         tiles.encode_program(some, row, got, program, importance)
-        wrong = int((got != expected).any(dim=1).sum())
-        if wrong:
-            raise RuntimeError(
-                f"compiled {name} gets {wrong} of {count} {dtype} blocks wrong with torch "
-                f"{torch.__version__} and {compiler()}"
-            )
+        _refuse(name, int((got != expected).any(dim=1).sum()), f"{count} {dtype}")
+
+
+def _refuse(name: str, wrong: int, tried: str) -> None:
+    """Raise where any of the blocks that were `tried` is wrong."""
+    if wrong:
+        raise RuntimeError(
+            f"compiled {name} gets {wrong} of {tried} blocks wrong with torch "
+            f"{torch.__version__} and {compiler()}"
+        )

@@ -43,6 +43,7 @@ class Function:
     """C: `text` defines `name(arguments…, results…, scratch)`; `results` are the nodes that are
     stored for the caller, `scratch` floats are used in between."""
 
+    name: str
     text: str
     results: list[Node]
     scratch: int
@@ -97,7 +98,7 @@ class _Writer:
         head = f"static void {self.name}({', '.join([*arguments, 'float *restrict s'])}) {{"
         body = ["(void)s;", *self.values.tables.values(), *lines]
         text = "\n".join([head, *body, "}"])
-        return Function(text, self.results, scratch)
+        return Function(self.name, text, self.results, scratch)
 
     # What is stored, and in which loops.
 
@@ -115,15 +116,8 @@ class _Writer:
             yield nest
 
     def _roots(self) -> list[_Root]:
-        needed: set[int] = set()
-        pending = list(self.results)
-        while pending:
-            node = pending.pop()
-            if node.number not in needed:
-                needed.add(node.number)
-                pending += [arg.node for arg in node.args if isinstance(arg, Access)]
         roots: list[_Root] = []
-        for number in sorted(needed):
+        for number in sorted(_behind(self.results)):
             node = self.graph.nodes[number]
             if node.op not in SUMS and number not in self.values.stored:
                 continue
@@ -226,20 +220,8 @@ class _Writer:
             for other in waiting
             if other.node.op in SUMS
             and other.node.args[0].shape[0] == root.node.args[0].shape[0]
-            and not self._needs(other.node, ahead)
+            and ahead.isdisjoint(_behind(_operands(other.node)))
         ]
-
-    def _needs(self, node: Node, ahead: set[int]) -> bool:
-        pending = [arg.node for arg in node.args if isinstance(arg, Access)]
-        seen: set[int] = set()
-        while pending:
-            found = pending.pop()
-            if found.number in ahead:
-                return True
-            if found.number not in seen:
-                seen.add(found.number)
-                pending += [arg.node for arg in found.args if isinstance(arg, Access)]
-        return False
 
     def _write_sums(self, nodes: list[Node], indices: list[Index]) -> None:
         owner = f"e{nodes[0].number}"
@@ -274,3 +256,19 @@ class _Writer:
             offset = place_of(0, node.strides, indices)
             value = Value(total, kind_of(node.dtype), self.scopes.innermost)
             self.scopes.know((node.number, offset), value)
+
+
+def _operands(node: Node) -> list[Node]:
+    return [arg.node for arg in node.args if isinstance(arg, Access)]
+
+
+def _behind(nodes: list[Node]) -> set[int]:
+    """The numbers of `nodes` and of all that they are computed from."""
+    found: set[int] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node.number not in found:
+            found.add(node.number)
+            pending += _operands(node)
+    return found

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from gpukit_kernels.cpu import cache
 ALIGNMENT = 64
 KINDS = {"float32": 0, "uint16": 1, "float16": 2}  # uint16 holds bfloat16
 
-POINTER = ctypes.c_void_p
 POOL = "pool"
 
 _log = logging.getLogger(__name__)
@@ -44,12 +43,12 @@ class Library:
     def _number(self, name: str) -> int:
         return ctypes.c_int64.in_dll(self._found, f"gpukit_{name}").value
 
-    def _function(self, name: str, types: str) -> Callable[..., None]:
+    def _function(self, name: str, types: str, result: type | None = None) -> Callable[..., Any]:
         """A C function of pointers, p, and whole numbers, n."""
         function = getattr(self._found, name)
         kinds = {"p": ctypes.c_void_p, "n": ctypes.c_int64}
-        function.argtypes, function.restype = [kinds[c] for c in types], None
-        return cast(Callable[..., None], function)
+        function.argtypes, function.restype = [kinds[c] for c in types], result
+        return cast(Callable[..., Any], function)
 
     def _arena(self) -> int:
         """The address of this thread's."""
@@ -113,9 +112,7 @@ class Pool(Library):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._share = self._found.share
-        self._share.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3]
-        self._share.restype = ctypes.c_int64
+        self._share = self._function("share", "ppnnn", ctypes.c_int64)
 
     def share(
         self, part: ctypes.c_void_p, job: ctypes.Structure, count: int, step: int, threads: int
@@ -134,10 +131,11 @@ class Decoder(Library):
         self.panel = self._number("panel")
         # Rows of W that are decoded at a time.
         self.lanes = self._number("lanes")
-        self._parts: dict[type, tuple[Callable[..., None], ctypes.c_void_p]] = {
-            kind: (self._function(name, "pnnn"), ctypes.cast(getattr(self._found, name), POINTER))
-            for kind, name in ((_Decoding, "decode"), (_Product, "multiply"))
-        }
+        # Each job's function, and its address: a product calls it hundreds of times a token.
+        self._parts: dict[type, tuple[Callable[..., Any], ctypes.c_void_p]] = {}
+        for kind, name in ((_Decoding, "decode"), (_Product, "multiply")):
+            address = ctypes.cast(getattr(self._found, name), ctypes.c_void_p)
+            self._parts[kind] = (self._function(name, "pnnn"), address)
         self._lock = threading.Lock()
         self._arenas: NDArray[numpy.uint8] = numpy.empty(0, dtype=numpy.uint8)
 
@@ -163,7 +161,7 @@ class Decoder(Library):
         self, job: ctypes.Structure, count: int, pool: Pool | None, step: int, threads: int
     ) -> None:
         """The parts of `job` by `pool`, or by this thread where it has none or is busy."""
-        function, address = self._parts[type(job)]
+        part, address = self._parts[type(job)]
         if pool is not None and self._lock.acquire(blocking=False):
             try:
                 job.arenas = self._shared(threads)
@@ -172,7 +170,7 @@ class Decoder(Library):
             finally:
                 self._lock.release()
         job.arenas = self._arena()
-        function(ctypes.byref(job), 0, count, 0)
+        part(ctypes.byref(job), 0, count, 0)
 
     def _shared(self, threads: int) -> int:
         """The arenas of so many threads."""
@@ -202,20 +200,14 @@ def kept(name: str) -> Program | None:
 
     Whoever left it has found its bytes to be the reference's on this machine.
     """
-    return cast(Program | None, _kept(name, Program))
+    return kept_library(name, Program)
 
 
-def kept_decoder(name: str) -> Decoder | None:
-    """As `kept`, of decoders."""
-    return cast(Decoder | None, _kept(name, Decoder))
+L = TypeVar("L", bound=Library)
 
 
-def kept_pool() -> Pool | None:
-    """As `kept`, of the threads."""
-    return cast(Pool | None, _kept(POOL, Pool))
-
-
-def _kept(name: str, kind: type[Library]) -> Library | None:
+def kept_library(name: str, kind: type[L]) -> L | None:
+    """As `kept`, of any kind."""
     with _lock:
         if name not in _loaded:
             path = cache.place(name)
@@ -230,7 +222,7 @@ def _kept(name: str, kind: type[Library]) -> Library | None:
                 _log.info("%s: %s", path, error)
                 return None
             cache.used(path)
-        return _loaded[name]
+        return cast(L, _loaded[name])
 
 
 def keep(name: str, program: Library) -> None:

@@ -116,8 +116,8 @@ def record_decoder(decode: Callable[[Tensor], Tensor], block: int, nbytes: int) 
     stand = torch.zeros((group * nbytes, DECODED_LANES), dtype=torch.uint8)
     with torch.inference_mode(False):
         graph = traced(values, (stand,), (stand,), "bytes")
-    # What decodes has nothing to keep in between: its scratch is free for sums.
     found = emit.function("values_of", graph, DECODED_LANES, sink=True)
+    # What decodes has nothing to keep in between: its scratch is free for sums.
     if found.scratch:
         raise NotImplementedError("a decoder that stores something in between")
     facts = {"LANES": DECODED_LANES, "BLOCK": block, "NBYTES": nbytes, "GROUP": group}
@@ -198,8 +198,7 @@ class _Recorder:
             for node in found.results
         }
         places = [self._place(tensor) for tensor in (*given, *results.values())]
-        name = found.text.partition("(")[0].split()[-1]
-        self.lines.append(f"{name}({', '.join(places)}, (float *)(a + SCRATCH));")
+        self.lines.append(f"{found.name}({', '.join(places)}, (float *)(a + SCRATCH));")
         results |= {
             node.number: tensor for node, tensor in zip(graph.arguments, given, strict=True)
         }

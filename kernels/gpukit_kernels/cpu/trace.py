@@ -64,7 +64,8 @@ class Access:
 
 @dataclass
 class Graph:
-    """A traced function: its arguments in order, and what it gives, through `tree`."""
+    """A traced function: its arguments in order, what it gives, and the tensors in that, in order,
+    as `results`."""
 
     nodes: list[Node] = field(default_factory=list)
     arguments: list[Node] = field(default_factory=list)

@@ -22,7 +22,6 @@ typedef float vf __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t vi __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t vu __attribute__((vector_size(4 * WIDTH)));
 /* The same where memory is not aligned. */
-typedef float uf __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef int32_t ui __attribute__((vector_size(4 * WIDTH), aligned(1), may_alias));
 
 #define ANY static inline __attribute__((always_inline, unused))
@@ -41,9 +40,21 @@ ANY vf abs_f(vf v) { return (vf)((vi)v & 0x7FFFFFFF); }
 /* Arithmetic to the right, of the low bits to the left. */
 ANY vi left(vi v, vi by) { return (vi)((vu)v << (vu)by); }
 
+/* Truths are bits of a mask with AVX-512, else numbers of which all bits are set or none. */
 #if WIDTH == 16
 #include <immintrin.h>
 typedef __mmask16 vm;
+ANY vm not_m(vm m) { return (vm)~m; }
+#else
+typedef vi vm;
+ANY vm not_m(vm m) { return ~m; }
+ANY vm lt_i(vi a, vi b) { return a < b; }
+ANY vm le_i(vi a, vi b) { return a <= b; }
+ANY vm eq_i(vi a, vi b) { return a == b; }
+ANY vm ne_i(vi a, vi b) { return a != b; }
+#endif
+
+#if WIDTH == 16
 #define COMPARE(name, how) \
     ANY vm name##_f(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_##how); }
 COMPARE(lt, LT_OQ) COMPARE(le, LE_OQ) COMPARE(eq, EQ_OQ) COMPARE(ne, NEQ_UQ)
@@ -66,14 +77,9 @@ ANY vi of_16(const void *table, vi at) {
 }
 #elif WIDTH == 8
 #include <immintrin.h>
-typedef vi vm;
 #define COMPARE(name, how) \
     ANY vm name##_f(vf a, vf b) { return (vi)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_##how); }
 COMPARE(lt, LT_OQ) COMPARE(le, LE_OQ) COMPARE(eq, EQ_OQ) COMPARE(ne, NEQ_UQ)
-ANY vm lt_i(vi a, vi b) { return a < b; }
-ANY vm le_i(vi a, vi b) { return a <= b; }
-ANY vm eq_i(vi a, vi b) { return a == b; }
-ANY vm ne_i(vi a, vi b) { return a != b; }
 ANY vf choose_f(vm m, vf a, vf b) { return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m); }
 ANY vi choose_i(vm m, vi a, vi b) { return (vi)choose_f(m, (vf)a, (vf)b); }
 ANY vi min_i(vi a, vi b) { return (vi)_mm256_min_epi32((__m256i)a, (__m256i)b); }
@@ -102,15 +108,10 @@ ANY vi of_16(const void *table, vi at) {
     return (vi)_mm256_blendv_ps(a, b, (__m256)(at << 28));
 }
 #else
-typedef vi vm;
 ANY vm lt_f(vf a, vf b) { return a < b; }
 ANY vm le_f(vf a, vf b) { return a <= b; }
 ANY vm eq_f(vf a, vf b) { return a == b; }
 ANY vm ne_f(vf a, vf b) { return a != b; }
-ANY vm lt_i(vi a, vi b) { return a < b; }
-ANY vm le_i(vi a, vi b) { return a <= b; }
-ANY vm eq_i(vi a, vi b) { return a == b; }
-ANY vm ne_i(vi a, vi b) { return a != b; }
 ANY vi choose_i(vm m, vi a, vi b) { return (m & a) | (~m & b); }
 ANY vf choose_f(vm m, vf a, vf b) { return (vf)choose_i(m, (vi)a, (vi)b); }
 ANY vi min_i(vi a, vi b) { return choose_i(a < b, a, b); }
@@ -149,12 +150,6 @@ ANY vi gathered(const void *table, vi at) {
     return found;
 }
 ANY vi of_16(const void *table, vi at) { return gathered(table, at & 15); }
-#endif
-
-#if WIDTH == 16
-ANY vm not_m(vm m) { return (vm)~m; }
-#else
-ANY vm not_m(vm m) { return ~m; }
 #endif
 
 /* The table of WIDTH rows of WIDTH numbers, turned over: of pairs of rows `s` apart, the squares of

@@ -86,7 +86,7 @@ def weighted_tl(x, importance, _, out, at, mask):
     variance = squares_tl(lanes, 32) * (2.0 / 32)
     given = lanes_tl(importance, 32)
     weights = ()
-    # Lane by lane: with a tile of weights ptxas spills (sm_80 to sm_100, Triton 3.7.1).
+    # Lane by lane: with a tile of weights ptxas spills (Triton 3.7.1).
     for i in tl.static_range(32):
         weights = weights + (importance_weights_tl(lanes[i], given[i], variance),)  # noqa: RUF005
     _store_tl(lanes, codebook_search_tl(lanes, weights, 32), out, at, mask)
