@@ -14,17 +14,12 @@ from torch import Tensor
 import gpukit_kernels as kernels
 from gpukit.errors import AdapterError, one_line
 from gpukit.formats.closing import Closing
+from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.formats.gguf_fields import TensorInfo
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.pytorch import PytorchFile
 from gpukit.formats.safetensors import SafetensorsFile, StoredTensor
 
-TORCH_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 # What is kept of a file whose tensors are used in many parts, such as a matrix an expert.
 KEPT_TENSORS = 4
 KEPT_BYTES = 256 << 20

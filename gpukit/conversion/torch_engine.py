@@ -16,10 +16,10 @@ import gpukit_kernels as kernels
 from gpukit.conversion.audit import SAMPLE, Audit
 from gpukit.conversion.engine import Buffer
 from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
+from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
-from gpukit.sources.dtypes import TORCH_TYPES
 
 
 @dataclass

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from gpukit.errors import one_line
 from gpukit.formats.checkpoint import Checkpoint
+from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.formats.file_types import float_type
 from gpukit.formats.folder import read_files
 from gpukit.models.fp8 import FP8
 from gpukit.models.importer import plan_import, some
 from gpukit.models.rules import ImportPlan, PlannedTensor, Span, auto_type
 from gpukit.sources.base import Source, SourceTensor
-from gpukit.sources.dtypes import TORCH_TYPES
 from gpukit.sources.steps import Scaling, Step
 
 STORED_TYPES = {**TORCH_TYPES, **FP8}

@@ -51,7 +51,7 @@ class GGUFSource(Source):
     def values(self, index: int, row: int, rows: int, data: "Tensor") -> "Tensor":  # noqa: ARG002
         import torch
 
-        from gpukit.sources.dtypes import TORCH_TYPES
+        from gpukit.formats.dtypes import TORCH_TYPES
 
         info = self._infos[index]
         dtype = TORCH_TYPES.get(info.type)
