@@ -7,19 +7,19 @@ Every adapter is either fitted to its base and merged, or refused with a `Gpukit
 in little time and memory. The same count and seed make the same adapters everywhere.
 """
 
-import faulthandler
 import json
 import random
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import ATTENTION, LINEAR, base_of, quiet, train
 from support.fuzz_folders import mutate
-from support.fuzzing import resident, run
+from support.fuzzing import resident, run, watched
 
 from gpukit.adapters.base import Base
 from gpukit.adapters.delta import merged
@@ -130,29 +130,25 @@ def fuzz(count: int, seed: int) -> Counter[str]:
         for folder, base in sound:
             assert judge(folder, base) == "merged", folder
         most = resident()
-        try:
-            for number in range(count):
-                chooser = random.Random(f"{seed} {number}")
-                folder, base = sound[number % len(sound)]
-                config, (weights,) = folder / "adapter_config.json", folder.glob("*.safetensors")
-                what = chooser.choice(("config", "config", "tensors", "tensors", "bytes"))
-                path = config if what == "config" else weights
-                before = path.read_bytes()
-                if what == "tensors":
-                    change_tensors(chooser, path)
-                else:
-                    path.write_bytes(mutate(chooser, before, path.name))
-                faulthandler.dump_traceback_later(6 * SECONDS, exit=True)
-                try:
-                    outcomes[f"{what} {judge(folder, base)}"] += 1
-                    assert resident() - most < RESIDENT, "too much memory"
-                except BaseException as error:
-                    shown = path.read_bytes()[:3000]
-                    error.add_note(f"{number} of seed {seed}: {folder.name} {what}: {shown!r}")
-                    raise
-                path.write_bytes(before)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        for number in range(count):
+            chooser = random.Random(f"{seed} {number}")
+            folder, base = sound[number % len(sound)]
+            config, (weights,) = folder / "adapter_config.json", folder.glob("*.safetensors")
+            what = chooser.choice(("config", "config", "tensors", "tensors", "bytes"))
+            path = config if what == "config" else weights
+            before = path.read_bytes()
+            if what == "tensors":
+                change_tensors(chooser, path)
+            else:
+                path.write_bytes(mutate(chooser, before, path.name))
+            shown = path.read_bytes()[:3000]
+            mutant = partial(
+                "{} of seed {}: {} {}: {!r}".format, number, seed, folder.name, what, shown
+            )
+            with watched(SECONDS, mutant):
+                outcomes[f"{what} {judge(folder, base)}"] += 1
+                assert resident() - most < RESIDENT, "too much memory"
+            path.write_bytes(before)
     return outcomes
 
 

@@ -7,7 +7,6 @@ line, in little time and memory. The same count and seed make the same folders e
 ends the process with a traceback.
 """
 
-import faulthandler
 import json
 import random
 import shutil
@@ -15,13 +14,14 @@ import tempfile
 import time
 from collections import Counter
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from support.checkpoints import SENTENCEPIECE
 from support.forms import build
 from support.fuzz_formats import change
-from support.fuzzing import resident, run
+from support.fuzzing import resident, run, watched
 from support.vocabularies import letters, merges
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
@@ -156,25 +156,19 @@ def fuzz(count: int, seed: int) -> Counter[str]:
         for folder in folders:
             assert judge(folder) == "planned", folder
         most = resident()
-        try:
-            for number in range(count):
-                chooser = random.Random(f"{seed} {number}")
-                folder = folders[number % len(folders)]
-                beside = sorted(p for p in folder.iterdir() if p.suffix != ".safetensors")
-                path = chooser.choice(beside)
-                before = path.read_bytes()
-                data = mutate(chooser, before, path.name)
-                path.write_bytes(data)
-                faulthandler.dump_traceback_later(6 * SECONDS, exit=True)
-                try:
-                    outcomes[f"{path.name} {judge(folder)}"] += 1
-                    assert resident() - most < RESIDENT, "too much memory"
-                except BaseException as error:
-                    error.add_note(f"{number} of seed {seed}: {path.name}: {data[:3000]!r}")
-                    raise
-                path.write_bytes(before)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        for number in range(count):
+            chooser = random.Random(f"{seed} {number}")
+            folder = folders[number % len(folders)]
+            beside = sorted(p for p in folder.iterdir() if p.suffix != ".safetensors")
+            path = chooser.choice(beside)
+            before = path.read_bytes()
+            data = mutate(chooser, before, path.name)
+            path.write_bytes(data)
+            mutant = partial("{} of seed {}: {}: {!r}".format, number, seed, path.name, data[:3000])
+            with watched(SECONDS, mutant):
+                outcomes[f"{path.name} {judge(folder)}"] += 1
+                assert resident() - most < RESIDENT, "too much memory"
+            path.write_bytes(before)
     return outcomes
 
 

@@ -7,7 +7,6 @@ memory that its own size bounds. The same count and seed make the same mutants e
 ends the process with a traceback.
 """
 
-import faulthandler
 import io
 import json
 import random
@@ -17,10 +16,11 @@ import time
 import tracemalloc
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
-from support.fuzzing import resident, run
+from support.fuzzing import resident, run, watched
 
 from gpukit.errors import FormatError
 from gpukit.formats.gguf_fields import (
@@ -273,16 +273,12 @@ def fuzz(count: int, seed: int) -> Counter[str]:
             for number in range(count):
                 kind = KINDS[number % len(KINDS)]
                 data = mutate(random.Random(f"{seed} {number}"), seeds[kind], kind)
-                faulthandler.dump_traceback_later(6 * SECONDS, exit=True)
-                try:
+                mutant = partial("mutant {} of seed {}: {!r}".format, number, seed, data)
+                with watched(SECONDS, mutant):
                     outcomes[f"{kind} {_outcome(folder, kind, data)}"] += 1
-                except BaseException as error:
-                    error.add_note(f"mutant {number} of seed {seed}: {data!r}")
-                    raise
                 grown = resident() - most
                 assert grown < RESIDENT, f"mutant {number} of seed {seed}: {grown} bytes more"
         finally:
-            faulthandler.cancel_dump_traceback_later()
             tracemalloc.stop()
     return outcomes
 
