@@ -122,7 +122,11 @@ def test_every_kind_gives_the_bytes_of_the_reference_with_importance(name: str) 
 
 
 @pytest.mark.usefixtures("threads")
-def test_other_inputs_are_not_compiled_again() -> None:
+def test_other_inputs_are_not_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other processes of the suite write to the usual folder meanwhile.
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     wide = torch.randn(3000, 512, generator=torch.Generator().manual_seed(0))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         quantize(wide[:1].to(dtype), "Q8_0", backend="compiled")
