@@ -53,7 +53,7 @@ def low_rank(b: Tensor, a: Tensor, scale: float) -> Tensor:
 
 
 def lengths(rows: Tensor) -> Tensor:
-    """float32 `[...]`: the length of each row of float32 `[..., width]`."""
+    """`[...]`: the length of each row of `[..., width]`, float32 or float64."""
     width = rows.shape[-1]
     padded = torch.nn.functional.pad(rows, (0, -width % LANES)).unflatten(-1, (-1, LANES))
     total = rows.new_zeros((*rows.shape[:-1], LANES))
@@ -62,7 +62,7 @@ def lengths(rows: Tensor) -> Tensor:
     while total.shape[-1] > 1:
         total = total[..., 0::2] + total[..., 1::2]
     # A root in float32 is not always the nearest with torch on the CPU; in float64 it is.
-    return total[..., 0].to(torch.float64).sqrt().to(torch.float32)
+    return total[..., 0].to(torch.float64).sqrt().to(rows.dtype)
 
 
 def merge(weight: Tensor, factors: Sequence[Factors]) -> Tensor:
