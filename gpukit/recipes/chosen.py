@@ -9,6 +9,7 @@ from gpukit.events import Report, ignore
 from gpukit.recipes.references import adapter_path
 
 if TYPE_CHECKING:
+    from gpukit.adapters.combining import Combining
     from gpukit.sources.merged import Merge
 
 # DIR, or DIR:WEIGHT, a path, or a path and a weight.
@@ -32,6 +33,7 @@ def split_weight(word: Word) -> tuple[str | Path, float]:
 def chosen(
     words: Sequence[Word],
     *,
+    combine: "Combining | None" = None,
     strict: bool = False,
     moe_layout: str | None = None,
     report: Report = ignore,
@@ -61,4 +63,5 @@ def chosen(
         tuple(Chosen(path, weight) for path, weight in found),
         strict=strict,
         layout=layout,
+        combining=combine,
     )
