@@ -54,8 +54,8 @@ def open_adapter(
         form, said, together = _fitted(fit, file, weights.parent / CONFIG, config, layout)
         if said is not None:
             fit.warnings += check_base_name(weights, said, base.names, strict=strict)
-        sizes = vocabulary(fit)
         added = settle(fit, together=together)
+        sizes = vocabulary(fit)
         kept = {n: tuple(r) for n, r in fit.deltas.items() if n in base.tensors or n in added}
         stack.pop_all()
     if path.is_dir():
