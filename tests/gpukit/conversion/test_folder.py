@@ -2,6 +2,10 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -411,11 +415,13 @@ def test_numbers_that_no_model_can_have(
 
 def test_added_and_dropped(tmp_path: Path) -> None:
     folder = odd(tmp_path / "in")
-    changes = Changes(frozenset(), {"z.new": "e.conv"}, {"f.odd": 5}, frozenset({"g.whole"}))
+    added = {"z.new": "e.conv", "h.double": "f.odd"}  # one of them is there, as a copy may be
+    changes = Changes(frozenset(), added, {"f.odd": 5}, frozenset({"g.whole"}))
     copied(folder, tmp_path / "out", changes=changes)
     found = weights(tmp_path / "out")
     assert found.keys() == {*ODD, "z.new"} - {"g.whole"}
     assert found["z.new"].equal(ODD["e.conv"])
+    assert found["h.double"].equal(ODD["f.odd"])
     assert found["f.odd"].tolist() == [1, 1, 1, 0, 0]
     with pytest.raises(CheckpointError, match="no tensor nobody, which is to be changed"):
         copied(folder, tmp_path / "again", changes=Changes(added={"z.new": "nobody"}))
@@ -426,6 +432,40 @@ def test_a_type_that_no_folder_has() -> None:
         FolderOptions(dtype="Q4_K_M")
     with pytest.raises(ArgumentError, match="shards of 0 bytes"):
         FolderOptions(max_shard_size=0)
+
+
+COPY = """
+import sys
+from pathlib import Path
+from gpukit.conversion.folder import FolderOptions, write_folder
+from gpukit.formats.checkpoint import Checkpoint
+
+def step(name, row, rows):
+    return rows.float()
+
+with Checkpoint(Path(sys.argv[1])) as checkpoint:
+    options = FolderOptions(max_shard_size=200_000)
+    write_folder(checkpoint, Path(sys.argv[2]), [step], options=options, budget=1 << 16)
+"""
+
+
+def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path: Path) -> None:
+    folder, out = build("qwen2", tmp_path), tmp_path / "out"
+    stored = weights(folder)
+    for delay in (0.0, 0.03):
+        command = [sys.executable, "-c", COPY, str(folder), str(out)]
+        with subprocess.Popen(command) as process:
+            while not list(tmp_path.glob("*out*")) and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(delay)
+            process.kill()
+        assert list(tmp_path.glob("*out*"))
+        if out.exists():
+            assert weights(out).keys() == stored.keys()
+            shutil.rmtree(out)
+    copied(folder, out)
+    assert raw(weights(out)["lm_head.weight"]) == raw(stored["lm_head.weight"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "qwen2"]
 
 
 def test_many_shards_come_in(tmp_path: Path) -> None:
