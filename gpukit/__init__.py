@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from gpukit_kernels.lazy import lazily
 
 if TYPE_CHECKING:
-    from gpukit.adapters.combining import Combining as Combining
+    from gpukit.adapters.mixing import Combining as Combining
     from gpukit.conversion.run import Result as Result
     from gpukit.errors import (
         AdapterError as AdapterError,
@@ -74,7 +74,7 @@ __version__ = "0.1.0"
 
 # The module of each name.
 _MODULES = {
-    "adapters.combining": ["Combining"],
+    "adapters.mixing": ["Combining"],
     "conversion.run": ["Result"],
     "errors": [
         "AdapterError",

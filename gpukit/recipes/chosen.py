@@ -9,7 +9,7 @@ from gpukit.events import Report, ignore
 from gpukit.recipes.references import adapter_path
 
 if TYPE_CHECKING:
-    from gpukit.adapters.combining import Combining
+    from gpukit.adapters.mixing import Combining
     from gpukit.sources.merged import Merge
 
 # DIR, or DIR:WEIGHT, a path, or a path and a weight.
