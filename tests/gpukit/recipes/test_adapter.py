@@ -1,5 +1,6 @@
 """GGUF adapters that are written mean what PEFT means, and llama.cpp takes them."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support import checkpoints
+from support.adapter_folders import ADAPTED, build
 from support.adapters import (
     ATTENTION,
     FUSED,
@@ -52,6 +54,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"target_modules": ATTENTION, "target_parameters": EXPERTS}),
 }  # fmt: skip
 FOLDED = {"llama-alpha-pattern": 2, "llama-zero-alpha": 2, "llama-nothing": 14, "llama-rs-ranks": 2}
+
+
+GOLDEN = json.loads((checkpoints.DATA / "golden" / "adapters.json").read_text())
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_the_bytes_are_llama_cpps(name: str, tmp_path: Path) -> None:
+    assert GOLDEN.keys() == ADAPTED.keys()
+    base, adapter = build(name, tmp_path)
+    for kind, digest in GOLDEN[name].items():
+        result = gpukit.write_adapter(adapter, base, out := tmp_path / "x.gguf", type=kind)
+        assert result.folded == 0
+        assert hashlib.sha256(out.read_bytes()).hexdigest() == digest, kind
 
 
 def _trained(root: Path, case: str) -> Trained:
