@@ -295,6 +295,25 @@ def test_llama_cpp_says_with_it_what_the_merged_model_says(
     assert (found - wanted).abs().max() < 1e-4
 
 
+def test_invocation_tokens_are_kept(tmp_path: Path) -> None:
+    made = train(tmp_path, "llama", LORA)
+    path = made.adapter / "adapter_config.json"
+    config = {**json.loads(path.read_text()), "alora_invocation_tokens": [7, 8, 9]}
+    path.write_text(json.dumps(config))
+    gpukit.write_adapter(made.adapter, made.base, out := tmp_path / "x.gguf")
+    keys = ["adapter.lora.alpha", "adapter.alora.invocation_tokens", "general.quantization_version"]
+    with GGUFFile(out) as file:
+        assert list(file.fields)[-3:] == keys
+        assert file.fields[keys[1]].value == [7, 8, 9]
+    gpukit.write_adapter(out, made.base, again := tmp_path / "again.gguf")
+    assert again.read_bytes() == out.read_bytes()
+    with pytest.raises(gpukit.AdapterError, match="aLoRA works only behind"):
+        open_adapter(out, base_of(made.base))
+    path.write_text(json.dumps({**config, "alora_invocation_tokens": [-1]}))
+    with pytest.raises(gpukit.GpukitError, match="alora_invocation_tokens"):
+        gpukit.write_adapter(made.adapter, made.base, out)
+
+
 LORA = {"r": 2, "lora_alpha": 3, "target_modules": LINEAR}
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "dora": (
