@@ -16,7 +16,7 @@ from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import Base
 from gpukit.adapters.copies import without_copies
 from gpukit.adapters.experts import Layout
-from gpukit.adapters.gguf import ALPHA, gguf_base
+from gpukit.adapters.gguf import ALORA, ALPHA, gguf_base
 from gpukit.adapters.moved import Made
 from gpukit.adapters.opening import open_adapter
 from gpukit.adapters.writing import Pair, PairPlan, plan_pairs
@@ -24,7 +24,16 @@ from gpukit.errors import AdapterError, ArgumentError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import QUANTIZATION_VERSION
-from gpukit.formats.gguf_fields import Field, TensorSpec, f32, string, type_sizes, u32
+from gpukit.formats.gguf_fields import (
+    Field,
+    TensorSpec,
+    ValueType,
+    array,
+    f32,
+    string,
+    type_sizes,
+    u32,
+)
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.gguf_writer import GGUFWriter
@@ -103,7 +112,7 @@ def write_adapter(
     path = adapter_path(adapter, report=report)
     with (
         _opened(place.fetch(report)) as to,
-        open_adapter(path, to.base, layout=lying, strict=strict) as opened,
+        open_adapter(path, to.base, layout=lying, strict=strict, activated=True) as opened,
     ):
         found = without_copies(opened, to.base, to.checkpoint)
         check_output(out, [found.file.path, *to.files])
@@ -186,10 +195,10 @@ def _fields(adapter: Adapter, architecture: str, plan: PairPlan) -> list[Field]:
         shapes = [pair.shapes for pair in plan.pairs]
         weights = sum(prod(b[:-1]) * a[-1] for a, b in shapes)
         fields = adapter_fields(adapter.file.path.parent, architecture, weights)
-    fields += [
-        f32(ALPHA, plan.alpha),
-        u32("general.quantization_version", QUANTIZATION_VERSION),
-    ]
+    fields.append(f32(ALPHA, plan.alpha))
+    if adapter.invocation:
+        fields.append(array(ALORA, ValueType.UINT32, adapter.invocation))
+    fields.append(u32("general.quantization_version", QUANTIZATION_VERSION))
     if plan.folded:
         fields.append(
             string(FOLDED, f"the scales of {plan.folded} of {len(plan.pairs)} pairs are in lora_b")
