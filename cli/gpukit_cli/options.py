@@ -107,6 +107,15 @@ Hub = Annotated[
     bool,
     typer.Option("--hub", help="The model is an id on the Hugging Face hub, such as org/name."),
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="PATH[:WEIGHT]",
+        help="A LoRA adapter of PEFT, mlx-lm or llama.cpp, or hf.co/org/name; may be repeated.",
+        show_default="none",
+    ),
+]
 SplitMaxSize = Annotated[
     str | None,
     typer.Option(

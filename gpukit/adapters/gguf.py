@@ -1,6 +1,6 @@
 """GGUF adapters as llama.cpp has them: names and rows of a GGUF, brought back to the checkpoint's.
 
-    NAME.lora_a [r, in], NAME.lora_b [out, r]       W + s·B·A, s = α / r, or 1 where α is 0
+    NAME.lora_a [r, in], NAME.lora_b [out, r]       W + s·B·A, s = α / r, or 1 without α
     token_embd.weight.lora_a [tokens, r]            the two have changed sides: W + s·A·Bᵀ
     NAME.lora_a [E, r, in], NAME.lora_b [E, out, r] of all experts
     NAME (a norm)                                   takes the place; llama.cpp passes over it
@@ -71,7 +71,7 @@ def _alpha(fit: Fit, file: GGUFFile, arch: Architecture) -> float:
     made_for = file.get("general.architecture")
     if made_for != arch.name:
         raise fit.fail(f"made for {str(made_for)[:40]!r}, the base is {arch.name!r}")
-    alpha = file.get(ALPHA)
+    alpha = file.get(ALPHA, 0.0)  # llama.cpp takes one that is not there for 0
     if not isinstance(alpha, float) or not isfinite(alpha):
         raise fit.fail(f"{ALPHA} is {str(alpha)[:40]}; a number is needed")
     return alpha

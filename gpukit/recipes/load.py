@@ -1,11 +1,14 @@
 """From a word to a model that speaks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from gpukit.adapters.unmerged import WeightedAdapter
 from gpukit.conversion.checks import check_device, check_plan
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.generate import load_model
 from gpukit.generation.model import Model
+from gpukit.recipes.adapters import AdapterWord, split_weight, weighted_adapter
 from gpukit.recipes.references import locate
 
 
@@ -15,6 +18,7 @@ def load(
     *,
     pre: str | None = None,
     hub: bool = False,
+    adapters: Sequence[AdapterWord] = (),
     report: Report = ignore,
 ) -> Model:
     """The model on `device` (auto, cpu, cuda or cuda:N), its weights in blocks as they are stored.
@@ -22,17 +26,30 @@ def load(
     `model` is a name in the store, a GGUF, a folder from Hugging Face, or an id of the hub
     (hf.co/org/name, or with `hub` org/name). A stored model brings its parameters, system text and
     messages. `pre` names the pre-tokenizer of a folder where none is recognised.
+
+    `adapters` work beside the weights, which stay as they are: each is the path of an adapter of
+    PEFT, mlx-lm or llama.cpp, or an id of the hub (hf.co/org/name), with :WEIGHT behind it or in a
+    pair with its weight. Those of a stored model come first.
     `ArgumentError` for a device that is not here, NotFoundError for a model that is not there,
     `StoreError` and `HubError` for one that cannot be had, `GGUFError` and `CheckpointError` for
-    one that cannot be run.
+    one that cannot be run, `AdapterError` for an adapter that does not fit the model or has to be
+    merged.
 
         model = gpukit.load("llama3.2:1b")
         print(model.generate("Why is the sky blue?", temperature=0).text)
     """
     check_plan(None, pre)
     check_device(device)
-    found = locate(model, hub=hub).open(report)
-    loaded = load_model(found.gguf, device, pre)
+    reference = locate(model, hub=hub)
+    asked = [split_weight(word) for word in adapters]
+    found = reference.open(report)
+    fetched = [weighted_adapter(each, report=report) for each in asked]
+    loaded = load_model(
+        found.gguf, device, pre,
+        adapters=(*map(WeightedAdapter, found.adapters), *fetched),
+        names=(found.name.model,) if found.name else (),
+        report=report,
+    )  # fmt: skip
     if found.template and loaded.tokenizer.chat_template is None:
         report(Warned("TEMPLATE is in Go's syntax and is not used; the prompt goes in bare"))
     messages = tuple({"role": m.role, "content": m.content} for m in found.messages)

@@ -9,7 +9,12 @@ from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_fields import Field, TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+
+    from gpukit.adapters.base import Base
+    from gpukit.adapters.moved import Made
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,13 @@ class Source(Closing):
     def passes(self, index: int, kind: str) -> bool:  # noqa: ARG002
         """Whether the stored bytes of tensor `index` are those that a file has for type `kind`."""
         return False
+
+    @abstractmethod
+    def adaptable(self) -> "tuple[Base, Sequence[Made]]":
+        """The model as adapters see it, and how its tensors are made of those that they name.
+
+        `GGUFError` for an architecture that is unknown.
+        """
 
     @abstractmethod
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:

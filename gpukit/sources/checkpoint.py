@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gpukit.adapters.base import Base
 from gpukit.errors import one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.dtypes import TORCH_TYPES
@@ -74,6 +75,9 @@ class CheckpointSource(Source):
 
     def stored_type(self, index: int) -> str:
         return self._planned[index].dtype
+
+    def adaptable(self) -> tuple[Base, Sequence[PlannedTensor]]:
+        return Base.of(self._checkpoint), self._planned
 
     def _cut(self, index: int, row: int, rows: int) -> Iterator[tuple[Span, int, int]]:
         """What makes `rows` rows of tensor `index` from `row` on: each span with the first of its

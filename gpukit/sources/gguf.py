@@ -8,7 +8,12 @@ from gpukit.formats.gguf_split import GGUFModel
 from gpukit.sources.base import Source, SourceTensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+
+    from gpukit.adapters.base import Base
+    from gpukit.adapters.moved import Made
 
 
 class GGUFSource(Source):
@@ -41,6 +46,13 @@ class GGUFSource(Source):
 
     def passes(self, index: int, kind: str) -> bool:
         return self._infos[index].type == kind
+
+    def adaptable(self) -> "tuple[Base, Sequence[Made]]":
+        # What reads adapters computes with torch.
+        from gpukit.adapters.gguf import gguf_base
+
+        base = gguf_base(self._model)
+        return base, base.rules
 
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:  # noqa: ARG002
         return rows * self._infos[index].row_bytes

@@ -1,6 +1,7 @@
 """A process of its own that asks llama.cpp's server one question about one model, and ends.
 
-stdin has JSON: `model`, a GGUF's path; `path`, what is asked for, such as /completions; `body`.
+stdin has JSON: `model`, a GGUF's path; `adapters`, pairs of a GGUF's path and its scale; `path`,
+what is asked for, such as /completions; `body`.
 stdout has the answer as JSON.
 """
 
@@ -21,6 +22,7 @@ def main() -> None:
     params.cpuparams.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(*pair) for pair in asked["adapters"]]
     server = xllamacpp.Server(params)
     request = urllib.request.Request(
         server.listening_address + asked["path"],

@@ -1,0 +1,128 @@
+"""Adapters beside a model: what its decoder adds to the products with its own weights.
+
+    y = W x + s·B(A x)                                what is low-rank, at any place of a GGUF
+    norms, biases, the embedding, the head            what takes the place or is added is put there
+
+The weights themselves stay as they are stored, in blocks. What would need all of a tensor's numbers
+(DoRA's lengths) or another vocabulary has to be merged.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from gpukit.adapters.adapter import Adapter
+from gpukit.adapters.base import Base
+from gpukit.adapters.delta import Delta, LowRank, Replaced, ReplacedRows
+from gpukit.adapters.gguf import HEAD
+from gpukit.adapters.moved import Made, moved
+from gpukit.adapters.together import combined
+from gpukit.errors import AdapterError
+from gpukit.models.rules import Rule
+from gpukit.models.weights import Pair
+
+REMEDY = "merge it with gpukit merge and run the result"
+
+
+@dataclass(frozen=True)
+class WeightedAdapter:
+    """The adapter at `path`, `weight` times as strong as it was trained, called `name` where its
+    path would not say it."""
+
+    path: Path
+    weight: float = 1.0
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What adapters do, by the names of a GGUF's tensors: `pairs` are added to products, `changes`
+    are made to the weights themselves. With `own_head` the head, which was the embedding, is a
+    tensor of its own that begins as a copy of it."""
+
+    pairs: Mapping[str, tuple[Pair, ...]]
+    changes: Mapping[str, tuple[Delta, ...]]
+    own_head: bool
+
+
+def weighted(adapter: Adapter, weight: float) -> Adapter:
+    """The same adapter, `weight` times as strong; `AdapterError` where it puts whole tensors or
+    rows into the base, which cannot be done by halves."""
+    if weight == 1:
+        return adapter
+    deltas = {
+        name: tuple(_weighted(adapter.name, name, record, weight) for record in records)
+        for name, records in adapter.deltas.items()
+    }
+    return replace(adapter, deltas=deltas)
+
+
+def _weighted(who: str, name: str, record: Delta, weight: float) -> Delta:
+    if isinstance(record, Replaced | ReplacedRows):
+        raise AdapterError(
+            f"{who}: brings its own {name}, which a weight of {weight:g} cannot divide; leave the "
+            "weight out"
+        )
+    return replace(record, scale=record.scale * weight)
+
+
+def beside(
+    base: Base, tensors: Sequence[Made], adapters: Sequence[Adapter], device: torch.device
+) -> Beside:
+    """What `adapters` of `base` do to `tensors`, of which a GGUF of it consists, on `device`.
+
+    `AdapterError` for what cannot be done beside the weights, with the remedy; for adapters that
+    contradict each other; for numbers that are NaN or infinite.
+    """
+    for adapter in adapters:
+        if adapter.vocabulary is not None:
+            raise AdapterError(
+                f"{adapter.file.path}: makes the vocabulary {adapter.vocabulary} tokens large, "
+                f"which a model as it is stored cannot have; {REMEDY}"
+            )
+    deltas = combined(adapters)
+    own_head = base.head is None and any(adapter.added for adapter in adapters)
+    if own_head:
+        tensors = (*tensors, _head(base))
+    pairs: dict[str, tuple[Pair, ...]] = {}
+    changes: dict[str, tuple[Delta, ...]] = {}
+    for name, records in moved(tensors, deltas).items():
+        low_rank = [record for record in records if isinstance(record, LowRank)]
+        others = tuple(record for record in records if not isinstance(record, LowRank))
+        _check(name, records, low_rank, others)
+        if low_rank:
+            pairs[name] = tuple(_pair(record, device) for record in low_rank)
+        if others:
+            changes[name] = others
+    return Beside(pairs, changes, own_head)
+
+
+def _head(base: Base) -> Rule:
+    """The head of a model that has none but its embedding."""
+    head, embedding = base.with_head.head, base.embedding
+    assert head is not None, "only such a model gets one"
+    assert embedding is not None, "only such a model gets one"
+    return Rule(head, HEAD, base.tensors[embedding])
+
+
+def _check(
+    name: str, records: Sequence[Delta], low_rank: Sequence[LowRank], others: Sequence[Delta]
+) -> None:
+    """`AdapterError` where `records` of tensor `name` have no unmerged form."""
+    for record in low_rank:
+        if record.magnitude is not None:
+            where = f"{record.magnitude.path}: {record.magnitude.name}"
+            raise AdapterError(f"{where}: DoRA has no unmerged form here; {REMEDY}")
+    # A whole tensor with deltas behind it is one; what comes behind a delta would lose it.
+    if low_rank and others and not (len(others) == 1 and isinstance(records[0], Replaced)):
+        raise AdapterError(
+            f"{name}: rows or a whole tensor that take the place of one with a delta have no "
+            f"unmerged form; {REMEDY}"
+        )
+
+
+def _pair(record: LowRank, device: torch.device) -> Pair:
+    a, b = record.a.read().to(device), record.b.read().to(device)
+    return Pair(a.contiguous(), b.contiguous(), record.scale, record.first)

@@ -1,0 +1,80 @@
+"""Adapters of a model that is being loaded: opened, checked against it, ready for its decoder."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+import gpukit_kernels as kernels
+from gpukit.adapters.delta import Delta, Replaced, merged
+from gpukit.adapters.gguf import EMBEDDING, HEAD
+from gpukit.adapters.opening import open_adapter
+from gpukit.adapters.unmerged import WeightedAdapter, beside, weighted
+from gpukit.events import Report, Warned, ignore
+from gpukit.formats.dtypes import TORCH_TYPES
+from gpukit.models.weights import Pair, Weight
+from gpukit.sources.base import Source
+
+HALVES = ("BF16", "F16")
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What adapters do to the weights of a decoder: `pairs` for `Weights`, `changes` to single
+    tensors, and whether the head becomes a tensor of its own."""
+
+    pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
+    changes: Mapping[str, tuple[Delta, ...]] = field(default_factory=dict)
+    own_head: bool = False
+
+    def changed(self, weights: dict[str, Weight]) -> dict[str, Weight]:
+        """`weights` with the changes, which are in float32 then; all others are the same."""
+        found = dict(weights)
+        if self.own_head and HEAD not in found:
+            found[HEAD] = found[EMBEDDING]
+        for name, records in self.changes.items():
+            found[name] = _changed(found[name], records)
+        return found
+
+
+@contextmanager
+def adapted(
+    source: Source,
+    adapters: Sequence[WeightedAdapter],
+    device: torch.device,
+    *,
+    names: Sequence[str] = (),
+    report: Report = ignore,
+) -> Iterator[Adapted]:
+    """What `adapters` do to the model `source`, which is also called `names`; their files are open
+    as long as the block runs. `AdapterError` where they do not fit it, contradict each other, or
+    have to be merged. Warnings go to `report`."""
+    if not adapters:
+        yield Adapted()
+        return
+    base, tensors = source.adaptable()
+    base = replace(base, called=tuple(names))
+    with ExitStack() as stack:
+        opened = []
+        for wanted in adapters:
+            one = stack.enter_context(open_adapter(wanted.path, base, name=wanted.name))
+            for line in one.warnings:
+                report(Warned(line))
+            opened.append(weighted(one, wanted.weight))
+        found = beside(base, tensors, opened, device)
+        yield Adapted(found.pairs, found.changes, found.own_head)
+
+
+def _changed(weight: Weight, records: Sequence[Delta]) -> Weight:
+    """`weight` behind `records`: in the type of what takes its place, else in float32."""
+    place, kind = weight.blocks.device, "F32"
+    match records:
+        case [Replaced(values)]:
+            kind = values.dtype if values.dtype in HALVES else kind
+            rows = values.read(TORCH_TYPES[kind]).view(len(weight.blocks), weight.width)
+        case _:
+            rows = weight.rows(torch.arange(len(weight.blocks), device=place))
+            shape = rows.shape if len(rows) > 1 else (weight.width,)
+            rows = merged(rows.view(shape), records).view(rows.shape)
+    return Weight(kernels.quantize(rows, kind).to(place), kind, weight.width)
