@@ -155,7 +155,7 @@ def _check(
     check_device(device)
     locate(word, hub=hub)
     if adapters:
-        from gpukit.recipes.adapters import split_weight
+        from gpukit.recipes.adapter_words import split_weight
 
         for each in adapters:
             split_weight(each)

@@ -8,7 +8,7 @@ from gpukit.conversion.checks import check_device, check_plan
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.generate import load_model
 from gpukit.generation.model import Model
-from gpukit.recipes.adapters import AdapterWord, split_weight, weighted_adapter
+from gpukit.recipes.adapter_words import AdapterWord, split_weight, weighted_adapter
 from gpukit.recipes.references import locate
 
 
