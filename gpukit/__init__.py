@@ -1,6 +1,7 @@
 """gpukit: from a Hugging Face checkpoint to a quantised, checked GGUF in one pass.
 
     convert, quantize, plan     one file from a model
+    write_adapter               a GGUF LoRA adapter from one of PEFT, MLX or llama.cpp
     load                        a model that speaks
     inspect                     what is inside a file or a folder
     Store, Modelfile            the models on disk, laid out as Ollama's
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
     from gpukit.generation.model import Model as Model
     from gpukit.planning.overrides import make_overrides as make_overrides
     from gpukit.planning.plan import Options as Options
+    from gpukit.recipes.adapter import (
+        AdapterResult as AdapterResult,
+        write_adapter as write_adapter,
+    )
     from gpukit.recipes.convert import (
         Plan as Plan,
         convert as convert,
@@ -89,6 +94,7 @@ _MODULES = {
     "generation.model": ["Model"],
     "planning.overrides": ["make_overrides"],
     "planning.plan": ["Options"],
+    "recipes.adapter": ["AdapterResult", "write_adapter"],
     "recipes.convert": ["Plan", "convert", "plan", "quantize"],
     "recipes.inspect": ["Inspection", "inspect"],
     "recipes.load": ["load"],

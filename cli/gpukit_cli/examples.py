@@ -21,6 +21,10 @@ EXAMPLES = {
         "gpukit quantize llama-f16.gguf llama.gguf Q4_K_M",
         "gpukit quantize llama3.2:1b small.gguf Q3_K_M --imatrix imatrix.gguf --dry-run",
     ),
+    "adapter": (
+        "gpukit adapter my-lora my-lora.gguf --base Llama-3.2-1B-Instruct",
+        "gpukit adapter hf.co/org/my-lora my-lora.gguf --base llama3.2:1b --type F16",
+    ),
     "inspect": ("gpukit inspect llama.gguf", "gpukit inspect Llama-3.2-1B-Instruct --tensors"),
     "bench": ("gpukit bench quantize --type Q4_K --type Q8_0", "gpukit bench dequantize"),
     "doctor": ("gpukit doctor",),

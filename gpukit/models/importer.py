@@ -5,11 +5,12 @@ from collections.abc import Container, Mapping, Sequence
 from math import prod
 
 from gpukit.errors import ArgumentError, CheckpointError, one_line
-from gpukit.events import Event, Warned
+from gpukit.events import Event, Warned, ignore
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import QUANTIZATION_VERSION
 from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import StoredTensor
+from gpukit.models.config import ModelConfig
 from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import Parameters, general_fields
 from gpukit.models.registry import Architecture, architecture_of_class
@@ -35,11 +36,7 @@ def plan_import(
     `CheckpointError` for an unknown architecture, for values in config.json that make no sense, for
     tensors that are missing, left over, of another shape or of an integer dtype.
     """
-    arch = architecture_of_class(checkpoint.config, str(checkpoint.folder / "config.json"))
-    try:
-        config = arch.read(checkpoint.config)
-    except CheckpointError as error:  # begins with config.json; say which
-        raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
+    arch, config = _read(checkpoint)
     told: list[Event] = []
     scales = find_scales(checkpoint, told.append)
     stored = _tensors(checkpoint, arch, arch.rules(config), scales)
@@ -71,6 +68,23 @@ def plan_import(
         left_out=(*left_out, *scales.unused),
         warnings=tuple(one_line(event.text) for event in told if isinstance(event, Warned)),
     )
+
+
+def plan_tensors(checkpoint: Checkpoint) -> tuple[str, list[PlannedTensor]]:
+    """The architecture and the tensors of the GGUF that `checkpoint` becomes, without those that no
+    checkpoint holds: nothing but config.json and the headers of the weights is read, and errors are
+    those of `plan_import`."""
+    arch, config = _read(checkpoint)
+    scales = find_scales(checkpoint, ignore)
+    return arch.name, _tensors(checkpoint, arch, arch.rules(config), scales)
+
+
+def _read(checkpoint: Checkpoint) -> tuple[Architecture, ModelConfig]:
+    arch = architecture_of_class(checkpoint.config, str(checkpoint.folder / "config.json"))
+    try:
+        return arch, arch.read(checkpoint.config)
+    except CheckpointError as error:  # begins with config.json; say which
+        raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
 
 
 def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:

@@ -46,25 +46,59 @@ def general_fields(
     """
     import gguf
 
-    # The package logs what it does not understand; without a handler Python would print that.
-    logging.getLogger("metadata").addHandler(logging.NullHandler())
-    _loaded(folder, "README.md", gguf.Metadata.load_model_card)
-    generation = _loaded(folder, "generation_config.json", gguf.Metadata.load_generation_config)
-    try:
-        with _named(folder) as link:
-            metadata = gguf.Metadata.load(None, link, name, parameters.total)
-        if metadata.sampling_penalty_repeat is None:
-            metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
-        if metadata.name is None:
-            metadata.name = model_name(folder)
+    def described(writer: Any) -> None:
+        metadata = _metadata(folder, name, parameters.total)
         if metadata.size_label is None:
             metadata.size_label = gguf.size_label(
                 parameters.total, parameters.shared, parameters.expert, parameters.experts
             )
-        writer = recorder(arch)
         writer.add_type("model")
         metadata.set_gguf_meta_model(writer)
+
+    return _recorded(folder, arch, described)
+
+
+def adapter_fields(folder: Path, arch: str, parameters: int) -> list[Field]:
+    """The metadata of the adapter in `folder`, whose deltas are of tensors of so many weights, as
+    llama.cpp's converter writes it; errors as `general_fields`."""
+
+    def described(writer: Any) -> None:
+        # The package takes a number below 0 for that of an adapter: not all of a model.
+        metadata = _metadata(folder, None, -parameters)
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        metadata.set_gguf_meta_model(writer)
+
+    return _recorded(folder, arch, described)
+
+
+def _metadata(folder: Path, name: str | None, parameters: int) -> Any:
+    """What the package finds out about `folder`."""
+    import gguf
+
+    generation = _loaded(folder, "generation_config.json", gguf.Metadata.load_generation_config)
+    with _named(folder) as link:
+        metadata = gguf.Metadata.load(None, link, name, parameters)
+    if metadata.sampling_penalty_repeat is None:
+        metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
+    if metadata.name is None:
+        metadata.name = model_name(folder)
+    return metadata
+
+
+def _recorded(folder: Path, arch: str, describe: Callable[[Any], None]) -> list[Field]:
+    """What `describe` adds to a writer, checked."""
+    import gguf
+
+    # The package logs what it does not understand; without a handler Python would print that.
+    logging.getLogger("metadata").addHandler(logging.NullHandler())
+    _loaded(folder, "README.md", gguf.Metadata.load_model_card)
+    try:
+        writer = recorder(arch)
+        describe(writer)
         fields = recorded(writer)
+    except CheckpointError:
+        raise
     except Exception as error:  # the package trusts a card's values to be of their types
         raise CheckpointError(
             f"{folder}: the head of README.md or _name_or_path in config.json: {_reason(error)}; "

@@ -1,0 +1,64 @@
+"""gpukit adapter as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.adapters import LINEAR, Trained, train
+
+
+def gpukit(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gpukit_cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    config = {"r": 2, "lora_alpha": 3, "target_modules": LINEAR, "alpha_pattern": {"q_proj": 7}}
+    return train(tmp_path_factory.mktemp("made"), "llama", config)
+
+
+def test_one_line_tells_what_was_written(made: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    done = gpukit("adapter", made.adapter, out, "--base", made.base, "--type", "f16")
+    assert (done.returncode, done.stderr) == (0, f"writing {out}\n")
+    assert done.stdout == (
+        f"{out}: {out.stat().st_size / 1000:.1f} KB, llama, 14 pairs (28 F16), rank 2, alpha 3, "
+        "the scale of 2 multiplied into B\n"
+    )
+
+
+def test_json(made: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    words = ("adapter", made.adapter, out, "--base", made.base, "--json", "--quiet")
+    done = gpukit(*words)
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == {
+        "path": str(out), "size": out.stat().st_size, "architecture": "llama", "alpha": 3.0,
+        "ranks": [2], "pairs": 14, "folded": 2, "types": {"F32": 28}, "warnings": [],
+    }  # fmt: skip
+
+
+def test_faults_are_one_line(made: Trained, tmp_path: Path) -> None:
+    for words, code, told in (
+        ((made.adapter, tmp_path / "x.gguf"), 2, "Missing option '--base'"),
+        ((made.adapter, tmp_path / "x.gguf", "--base", "nowhere"), 1, "nowhere: no such file"),
+        ((made.base, tmp_path / "x.gguf", "--base", made.base), 1, "a whole model is there"),
+        ((made.adapter, tmp_path, "--base", made.base), 2, "a folder; name the file to write"),
+        ((made.adapter, tmp_path / "x.gguf", "--base", made.base, "--moe-layout", "mine"), 2,
+         "unknown layout 'mine' of experts; known: peft, peft-0.18, unsloth"),
+    ):  # fmt: skip
+        done = gpukit("adapter", *words)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert done.stderr.count("\n") == 1
+        assert told in done.stderr
+    assert not list(tmp_path.iterdir())

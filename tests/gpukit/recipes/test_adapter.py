@@ -1,0 +1,320 @@
+"""GGUF adapters that are written mean what PEFT means, and llama.cpp takes them."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from support import checkpoints
+from support.adapters import (
+    ATTENTION,
+    FUSED,
+    LINEAR,
+    Trained,
+    apply,
+    base_of,
+    ours,
+    quiet,
+    train,
+)
+from support.llama_cpp_server import probabilities
+from torch import Tensor
+
+import gpukit
+from gpukit.adapters.opening import open_adapter
+from gpukit.formats.gguf_reader import GGUFFile
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"target_modules": [*LINEAR, "lm_head", "embed_tokens"], "lora_alpha": 3}),
+    "llama-rank-pattern": ("llama", {"target_modules": LINEAR, "rank_pattern": {"q_proj": 3}}),
+    "llama-alpha-pattern": ("llama", {"target_modules": LINEAR, "alpha_pattern": {"q_proj": 7}}),
+    "llama-zero-alpha": ("llama", {"target_modules": LINEAR, "alpha_pattern": {"q_proj": 0}}),
+    "llama-nothing": ("llama", {"target_modules": LINEAR, "lora_alpha": 0}),
+    "llama-rs": ("llama", {"target_modules": LINEAR, "use_rslora": True}),
+    "llama-rs-ranks": (
+        "llama", {"target_modules": LINEAR, "use_rslora": True, "rank_pattern": {"up_proj": 5}}
+    ),
+    "tied": ("llama-tied", {"target_modules": LINEAR, "lora_alpha": -3}),
+    "qwen2": ("qwen2", {"target_modules": LINEAR}),
+    "qwen3": ("qwen3", {"target_modules": LINEAR}),
+    "gemma2": ("gemma2", {"target_modules": LINEAR}),
+    "gemma3": ("gemma3", {"target_modules": LINEAR}),
+    "phi3": ("phi3", {"target_modules": FUSED}),
+    "mixtral": ("mixtral", {"target_modules": ATTENTION, "target_parameters": EXPERTS}),
+}  # fmt: skip
+FOLDED = {"llama-alpha-pattern": 2, "llama-zero-alpha": 2, "llama-nothing": 14, "llama-rs-ranks": 2}
+
+
+def _trained(root: Path, case: str) -> Trained:
+    family, config = CASES[case]
+    return train(root, family, {"r": 2, "lora_alpha": 3, **config})
+
+
+def _check_near(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], near: float) -> None:
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        error, largest = (found[name] - values).abs().max(), values.abs().max()
+        assert error <= near * largest, f"{name}: {error} of {largest}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_written_is_the_delta(case: str, tmp_path: Path) -> None:
+    made = _trained(tmp_path, case)
+    result = gpukit.write_adapter(made.adapter, made.base, out := tmp_path / "out.gguf")
+    assert (result.size, result.warnings) == (out.stat().st_size, ())
+    assert result.folded == FOLDED.get(case, 0)
+    with GGUFFile(out) as file:
+        assert ("gpukit.adapter.folded" in file.fields) == bool(result.folded)
+    wanted, _ = ours(made)
+    with open_adapter(out, base_of(made.base)) as adapter:
+        found = apply(made.stored(), adapter)
+    # A, B and alpha are rounded into float32 once each: three times 2**-24 of sums of 5 at most,
+    # which are no larger than a few of the largest weight.
+    _check_near(found, wanted, 2e-6)
+
+
+def test_copies_of_the_bases_own_tensors_are_left_out(tmp_path: Path) -> None:
+    config = {"r": 2, "target_modules": ["q_proj", "lm_head", "embed_tokens"]}
+    made = train(tmp_path, "llama", config)
+    weights = made.adapter / "adapter_model.safetensors"
+    values = load_file(weights)
+    copies = [name for name in values if name.endswith("base_layer.weight")]
+    assert len(copies) == 2
+    gpukit.write_adapter(made.adapter, made.base, first := tmp_path / "first.gguf")
+    # Rounded to another dtype it is a copy still.
+    save_file({n: v.half() if n in copies else v for n, v in values.items()}, weights)
+    gpukit.write_adapter(made.adapter, made.base, second := tmp_path / "second.gguf")
+    assert first.read_bytes() == second.read_bytes()
+    values[copies[0]][3, 4] += 1
+    save_file(values, weights)
+    with pytest.raises(gpukit.AdapterError, match="is replaced as a whole"):
+        gpukit.write_adapter(made.adapter, made.base, tmp_path / "third.gguf")
+
+
+def test_copies_are_taken_for_such_where_the_base_is_a_gguf(tmp_path: Path) -> None:
+    folder = checkpoints.build("narrow-heads", tmp_path)
+    config = {"r": 2, "target_modules": ["lm_head"]}
+    with quiet():
+        plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        peft.get_peft_model(plain, peft.LoraConfig(**config)).save_pretrained(tmp_path / "lora")
+    gpukit.convert(folder, model := tmp_path / "base.gguf", "F16", device="cpu")
+    result = gpukit.write_adapter(tmp_path / "lora", model, tmp_path / "x.gguf")
+    line = result.warnings[-1]
+    assert "lm_head.base_layer.weight is taken for a copy of the base's lm_head.weight" in line
+    assert gpukit.write_adapter(tmp_path / "lora", folder, tmp_path / "x.gguf").warnings == ()
+
+
+@pytest.mark.parametrize(("kind", "near"), [("f16", 2e-2), ("BF16", 1e-1), ("Q8_0", 2e-2)])
+def test_types(kind: str, near: float, tmp_path: Path) -> None:
+    made = train(
+        tmp_path, "llama", {"r": 2, "lora_alpha": 3, "target_modules": LINEAR},
+        hidden_size=32, intermediate_size=40,
+    )  # fmt: skip
+    result = gpukit.write_adapter(made.adapter, made.base, out := tmp_path / "x.gguf", type=kind)
+    # Rows of 32 fill a block, those of down_proj's A (40) and of every B (2) do not.
+    mixed = {"Q8_0": 12, "F16": 16}
+    assert result.types == (mixed if kind == "Q8_0" else {kind.upper(): 28})
+    wanted, _ = ours(made)
+    with open_adapter(out, base_of(made.base)) as adapter:
+        _check_near(apply(made.stored(), adapter), wanted, near)
+
+
+def test_a_gguf_as_base_and_a_gguf_as_adapter_give_the_same_bytes(tmp_path: Path) -> None:
+    folder = checkpoints.build("narrow-heads", tmp_path)
+    adapter = _adapter_of(folder, tmp_path / "my-lora", use_rslora=True)
+    gpukit.convert(folder, model := tmp_path / "base.gguf", "F16", device="cpu")
+    for word in (folder, model):
+        gpukit.write_adapter(adapter, word, tmp_path / f"{word.name}.gguf")
+    first = tmp_path / "narrow-heads.gguf"
+    assert first.read_bytes() == (tmp_path / "base.gguf.gguf").read_bytes()
+    gpukit.write_adapter(first, model, second := tmp_path / "second.gguf")
+    assert second.read_bytes() == first.read_bytes()
+    with pytest.raises(gpukit.ArgumentError, match="input and output are the same file"):
+        gpukit.write_adapter(first, model, first)
+    with pytest.raises(gpukit.ArgumentError, match="input and output are the same file"):
+        gpukit.write_adapter(first, model, model)
+
+
+def _adapter_of(folder: Path, out: Path, **config: Any) -> Path:
+    """An adapter of PEFT for the checkpoint `folder`, in float32."""
+    settings = {"r": 4, "lora_alpha": 3, "target_modules": LINEAR, **config}
+    with quiet():
+        plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        wrapped = peft.get_peft_model(plain, peft.LoraConfig(**settings))
+        torch.manual_seed(1)
+        for name, values in wrapped.named_parameters():
+            if "lora_" in name:
+                values.data = torch.randn(values.shape) / 8
+        wrapped.save_pretrained(out, save_embedding_layers=False)
+        wrapped.merge_and_unload().save_pretrained(out.parent / "merged")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("narrow-heads", {"target_modules": [*LINEAR, "embed_tokens", "lm_head"]}),
+        ("tied", {"use_rslora": True, "alpha_pattern": {"q_proj": 7}}),
+    ],
+)
+def test_llama_cpp_says_with_it_what_the_merged_model_says(
+    name: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = checkpoints.build(name, tmp_path)
+    adapter = _adapter_of(folder, tmp_path / "my-lora", **config)
+    for path in folder.iterdir():
+        if not (tmp_path / "merged" / path.name).exists() and path.suffix != ".safetensors":
+            (tmp_path / "merged" / path.name).write_bytes(path.read_bytes())
+    out, base, merged = (tmp_path / f"{word}.gguf" for word in ("lora", "base", "all"))
+    gpukit.write_adapter(adapter, folder, out)
+    gpukit.convert(folder, base, "F32", device="cpu")
+    gpukit.convert(tmp_path / "merged", merged, "F32", device="cpu")
+    tokens = list(range(3, 40))
+    ids, found = probabilities(base, tokens, [out])
+    wanted_ids, wanted = probabilities(merged, tokens)
+    plain_ids, _ = probabilities(base, tokens)
+    assert ids[:5] == wanted_ids[:5] != plain_ids[:5]
+    # Sums of float32 in another order, through two layers.
+    assert (found - wanted).abs().max() < 1e-4
+
+
+LORA = {"r": 2, "lora_alpha": 3, "target_modules": LINEAR}
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "dora": (
+        "llama", {"use_dora": True}, r"_proj\.weight has DoRA's lengths .* \(gpukit merge\)$"
+    ),
+    "saved": (
+        "llama", {"modules_to_save": ["norm"]},
+        r"norm\.weight is replaced as a whole .* \(gpukit merge\)$",
+    ),
+    "bias": (
+        "llama-biases", {"lora_bias": True}, r"_proj\.bias is a bias that .* \(gpukit merge\)$"
+    ),
+    "tokens": (
+        "llama", {"trainable_token_indices": [3, 1]},
+        r"model\.embed_tokens\.weight has 2 tokens that .* \(gpukit merge\)$",
+    ),
+    "embedding-of-both": (
+        "llama-tied", {"target_modules": ["embed_tokens"]},
+        r"trained model\.embed_tokens\.weight, and the base's head is its embedding",
+    ),
+    "head-of-both": (
+        "llama-tied", {"target_modules": ["lm_head"]}, r"trained lm_head\.weight, and the base's"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_gguf_adapter_is_refused(case: str, tmp_path: Path) -> None:
+    family, config, told = REFUSED[case]
+    made = train(tmp_path, family, {**LORA, **config})
+    with pytest.raises(gpukit.AdapterError, match=told) as error:
+        gpukit.write_adapter(made.adapter, made.base, tmp_path / "x.gguf")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(tmp_path_factory.mktemp("made"), "llama", LORA)
+
+
+def _broken(made: Trained, to: Path, **changes: Any) -> Path:
+    """A copy of the adapter with other tensors or settings."""
+    to.mkdir()
+    values = load_file(made.adapter / "adapter_model.safetensors")
+    config = json.loads((made.adapter / "adapter_config.json").read_text())
+    for key, value in changes.items():
+        if key in config:
+            config[key] = value
+        else:
+            name = next(name for name in values if key in name)
+            values[name] = value(values[name])
+    save_file(values, to / "adapter_model.safetensors")
+    (to / "adapter_config.json").write_text(json.dumps(config))
+    return to
+
+
+def _with(value: float) -> Any:
+    def change(values: Tensor) -> Tensor:
+        values[0, 1] = value
+        return values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "told"),
+    [
+        ({"r": 0}, "F32", "rank r is 0"),
+        ({"lora_B": _with(float("nan"))}, "F32", r"holds nan at \[0, 1\]"),
+        ({"lora_B": _with(1e30)}, "F16", r"lora_b: 1e\+30 is more than F16 holds; choose F32"),
+        ({"lora_B": _with(1e300)}, "F32", "numbers beyond float32"),
+        ({"lora_A": lambda a: a[:, :-1].clone()}, "F32", "made for another base"),
+        ({"base_model_name_or_path": "org/other"}, "F32", "made for org/other, the base is base"),
+        ({}, "Q4_0", "unknown type 'Q4_0' of an adapter; known: F32, F16, BF16, Q8_0"),
+    ],
+)
+def test_what_is_broken_leaves_nothing(
+    changes: dict[str, Any], kind: str, told: str, made: Trained, tmp_path: Path
+) -> None:
+    adapter = _broken(made, tmp_path / "adapter", **changes)
+    with pytest.raises(gpukit.GpukitError, match=told):
+        gpukit.write_adapter(adapter, made.base, tmp_path / "x.gguf", type=kind, strict=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_files_that_lack_something(made: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    cut = _broken(made, tmp_path / "cut")
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    bare = _broken(made, tmp_path / "bare")
+    (bare / "adapter_config.json").unlink()
+    other = train(tmp_path / "other", "qwen3", {"r": 2, "target_modules": ["q_proj"]})
+    locked = tmp_path / "locked"
+    locked.mkdir(0o500)
+    for adapter, base, to, told in (
+        (cut, made.base, out, "adapter_model.safetensors: "),
+        (bare, made.base, out, "no adapter_config.json"),
+        (other.adapter, made.base, out, "made for another base"),
+        (made.adapter, tmp_path / "nowhere", out, "no such file or folder"),
+        (tmp_path / "nowhere", made.base, out, "no such file or folder"),
+        (made.adapter, made.adapter, out, "no config.json"),
+        (made.adapter, made.base, tmp_path, "a folder; name the file"),
+        (made.adapter, made.base, tmp_path / "none" / "x.gguf", "there is no folder"),
+        (made.adapter, made.base / "model.safetensors", out, "weights without their model"),
+    ):
+        with pytest.raises(gpukit.GpukitError, match=told):
+            gpukit.write_adapter(adapter, base, to)
+    if os.geteuid():
+        with pytest.raises(gpukit.DiskError, match="you may not write"):
+            gpukit.write_adapter(made.adapter, made.base, locked / "x.gguf")
+    assert not out.exists()
+
+
+def test_the_metadata_is_llama_cpps(made: Trained, tmp_path: Path) -> None:
+    card = "---\nlicense: mit\nbase_model: org/base-7b\n---\nA card.\n"
+    (made.adapter / "README.md").write_text(card)
+    gpukit.write_adapter(made.adapter, made.base, out := tmp_path / "x.gguf")
+    reader = gguf.GGUFReader(out)
+    keys = [key for key in reader.fields if not key.startswith("GGUF.")]
+    assert keys == [
+        "general.architecture", "general.type", "adapter.type", "general.name",
+        "general.license", "general.base_model.count", "general.base_model.0.name",
+        "general.base_model.0.organization", "general.base_model.0.repo_url",
+        "adapter.lora.alpha", "general.quantization_version",
+    ]  # fmt: skip
+    assert reader.fields["general.type"].contents() == "adapter"
+    assert reader.fields["adapter.lora.alpha"].contents() == 3.0
+    assert [t.name for t in reader.tensors][:2] == [
+        "blk.0.ffn_down.weight.lora_a", "blk.0.ffn_down.weight.lora_b",
+    ]  # fmt: skip
