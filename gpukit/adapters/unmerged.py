@@ -1,10 +1,11 @@
 """Adapters beside a model: what its decoder adds to the products with its own weights.
 
     y = W x + s·B(A x)                                what is low-rank, at any place of a GGUF
+    y = (W x + s·B(A x)) · m / |W + s·B·A|            DoRA, a length m a row
     norms, biases, the embedding, the head            what takes the place or is added is put there
 
-The weights themselves stay as they are stored, in blocks. What would need all of a tensor's numbers
-(DoRA's lengths) or another vocabulary has to be merged.
+The weights themselves stay as they are stored, in blocks. What has no such form (DoRA of an
+embedding, whose lengths are those of columns, or another vocabulary) has to be merged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,17 @@ import torch
 
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import Base
-from gpukit.adapters.delta import Delta, LowRank, Replaced, ReplacedRows
+from gpukit.adapters.delta import Added, Delta, LowRank, Replaced, ReplacedRows
 from gpukit.adapters.gguf import HEAD
 from gpukit.adapters.moved import Made, moved
 from gpukit.adapters.together import combined
 from gpukit.errors import AdapterError
 from gpukit.models.rules import Rule
-from gpukit.models.weights import Pair
+from gpukit.models.weights import Pair, Weight
 
 REMEDY = "merge it with gpukit merge and run the result"
+# Rows whose lengths are taken at a time.
+SLAB = 1024
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ class WeightedAdapter:
 
 @dataclass(frozen=True)
 class Beside:
-    """What adapters do, by the names of a GGUF's tensors: `pairs` are added to products, `changes`
-    are made to the weights themselves. With `own_head` the head, which was the embedding, is a
-    tensor of its own that begins as a copy of it."""
+    """What adapters do, by the names of a GGUF's tensors: `pairs` are added to products, their
+    `factors` still DoRA's lengths (`with_factors`); `changes` are made to the weights. With
+    `own_head` the head, which was the embedding, is a tensor of its own that begins as a copy."""
 
     pairs: Mapping[str, tuple[Pair, ...]]
     changes: Mapping[str, tuple[Delta, ...]]
@@ -60,12 +63,17 @@ def weighted(adapter: Adapter, weight: float) -> Adapter:
 
 
 def _weighted(who: str, name: str, record: Delta, weight: float) -> Delta:
-    if isinstance(record, Replaced | ReplacedRows):
-        raise AdapterError(
-            f"{who}: brings its own {name}, which a weight of {weight:g} cannot divide; leave the "
-            "weight out"
-        )
-    return replace(record, scale=record.scale * weight)
+    match record:
+        case Added() | LowRank(magnitude=None):
+            return replace(record, scale=record.scale * weight)
+        case LowRank():
+            what = "lengths (DoRA) of"
+        case Replaced() | ReplacedRows():
+            what = "its own"
+    raise AdapterError(
+        f"{who}: brings {what} {name}, which a weight of {weight:g} cannot divide; leave the "
+        "weight out"
+    )
 
 
 def beside(
@@ -112,9 +120,9 @@ def _check(
 ) -> None:
     """`AdapterError` where `records` of tensor `name` have no unmerged form."""
     for record in low_rank:
-        if record.magnitude is not None:
+        if record.by_column and record.magnitude is not None:
             where = f"{record.magnitude.path}: {record.magnitude.name}"
-            raise AdapterError(f"{where}: DoRA has no unmerged form here; {REMEDY}")
+            raise AdapterError(f"{where}: lengths of columns have no unmerged form; {REMEDY}")
     # A whole tensor with deltas behind it is one; what comes behind a delta would lose it.
     if low_rank and others and not (len(others) == 1 and isinstance(records[0], Replaced)):
         raise AdapterError(
@@ -125,4 +133,22 @@ def _check(
 
 def _pair(record: LowRank, device: torch.device) -> Pair:
     a, b = record.a.read().to(device), record.b.read().to(device)
-    return Pair(a.contiguous(), b.contiguous(), record.scale, record.first)
+    lengths = None if record.magnitude is None else record.magnitude.read().to(device)
+    return Pair(a.contiguous(), b.contiguous(), record.scale, record.first, lengths)
+
+
+def with_factors(pair: Pair, weight: Weight) -> Pair:
+    """`pair` of the rows of `weight` with what each is multiplied by, of DoRA's length and the one
+    that it has; `AdapterError` for a row of length 0, which has none."""
+    if pair.factors is None:
+        return pair
+    lengths = torch.empty_like(pair.factors)
+    for at in range(0, len(lengths), SLAB):
+        rows = torch.arange(at, min(at + SLAB, len(lengths)), device=lengths.device)
+        found = weight.rows(pair.first + rows) + (pair.b[rows] @ pair.a) * pair.scale
+        lengths[rows] = found.square().sum(1).sqrt()
+    if not (lengths > 0).all():
+        raise AdapterError(
+            f"row {int(lengths.argmin())} has length 0, and DoRA needs one; {REMEDY}"
+        )
+    return replace(pair, factors=pair.factors / lengths)

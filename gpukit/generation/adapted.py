@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 import gpukit_kernels as kernels
+from gpukit.adapters.copies import without_copies
 from gpukit.adapters.delta import Delta, Replaced, merged
 from gpukit.adapters.gguf import EMBEDDING, HEAD
 from gpukit.adapters.opening import open_adapter
-from gpukit.adapters.unmerged import WeightedAdapter, beside, weighted
+from gpukit.adapters.unmerged import WeightedAdapter, beside, weighted, with_factors
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.models.weights import Pair, Weight
@@ -21,8 +22,8 @@ HALVES = ("BF16", "F16")
 
 @dataclass(frozen=True)
 class Adapted:
-    """What adapters do to the weights of a decoder: `pairs` for `Weights`, `changes` to single
-    tensors, and whether the head becomes a tensor of its own."""
+    """What adapters do to a decoder: `pairs` beside its weights, `changes` to single tensors, and
+    whether the head becomes a tensor of its own."""
 
     pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
     changes: Mapping[str, tuple[Delta, ...]] = field(default_factory=dict)
@@ -36,6 +37,13 @@ class Adapted:
         for name, records in self.changes.items():
             found[name] = _changed(found[name], records)
         return found
+
+    def pairs_of(self, weights: Mapping[str, Weight]) -> dict[str, list[Pair]]:
+        """What is added to products with `weights`, which have been changed."""
+        return {
+            name: [with_factors(pair, weights[name]) for pair in pairs]
+            for name, pairs in self.pairs.items()
+        }
 
 
 @contextmanager
@@ -53,16 +61,17 @@ def adapted(
     if not adapters:
         yield Adapted()
         return
-    base, tensors = source.adaptable()
-    base = replace(base, called=tuple(names))
+    target = source.target()
+    base = replace(target.base, called=tuple(names))
     with ExitStack() as stack:
         opened = []
         for wanted in adapters:
-            one = stack.enter_context(open_adapter(wanted.path, base, name=wanted.name))
+            opened_one = stack.enter_context(open_adapter(wanted.path, base, name=wanted.name))
+            one = without_copies(opened_one, base, target.checkpoint)
             for line in one.warnings:
                 report(Warned(line))
             opened.append(weighted(one, wanted.weight))
-        found = beside(base, tensors, opened, device)
+        found = beside(base, target.tensors, opened, device)
         yield Adapted(found.pairs, found.changes, found.own_head)
 
 

@@ -150,7 +150,8 @@ def load_model(
             tokenizer = Tokenizer.from_fields(metadata)
             config = arch.restore(metadata)
             with adapted(source, adapters, place, names=names, report=report) as found:
-                weights = Weights(found.changed(_weights(source, place)), observe, found.pairs)
+                taken = found.changed(_weights(source, place))
+                weights = Weights(taken, observe, found.pairs_of(taken))
             decoder = arch.build(config, weights)
             weights.check_all_taken()
         except AdapterError:

@@ -36,20 +36,27 @@ class Weight:
 @dataclass(frozen=True)
 class Pair:
     """scale * B(A x), what a low-rank adapter adds to the product of x with rows of a tensor: those
-    from `first` on, as many as `b` has. `a` is float32 `[rank, width]`, `b` `[rows, rank]`."""
+    from `first` on, as many as `b` has. `a` is float32 `[rank, width]`, `b` `[rows, rank]`. With
+    `factors` `[rows]` the sum is then multiplied, each row by its own."""
 
     a: Tensor
     b: Tensor
     scale: float
     first: int = 0
+    factors: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """float32 `[..., rows]` of float32 `[..., width]`; the order of llama.cpp."""
-        return (x @ self.a.T @ self.b.T) * self.scale
+    def add_to(self, out: Tensor, x: Tensor) -> None:
+        """Change `out`, float32 `[..., rows of all]`, which is what x `[..., width]` has become."""
+        part = out[..., self.first : self.first + len(self.b)]
+        part += (x @ self.a.T @ self.b.T) * self.scale  # the order of llama.cpp
+        if self.factors is not None:
+            part *= self.factors
 
-    def of(self, ids: Tensor) -> Tensor:
-        """The same for rows that are looked up: float32 `[len(ids), width]`."""
-        return (self.b[ids] @ self.a) * self.scale
+    def add_to_rows(self, out: Tensor, ids: Tensor) -> None:
+        """The same for rows of the whole that were looked up: float32 `[len(ids), width]`."""
+        out += (self.b[ids] @ self.a) * self.scale
+        if self.factors is not None:
+            out *= self.factors[ids, None]
 
     def within(self, site: "Site") -> "Pair | None":
         """What concerns the rows of `site`, counted from its first; None where that is nothing."""
@@ -57,7 +64,9 @@ class Pair:
         start, stop = max(begin, site.first), min(end, site.first + site.rows)
         if start >= stop:
             return None
-        return replace(self, b=self.b[start - begin : stop - begin], first=start - site.first)
+        rows = slice(start - begin, stop - begin)
+        factors = None if self.factors is None else self.factors[rows]
+        return replace(self, b=self.b[rows], first=start - site.first, factors=factors)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Linear:
             self.observe(x)
         out = kernels.matmul(x, self.weight.blocks, self.weight.type)
         for pair in self.pairs:
-            out[..., pair.first : pair.first + len(pair.b)] += pair(x)
+            pair.add_to(out, x)
         return out if self.bias is None else out + self.bias
 
 
@@ -107,7 +116,7 @@ class Embedding:
         """float32 `[count, width]` of int64 `[count]`."""
         out = self.weight.rows(ids)
         for pair in self.pairs:
-            out = out + pair.of(ids)
+            pair.add_to_rows(out, ids)
         return out
 
 

@@ -1,19 +1,22 @@
 """From a Modelfile to a model in the store: weights converted and quantised in one pass."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gpukit.conversion.admission import Header
 from gpukit.conversion.checks import check_device, check_plan
-from gpukit.conversion.origins import Header, Origin, Wishes, open_origin
+from gpukit.conversion.new_adapters import NewAdapter, opened_adapters
+from gpukit.conversion.origins import Origin, Wishes, open_origin
 from gpukit.errors import ArgumentError, ModelfileError, NotFoundError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import QuantizePlan
-from gpukit.recipes.references import Reference, locate
+from gpukit.recipes.references import Reference, fetched_adapter, locate, locate_adapter
+from gpukit.remote.hub import HubModel
 from gpukit.store import blobs, gojson, parameters
 from gpukit.store.changes import change
 from gpukit.store.config import Config, human_count
@@ -51,8 +54,11 @@ def create(
     check_device(device)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
     work = replace(work, device=device, budget=budget)
-    with _opened(store, modelfile, work, hub) as (base, origin), change(store) as changes:
-        layers = _layers(changes.add_bytes, origin.add(changes), base, modelfile)
+    with _opened(store, modelfile, work, hub) as (base, origin, new), change(store) as changes:
+        # Adapters first: they are small, and what is wrong with them shows at once.
+        adapters = [adapter.add(changes) for adapter in new]
+        _check_digests(adapters, origin.adapters)
+        layers = _layers(changes.add_bytes, (*origin.add(changes), *adapters), base, modelfile)
         config = _config(origin.header, base, modelfile)
         config_layer = changes.add_bytes(config.encode(), CONFIG_TYPE)
         for layer in layers:
@@ -110,9 +116,10 @@ def plan_create(
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
     model = store.find(name)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    with _opened(store, modelfile, work, hub) as (base, origin):
+    with _opened(store, modelfile, work, hub) as (base, origin, new):
         foreseen = origin.foresee()
-        layers = _layers(_imagined, foreseen.layers, base, modelfile)
+        start = (*foreseen.layers, *(adapter.foresee() for adapter in new))
+        layers = _layers(_imagined, start, base, modelfile)
     known = {layer.digest for layer in layers if layer.digest}
     there = (d for d in known if blobs.blob_path(store.blobs, d).is_file())
     return PlannedModel(model, foreseen.plan, tuple(layers), frozenset(there))
@@ -146,15 +153,53 @@ def _wishes(
 @contextmanager
 def _opened(
     store: Store, modelfile: Modelfile, work: Wishes, hub: bool
-) -> "Iterator[tuple[_Base, Origin]]":
-    """What the model takes over, and its weights, checked and planned."""
+) -> "Iterator[tuple[_Base, Origin, tuple[NewAdapter, ...]]]":
+    """What the model takes over, its weights, checked and planned, and its new adapters."""
     found = _source(store, modelfile, hub=hub)
+    adapters = [_adapter(word, modelfile) for word in modelfile.adapters]
+    inherited = store.manifest(found.model) if isinstance(found.model, ModelName) else None
+    if work.file_type is not None and (adapters or (inherited and inherited.of("adapter"))):
+        _refuse_merging(modelfile, work.file_type)
     source = found.model if isinstance(found.model, ModelName) else found.fetch(work.report)
     for warning in modelfile.warnings:
         work.report(Warned(warning))
     base = _base(store, source)
-    with closing(open_origin(store, source, work)) as origin:
-        yield base, origin
+    paths = [fetched_adapter(adapter, work.report) for adapter in adapters]
+    with ExitStack() as stack:
+        origin = stack.enter_context(closing(open_origin(store, source, work)))
+        new: tuple[NewAdapter, ...] = ()
+        if paths:
+            new = stack.enter_context(opened_adapters(paths, origin.target(), work.report))
+        yield base, origin, new
+
+
+def _refuse_merging(modelfile: Modelfile, file_type: str) -> None:
+    """Here adapters would go into the weights on their way to another type. ArgumentError."""
+    what = f"ADAPTER {modelfile.adapters[0]}" if modelfile.adapters else f"FROM {modelfile.source}"
+    raise ArgumentError(
+        f"{what}: with -q {file_type} an adapter would have to be merged into the weights, which "
+        "this version cannot do in create: leave -q out, and it stays an adapter beside them"
+    )
+
+
+def _adapter(word: str, modelfile: Modelfile) -> Path | HubModel:
+    """What ADAPTER names."""
+    try:
+        return locate_adapter(word, folder=modelfile.folder.absolute())
+    except NotFoundError as error:
+        raise NotFoundError(f"ADAPTER {error}") from None
+    except ArgumentError as error:
+        raise ModelfileError(f"ADAPTER {error}") from None
+
+
+def _check_digests(new: Sequence[Layer], inherited: Sequence[Layer]) -> None:
+    """ArgumentError where one adapter would be in the model twice."""
+    known = [layer.digest for layer in (*inherited, *new)]
+    for layer in new:
+        if known.count(layer.digest) > 1:
+            raise ArgumentError(
+                f"ADAPTER: the model would have {layer.digest[:19]}… twice; remove one line"
+            )
 
 
 @dataclass(frozen=True)
@@ -181,11 +226,10 @@ def _base(store: Store, source: Path | ModelName) -> _Base:
 
 
 def _refuse_unsupported(modelfile: Modelfile) -> None:
-    for command, values in (("ADAPTER", modelfile.adapters), ("DRAFT", modelfile.drafts)):
-        if values:
-            raise ArgumentError(
-                f"{command} {values[0]}: not supported by this version: remove the line"
-            )
+    if modelfile.drafts:
+        raise ArgumentError(
+            f"DRAFT {modelfile.drafts[0]}: not supported by this version: remove the line"
+        )
 
 
 def _source(store: Store, modelfile: Modelfile, *, hub: bool) -> Reference:

@@ -143,7 +143,11 @@ def adapter_path(word: str | Path, *, folder: Path = Path(), report: Report = ig
 
     NotFoundError, `ArgumentError` and `HubError` as `locate_adapter` and `Reference.fetch`.
     """
-    found = locate_adapter(word, folder=folder)
+    return fetched_adapter(locate_adapter(word, folder=folder), report)
+
+
+def fetched_adapter(found: Path | HubModel, report: Report = ignore) -> Path:
+    """Where what `locate_adapter` has found is on this machine; `HubError` as `Reference.fetch`."""
     return fetch_adapter(found, report) if isinstance(found, HubModel) else found
 
 

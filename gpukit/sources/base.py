@@ -9,12 +9,9 @@ from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_fields import Field, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
-    from gpukit.adapters.base import Base
-    from gpukit.adapters.moved import Made
+    from gpukit.adapters.target import Target
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,8 @@ class Source(Closing):
         return False
 
     @abstractmethod
-    def adaptable(self) -> "tuple[Base, Sequence[Made]]":
-        """The model as adapters see it, and how its tensors are made of those that they name.
-
-        `GGUFError` for an architecture that is unknown.
-        """
+    def target(self) -> "Target":
+        """The model as adapters see it; `GGUFError` for an architecture that is unknown."""
 
     @abstractmethod
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:

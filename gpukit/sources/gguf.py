@@ -8,12 +8,9 @@ from gpukit.formats.gguf_split import GGUFModel
 from gpukit.sources.base import Source, SourceTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
-    from gpukit.adapters.base import Base
-    from gpukit.adapters.moved import Made
+    from gpukit.adapters.target import Target
 
 
 class GGUFSource(Source):
@@ -47,12 +44,13 @@ class GGUFSource(Source):
     def passes(self, index: int, kind: str) -> bool:
         return self._infos[index].type == kind
 
-    def adaptable(self) -> "tuple[Base, Sequence[Made]]":
+    def target(self) -> "Target":
         # What reads adapters computes with torch.
         from gpukit.adapters.gguf import gguf_base
+        from gpukit.adapters.target import Target
 
-        base = gguf_base(self._model)
-        return base, base.rules
+        base, shapes = gguf_base(self._model), {i.name: i.ne[::-1] for i in self._infos}
+        return Target(base, str(self.get("general.architecture")), base.rules, shapes)
 
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:  # noqa: ARG002
         return rows * self._infos[index].row_bytes

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,24 @@ def test_adapters_work_beside_the_weights(run: Caller, home: Path) -> None:
         ("tiny.gguf", 1, "tiny.gguf: a GGUF of general.type 'model' and adapter.type 'None'"),
     ):
         assert told in run(*asked, "--adapter", word, code=code).stderr
+
+
+def test_a_stored_model_has_its_adapters(run: Caller, home: Path) -> None:
+    adapted = {f"blk.{n}.attn_v.weight": (128, 256) for n in range(4)}
+    write_adapter(home / "c.gguf", "llama", adapted, 8.0, 4, size=0.2)
+    (home / "adapted").write_text("FROM tiny\nADAPTER ./c.gguf\n")
+    _gpukit(home, "create", "adapted", "-f", "adapted")
+    asked = ("First Citizen:", "--quiet")
+    told = run("adapted", *asked).stdout
+    assert told == run("tiny", *asked, "--adapter", "c.gguf").stdout
+    assert told != run("tiny", *asked).stdout
+    assert run("adapted", *asked, "--adapter", "c.gguf:-1").stdout == run("tiny", *asked).stdout
+    shown = _gpukit(home, "show", "adapted").stdout
+    digest = sha256((home / "c.gguf").read_bytes()).hexdigest()
+    row = rf"  Adapters\n    {digest[:12]}    rank 4    4 tensors    \d\d KB\n\n"
+    assert re.search(row, shown), shown
+    lines = _gpukit(home, "show", "adapted", "--modelfile").stdout.splitlines()
+    assert lines[5] == f"ADAPTER {home / 'models' / 'blobs' / f'sha256-{digest}'}"
 
 
 def test_stdin_is_the_prompt_or_goes_before_it(run: Caller) -> None:

@@ -1,18 +1,16 @@
 """Adapters beside the weights: logits as PEFT has them unmerged, and as llama.cpp has them."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-import transformers
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from support import checkpoints, zoo_build
-from support.adapters import ATTENTION, FUSED, LINEAR, fill, quiet
+from support.adapters import ATTENTION, FUSED, LINEAR, quiet, train_beside
 from support.gguf_adapters import write_adapter
 from support.llama_cpp_server import probabilities
 
@@ -37,6 +35,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tied-embedding": ("tied", {"target_modules": ["v_proj", "embed_tokens"]}),
     "tied-head": ("tied", {"target_modules": ["lm_head"]}),
     "tokens": ("plain", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 9]}),
+    "dora": ("narrow-heads", {"target_modules": [*LINEAR, "lm_head"], "use_dora": True}),
+    "dora-fused": ("phi4", {"target_modules": FUSED, "use_dora": True}),
     "mistral": ("mistral-v0.3", {"target_modules": LINEAR}),
     "mixtral": ("mixtral-12", {"target_modules": ATTENTION, "target_parameters": EXPERTS}),
     "phi": ("phi4", {"target_modules": FUSED}),
@@ -50,20 +50,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def _built(name: str, root: Path) -> Path:
     maker = checkpoints if name in checkpoints.VARIANTS else zoo_build
     return maker.build(name, root)
-
-
-def _trained(folder: Path, path: Path, config: Mapping[str, Any]) -> Any:
-    """A random adapter of the checkpoint in `folder`, saved at `path`, around its base."""
-    with quiet():
-        plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        settings = {"r": 2, "lora_alpha": 3, **config}
-        wrapped = peft.get_peft_model(plain.eval(), peft.LoraConfig(**settings))
-        fill(wrapped)
-        for name, values in wrapped.named_parameters():
-            if values.requires_grad and "lora_" in name:
-                values.data.mul_(0.2)
-        wrapped.save_pretrained(path)
-    return wrapped.eval()
 
 
 def _logits(path: Path, *adapters: WeightedAdapter) -> torch.Tensor:
@@ -81,7 +67,7 @@ def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_logits_are_those_of_peft_unmerged(case: str, tmp_path: Path) -> None:
     name, config = CASES[case]
     folder = _built(name, tmp_path)
-    wrapped = _trained(folder, tmp_path / "adapter", config)
+    wrapped = train_beside(folder, tmp_path / "adapter", config)
     with torch.no_grad(), quiet():
         wanted = wrapped(torch.tensor([IDS])).logits[0]
         with wrapped.disable_adapter():
@@ -131,7 +117,7 @@ def test_logits_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
 
 def test_several_adapters_add_up_by_their_weights(tmp_path: Path) -> None:
     folder = _built("tied", tmp_path)
-    wrapped = _trained(folder, tmp_path / "first", {"target_modules": LINEAR})
+    wrapped = train_beside(folder, tmp_path / "first", {"target_modules": LINEAR})
     with quiet():
         wrapped.add_adapter("second", peft.LoraConfig(r=3, target_modules=["q_proj", "up_proj"]))
         for name, values in wrapped.named_parameters():
@@ -151,9 +137,13 @@ def test_several_adapters_add_up_by_their_weights(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], float, str]] = {
-    "dora": (
-        {"target_modules": LINEAR, "use_dora": True}, 1.0,
-        r"magnitude_vector: DoRA has no unmerged form here; merge it with gpukit merge",
+    "columns": (
+        {"target_modules": ["embed_tokens"], "use_dora": True}, 1.0,
+        r"magnitude_vector: lengths of columns have no unmerged form; merge it with gpukit merge",
+    ),
+    "lengths": (
+        {"target_modules": LINEAR, "use_dora": True}, 0.5,
+        r"adapter: brings lengths \(DoRA\) of model\.\S+weight, which a weight of 0\.5 cannot",
     ),
     "halves": (
         {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, 0.5,
@@ -166,14 +156,16 @@ REFUSED: dict[str, tuple[dict[str, Any], float, str]] = {
 def test_what_has_to_be_merged(case: str, tmp_path: Path) -> None:
     config, weight, message = REFUSED[case]
     folder = _built("plain", tmp_path)
-    _trained(folder, tmp_path / "adapter", config)
+    train_beside(folder, tmp_path / "adapter", config)
     with pytest.raises(AdapterError, match=message):
         load_model(folder, "cpu", adapters=[WeightedAdapter(tmp_path / "adapter", weight)])
 
 
 def test_another_vocabulary_has_to_be_merged(tmp_path: Path) -> None:
     folder = _built("plain", tmp_path)
-    _trained(folder, tmp_path / "adapter", {"target_modules": ["q_proj"], "modules_to_save": ENDS})
+    train_beside(
+        folder, tmp_path / "adapter", {"target_modules": ["q_proj"], "modules_to_save": ENDS}
+    )
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)
     for name, values in tensors.items():
@@ -186,7 +178,7 @@ def test_another_vocabulary_has_to_be_merged(tmp_path: Path) -> None:
 
 def test_hostile_adapters(tmp_path: Path) -> None:
     folder = _built("plain", tmp_path)
-    _trained(folder, tmp_path / "adapter", {"target_modules": LINEAR})
+    train_beside(folder, tmp_path / "adapter", {"target_modules": LINEAR})
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     wanted = WeightedAdapter(tmp_path / "adapter")
     with pytest.raises(AdapterError, match="two adapters are called adapter"):
@@ -205,7 +197,7 @@ def test_hostile_adapters(tmp_path: Path) -> None:
 
 def test_an_adapter_of_another_name_is_told_of(tmp_path: Path) -> None:
     folder = _built("plain", tmp_path)
-    _trained(folder, tmp_path / "adapter", {"target_modules": ["q_proj"]})
+    train_beside(folder, tmp_path / "adapter", {"target_modules": ["q_proj"]})
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())
     for said, names, warned in (
