@@ -20,6 +20,7 @@ from gpukit.adapters.base import Base
 from gpukit.adapters.delta import LowRank
 from gpukit.adapters.fit import Fit
 from gpukit.adapters.values import Values
+from gpukit.errors import GGUFError
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.models.config import ModelConfig
@@ -79,9 +80,13 @@ def _alpha(fit: Fit, file: GGUFFile, arch: Architecture) -> float:
 
 def gguf_base(model: GGUFModel) -> Base:
     """A GGUF as a base: the checkpoint that it could have been made from; its `rules` bring deltas
-    back (`moved`). `GGUFError` for an architecture that is unknown."""
+    back (`moved`). `GGUFError` for an architecture that is unknown, or metadata that lack
+    something."""
     named = architecture_of(_text(model, "general.architecture"), str(model.path))
-    config = named.restore(model.fields)
+    try:
+        config = named.restore(model.fields)
+    except GGUFError as error:
+        raise GGUFError(f"{model.path}: {error}") from None
     # Several classes become one architecture: the one that makes most of the tensors is meant.
     alike = [arch for arch in architectures() if arch.name == named.name]
     arch, rules = max(((a, _made(a, config, model)) for a in alike), key=lambda pair: len(pair[1]))

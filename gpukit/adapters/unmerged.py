@@ -90,8 +90,11 @@ def beside(
                 f"{adapter.file.path}: makes the vocabulary {adapter.vocabulary} tokens large, "
                 f"which a model as it is stored cannot have; {REMEDY}"
             )
-    deltas = combined(adapters)
-    own_head = base.head is None and any(adapter.added for adapter in adapters)
+    added: Mapping[str, str] = next((each.added for each in adapters if each.added), {})
+    ends = {*added.keys(), *added.values()}
+    # Whether head and embedding part ways is no matter to those that leave both alone.
+    deltas = combined([a if ends & a.deltas.keys() else replace(a, added=added) for a in adapters])
+    own_head = base.head is None and bool(added)
     if own_head:
         tensors = (*tensors, _head(base))
     pairs: dict[str, tuple[Pair, ...]] = {}
@@ -137,9 +140,9 @@ def _pair(record: LowRank, device: torch.device) -> Pair:
     return Pair(a.contiguous(), b.contiguous(), record.scale, record.first, lengths)
 
 
-def with_factors(pair: Pair, weight: Weight) -> Pair:
-    """`pair` of the rows of `weight` with what each is multiplied by, of DoRA's length and the one
-    that it has; `AdapterError` for a row of length 0, which has none."""
+def with_factors(pair: Pair, name: str, weight: Weight) -> Pair:
+    """`pair` with what each row of `weight`, tensor `name`, is multiplied by: DoRA's length over
+    the one that it has; `AdapterError` for a row of length 0, which has none."""
     if pair.factors is None:
         return pair
     lengths = torch.empty_like(pair.factors)
@@ -148,7 +151,6 @@ def with_factors(pair: Pair, weight: Weight) -> Pair:
         found = weight.rows(pair.first + rows) + (pair.b[rows] @ pair.a) * pair.scale
         lengths[rows] = found.square().sum(1).sqrt()
     if not (lengths > 0).all():
-        raise AdapterError(
-            f"row {int(lengths.argmin())} has length 0, and DoRA needs one; {REMEDY}"
-        )
+        row = pair.first + int(lengths.argmin())
+        raise AdapterError(f"{name}: row {row} has length 0, and DoRA (use_dora) needs one")
     return replace(pair, factors=pair.factors / lengths)

@@ -14,8 +14,9 @@ from gpukit.adapters.copies import without_copies
 from gpukit.adapters.file import AdapterFile, plan_file
 from gpukit.adapters.opening import open_adapter
 from gpukit.adapters.target import Target
+from gpukit.adapters.writing import check_tied
 from gpukit.conversion.copying import copy_file
-from gpukit.errors import ArgumentError
+from gpukit.errors import AdapterError, ArgumentError
 from gpukit.events import Report, Status, Warned
 from gpukit.formats.gguf_reader import is_gguf
 from gpukit.store.changes import Change
@@ -68,6 +69,10 @@ def opened_adapters(
 
 def _new(adapter: Adapter, target: Target, report: Report) -> NewAdapter:
     if is_gguf(adapter.file.path):
+        try:
+            check_tied(adapter, target.tensors, target.shapes)
+        except AdapterError as error:  # gpukit run can do what llama.cpp and Ollama cannot
+            report(Warned(str(error)))
         return _Copied(adapter.file.path, report)
     return _Converted(plan_file(adapter, target), report)
 

@@ -41,7 +41,7 @@ class Adapted:
     def pairs_of(self, weights: Mapping[str, Weight]) -> dict[str, list[Pair]]:
         """What is added to products with `weights`, which have been changed."""
         return {
-            name: [with_factors(pair, weights[name]) for pair in pairs]
+            name: [with_factors(pair, name, weights[name]) for pair in pairs]
             for name, pairs in self.pairs.items()
         }
 

@@ -154,8 +154,8 @@ def load_model(
                 weights = Weights(taken, observe, found.pairs_of(taken))
             decoder = arch.build(config, weights)
             weights.check_all_taken()
-        except AdapterError:
-            raise  # says where
+        except AdapterError:  # says where
+            raise
         except (GGUFError, CheckpointError) as error:
             raise type(error)(f"{path}: {error}") from None
     if tokenizer.n_vocab > config.vocab_size:

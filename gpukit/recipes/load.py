@@ -18,7 +18,7 @@ def load(
     *,
     pre: str | None = None,
     hub: bool = False,
-    adapters: Sequence[AdapterWord] = (),
+    adapters: Sequence[AdapterWord] | str | Path = (),
     report: Report = ignore,
 ) -> Model:
     """The model on `device` (auto, cpu, cuda or cuda:N), its weights in blocks as they are stored.
@@ -41,7 +41,8 @@ def load(
     check_plan(None, pre)
     check_device(device)
     reference = locate(model, hub=hub)
-    asked = [split_weight(word) for word in adapters]
+    words = [adapters] if isinstance(adapters, str | Path) else adapters
+    asked = [split_weight(word) for word in words]
     found = reference.open(report)
     fetched = [weighted_adapter(each, report=report) for each in asked]
     loaded = load_model(
