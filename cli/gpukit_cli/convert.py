@@ -7,15 +7,18 @@ import typer
 
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
+    Adapters,
     Devices,
     DryRun,
     Hub,
     ImatrixFile,
     Input,
     Json,
+    MoeLayout,
     Pre,
     Quiet,
     SplitMaxSize,
+    Strict,
     file_types,
     tensor_types,
 )
@@ -56,6 +59,9 @@ def convert(
             autocompletion=file_types,
         ),
     ] = None,
+    adapter: Adapters = None,
+    strict: Strict = False,
+    moe_layout: MoeLayout = None,
     imatrix: ImatrixFile = None,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
@@ -65,19 +71,28 @@ def convert(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Convert a Hugging Face folder to a GGUF, quantised on the way, or a GGUF to floats."""
+    """Convert a Hugging Face folder to a GGUF, with adapters merged and quantised on the way, or a
+    GGUF to floats."""
     import gpukit
 
+    adapters = adapter or []
     if dry_run:
         options = _options(imatrix=imatrix, split_max_size=split_max_size)
-        _print_planned(source, type, options, pre, hub, quiet, json)
+        with reporter(quiet) as report:
+            plan = gpukit.plan(
+                source, type, options=options, adapters=adapters, strict=strict,
+                moe_layout=moe_layout, pre=pre, hub=hub, report=report,
+            )  # fmt: skip
+        with plan:
+            _print_plan(plan, json)
         return
     with reporter(quiet) as report:
         result = gpukit.convert(
-            source, out, type, imatrix=imatrix, split_max_size=_size(split_max_size),
-            pre=pre, hub=hub, device=device, report=report,
+            source, out, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
+            imatrix=imatrix, split_max_size=_size(split_max_size), pre=pre, hub=hub,
+            device=device, report=report,
         )  # fmt: skip
-    _print_result(result, json)
+    print_result(result, json)
 
 
 def quantize(
@@ -160,7 +175,7 @@ def quantize(
         result = gpukit.quantize(
             source, out, type, options=options, pre=pre, hub=hub, device=device, report=report
         )
-    _print_result(result, json)
+    print_result(result, json)
 
 
 def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
@@ -220,11 +235,12 @@ def print_tensors(plan: "QuantizePlan") -> None:
         print(f"warning: {line}")
 
 
-def _print_result(result: "Result", json: bool) -> None:
+def print_result(result: "Result", json: bool) -> None:
     if json:
         print_json(result.as_json())
         return
     _print_classes(result)
+    _print_changes(result)
     _print_totals(result.totals)
     files = f" and {len(result.paths) - 1} more" if len(result.paths) > 1 else ""
     print(f"{result.path}{files}: {human_bytes(result.size)} in {result.seconds:.1f} s "
@@ -247,6 +263,24 @@ def _print_classes(result: "Result") -> None:
     compared, weights = sum(row.compared for row in rows), sum(row.weights for row in rows)
     share = "all" if compared == weights else f"{compared:,} of {weights:,}"
     print(f"error: root mean square relative to the weights', from {share} weights\n")
+
+
+def _print_changes(result: "Result") -> None:
+    """What adapters did to each class of tensors, and how much of it is in what was written."""
+    rows = result.changes
+    if not rows:
+        return
+    names = max(len(row.name) for row in rows)
+    types = max(4, *(len(" ".join(row.types)) for row in rows))
+    print(f"{'merged':<{names}}  {'number':>6}  {'type':<{types}}  {'change':>8}  {'kept':>8}  "
+          "direction")  # fmt: skip
+    for row in rows:
+        direction = "-" if row.direction is None else f"{row.direction:.3f}"
+        print(f"{row.name:<{names}}  {row.tensors:>6}  {' '.join(row.types):<{types}}  "
+              f"{_percent(row.relative):>8}  {_percent(row.kept):>8}  {direction:>9}")  # fmt: skip
+    print("change: length of the deltas relative to the weights'; kept: of what the stored values "
+          "change by relative\nto the deltas'; direction: cosine of the angle between the two; "
+          f"from {sum(row.looked_at for row in rows):,} weights\n")  # fmt: skip
 
 
 def _percent(share: float | None) -> str:

@@ -84,6 +84,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print no progress and no warnings: result and errors only.")
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR[:WEIGHT]",
+        help="A LoRA adapter to merge: a folder or file of PEFT or MLX, a GGUF, or hf.co/org/name; "
+        "may be repeated.",
+        show_default="none",
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse an adapter that names another base model.")
+]
+MoeLayout = Annotated[
+    str | None,
+    typer.Option(
+        "--moe-layout",
+        metavar="LAYOUT",
+        help="How an adapter's tensors of experts lie: peft, peft-0.18 or unsloth.",
+        show_default="as the file shows",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 ImatrixFile = Annotated[
     Path | None,

@@ -3,10 +3,9 @@
     merged(weight, records)              the weight with every record applied, in their order
     merged_rows(rows, first, records)    the same for some of its rows
 
-The sum is defined, so that every device can give the same bytes: of a low-rank record it is
-delta[r, c] = Σ_k B[r, k]·A[k, c] in the order of k from zero on, each product rounded before it is
-added (no FMA), then times the scale, then added to the weight. This is the reference; kernels and
-tests compare with it. In float64 it is what PEFT computes, up to float64's own rounding.
+The sums are those of `gpukit_kernels.merge`, so that every device gives the same bytes. This is the
+reference; `merging` and tests compare with it. In float64 it is what PEFT computes, up to float64's
+own rounding.
 """
 
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from gpukit.adapters.values import Values
 from gpukit.errors import AdapterError
+from gpukit_kernels.merge import lengths, low_rank
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,7 @@ def product(record: LowRank, first: int, count: int, like: Tensor) -> Tensor:
     the dtype and on the device of `like`."""
     b = record.b.read_rows(first, count, like.dtype).to(like.device)
     a = record.a.read(like.dtype).to(like.device)
-    total = like.new_zeros(count, a.shape[1])
-    for k in range(record.rank):
-        total += b[:, k, None] * a[k]
-    return total * _number(record.scale, like)
+    return low_rank(b, a, record.scale)
 
 
 def _add(found: Tensor, base: Tensor, first: int, record: LowRank) -> None:
@@ -133,13 +130,14 @@ def _add(found: Tensor, base: Tensor, first: int, record: LowRank) -> None:
         return
     if record.by_column and count < record.rows:
         raise ValueError(f"{count} rows of {record.rows} do not tell the lengths of columns")
-    along = 0 if record.by_column else 1
-    lengths = (base[within] + delta).square().sum(along, keepdim=True).sqrt()
-    if not (lengths > 0).all():
+    changed = base[within] + delta
+    found_lengths = lengths(changed.t().contiguous() if record.by_column else changed)
+    if not (found_lengths > 0).all():
         magnitude = record.magnitude
         raise AdapterError(f"{magnitude.path}: {magnitude.name}: nothing of length 0 has a length")
     wanted = record.magnitude if record.by_column else record.magnitude.rows(at, count)
-    found[within] *= wanted.read(found.dtype).to(found.device).view(lengths.shape) / lengths
+    factors = wanted.read(found.dtype).to(found.device).view(-1) / found_lengths
+    found[within] *= factors if record.by_column else factors.unsqueeze(1)
 
 
 def _common(begin: int, size: int, first: int, count: int) -> tuple[slice, int, int]:

@@ -1,9 +1,11 @@
 """Several adapters of one base: whether they go together, and what they do together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
 
 from gpukit.adapters.adapter import Adapter
-from gpukit.adapters.delta import Delta, LowRank, Replaced, ReplacedRows
+from gpukit.adapters.delta import Added, Delta, LowRank, Replaced, ReplacedRows
 from gpukit.adapters.ties import same_numbers
 from gpukit.errors import AdapterError
 
@@ -34,6 +36,29 @@ def combined(adapters: Sequence[Adapter]) -> Mapping[str, Records]:
             else:
                 found[tensor], owner[tensor] = records, adapter.name
     return found
+
+
+def weighted(adapter: Adapter, weight: float) -> Adapter:
+    """`adapter` with `weight` times what it adds; `AdapterError` where it does more than add."""
+    if weight == 1:
+        return adapter
+    if not isfinite(weight):
+        raise AdapterError(f"{adapter.name}: its weight is {weight}; a finite number is needed")
+    scaled = {
+        tensor: tuple(_weighted(adapter, tensor, record, weight) for record in records)
+        for tensor, records in adapter.deltas.items()
+    }
+    return replace(adapter, deltas=scaled)
+
+
+def _weighted(adapter: Adapter, tensor: str, record: Delta, weight: float) -> Delta:
+    if isinstance(record, Added) or (isinstance(record, LowRank) and record.magnitude is None):
+        return replace(record, scale=record.scale * weight)
+    what = "brings rows to a length (DoRA)" if isinstance(record, LowRank) else "replaces numbers"
+    raise AdapterError(
+        f"{adapter.name}: {tensor}: the adapter {what}, which has no weight of {weight:g}; leave "
+        "the weight out"
+    )
 
 
 def _check_names(adapters: Sequence[Adapter]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 import gpukit_kernels as kernels
 from gpukit.conversion.slabs import Piece, passes
 from gpukit.errors import CheckpointError
+from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
@@ -34,11 +35,21 @@ class Audit:
         self._source = source
         self._outputs = outputs
         self._fidelity = [Fidelity() for _ in outputs]
+        self._changes = [Change() for _ in outputs]
         self._lock = Lock()
 
     def fidelity(self) -> tuple[Fidelity, ...]:
         """What each output lost; nothing for one that only moved."""
         return tuple(self._fidelity)
+
+    def changes(self) -> tuple[Change, ...]:
+        """What adapters did to each output; nothing for one that they do not concern."""
+        return tuple(self._changes)
+
+    def changed(self, piece: Piece, change: Change) -> None:
+        """Add to the sums of a piece's tensor."""
+        with self._lock:
+            self._changes[piece.output].add(change)
 
     def lost(self, piece: Piece, error: float, square: float, compared: int) -> None:
         """Add to the sums of a piece's tensor."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from gpukit.conversion.slabs import Slab
+from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
@@ -70,4 +71,8 @@ class Engine(Protocol[L, W]):
 
     def fidelity(self) -> tuple[Fidelity, ...]:
         """What each output lost; nothing for one that only moved."""
+        ...
+
+    def changes(self) -> tuple[Change, ...]:
+        """What adapters did to each output; nothing for one that they do not concern."""
         ...

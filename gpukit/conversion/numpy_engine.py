@@ -14,6 +14,7 @@ import numpy as np
 from gpukit.conversion.audit import SAMPLE, Audit, Bytes
 from gpukit.conversion.engine import Buffer
 from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
+from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
@@ -37,6 +38,8 @@ def plain_conversion(
         return f"only device cpu can be used, not {device}"
     if source.is_checkpoint:
         return "no checkpoint can be imported"
+    if source.merges:
+        return "no adapter can be merged"
     programs: dict[str, Program] = {}
     for output in outputs:
         if output.source_type not in FLOATS:
@@ -91,6 +94,9 @@ class PlainConversion:
 
     def fidelity(self) -> tuple[Fidelity, ...]:
         return self._audit.fidelity()
+
+    def changes(self) -> tuple[Change, ...]:
+        return self._audit.changes()
 
     def running(self) -> AbstractContextManager[None]:
         return nullcontext()

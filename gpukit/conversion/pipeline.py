@@ -19,6 +19,7 @@ from gpukit.conversion.choice import choose_engine
 from gpukit.conversion.engine import Buffer, Engine, Wish
 from gpukit.conversion.slabs import Slab, cut, stored_bytes
 from gpukit.events import Report, Step
+from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
@@ -45,10 +46,11 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class Passed:
-    """What went through: bytes read, and how much each tensor lost."""
+    """What went through: bytes read, how much each tensor lost, and what adapters did to it."""
 
     read_bytes: int
     fidelity: tuple[Fidelity, ...]
+    changes: tuple[Change, ...]
 
 
 def run_pipeline(
@@ -88,7 +90,7 @@ def pass_through(
 
     with _Stages(engine, slabs, writer, under_way) as stages, engine.running():
         _run_all([_Worker(lane, stages, engine, advance) for lane in engine.lanes])
-    return Passed(total, engine.fidelity())
+    return Passed(total, engine.fidelity(), engine.changes())
 
 
 class _Worker:

@@ -16,6 +16,7 @@ from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
 from gpukit.formats.outputs import check_output
 from gpukit.formats.safetensors_writer import SafetensorsWriter
+from gpukit.planning.changes import ChangeTotal, change_totals, faint
 from gpukit.planning.plan import QuantizePlan
 from gpukit.planning.totals import ClassTotal, TypeTotal, class_totals, type_totals
 from gpukit.sources.base import Source
@@ -24,7 +25,7 @@ from gpukit.sources.base import Source
 @dataclass(frozen=True)
 class Result:
     """What was written: the files, their size in bytes, the sha256 of a single one if asked for,
-    the seconds it took, totals by type and by class of tensors."""
+    the seconds it took, totals by type and by class of tensors, and by class what adapters did."""
 
     path: Path
     paths: tuple[Path, ...]
@@ -35,6 +36,7 @@ class Result:
     read_bytes: int
     totals: tuple[TypeTotal, ...]
     classes: tuple[ClassTotal, ...]
+    changes: tuple[ChangeTotal, ...] = ()
 
     @property
     def weights_per_second(self) -> float:
@@ -62,6 +64,7 @@ class Result:
             "written_bytes_per_second": self.written_bytes_per_second,
             "types": {total.type: total.as_json() for total in self.totals},
             "classes": {total.name: total.as_json() for total in self.classes},
+            "changes": {total.name: total.as_json() for total in self.changes},
         }
 
 
@@ -94,6 +97,9 @@ def run_plan(
         passed = run_pipeline(
             source, plan.outputs, writer, plan.title, device, budget, report, engine
         )
+    changes = change_totals(plan.specs, passed.changes)
+    for line in faint(changes):
+        report(Warned(line))
     if out.suffix != SAFETENSORS:
         report(Status("verifying conversion"))
         _check_written(paths, plan)
@@ -107,6 +113,7 @@ def run_plan(
         read_bytes=passed.read_bytes,
         totals=tuple(type_totals(plan.specs, passed.fidelity)),
         classes=tuple(class_totals(plan.specs, passed.fidelity)),
+        changes=tuple(changes),
     )
 
 

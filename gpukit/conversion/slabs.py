@@ -79,7 +79,7 @@ def _row_ranges(source: Source, output: PlannedOutput, weights: int) -> Iterator
     tensor = source.tensors[output.index]
     width, group = max(tensor.ne[0] if tensor.ne else 1, 1), tensor.row_group
     step = max(weights // width // group, 1) * group
-    block = tensor.rows
+    block = max(tensor.rows, 1)
     if output.importance is not None and (experts := output.importance.size // width) > 1:
         of_one = tensor.rows // experts
         block = max(step // of_one, 1) * of_one

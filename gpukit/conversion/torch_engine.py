@@ -17,6 +17,7 @@ from gpukit.conversion.audit import SAMPLE, Audit
 from gpukit.conversion.engine import Buffer
 from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
 from gpukit.formats.dtypes import TORCH_TYPES
+from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
@@ -24,12 +25,15 @@ from gpukit.sources.base import Source
 
 @dataclass
 class _Result:
-    """A piece's bytes, the least and largest value, and the sums for its error if any."""
+    """A piece's bytes, the least and largest value, and the sums for its error and for what
+    adapters changed, if any."""
 
     blocks: Tensor
     extremes: Tensor | None
     sums: Tensor | None = None
     compared: int = 0
+    changed: Tensor | None = None
+    looked_at: int = 0
 
 
 @dataclass
@@ -58,6 +62,9 @@ class Conversion:
     def fidelity(self) -> tuple[Fidelity, ...]:
         return self._audit.fidelity()
 
+    def changes(self) -> tuple[Change, ...]:
+        return self._audit.changes()
+
     def buffer(self, nbytes: int) -> Buffer:
         tensor = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
         return Buffer(tensor.numpy().data, tensor)
@@ -79,6 +86,9 @@ class Conversion:
                 self._result(piece, x, b, turn)
                 for piece, x, b in zip(slab, values, blocks, strict=True)
             ]
+            for piece, x, b, result in zip(slab, values, blocks, results, strict=True):
+                if x is not None and x.numel() and self.source.changes(self._index(piece)):
+                    self._change(piece, x, b, here, result, turn)
         return Work(slab, turn, data, results)
 
     def end(self, work: Work) -> list[memoryview]:
@@ -91,7 +101,14 @@ class Conversion:
             if result.sums is not None:
                 error, square = result.sums.tolist()
                 self._audit.lost(piece, error, square, result.compared)
+            if result.changed is not None:
+                weight, delta, stored, along = result.changed.tolist()
+                change = Change(weight, delta, stored, along, result.looked_at)
+                self._audit.changed(piece, change)
         return [result.blocks.numpy().data for result in work.results]
+
+    def _index(self, piece: Piece) -> int:
+        return self.outputs[piece.output].index
 
     def _values(self, piece: Piece, data: Tensor) -> Tensor | None:
         """The piece's values; None for bytes that pass as they are and that nobody can decode."""
@@ -165,6 +182,32 @@ class Conversion:
             square = some.square().sum(dtype=torch.float64)
             result.sums, result.compared = turn.take(torch.stack((error, square))), some.numel()
         return result
+
+    def _change(
+        self,
+        piece: Piece,
+        x: Tensor,
+        blocks: Tensor,
+        data: Tensor,
+        result: _Result,
+        turn: kernels.Turn,
+    ) -> None:
+        """Add to `result` the sums of `Change` over some rows of a piece, whose values are `x`."""
+        kind = self.outputs[piece.output].spec.type
+        stored = data[piece.begin : piece.begin + piece.stored]
+        base = self.source.values(self._index(piece), piece.row, piece.rows, stored, merged=False)
+        step = max(x.numel() // SAMPLE, 1)
+        columns = self._importance(piece, x)
+        # Rows of one matrix: of experts each has an importance of its own.
+        rows = len(x) if columns is None else len(x) // len(columns)
+        before = base[:rows:step].to(torch.float32)
+        delta = x[:rows:step].to(torch.float32) - before
+        weights = None if columns is None else columns[0].to(x.device)
+        was = kernels.dequantize(kernels.quantize(before, kind, weights), kind)
+        moved = kernels.dequantize(blocks.view(len(x), -1)[:rows:step], kind) - was
+        pairs = ((before, before), (delta, delta), (moved, moved), (moved, delta))
+        sums = [(a * b).sum(dtype=torch.float64) for a, b in pairs]
+        result.changed, result.looked_at = turn.take(torch.stack(sums)), delta.numel()
 
 
 def tensor_conversion(source: Source, outputs: Sequence[PlannedOutput], device: str) -> Conversion:

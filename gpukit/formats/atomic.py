@@ -22,7 +22,7 @@ _TEMPORARY = re.compile(r"^\..+\.gpukit-(\d+)-[0-9a-f]{8}\.tmp$")
 # File systems take names of 255 bytes; the rest of a temporary one has 35 at most.
 MOST_OF_A_NAME = 220
 
-# The temporary files of this process that have neither been put in place nor removed.
+# The temporary files and folders of this process that have neither been put in place nor removed.
 _own: set[Path] = set()
 
 
@@ -40,33 +40,41 @@ def temporary_name(path: Path) -> Path:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give the synced file `temporary` its name, to last through a power cut."""
+    """Give the synced file or folder `temporary` its name, to last through a power cut. A folder
+    takes the place of an empty one at most."""
     temporary.replace(path)
     _own.discard(temporary)
     sync_folder(path.parent)
 
 
 def remove(temporary: Path) -> None:
-    """Remove a temporary file, if it is there."""
-    temporary.unlink(missing_ok=True)
+    """Remove a temporary file or folder, if it is there."""
+    _removed(temporary)
     _own.discard(temporary)
 
 
+def _removed(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_own() -> None:
-    """Remove every temporary file of this process, whoever was to do it: it ends now."""
+    """Remove all that is temporary of this process, whoever was to do it: it ends now."""
     for path in list(_own):
         with suppress(OSError):
             remove(path)
 
 
 def remove_abandoned(folder: Path) -> list[Path]:
-    """Remove temporary files in `folder` whose process is gone; what was removed."""
+    """Remove temporary files and folders in `folder` whose process is gone; what was removed."""
     removed = []
     for path in folder.iterdir():
         match = _TEMPORARY.match(path.name)
         if match and not _alive(int(match[1])):
             with suppress(OSError):
-                path.unlink()
+                _removed(path)
                 removed.append(path)
     return removed
 

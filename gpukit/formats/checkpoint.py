@@ -110,6 +110,11 @@ class Checkpoint(Closing):
         """Fill `buffer` with the tensor's bytes from `start` on; safe from several threads."""
         self.files[tensor.path].read_into(tensor, buffer, start)
 
+    @property
+    def vocabulary_folder(self) -> Path:
+        """Where the tokenizer is."""
+        return self.folder
+
     def __iter__(self) -> Iterator[StoredTensor]:
         return iter(self.tensors.values())
 

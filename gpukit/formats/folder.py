@@ -116,9 +116,14 @@ def check_files(folder: Path) -> None:
     A folder that came from somewhere must not be able to name other files of this machine. Allowed
     is the layout of Hugging Face's cache: `snapshots/<revision>/FILE -> ../../blobs/<digest>`.
     """
+    check_links(folder, read_files(folder))
+
+
+def check_links(folder: Path, paths: Iterable[Path]) -> None:
+    """`check_files` for these files of `folder`."""
     root = folder.resolve()
     allowed = [root, *_blobs(root)]
-    for path in read_files(folder):
+    for path in paths:
         try:
             target = path.resolve()
         except (OSError, RuntimeError):  # Python before 3.13 has the second for loops

@@ -6,30 +6,57 @@ Format: 8 bytes header length, JSON header, data (https://github.com/huggingface
 import json
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.gguf_fields import UNQUANTIZED, TensorSpec
 from gpukit.formats.placed_writer import Layout, PlacedWriter
+from gpukit.formats.safetensors import DTYPE_BITS
 
 # The header is filled up with spaces so that data begins at a multiple of this.
 ALIGNMENT = 8
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written: dtype as the format spells it, shape outermost dimension first."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * DTYPE_BITS[self.dtype] // 8
+
+
 def plan_layout(tensors: Sequence[TensorSpec]) -> Layout:
     """The header's bytes and the tensors' places; `ArgumentError` for types that the format has
     no name for."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at, places = 0, []
     for tensor in tensors:
         if tensor.type not in UNQUANTIZED:
             raise ArgumentError(
                 f"{tensor.name} would be {tensor.type}, which safetensors files cannot hold; "
                 "choose --type F32, F16 or BF16"
             )
+    # Types are spelled alike.
+    return plan_entries([Entry(t.name, t.type, tuple(reversed(t.ne))) for t in tensors])
+
+
+def plan_entries(tensors: Sequence[Entry]) -> Layout:
+    """The header's bytes and the tensors' places, in this order."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at, places = 0, []
+    for tensor in tensors:
         header[tensor.name] = {
-            "dtype": tensor.type,  # spelled alike
-            "shape": list(reversed(tensor.ne)),
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
             "data_offsets": [at, at + tensor.nbytes],
         }
         places.append(at)

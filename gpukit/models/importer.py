@@ -49,7 +49,7 @@ def plan_import(
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
         *arch.vocabulary(
-            checkpoint.folder,
+            checkpoint.vocabulary_folder,
             {**checkpoint.config, "vocab_size": config.vocab_size},
             pre=pre,
             report=told.append,

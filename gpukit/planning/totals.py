@@ -107,15 +107,19 @@ def type_totals(
 
 def class_totals(specs: Sequence[Counted], fidelity: Sequence[Fidelity]) -> list[ClassTotal]:
     """Sums by class, in the order in which they first stand in the file."""
-    groups = _grouped([re.sub(r"\bblk\.\d+\.", "blk.*.", spec.name) for spec in specs])
     found = []
-    for name, members in groups.items():
+    for name, members in classes(specs).items():
         error = _together(fidelity, members)
         types = tuple(dict.fromkeys(specs[i].type for i in members))
         found.append(
             ClassTotal(name, types, *_sums(specs, members), error.relative_rms, error.count)
         )
     return found
+
+
+def classes(specs: Sequence[Counted]) -> dict[str, list[int]]:
+    """The numbers of the tensors of each class, which have one name but for the layer."""
+    return _grouped([re.sub(r"\b(blk|layers)\.\d+\.", r"\1.*.", spec.name) for spec in specs])
 
 
 def _grouped(keys: Sequence[str]) -> dict[str, list[int]]:

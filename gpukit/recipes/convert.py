@@ -1,5 +1,6 @@
 """One file from a model: converted, quantised, or only planned."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.planner import plan_quantize
 from gpukit.planning.totals import TypeTotal
+from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.references import locate
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
@@ -87,18 +89,24 @@ def plan(
     type: str | None = None,
     *,
     options: Options = PLAIN,
+    adapters: Sequence[Word] = (),
+    strict: bool = False,
+    moe_layout: str | None = None,
     pre: str | None = None,
     hub: bool = False,
     report: Report = ignore,
 ) -> Plan:
-    """What `model` becomes as `type`; nothing is written. Arguments and errors as `quantize`.
+    """What `model` becomes as `type`; nothing is written. Arguments and errors as `convert`, with
+    the options of `quantize`.
 
     with gpukit.plan("llama", "Q4_K_M") as plan:
         print(plan.size)
         plan.write("llama.gguf")
     """
     check_plan(type, pre)
-    source = open_source(locate(model, hub=hub).fetch(report), pre)
+    reference = locate(model, hub=hub)
+    merge = chosen(adapters, strict=strict, moe_layout=moe_layout, report=report)
+    source = open_source(reference.fetch(report), pre, merge)
     try:
         return Plan(source, plan_quantize(source, type, options))
     except BaseException:
@@ -111,6 +119,9 @@ def convert(
     out: str | Path,
     type: str | None = None,
     *,
+    adapters: Sequence[Word] = (),
+    strict: bool = False,
+    moe_layout: str | None = None,
     imatrix: str | Path | None = None,
     split_max_size: int | None = None,
     pre: str | None = None,
@@ -124,12 +135,17 @@ def convert(
     `model` is a folder from Hugging Face, a GGUF, a name in the store, or an id of the hub
     (hf.co/org/name, or with `hub` org/name). `out` is a GGUF, or, from a GGUF to floats, a file
     that ends in .safetensors; it appears whole or not at all. No `type` keeps a folder's own (BF16
-    or F16) and the types of a GGUF. `imatrix` is a file with importance weights, .gguf or .dat;
-    `split_max_size` (bytes) splits the output; `pre` names the pre-tokenizer of a folder where none
-    is recognised; `device` is auto, cpu, cuda, cuda:N or several with commas; `memory` bounds
-    buffers on the host, in bytes; `report` hears progress and warnings.
+    or F16) and the types of a GGUF. `adapters` are merged on the way, in order: folders, files or
+    ids (hf.co/org/name), each as it is, as "DIR:WEIGHT" or as (DIR, WEIGHT). With `strict` one that
+    names another base is refused, not only warned about; `moe_layout` (peft, peft-0.18, unsloth)
+    tells how tensors of experts lie where that cannot be seen. `imatrix` is a file with importance
+    weights, .gguf or .dat; `split_max_size` (bytes) splits the output; `pre` names the
+    pre-tokenizer of a folder where none is recognised; `device` is auto, cpu, cuda, cuda:N or
+    several with commas; `memory` bounds buffers on the host, in bytes; `report` hears progress and
+    warnings.
     `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
     `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
+    `AdapterError` for an adapter that does not fit it or contradicts another,
     `DiskError` where the disk refuses.
 
         gpukit.convert("Llama-3.2-1B-Instruct", "llama.gguf", "Q4_K_M").size
@@ -138,7 +154,10 @@ def convert(
     options = Options(imatrix=weights, split_max_size=split_max_size)
     # Whatever the model, this can be wrong: looked at before that is fetched.
     check_run(Path(out), type, options, device)
-    with plan(model, type, options=options, pre=pre, hub=hub, report=report) as planned:
+    with plan(
+        model, type, options=options, adapters=adapters, strict=strict, moe_layout=moe_layout,
+        pre=pre, hub=hub, report=report,
+    ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, report=report)
 
 

@@ -49,6 +49,15 @@ class Source(Closing):
         """What tensor `index` is now, such as BF16."""
 
     @property
+    def merges(self) -> bool:
+        """Whether adapters are merged on the way."""
+        return False
+
+    def changes(self, index: int) -> bool:  # noqa: ARG002
+        """Whether they do something to tensor `index`."""
+        return False
+
+    @property
     def parts(self) -> tuple[int, ...]:
         """The number of tensors in each file of a model that is split into several."""
         return (len(self.tensors),)
@@ -75,8 +84,11 @@ class Source(Closing):
         """Fill `buffer` with the stored bytes from `row` on."""
 
     @abstractmethod
-    def values(self, index: int, row: int, rows: int, data: "Tensor") -> "Tensor":
-        """Rows of float32, float16 or bfloat16 `[rows, ne0]` from what `read` left in uint8 `data`.
+    def values(
+        self, index: int, row: int, rows: int, data: "Tensor", *, merged: bool = True
+    ) -> "Tensor":
+        """Rows of float32, float16 or bfloat16 `[rows, ne0]` from what `read` left in uint8 `data`,
+        if not `merged` those of the base without adapters.
 
         They are where `data` is, and may share its memory. `QuantError` for types that gpukit
         cannot decode.

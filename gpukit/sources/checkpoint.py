@@ -17,22 +17,31 @@ from gpukit.models.fp8 import FP8
 from gpukit.models.importer import plan_import, some
 from gpukit.models.rules import ImportPlan, PlannedTensor, Span, auto_type
 from gpukit.sources.base import Source, SourceTensor
+from gpukit.sources.merged import Merge, MergedCheckpoint
 from gpukit.sources.steps import Scaling, Step
 
 STORED_TYPES = {**TORCH_TYPES, **FP8}
 
 
 class CheckpointSource(Source):
-    """A Hugging Face folder, renamed and transformed on the way.
+    """A Hugging Face folder, with the adapters of `merge` if there are any, renamed and
+    transformed on the way.
 
-    Each of `steps` has the rows of every tensor in turn, before their layout changes.
+    Each of `steps`, then the adapters, has the rows of every tensor before their layout changes.
     """
 
     is_checkpoint = True
 
-    def __init__(self, path: Path, pre: str | None = None, steps: Sequence[Step] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        pre: str | None = None,
+        merge: Merge | None = None,
+        steps: Sequence[Step] = (),
+    ) -> None:
         self.path = path
-        self._checkpoint = Checkpoint(path)
+        self._checkpoint = MergedCheckpoint(path, merge) if merge else Checkpoint(path)
+        self._steps = tuple(steps)
         try:
             plan = plan_import(self._checkpoint, pre=pre)
         except BaseException:
@@ -40,13 +49,15 @@ class CheckpointSource(Source):
             raise
         self.fields = plan.fields
         self._planned = plan.tensors
-        self._steps = (Scaling(self._checkpoint, plan.scales.by_weight), *steps)
+        self._scaling = Scaling(self._checkpoint, plan.scales.by_weight)
         self.auto = auto = auto_type(plan.tensors)
         self.warnings = tuple(self._left_out(plan))
         self.tensors = tuple(self._tensor(planned, auto) for planned in plan.tensors)
 
     def _left_out(self, plan: ImportPlan) -> Iterator[str]:
         """What of the folder has no part in the GGUF, a line for each reason."""
+        if isinstance(self._checkpoint, MergedCheckpoint):
+            yield from self._checkpoint.warnings
         yield from plan.warnings
         if plan.left_out:
             tensors = one_line(some(plan.left_out))
@@ -118,7 +129,19 @@ class CheckpointSource(Source):
             self._checkpoint.read_into(stored, buffer[done : done + size], at)
             done += size
 
-    def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:
+    @property
+    def merges(self) -> bool:
+        return isinstance(self._checkpoint, MergedCheckpoint)
+
+    def changes(self, index: int) -> bool:
+        if not isinstance(self._checkpoint, MergedCheckpoint):
+            return False
+        records = self._checkpoint.step.records
+        return any(span.source in records for span in self._planned[index].spans)
+
+    def values(
+        self, index: int, row: int, rows: int, data: Tensor, *, merged: bool = True
+    ) -> Tensor:
         planned = self._planned[index]
         if planned.values is not None:
             return planned.values.view(-1, planned.ne[0])[row : row + rows].to(data.device)
@@ -126,16 +149,15 @@ class CheckpointSource(Source):
         for span, first, count in self._cut(index, row, rows):
             size = self._nbytes(span, count)
             part = _viewed(data[done : done + size], self._dtype(span))
-            stepped = self._stepped(span.source, first, part.view(count, self._width(span)))
-            found.append(_finished(stepped, span, planned))
+            part = self._scaling(span.source, first, part.view(count, self._width(span)))
+            for step in self._steps:
+                part = step(span.source, first, part)
+            if merged and isinstance(self._checkpoint, MergedCheckpoint):
+                part = self._checkpoint.step(span.source, first, part)
+            found.append(_finished(part, span, planned))
             done += size
         along = 1 if len(planned.ne) == 1 else 0
         return torch.cat(found, along) if len(found) > 1 else found[0]
-
-    def _stepped(self, name: str, row: int, rows: Tensor) -> Tensor:
-        for step in self._steps:
-            rows = step(name, row, rows)
-        return rows
 
     def close(self) -> None:
         self._checkpoint.close()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpukit_kernels as kernels
+from gpukit.formats.gguf_fields import TensorInfo
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.sources.base import Source, SourceTensor
 
@@ -11,19 +12,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gpukit.adapters.target import Target
+    from gpukit.sources.merged import Merge
+    from gpukit.sources.merged_gguf import MergedGGUF
 
 
 class GGUFSource(Source):
-    """A GGUF model of any architecture, in one file or in all parts of a split one."""
+    """A GGUF model of any architecture, in one file or in all parts of a split one, with the
+    adapters of `merge` if there are any."""
 
     is_checkpoint = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, merge: "Merge | None" = None) -> None:
         self.path = path
         self._model = GGUFModel(path)
+        self._merged = self._opened(merge) if merge is not None else None
+        self.warnings = self._merged.warnings if self._merged is not None else ()
         self.fields = tuple(self._model.fields.values())
         self._infos = tuple(self._model.tensors.values())
         self.tensors = tuple(SourceTensor(i.name, i.ne, i.type, 1) for i in self._infos)
+
+    def _opened(self, merge: "Merge") -> "MergedGGUF":
+        # What adds deltas computes with torch.
+        from gpukit.sources.merged_gguf import MergedGGUF
+
+        try:
+            return MergedGGUF(self._model, merge)
+        except BaseException:
+            self._model.close()
+            raise
 
     @property
     def label(self) -> str:
@@ -42,7 +58,14 @@ class GGUFSource(Source):
         return self._infos[index].type
 
     def passes(self, index: int, kind: str) -> bool:
-        return self._infos[index].type == kind
+        return self._infos[index].type == kind and not self.changes(index)
+
+    @property
+    def merges(self) -> bool:
+        return self._merged is not None
+
+    def changes(self, index: int) -> bool:
+        return self._merged is not None and self._infos[index].name in self._merged.step.records
 
     def target(self) -> "Target":
         # What reads adapters computes with torch.
@@ -58,12 +81,22 @@ class GGUFSource(Source):
     def read(self, index: int, row: int, buffer: memoryview) -> None:
         self._model.read_into(self._infos[index], buffer, self.stored_bytes(index, row))
 
-    def values(self, index: int, row: int, rows: int, data: "Tensor") -> "Tensor":  # noqa: ARG002
+    def values(
+        self, index: int, row: int, rows: int, data: "Tensor", *, merged: bool = True
+    ) -> "Tensor":
+        info = self._infos[index]
+        found = self._decoded(info, rows, data)
+        if not merged or self._merged is None or not self.changes(index):
+            return found
+        # A tensor of one dimension is one row here, and counts by values there.
+        lines = found if len(info.ne) > 1 else found.view(-1, 1)
+        return self._merged.step(info.name, row, lines).view(found.shape)
+
+    def _decoded(self, info: TensorInfo, rows: int, data: "Tensor") -> "Tensor":
         import torch
 
         from gpukit.formats.dtypes import TORCH_TYPES
 
-        info = self._infos[index]
         dtype = TORCH_TYPES.get(info.type)
         if dtype is None:
             found = kernels.dequantize(data.view(rows, info.row_bytes), info.type)
@@ -72,6 +105,8 @@ class GGUFSource(Source):
         return found.to(torch.float32) if found.dtype is torch.float64 else found
 
     def close(self) -> None:
+        if self._merged is not None:
+            self._merged.close()
         self._model.close()
 
 

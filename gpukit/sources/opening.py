@@ -1,11 +1,15 @@
 """From a path to a source."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpukit.errors import ArgumentError, NotFoundError
 from gpukit.formats.gguf_reader import is_gguf
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
+
+if TYPE_CHECKING:
+    from gpukit.sources.merged import Merge
 
 # Endings of files that are a part of a checkpoint: weights, and what describes them.
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
@@ -24,19 +28,20 @@ def check_whole(path: Path) -> None:
         )
 
 
-def open_source(path: Path, pre: str | None = None) -> Source:
+def open_source(path: Path, pre: str | None = None, merge: "Merge | None" = None) -> Source:
     """The model at `path`: a folder with a checkpoint, or a GGUF file; the errors of its reader.
 
-    `pre` names the pre-tokenizer of a folder with a byte-level BPE.
+    `pre` names the pre-tokenizer of a folder with a byte-level BPE; `merge` tells the adapters that
+    are merged on the way.
     """
     if path.is_dir():
         # What imports checkpoints computes with torch.
         from gpukit.sources.checkpoint import CheckpointSource
 
-        return CheckpointSource(path, pre)
+        return CheckpointSource(path, pre, merge)
     if not path.exists():
         raise NotFoundError(f"{path}: no such file or folder")
     check_whole(path)
     if pre is not None:
         raise ArgumentError(f"{path}: {PRE_FOR_FOLDERS}")
-    return GGUFSource(path)
+    return GGUFSource(path, merge)

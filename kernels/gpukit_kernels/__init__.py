@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gpukit_kernels.facts import TypeFacts, type_facts
     from gpukit_kernels.hardware import device, device_list, devices, issue_rate, timed
     from gpukit_kernels.memory import keep_memory
+    from gpukit_kernels.merge import Factors
+    from gpukit_kernels.merge_op import merge_lora
     from gpukit_kernels.ops import dequantize, matmul, plan_backend, quantize
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
     from gpukit_kernels.turns import Lane, Turn, alone, lanes, sharing
@@ -24,6 +26,8 @@ _MODULES = {
     "facts": ["TypeFacts", "type_facts"],
     "memory": ["keep_memory"],
     "hardware": ["device", "device_list", "devices", "issue_rate", "timed"],
+    "merge": ["Factors"],
+    "merge_op": ["merge_lora"],
     "ops": ["dequantize", "matmul", "plan_backend", "quantize"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
     "turns": ["Lane", "Turn", "alone", "lanes", "sharing"],
@@ -31,6 +35,7 @@ _MODULES = {
 
 __all__ = [
     "QUANTS",
+    "Factors",
     "Lane",
     "QuantError",
     "QuantType",
@@ -47,6 +52,7 @@ __all__ = [
     "keep_memory",
     "lanes",
     "matmul",
+    "merge_lora",
     "operations",
     "plan_backend",
     "quantize",

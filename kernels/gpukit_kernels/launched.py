@@ -4,10 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gpukit_kernels import launch, products_triton
-from gpukit_kernels.table import QuantType
+from gpukit_kernels import launch, merge_triton, products_triton
+from gpukit_kernels.merge import LANES
+from gpukit_kernels.table import FLOATS, QuantType, by_name
 
 DTYPES = ("fp32", "fp16", "bf16")
+# The same as types of GGUF data.
+NAMES = dict(zip(DTYPES, FLOATS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
     for dtype in dtypes:
         yield from _encoders(row, dtype)
         yield from _decoders(row, dtype)
+        yield from _mergers(row, dtype)
     yield from _products(row)
 
 
@@ -100,6 +104,53 @@ def _decoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             {"TILE": launch.DECODE_VALUES // row.block},
             True,
         )
+
+
+def _mergers(row: QuantType, dtype: str) -> Iterator[Kernel]:
+    """Deltas merged into blocks of `row` and out of them; of floats with magnitudes, too."""
+    plain = by_name(NAMES[dtype])
+    if row.name in FLOATS:
+        yield _merger(
+            f"{row.name} merge {dtype}", plain, row, "*" + dtype, _pointer(row), dora=True
+        )
+        yield Kernel(
+            f"{row.name} merge lengths {dtype}",
+            merge_triton.factors_kernel,
+            {
+                "weight": f"*{dtype}",
+                **dict.fromkeys(("b", "a", "scale", "magnitude", "out"), "*fp32"),
+            },
+            ("rows", "width", "begin", "end", "ranks"),
+            {"LANES": LANES, "ROWS": merge_triton.LENGTH_ROWS},
+            True,
+        )
+        return
+    if row.encodable:
+        yield _merger(f"{row.name} merge into {dtype}", plain, row, "*" + dtype, "*u8")
+    yield _merger(f"{row.name} merge from {dtype}", row, plain, "*u8", "*" + dtype)
+
+
+def _pointer(row: QuantType) -> str:
+    return "*" + next(dtype for dtype, name in NAMES.items() if name == row.name)
+
+
+def _merger(
+    name: str, row: QuantType, kind: QuantType, weight: str, out: str, *, dora: bool = False
+) -> Kernel:
+    pointers = {"weight": weight, **dict.fromkeys(("b", "a"), "*fp32"), "bounds": "*i32"}
+    pointers |= {"scales": "*fp32", "out": out}
+    nothing: dict[str, Any] = {}
+    if row.name not in FLOATS and launch.triton_pair(row).table:
+        pointers["table"] = "*i16"
+    else:
+        nothing["table"] = None
+    if dora:
+        pointers["factors"] = "*fp32"
+    else:
+        nothing["factors"] = None
+    integers = ("rows", "width", "ranks", "adapters")
+    constants = {**merge_triton.tile(row, kind), **nothing}
+    return Kernel(name, merge_triton.merge_kernel, pointers, integers, constants, True)
 
 
 def _products(row: QuantType) -> Iterator[Kernel]:

@@ -18,9 +18,9 @@ from gpukit_kernels import launch, products
 from gpukit_kernels.cpu import compiled, products as cpu_products, tiles
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.products_triton import matmul_triton
-from gpukit_kernels.table import QuantType, by_name
+from gpukit_kernels.table import FLOATS, QuantType, by_name
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = tuple(FLOATS.values())
 BACKENDS = ("eager", "compiled", "triton")
 
 
@@ -42,7 +42,7 @@ def quantize(
     """
     row = by_name(qtype)
     row.encoder()
-    if values.dtype not in FLOATS:
+    if values.dtype not in DTYPES:
         raise QuantError(f"values are {values.dtype}; quantize takes float32, float16 or bfloat16")
     if values.ndim == 0:
         raise QuantError("values are a scalar; quantize takes rows [..., n]")
@@ -53,7 +53,7 @@ def quantize(
             importance = None
     weighted = importance is not None
     backend = backend or plan_backend(row, values.numel(), values.device, weighted)
-    chosen = _backend(backend, values.device)
+    chosen = checked_backend(backend, values.device)
     return torch.ops.gpukit.quantize(values, row.name, importance, chosen)
 
 
@@ -86,7 +86,7 @@ def dequantize(
     row = by_name(qtype)
     if blocks.dtype is not torch.uint8:
         raise QuantError(f"blocks are {blocks.dtype}; dequantize takes uint8")
-    if dtype not in FLOATS:
+    if dtype not in DTYPES:
         raise QuantError(f"cannot decode to {dtype}; float32, float16 and bfloat16 are possible")
     if blocks.ndim == 0 or blocks.shape[-1] % row.nbytes:
         width = blocks.shape[-1] if blocks.ndim else 1
@@ -97,7 +97,7 @@ def dequantize(
         weights = blocks.numel() // row.nbytes * row.block
         decodes = blocks.device.type == "cpu" and compiled.decodes(row, weights)
         backend = "compiled" if decodes else "eager"
-    chosen = _backend(backend, blocks.device)
+    chosen = checked_backend(backend, blocks.device)
     return torch.ops.gpukit.dequantize(blocks, row.name, dtype, chosen)
 
 
@@ -124,8 +124,7 @@ def matmul(
             f"rows of {blocks.shape[1]} bytes, x of {x.shape[-1]} needs {wanted} ({row.name})"
         )
     # Sums in another order are other sums: they shall not depend on how many there are.
-    usual = {"cuda": "triton", "cpu": "compiled"}.get(x.device.type, "eager")
-    chosen = _backend(backend or usual, x.device)
+    chosen = checked_backend(backend or usual_backend(x.device), x.device)
     return torch.ops.gpukit.matmul(x, blocks, row.name, chosen)
 
 
@@ -142,7 +141,13 @@ def plan_backend(
     return "compiled" if compiled.repays(row, weights, importance) else "eager"
 
 
-def _backend(chosen: str, where: torch.device) -> str:
+def usual_backend(where: torch.device) -> str:
+    """The backend of what is done on `where` whatever its size."""
+    return {"cuda": "triton", "cpu": "compiled"}.get(where.type, "eager")
+
+
+def checked_backend(chosen: str, where: torch.device) -> str:
+    """`chosen`; `QuantError` where it is unknown or not for what is on `where`."""
     if chosen not in BACKENDS:
         raise QuantError(f"unknown backend {chosen!r}; known: {', '.join(BACKENDS)}")
     if chosen == "compiled" and where.type != "cpu":

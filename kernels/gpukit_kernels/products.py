@@ -8,12 +8,10 @@ GPU's kernels are in products_triton.py.
 import torch
 from torch import Tensor
 
-from gpukit_kernels.table import QuantType
+from gpukit_kernels.table import FLOATS, QuantType
 
 # Weights decoded at a time: 1 MiB of float32, which the product reads back from the cache.
 CHUNK_WEIGHTS = 1 << 18
-
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def multiply(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:

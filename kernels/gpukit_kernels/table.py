@@ -118,6 +118,9 @@ def _collect() -> Iterable[QuantType]:
         yield from importlib.import_module(module.name).ROWS
 
 
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The types that are torch's own."""
+
 QUANTS = MappingProxyType({row.name: row for row in sorted(_collect(), key=lambda row: row.id)})
 """Name as GGUF spells it -> row, in the order of ids."""
 

@@ -49,14 +49,16 @@ need_venv() {
 # A Triton before all that .venv has: torch may ask for another one, which a resolver would insist
 # on, and its gigabytes need not be there twice.
 need_triton() {
-    local version=$1 base=$venv packages
+    local version=$1 base=$venv packages more=()
+    # Its interpreter makes a number of an array of one, which NumPy 2.4 no longer does.
+    case "$version" in 3.[0-6].*) more=("numpy<2.4") ;; esac
     venv="$repo/.venv-triton-$version"
     [ -f "$venv/.gpukit-stamp" ] && return
     rm -rf "$venv"
     echo "making $venv"
     "$base/bin/python" -m venv --without-pip "$venv"
     "$base/bin/python" -m pip --python "$venv/bin/python" install --quiet \
-        --disable-pip-version-check --no-deps "triton==$version" || exit 1
+        --disable-pip-version-check --no-deps "triton==$version" ${more[@]+"${more[@]}"} || exit 1
     packages=$("$base/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     echo "import site; site.addsitedir('$packages')" >"$venv/${packages#"$base/"}/gpukit-base.pth"
     touch "$venv/.gpukit-stamp"

@@ -49,10 +49,12 @@ def test_no_spill_no_fma_no_flush(arch: int, part: int) -> None:
     for name in names:
         mine = [usage for usage in usages if str(usage["kernel"]).split()[0] == name]
         # Decode, one product for few rows of x and two for many; encode, with importance, which
-        # some types begin with rows' mean squares; some have aligned kernels.
+        # some types begin with rows' mean squares; some have aligned kernels. Two merge: into
+        # blocks and out of them, of floats one and one for the rows' lengths.
         row = QUANTS[name]
         assert row.triton is not None
         more = row.encodable + (row.weighted is not None) + row.row_mean
+        more += 1 + (row.encodable or row.block == 1)
         more += (row.triton.few is not None) + (row.triton.aligned is not None)
         assert len(mine) == 4 + more
         faults = {usage["kernel"]: usage["fault"] for usage in mine}

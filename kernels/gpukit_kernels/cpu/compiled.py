@@ -18,9 +18,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from gpukit_kernels import merge
 from gpukit_kernels.cpu import cache as code_cache, products, tiles
 from gpukit_kernels.cpu.build import build, compiler
+from gpukit_kernels.cpu.merge import Merger, Steps
 from gpukit_kernels.cpu.program import (
+    MERGE,
     POOL,
     Decoder,
     Library,
@@ -34,6 +37,7 @@ from gpukit_kernels.cpu.program import (
     program_name,
 )
 from gpukit_kernels.cpu.recording import HERE, Form, record, record_decoder
+from gpukit_kernels.merge import Factors
 from gpukit_kernels.table import QuantType
 from gpukit_kernels.turns import alone
 
@@ -46,6 +50,9 @@ CHECKED = ((torch.float32, 256), (torch.bfloat16, 32), (torch.float16, 32))
 
 # Rows of 256 values that are decoded both ways.
 DECODED_BLOCKS = 100
+
+# Rows and columns of a weight that deltas are added to both ways: of every kind of tile some.
+MERGED = (7, 257)
 
 # Weights in a tile of a program: 16 KiB as float32, which twenty search steps pass over.
 TILE = 1 << 12
@@ -124,6 +131,54 @@ def _made_pool() -> Pool:
     return Pool(_built(POOL, (HERE / "pool.c").read_text()))
 
 
+@cache
+def merger() -> Merger | None:
+    """The sums of deltas; None where they cannot be had."""
+    return _had(MERGE, lambda: kept_library(MERGE, Merger) or _timed(MERGE, _made_merger))
+
+
+def merging(row: QuantType) -> Steps:
+    """How deltas are added to blocks of `row`, by programs where they can be had."""
+    add, by = merger(), decoder(row) if row.block > 1 else None
+
+    def decode(blocks: Tensor, row: QuantType, out: Tensor) -> None:
+        if by is None:
+            tiles.decode_eager(blocks, row, out)
+        else:
+            products.decode(blocks, by, None, out)
+
+    return Steps(decode, merge.merge if add is None else add.merge, encode)
+
+
+def _made_merger() -> Merger:
+    parts = [(HERE / name).read_text() for name in ("vectors.h", "merge.c")]
+    found = Merger(_built(MERGE, "\n".join(parts)))
+    _compare_merger(found)
+    return found
+
+
+def _compare_merger(found: Merger) -> None:
+    """Raise where the sums of `found` are not those of the reference."""
+    random = torch.Generator().manual_seed(0)
+    rows, width = MERGED
+    weight = torch.randn((rows, width), generator=random)
+    magnitude = torch.rand(rows, generator=random)
+    ranks = ((3, 0.7, None), (16, 1.5, magnitude))
+    factors = [
+        Factors(
+            torch.randn((rows, rank), generator=random),
+            torch.randn((rank, width), generator=random),
+            *rest,
+        )
+        for rank, *rest in ranks
+    ]
+    with alone():
+        wanted = merge.merge(weight, factors)
+    got = found.merge(weight.clone(), factors)
+    wrong = (got.view(torch.int32) != wanted.view(torch.int32)).any(dim=1)
+    _refuse(MERGE, int(wrong.sum()), f"{rows} rows")
+
+
 def _program(row: QuantType, weighted: bool) -> Program | None:
     """The program that encodes `row`; None where it cannot be had."""
     name = _name(row, weighted)
@@ -197,7 +252,7 @@ def _compare_decoder(found: Decoder, row: QuantType, name: str) -> None:
         tiles.decode_eager(blocks, row, wanted)
     products.decode(blocks, found, None, got)
     same = (got.view(torch.int32) == wanted.view(torch.int32)) | (got.isnan() & wanted.isnan())
-    _refuse(name, int((~same).any(dim=1).sum()), f"{count}")
+    _refuse(name, int((~same).any(dim=1).sum()), f"{count} blocks")
 
 
 def _compare(program: Program, row: QuantType, name: str) -> None:
@@ -216,13 +271,13 @@ def _compare(program: Program, row: QuantType, name: str) -> None:
         with alone():
             tiles.encode_eager(some, row, expected, importance)
         tiles.encode_program(some, row, got, program, importance)
-        _refuse(name, int((got != expected).any(dim=1).sum()), f"{count} {dtype}")
+        _refuse(name, int((got != expected).any(dim=1).sum()), f"{count} blocks of {dtype}")
 
 
 def _refuse(name: str, wrong: int, tried: str) -> None:
-    """Raise where any of the blocks that were `tried` is wrong."""
+    """Raise where any of what was `tried` is wrong."""
     if wrong:
         raise RuntimeError(
-            f"compiled {name} gets {wrong} of {tried} blocks wrong with torch "
+            f"compiled {name} gets {wrong} of {tried} wrong with torch "
             f"{torch.__version__} and {compiler()}"
         )

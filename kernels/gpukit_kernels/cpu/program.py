@@ -22,6 +22,7 @@ ALIGNMENT = 64
 KINDS = {"float32": 0, "uint16": 1, "float16": 2}  # uint16 holds bfloat16
 
 POOL = "pool"
+MERGE = "merge"
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()

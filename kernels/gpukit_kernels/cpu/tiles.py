@@ -71,7 +71,7 @@ def encode_eager(
             blocks = encoder(x)
         out[start:stop].copy_(blocks.t())
 
-    _spread(encode, len(values), EAGER_TILE // row.block)
+    spread(encode, len(values), EAGER_TILE // row.block)
 
 
 def _means(values: Tensor, row: QuantType, importance: Importance | None) -> Tensor:
@@ -97,14 +97,14 @@ def decode_eager(blocks: Tensor, row: QuantType, out: Tensor) -> None:
         # A block of one value lies as its bytes are read; side by side they would be a detour.
         out[start:stop].copy_(row.decode(some if row.block == 1 else some.contiguous()).t())
 
-    _spread(decode, len(blocks), EAGER_TILE // row.block)
+    spread(decode, len(blocks), EAGER_TILE // row.block)
 
 
 # One spread at a time: torch's number of threads belongs to the process.
 _spreading = threading.Lock()
 
 
-def _spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
+def spread(work: Callable[[int, int], None], count: int, lanes: int) -> None:
     """`work(start, stop)` for each `lanes` of `count` blocks, on torch's number of threads.
 
     A thread takes whole tiles and runs each operation alone: short operations on all threads meet

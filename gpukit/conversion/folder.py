@@ -1,0 +1,164 @@
+"""A Hugging Face folder from a Hugging Face folder, its weights changed on the way."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpukit.conversion.pipeline import run_pipeline
+from gpukit.errors import ArgumentError
+from gpukit.events import Report, Status, Warned, ignore
+from gpukit.formats.atomic import target_of
+from gpukit.formats.carried import CARD, CONFIG, carried_files, changed_config
+from gpukit.formats.checkpoint import Checkpoint
+from gpukit.formats.dtypes import TORCH_TYPES
+from gpukit.formats.folder import read_text
+from gpukit.formats.model_card import Origin, merged_card
+from gpukit.formats.new_folder import check_folder, new_folder, small_size, write_small
+from gpukit.formats.safetensors_shards import MAX_SHARD_SIZE, Shard, ShardsWriter, plan_shards
+from gpukit.planning.plan import PlannedOutput
+from gpukit.sources.steps import Step
+from gpukit.sources.stored import UNCHANGED, Changes, StoredSource
+
+DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """What a folder's writer may be asked for.
+
+    dtype           of all floats: F32, F16 or BF16; their own without it
+    max_shard_size  bytes of weights in a file
+    vocabulary      how many tokens config.json says, None for as many as before
+    untied          whether head and embedding are two now
+    tokenizer       a folder whose tokenizer takes the place of the model's
+    origin          what the model card says that the model was made of; without it, it stays
+    """
+
+    dtype: str | None = None
+    max_shard_size: int = MAX_SHARD_SIZE
+    vocabulary: int | None = None
+    untied: bool = False
+    tokenizer: Path | None = None
+    origin: Origin | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ArgumentError(
+                f"a folder's weights are {', '.join(DTYPES)}, not {self.dtype}; for other types "
+                "write a GGUF"
+            )
+        if self.max_shard_size < 1:
+            raise ArgumentError(f"shards of {self.max_shard_size} bytes; a positive size is needed")
+
+
+PLAIN = FolderOptions()
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """A folder that was written: its files, their size in bytes, the bytes read, the seconds."""
+
+    path: Path
+    paths: tuple[Path, ...]
+    size: int
+    seconds: float
+    read_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as one JSON-ready document; sizes in bytes, times in seconds."""
+        return {
+            "path": str(self.path),
+            "paths": [str(path) for path in self.paths],
+            "size": self.size,
+            "seconds": round(self.seconds, 3),
+            "read_bytes": self.read_bytes,
+        }
+
+
+def write_folder(
+    checkpoint: Checkpoint,
+    out: Path,
+    steps: Sequence[Step] = (),
+    *,
+    changes: Changes = UNCHANGED,
+    options: FolderOptions = PLAIN,
+    inputs: Iterable[Path] = (),
+    device: str = "auto",
+    budget: int = 4 << 30,
+    report: Report = ignore,
+) -> FolderResult:
+    """Write the model of the open `checkpoint` with `steps` applied to folder `out`, whole or not
+    at all: safetensors under the names that they had, and what else a model folder has.
+
+    Weights go through `steps` row by row and are rounded to nearest even into their type, as
+    `StoredSource` says it. `inputs` are other folders that are read, which `out` must not lie in;
+    `device` and `budget` are those of `run_plan`. `ArgumentError` where `out` is no place for a
+    folder, `CheckpointError` for values that are not finite and for what of the checkpoint cannot
+    be used, `DiskError` where the disk refuses.
+    """
+    started = time.monotonic()
+    tokenizer = () if options.tokenizer is None else (options.tokenizer,)
+    check_folder(out, (checkpoint.folder, *inputs, *tokenizer))
+    source = StoredSource(checkpoint, steps, changes, options.dtype)
+    texts, files = _beside(checkpoint, out, options)
+    shards = plan_shards(source.entries, options.max_shard_size)
+    size = sum(tensor.nbytes for tensor in source.entries)
+    for line in source.warnings:
+        report(Warned(line))
+    with new_folder(out, size + small_size(texts, files)) as folder:
+        write_small(folder, texts, files)
+        with ShardsWriter(folder, shards) as writer:
+            title = "merging" if steps else "copying"
+            outputs = _outputs(source, shards)
+            passed = run_pipeline(source, outputs, writer, title, device, budget, report, "torch")
+        report(Status("verifying"))
+        _check_written(folder, shards)
+    paths = tuple(sorted(path for path in out.rglob("*") if path.is_file()))
+    written = sum(path.stat().st_size for path in paths)
+    return FolderResult(out, paths, written, time.monotonic() - started, passed.read_bytes)
+
+
+def _beside(
+    checkpoint: Checkpoint, out: Path, options: FolderOptions
+) -> tuple[dict[str, str], dict[str, Path]]:
+    """What is written beside the weights: texts, and files to be copied, by name."""
+    folder = checkpoint.folder
+    texts = {
+        CONFIG: changed_config(
+            checkpoint.config,
+            vocabulary=options.vocabulary,
+            untied=options.untied,
+            dtype=options.dtype and str(TORCH_TYPES[options.dtype]).removeprefix("torch."),
+        )
+    }
+    files = carried_files(folder, options.tokenizer)
+    card = folder / CARD
+    if options.origin is not None:
+        text = read_text(card) if card.is_file() else None
+        texts[CARD] = merged_card(text, target_of(out).name, options.origin)
+    elif card.is_file():
+        files[CARD] = card
+    return texts, files
+
+
+def _outputs(source: StoredSource, shards: Sequence[Shard]) -> list[PlannedOutput]:
+    """The tensors in the order of the files."""
+    numbers = {entry.name: number for number, entry in enumerate(source.entries)}
+    found = []
+    for shard in shards:
+        for tensor in shard.tensors:
+            index = numbers[tensor.name]
+            spec, now = source.tensors[index], source.stored_type(index)
+            found.append(PlannedOutput(index, spec, now))
+    return found
+
+
+def _check_written(folder: Path, shards: Sequence[Shard]) -> None:
+    """The folder is read again: every tensor is there, in its type and shape."""
+    wanted = {t.name: (t.dtype, t.shape) for shard in shards for t in shard.tensors}
+    with Checkpoint(folder) as written:
+        found = {t.name: (t.dtype, t.shape) for t in written}
+    if found != wanted:
+        raise AssertionError(f"{folder}: {len(found)} of {len(wanted)} tensors")

@@ -1,0 +1,64 @@
+"""From words to adapters: what every verb makes of those that it is told to merge."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpukit.errors import ArgumentError
+from gpukit.events import Report, ignore
+from gpukit.recipes.references import adapter_path
+
+if TYPE_CHECKING:
+    from gpukit.sources.merged import Merge
+
+# DIR, or DIR:WEIGHT, a path, or a path and a weight.
+Word = str | Path | tuple[str | Path, float]
+
+
+def split_weight(word: Word) -> tuple[str | Path, float]:
+    """The adapter's own word and its weight, 1 where none is told. What is there as it stands has
+    no weight in its name."""
+    if isinstance(word, tuple):
+        return word
+    path, colon, weight = str(word).rpartition(":")
+    if isinstance(word, Path) or not colon or not path or Path(word).exists():
+        return word, 1.0
+    try:
+        return path, float(weight)
+    except ValueError:
+        return word, 1.0
+
+
+def chosen(
+    words: Sequence[Word],
+    *,
+    strict: bool = False,
+    moe_layout: str | None = None,
+    report: Report = ignore,
+) -> "Merge | None":
+    """What `words` tell to merge, in order, fetched where it is on the hub; None for none.
+
+    The errors of `adapter_path`; `ArgumentError` for an adapter that stands twice and for a layout
+    that nobody knows.
+    """
+    if not words:
+        return None
+    parts = [split_weight(word) for word in words]
+    found = [(adapter_path(word, report=report), weight) for word, weight in parts]
+    # What loads adapters computes with torch.
+    from gpukit.adapters.experts import Layout
+    from gpukit.sources.merged import Chosen, Merge
+
+    known = {layout.value: layout for layout in Layout}
+    layout = known.get(moe_layout) if moe_layout is not None else None
+    if moe_layout is not None and layout is None:
+        raise ArgumentError(f"moe_layout {moe_layout!r} is unknown; known: {', '.join(known)}")
+    places = [path.resolve() for path, _ in found]
+    for (path, _), place in zip(found, places, strict=True):
+        if places.count(place) > 1:
+            raise ArgumentError(f"{path}: the same adapter twice; give it once, with its weight")
+    return Merge(
+        tuple(Chosen(path, weight) for path, weight in found),
+        strict=strict,
+        layout=layout,
+    )

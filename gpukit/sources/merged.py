@@ -1,0 +1,155 @@
+"""A checkpoint with adapters: the tensors that it has behind them, and the step that makes them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from gpukit.adapters.adapter import Adapter
+from gpukit.adapters.base import Base
+from gpukit.adapters.delta import Delta
+from gpukit.adapters.experts import Layout
+from gpukit.adapters.merging import merge_rows
+from gpukit.adapters.opening import open_adapter
+from gpukit.adapters.together import combined, weighted
+from gpukit.errors import AdapterError
+from gpukit.formats.checkpoint import Checkpoint
+from gpukit.formats.safetensors import StoredTensor
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An adapter that is to be merged: where it is, how much of it, and what it is called if not
+    what its file or folder is."""
+
+    path: Path
+    weight: float = 1.0
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What is to be merged, in order. `strict` refuses an adapter that names another base; `layout`
+    tells how the tensors of experts lie where that cannot be seen."""
+
+    adapters: tuple[Chosen, ...]
+    strict: bool = False
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """The step: to the rows of each tensor its records, by the tensor's name."""
+
+    records: Mapping[str, Sequence[Delta]]
+
+    def __call__(self, name: str, row: int, rows: Tensor, /) -> Tensor:
+        records = self.records.get(name)
+        return merge_rows(rows, row, records) if records else rows
+
+
+def open_adapters(merge: Merge, base: Base, stack: ExitStack) -> list[Adapter]:
+    """The adapters of `merge`, fitted to `base`, which `stack` closes; the errors of
+    `open_adapter`."""
+    found = []
+    for chosen in merge.adapters:
+        adapter = open_adapter(
+            chosen.path, base, name=chosen.name, layout=merge.layout, strict=merge.strict
+        )
+        stack.enter_context(adapter)
+        found.append(weighted(adapter, chosen.weight))
+    return found
+
+
+class MergedCheckpoint(Checkpoint):
+    """A Hugging Face folder as it is behind adapters: `config` and `tensors` are those of the
+    merged model, whose vocabulary may have another size and whose head may be a tensor of its own.
+
+    What is read are the numbers of the base, zeros for a tensor that gets others; `step` makes of
+    them what the adapters do. Errors are those of the folder and of the adapters.
+    """
+
+    def __init__(self, folder: Path, merge: Merge) -> None:
+        super().__init__(folder)
+        with ExitStack() as stack:
+            stack.callback(super().close)
+            self.adapters: Sequence[Adapter] = open_adapters(merge, Base.of(self), stack)
+            records = combined(self.adapters)
+            first = self.adapters[0]
+            self._resized: frozenset[str] = frozenset()
+            self._add(first.added)
+            if first.vocabulary is not None:
+                self._resize(first.vocabulary, records)
+            self.step = Deltas(records)
+            self.warnings = tuple(line for adapter in self.adapters for line in adapter.warnings)
+            self._all = stack.pop_all()
+
+    def _add(self, added: Mapping[str, str]) -> None:
+        """Give each new tensor the place in the order that it would have in its file."""
+        if not added:
+            return
+        self.config = {**self.config, "tie_word_embeddings": False}
+        tensors = dict(self.tensors)
+        for name, begins_as in added.items():
+            new = replace(tensors[begins_as], name=name)
+            tensors = dict(_inserted(tensors.values(), new))
+        self.tensors = tensors
+
+    def _resize(self, rows: int, records: Mapping[str, Sequence[Delta]]) -> None:
+        base = Base.of(self)
+        names = [name for name in (base.embedding, base.head) if name is not None]
+        self._resized = frozenset(n for n in names if self.tensors[n].shape[0] != rows)
+        if lacking := sorted(name for name in self._resized if name not in records):
+            raise AdapterError(f"{self.folder}: {lacking[0]} has no place for {rows} tokens")
+        self.tensors = {
+            name: _of_rows(tensor, rows) if name in self._resized else tensor
+            for name, tensor in self.tensors.items()
+        }
+        text = self.config.get("text_config")
+        if isinstance(text, dict) and "vocab_size" in text:
+            self.config = {**self.config, "text_config": {**text, "vocab_size": rows}}
+        if "vocab_size" in self.config or not isinstance(text, dict):
+            self.config = {**self.config, "vocab_size": rows}
+
+    @property
+    def vocabulary_folder(self) -> Path:
+        """That of an adapter that resizes the vocabulary, if it comes with a tokenizer."""
+        for adapter in self.adapters:
+            folder = adapter.file.path.parent
+            if adapter.vocabulary is not None and any((folder / n).exists() for n in TOKENIZERS):
+                return folder
+        return self.folder
+
+    def read_into(self, tensor: StoredTensor, buffer: memoryview, start: int = 0) -> None:
+        if tensor.name in self._resized:
+            buffer[:] = bytes(len(buffer))
+        else:
+            super().read_into(tensor, buffer, start)
+
+    def close(self) -> None:
+        self._all.close()
+
+
+def _inserted(
+    tensors: Iterable[StoredTensor], new: StoredTensor
+) -> Iterator[tuple[str, StoredTensor]]:
+    """`tensors` by name with `new` before the first of its file whose name follows."""
+    waiting, inside = True, False
+    for tensor in tensors:
+        here = tensor.path == new.path
+        if waiting and (tensor.name > new.name if here else inside):
+            yield new.name, new
+            waiting = False
+        inside = here
+        yield tensor.name, tensor
+    if waiting:
+        yield new.name, new
+
+
+def _of_rows(tensor: StoredTensor, rows: int) -> StoredTensor:
+    each = tensor.nbytes // max(tensor.shape[0], 1)
+    return replace(tensor, shape=(rows, *tensor.shape[1:]), nbytes=rows * each)

@@ -1,0 +1,254 @@
+"""Low-rank deltas added to weights on a GPU in one pass: decoded, summed and encoded in registers.
+
+A program has some rows of one block of columns, so that each row of `a` is read once for all of
+them. The sums are those of `merge.py`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
+from gpukit_kernels.launch import decode_blocks_tl, decode_triton, device_table, triton_pair
+from gpukit_kernels.merge import LANES, Factors
+from gpukit_kernels.table import FLOATS, QuantType, by_name
+
+# Columns and rows of a program where neither side has blocks: sixteen values a thread.
+COLUMNS = 256
+ROWS = 8
+# Rows whose lengths a program adds up.
+LENGTH_ROWS = 16
+
+
+@triton.jit
+def delta_tl(b, a, r, column, rows, inside, begin, end, ranks, width):
+    """float32 `[ROWS, COLUMNS]`: Σ b·a over `begin` to `end` for rows `r` and columns `column`."""
+    total = tl.zeros((r.shape[0], column.shape[0]), tl.float32)
+    for k in range(begin, end):
+        left = tl.load(b + r * ranks + k, mask=rows, other=0.0)
+        right = tl.load(a + k * width + column, mask=inside, other=0.0)
+        total = total + left[:, None] * right[None, :]
+    return total
+
+
+@triton.jit
+def merge_kernel(
+    weight,
+    table,
+    b,
+    a,
+    bounds,
+    scales,
+    factors,
+    out,
+    rows,
+    width,
+    ranks,
+    adapters,
+    DECODE: tl.constexpr,
+    ENCODE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NBYTES: tl.constexpr,
+    OUT_NBYTES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """`out`, matrices of `rows` rows, is `weight` and the deltas of `adapters` adapters.
+
+    `b [matrices, rows, ranks]` and `a [matrices, ranks, width]` hold those of all adapters, number
+    n from `bounds[n]` to `bounds[n + 1]`; `factors [adapters, matrices * rows]` are multiplied with
+    after each (DoRA), or None. DECODE and ENCODE, or None, are of blocks of BLOCK values.
+    """
+    matrix = tl.program_id(2).to(tl.int64)
+    first_row = tl.program_id(1).to(tl.int64) * ROWS
+    # 64 bits to the program's rows, 32 from there.
+    line = matrix * rows + first_row
+    block = tl.program_id(0)
+    per_row = tl.cdiv(width, BLOCK)
+    r = tl.arange(0, ROWS)
+    column = block * BLOCK + tl.arange(0, BLOCK)
+    here = r < rows - first_row
+    inside = column < width
+    place = r[:, None] * width + column[None, :]
+    mask = here[:, None] & inside[None, :]
+    if DECODE is None:
+        x = load_float_tl(weight + line * width + place, mask)
+    else:
+        at = (r * per_row + block) * NBYTES
+        x = decode_blocks_tl(weight + line * per_row * NBYTES, table, at, here, DECODE)
+    b += line * ranks
+    a += matrix * ranks * width
+    for n in range(adapters):
+        begin = tl.load(bounds + n)
+        end = tl.load(bounds + n + 1)
+        total = delta_tl(b, a, r, column, here, inside, begin, end, ranks, width)
+        x = x + total * tl.load(scales + n)
+        if factors is not None:
+            stride = tl.num_programs(2).to(tl.int64) * rows
+            factor = tl.load(factors + n * stride + line + r, mask=here, other=1.0)
+            x = x * factor[:, None]
+    if ENCODE is None:
+        store_float_tl(out + line * width + place, x, mask)
+    else:
+        ENCODE(x, out + line * per_row * OUT_NBYTES, (r * per_row + block) * OUT_NBYTES, here)
+
+
+@triton.jit
+def factors_kernel(
+    weight,
+    b,
+    a,
+    scale,
+    magnitude,
+    out,
+    rows,
+    width,
+    begin,
+    end,
+    ranks,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """`out [matrices, rows]` is magnitude / length of each row of `weight` plus the delta of
+    `begin` to `end` times `scale`, which is in memory."""
+    matrix = tl.program_id(1).to(tl.int64)
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    line = matrix * rows + first_row
+    r = tl.arange(0, ROWS)
+    here = r < rows - first_row
+    weight += line * width
+    b += line * ranks
+    a += matrix * ranks * width
+    by = tl.load(scale)
+    total = tl.zeros((ROWS, LANES), tl.float32)
+    for first in range(0, width, LANES):
+        column = first + tl.arange(0, LANES)
+        inside = column < width
+        x = load_float_tl(
+            weight + r[:, None] * width + column[None, :], here[:, None] & inside[None, :]
+        )
+        x = x + delta_tl(b, a, r, column, here, inside, begin, end, ranks, width) * by
+        total = total + x * x
+    for k in tl.static_range(5):
+        even, odd = tl.split(tl.reshape(total, (ROWS, LANES >> (k + 1), 2)))
+        total = even + odd
+    length = tl.where(here, tl.sqrt_rn(tl.reshape(total, (ROWS,))), 1.0)
+    wanted = tl.load(magnitude + line + r, mask=here, other=0.0)
+    tl.store(out + line + r, divide_tl(wanted, length), mask=here)
+
+
+def merge_triton(
+    weight: Tensor, row: QuantType, factors: Sequence[Factors], kind: QuantType
+) -> Tensor:
+    """uint8 `[matrices, rows, row_bytes]`, blocks of `kind`, of `weight`, the same of `row`; `b`,
+    `a` and magnitudes have a dimension for matrices, too."""
+    width = weight.shape[2] // row.nbytes * row.block
+    matrices, rows = weight.shape[:2]
+    out = weight.new_empty((matrices, rows, width // kind.block * kind.nbytes))
+    if not out.numel():
+        return out
+    with torch.cuda.device_of(weight):
+        weight, row = _readable(weight, row, factors, kind)
+        no_b, no_a = (weight.new_empty(s, dtype=torch.float32) for s in
+                      ((matrices, rows, 0), (matrices, 0, width)))  # fmt: skip
+        b = torch.cat([no_b, *(f.b for f in factors)], 2)
+        a = torch.cat([no_a, *(f.a for f in factors)], 1)
+        ends = [0]
+        for f in factors:
+            ends.append(ends[-1] + f.b.shape[-1])
+        scales = torch.tensor([f.scale for f in factors], dtype=torch.float32, device=a.device)
+        by = _factors(weight, row, factors, b, a, ends, scales)
+        bounds = torch.tensor(ends, dtype=torch.int32, device=a.device)
+        shape = tile(row, kind)
+        grid = (triton.cdiv(width, shape["BLOCK"]), triton.cdiv(rows, shape["ROWS"]), matrices)
+        merge_kernel[grid](
+            _values(weight, row),
+            _table(row, weight.device),
+            b,
+            a,
+            bounds,
+            scales,
+            by,
+            _values(out, kind),
+            rows,
+            width,
+            ends[-1],
+            len(factors),
+            **shape,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def tile(row: QuantType, kind: QuantType) -> dict[str, object]:
+    """The constants of `merge_kernel` from blocks of `row` to blocks of `kind`."""
+    decode, encode = row.name not in FLOATS, kind.name not in FLOATS
+    into = triton_pair(kind)
+    block = kind.block if encode else row.block if decode else COLUMNS
+    return {
+        "DECODE": triton_pair(row).decode if decode else None,
+        "ENCODE": into.encode if encode else None,
+        "BLOCK": block,
+        "NBYTES": row.nbytes,
+        "OUT_NBYTES": kind.nbytes,
+        "ROWS": into.tile if encode else ROWS * COLUMNS // block,
+    }
+
+
+def _readable(
+    weight: Tensor, row: QuantType, factors: Sequence[Factors], kind: QuantType
+) -> tuple[Tensor, QuantType]:
+    """`weight` as the kernels take it: blocks of another size than those to be made, and blocks
+    whose rows' lengths are asked for, are decoded first."""
+    lengths = any(f.magnitude is not None for f in factors)
+    if row.name in FLOATS or (not lengths and (kind.name in FLOATS or kind.block == row.block)):
+        return weight.contiguous(), row
+    values = decode_triton(weight.reshape(-1, row.nbytes), row, torch.float32)
+    return values.view(torch.uint8).view(*weight.shape[:2], -1), by_name("F32")
+
+
+def _factors(
+    weight: Tensor,
+    row: QuantType,
+    factors: Sequence[Factors],
+    b: Tensor,
+    a: Tensor,
+    ends: Sequence[int],
+    scales: Tensor,
+) -> Tensor | None:
+    """float32 `[adapters, matrices * rows]`, None where no adapter has magnitudes."""
+    if all(f.magnitude is None for f in factors):
+        return None
+    matrices, rows = weight.shape[:2]
+    found = torch.ones((len(factors), matrices, rows), device=weight.device)
+    values = _values(weight, row)
+    for n, f in enumerate(factors):
+        if f.magnitude is not None:
+            factors_kernel[(triton.cdiv(rows, LENGTH_ROWS), matrices)](
+                values,
+                b,
+                a,
+                scales[n:],
+                f.magnitude.contiguous(),
+                found[n],
+                rows,
+                values.shape[-1],
+                ends[n],
+                ends[n + 1],
+                ends[-1],
+                LANES=LANES,
+                ROWS=LENGTH_ROWS,
+                enable_fp_fusion=False,
+            )
+    return found
+
+
+def _values(data: Tensor, row: QuantType) -> Tensor:
+    """uint8 rows as the floats that they are, or as they are."""
+    return data.view(FLOATS[row.name]) if row.name in FLOATS else data
+
+
+def _table(row: QuantType, device: torch.device) -> Tensor | None:
+    return None if row.name in FLOATS else device_table(triton_pair(row), device)

@@ -1,0 +1,440 @@
+"""Folders written from folders: every byte that stays, what PEFT merges, and what is beside it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save
+from support import adapters
+from support.adapters import ATTENTION, FAMILIES, FUSED, LINEAR, Trained, quiet, reloaded, train
+from support.checkpoints import save_shards
+from support.zoo_build import build
+from torch import Tensor
+
+from gpukit.adapters.adapter import Adapter
+from gpukit.adapters.base import Base
+from gpukit.adapters.delta import Delta, merged_rows
+from gpukit.adapters.opening import open_adapter
+from gpukit.adapters.together import combined
+from gpukit.conversion.folder import FolderOptions, FolderResult, write_folder
+from gpukit.errors import ArgumentError, CheckpointError
+from gpukit.events import Warned
+from gpukit.formats.checkpoint import Checkpoint
+from gpukit.sources.stored import Changes, changes_of
+
+KINDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+
+
+@dataclass(frozen=True)
+class Merging:
+    """The reference as a step."""
+
+    records: Mapping[str, Sequence[Delta]]
+
+    def __call__(self, name: str, row: int, rows: Tensor, /) -> Tensor:
+        records = self.records.get(name)
+        if not records:
+            return rows
+        wide = rows if rows.dtype is torch.float64 else rows.to(torch.float32)
+        return merged_rows(wide, row, records)
+
+
+def copied(folder: Path, out: Path, steps: Sequence[Any] = (), **options: Any) -> FolderResult:
+    given = {key: options.pop(key) for key in ("changes", "budget", "report") if key in options}
+    with Checkpoint(folder) as checkpoint:
+        return write_folder(
+            checkpoint, out, steps, options=FolderOptions(**options), device="cpu", **given
+        )
+
+
+def merged(base: Path, adapter: Path, out: Path, **options: Any) -> Adapter:
+    """The base with the adapter merged in `out`."""
+    with Checkpoint(base) as checkpoint, open_adapter(adapter, Base.of(checkpoint)) as opened:
+        records = combined([opened])
+        write_folder(
+            checkpoint,
+            out,
+            [Merging(records)],
+            changes=changes_of(checkpoint, records, opened.added),
+            options=FolderOptions(
+                vocabulary=opened.vocabulary, untied=bool(opened.added), **options
+            ),
+            device="cpu",
+        )
+        return opened
+
+
+def loaded(folder: Path) -> Any:
+    """The model as transformers loads it, in float64; nothing lacks and nothing is left over."""
+    with quiet():
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float64, output_loading_info=True
+        )
+    assert not any(found.values()), found
+    return model.eval()
+
+
+def logits(model: Any) -> Tensor:
+    if model.config.model_type == "mixtral":  # whose experts know no float64
+        model = model.float()
+    with torch.no_grad():
+        found: Tensor = model(IDS).logits
+    return found
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def raw(values: Tensor) -> bytes:
+    return values.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [("qwen2", 4 << 30), ("qwen2-tied", 1), ("qwen2-linear", 4 << 30), ("mixtral-12", 1 << 22)],
+)
+def test_without_steps_files_are_those_that_safetensors_writes(
+    name: str, budget: int, tmp_path: Path
+) -> None:
+    folder, out = build(name, tmp_path), tmp_path / "out"
+    result = copied(folder, out, budget=budget)
+    (path,) = out.glob("*.safetensors")
+    assert path.name == "model.safetensors"
+    stored = weights(folder)
+    assert path.read_bytes() == save(stored, {"format": "pt"})
+    assert result.read_bytes == sum(t.nbytes for t in stored.values())
+    assert result.path == out
+    assert {p.name for p in result.paths} == {p.name for p in out.iterdir()}
+    assert result.size == sum(p.stat().st_size for p in out.iterdir())
+    assert json.loads(json.dumps(result.as_json()))["size"] == result.size
+    config = json.loads((folder / "config.json").read_text())
+    assert json.loads((out / "config.json").read_text()) == config
+    assert (out / "tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
+
+
+ODD = {
+    "a.steps": torch.tensor(7),
+    "a.scale": torch.tensor(0.5, dtype=torch.bfloat16),
+    "b.mask": torch.tensor([[True, False], [False, True]]),
+    "c.empty": torch.zeros(0, 4),
+    "d.bytes": torch.arange(11, dtype=torch.uint8),
+    "e.conv": torch.arange(360, dtype=torch.float32).view(2, 3, 3, 4, 5).to(torch.float16),
+    "f.odd": torch.ones(3, dtype=torch.bfloat16),
+    "g.whole": torch.arange(5),
+    "h.double": torch.randn(3, 5, dtype=torch.float64),
+}
+
+
+def odd(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(save(ODD))
+    return folder
+
+
+def test_whatever_a_file_holds_is_copied(tmp_path: Path) -> None:
+    copied(odd(tmp_path / "in"), tmp_path / "out")
+    written = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert written == save(ODD, {"format": "pt"})
+
+
+def test_a_type_is_that_of_floats(tmp_path: Path) -> None:
+    copied(odd(tmp_path / "in"), tmp_path / "out", dtype="BF16")
+    found = weights(tmp_path / "out")
+    for name, values in ODD.items():
+        wanted = values
+        if values.is_floating_point() and values.numel():
+            # float64 comes by float32, as into all that is quantised.
+            wanted = values.to(torch.float32).to(torch.bfloat16)
+        assert found[name].dtype is wanted.dtype, name
+        assert found[name].shape == wanted.shape, name
+        assert raw(found[name]) == raw(wanted), name
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"dtype": "bfloat16"}
+
+
+def test_steps_have_every_row_once(tmp_path: Path) -> None:
+    folder = build("qwen2-tied", tmp_path)
+    seen: dict[str, dict[int, Tensor]] = {}
+
+    def watch(name: str, row: int, rows: Tensor, /) -> Tensor:
+        for number, values in enumerate(rows.clone(), row):
+            assert number not in seen.setdefault(name, {}), (name, number)
+            seen[name][number] = values
+        return rows
+
+    def add(name: str, row: int, rows: Tensor, /) -> Tensor:
+        return rows.to(torch.float32) + 1.0
+
+    copied(folder, tmp_path / "out", [watch, add], budget=1 << 19)
+    found = weights(tmp_path / "out")
+    for name, values in weights(folder).items():
+        rows = torch.stack([seen[name][number] for number in range(len(seen[name]))])
+        assert rows.view(values.shape).equal(values), name
+        assert found[name].equal((values.float() + 1).half()), name
+
+
+@pytest.mark.parametrize("limit", [1, 40_000, 200_000, 10**9])
+def test_shards_are_those_of_transformers(limit: int, tmp_path: Path) -> None:
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    folder, out = build("qwen3-untied", tmp_path), tmp_path / "out"
+    copied(folder, out, max_shard_size=limit)
+    with Checkpoint(folder) as checkpoint:
+        names = list(checkpoint.tensors)
+    stored = weights(folder)
+    split = split_torch_state_dict_into_shards(
+        {name: stored[name] for name in names}, max_shard_size=limit
+    )
+    assert {p.name for p in out.glob("*.safetensors")} == split.filename_to_tensors.keys()
+    for file, members in split.filename_to_tensors.items():
+        data = save({name: stored[name] for name in members}, {"format": "pt"})
+        assert (out / file).read_bytes() == data
+    index = out / "model.safetensors.index.json"
+    assert index.exists() == split.is_sharded
+    if split.is_sharded:
+        total = sum(values.numel() for values in stored.values())
+        content = {
+            "metadata": {"total_parameters": total, **split.metadata},
+            "weight_map": split.tensor_to_filename,
+        }
+        assert index.read_text() == json.dumps(content, indent=2, sort_keys=True) + "\n"
+    loaded(out)
+
+
+def test_too_many_shards(tmp_path: Path) -> None:
+    folder = odd(tmp_path / "in")
+    many = {str(number): torch.zeros(2) for number in range(501)}
+    (folder / "model.safetensors").write_bytes(save(many))
+    with pytest.raises(ArgumentError, match="shards of 4 bytes make 501 files, at most 500"):
+        copied(folder, tmp_path / "out", max_shard_size=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+PLAIN: dict[str, Any] = {"r": 3, "lora_alpha": 5}
+TARGETS = {"phi3": FUSED, "mixtral": ATTENTION}
+
+
+def rounded_base(made: Trained, kind: str) -> Trained:
+    """The same with a base in `kind`, and what PEFT makes of that in float64."""
+    base, out = made.base.with_name(f"base-{kind}"), made.merged.with_name(f"merged-{kind}")
+    copied(made.base, base, dtype=kind)
+    fresh = Trained(base, made.adapter, out)
+    with quiet():
+        reloaded(fresh).merge_and_unload().save_pretrained(out)
+    return fresh
+
+
+def check_merged(made: Trained, out: Path, kind: str) -> None:
+    """`out` holds PEFT's sums in float64 rounded once into `kind`, but for what float32 adds to
+    that; transformers computes the same logits with it as with those."""
+    found, wanted = weights(out), made.expected()
+    assert found.keys() >= wanted.keys()
+    with quiet():
+        peer = transformers.AutoModelForCausalLM.from_pretrained(made.merged, dtype=torch.float64)
+    half_a_step = torch.finfo(KINDS[kind]).eps / 2
+    for name, values in wanted.items():
+        assert found[name].dtype is KINDS[kind], name
+        error = (found[name].double() - values).abs()
+        # Sums of float32 of these sizes are off by a few of its steps of the largest term.
+        slack = 2**-20 * values.abs().max()
+        smallest = torch.finfo(KINDS[kind]).tiny * half_a_step
+        assert (error <= half_a_step * values.abs() + slack + smallest).all(), name
+    for values in (*peer.parameters(), *peer.buffers()):
+        if values.dtype is torch.float64 and values.ndim:
+            values.data = values.to(KINDS[kind]).double()
+    error = (logits(loaded(out)) - logits(peer)).abs().max()
+    # A sum that lies between two steps may go to the other one: seldom, and one step of one weight.
+    assert error <= {"F32": 1e-5, "F16": 3e-3, "BF16": 2e-2}[kind] * logits(peer).abs().max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_merge_is_that_of_peft_in_every_type(family: str, kind: str, tmp_path: Path) -> None:
+    made = rounded_base(train(tmp_path, family, {**PLAIN, "target_modules": LINEAR}), kind)
+    merged(made.base, made.adapter, tmp_path / "out", max_shard_size=20_000)
+    check_merged(made, tmp_path / "out", kind)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_merge_of_every_family_loads(family: str, tmp_path: Path) -> None:
+    config = {**PLAIN, "target_modules": TARGETS.get(family, LINEAR)}
+    made = rounded_base(train(tmp_path, family, config), "BF16")
+    adapter = merged(made.base, made.adapter, tmp_path / "out")
+    check_merged(made, tmp_path / "out", "BF16")
+    base, found = weights(made.base), weights(tmp_path / "out")
+    assert base.keys() == found.keys()
+    other = {name for name, values in base.items() if raw(values) != raw(found[name])}
+    assert other == adapter.deltas.keys()
+
+
+def test_float64_stays(tmp_path: Path) -> None:
+    made = train(tmp_path, "qwen3", {**PLAIN, "target_modules": LINEAR})
+    merged(made.base, made.adapter, tmp_path / "out")
+    adapters.check_same(weights(tmp_path / "out"), made.expected())
+
+
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"]])
+def test_a_head_that_is_not_the_embedding_any_more(saved: list[str], tmp_path: Path) -> None:
+    config = {**PLAIN, "target_modules": ATTENTION, "modules_to_save": saved}
+    made = rounded_base(train(tmp_path, "llama-tied", config), "F32")
+    adapter = merged(made.base, made.adapter, tmp_path / "out")
+    assert adapter.added
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["tie_word_embeddings"] is False
+    found = weights(tmp_path / "out")
+    assert not found["lm_head.weight"].equal(found["model.embed_tokens.weight"])
+    with quiet():
+        peer = reloaded(made).merge_and_unload()
+    error = (logits(loaded(tmp_path / "out")) - logits(peer)).abs().max()
+    assert error <= 1e-5 * logits(peer).abs().max()
+
+
+@pytest.mark.parametrize("rows", [45, 33])
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+def test_a_vocabulary_of_another_size(family: str, rows: int, tmp_path: Path) -> None:
+    import peft
+
+    made = Trained(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    with quiet():
+        plain = adapters.model(family)
+        plain.save_pretrained(made.base)
+        plain.resize_token_embeddings(rows)
+        config = peft.LoraConfig(r=2, target_modules=ATTENTION)
+        wrapped = peft.get_peft_model(plain, config, autocast_adapter_dtype=False)
+        adapters.fill(wrapped)
+        wrapped.save_pretrained(made.adapter, save_embedding_layers=True)
+        wrapped.merge_and_unload().save_pretrained(made.merged)
+    for kind in (None, "BF16"):
+        out = tmp_path / f"out-{kind}"
+        adapter = merged(made.base, made.adapter, out, dtype=kind)
+        assert adapter.vocabulary == rows
+        assert json.loads((out / "config.json").read_text())["vocab_size"] == rows
+        assert loaded(out).get_input_embeddings().weight.shape[0] == rows
+        for name, values in made.expected().items():
+            found = weights(out)[name]
+            assert found.shape == values.shape
+            if kind is None:
+                assert (found - values).abs().max() <= 1e-12 * values.abs().max()
+    # A part of the new rows at a time gives the same.
+    with Checkpoint(made.base) as base, open_adapter(made.adapter, Base.of(base)) as opened:
+        records = combined([opened])
+        changes = changes_of(base, records, opened.added)
+        write_folder(base, tmp_path / "slabs", [Merging(records)], changes=changes, budget=1)
+    slabs, whole = tmp_path / "slabs" / "model.safetensors", tmp_path / "out-None"
+    assert slabs.read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_weights_of_torch_become_safetensors(tmp_path: Path) -> None:
+    folder = build("qwen2", tmp_path)
+    stored = weights(folder)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    stored[name] = stored[name].t().contiguous().t()
+    torch.save(stored, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    copied(folder, tmp_path / "out")
+    data = save({n: t.contiguous() for n, t in stored.items()}, {"format": "pt"})
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == data
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+@pytest.mark.parametrize("kind", [None, "F32"])
+def test_eight_bits_become_sixteen(kind: str | None, tmp_path: Path) -> None:
+    folder, out = build("mixtral-fp8", tmp_path), tmp_path / "out"
+    copied(folder, out, dtype=kind)
+    stored, found = weights(folder), weights(out)
+    assert found.keys() == {name for name in stored if not name.endswith("_scale_inv")}
+    scaled = 0
+    for name, values in found.items():
+        wanted = stored[name].float()
+        if f"{name}_scale_inv" in stored:
+            scales = stored[f"{name}_scale_inv"]
+            each = scales.repeat_interleave(48, 0).repeat_interleave(64, 1)
+            wanted, scaled = wanted * each[: wanted.shape[0], : wanted.shape[1]], scaled + 1
+        assert values.dtype is KINDS[kind or "BF16"], name
+        assert values.equal(wanted.to(values.dtype)), name
+    assert scaled > 3
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    loaded(out)
+
+
+def test_settings_of_a_quantisation_that_is_gone_are_told_and_left_out(tmp_path: Path) -> None:
+    folder = build("qwen2", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    told: list[Any] = []
+    copied(folder, tmp_path / "out", report=told.append)
+    (line,) = [event.text for event in told if isinstance(event, Warned)]
+    assert "a quantisation (bitsandbytes) that no tensor shows" in line
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+
+
+def test_weights_in_four_bits_are_refused(tmp_path: Path) -> None:
+    folder = odd(tmp_path / "in")
+    settings = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r"quantised \(gptq\)"):
+        copied(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "what"),
+    [
+        (math.nan, None, r"c\.weight: value \[1, 2\] is nan"),
+        (math.inf, "F16", r"c\.weight: value \[1, 2\] is inf"),
+        (1e5, "F16", r"c\.weight: a value of magnitude 100000 overflows F16; choose BF16 or F32"),
+    ],
+)
+def test_numbers_that_no_model_can_have(
+    value: float, kind: str | None, what: str, tmp_path: Path
+) -> None:
+    folder = odd(tmp_path / "in")
+    values = torch.zeros(2, 3)
+    values[1, 2] = value
+    (folder / "model.safetensors").write_bytes(save({"c.weight": values}))
+    with pytest.raises(CheckpointError, match=what):
+        copied(folder, tmp_path / "out", dtype=kind)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_added_and_dropped(tmp_path: Path) -> None:
+    folder = odd(tmp_path / "in")
+    changes = Changes(frozenset(), {"z.new": "e.conv"}, {"f.odd": 5}, frozenset({"g.whole"}))
+    copied(folder, tmp_path / "out", changes=changes)
+    found = weights(tmp_path / "out")
+    assert found.keys() == {*ODD, "z.new"} - {"g.whole"}
+    assert found["z.new"].equal(ODD["e.conv"])
+    assert found["f.odd"].tolist() == [1, 1, 1, 0, 0]
+    with pytest.raises(CheckpointError, match="no tensor nobody, which is to be changed"):
+        copied(folder, tmp_path / "again", changes=Changes(added={"z.new": "nobody"}))
+
+
+def test_a_type_that_no_folder_has() -> None:
+    with pytest.raises(ArgumentError, match="weights are F32, F16, BF16, not Q4_K_M; for other"):
+        FolderOptions(dtype="Q4_K_M")
+    with pytest.raises(ArgumentError, match="shards of 0 bytes"):
+        FolderOptions(max_shard_size=0)
+
+
+def test_many_shards_come_in(tmp_path: Path) -> None:
+    folder = odd(tmp_path / "in")
+    (folder / "model.safetensors").unlink()
+    save_shards(folder, ODD, 3)
+    copied(folder, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == save(ODD, {"format": "pt"})
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
