@@ -89,8 +89,8 @@ Adapters = Annotated[
     typer.Option(
         "--adapter",
         metavar="DIR[:WEIGHT]",
-        help="A LoRA adapter to merge: a folder or file of PEFT or MLX, a GGUF, or hf.co/org/name; "
-        "may be repeated.",
+        help="A LoRA adapter: a folder or file of PEFT or MLX, a GGUF, or hf.co/org/name; may be "
+        "repeated.",
         show_default="none",
     ),
 ]
@@ -128,15 +128,6 @@ Pre = Annotated[
 Hub = Annotated[
     bool,
     typer.Option("--hub", help="The model is an id on the Hugging Face hub, such as org/name."),
-]
-Adapters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--adapter",
-        metavar="PATH[:WEIGHT]",
-        help="A LoRA adapter of PEFT, mlx-lm or llama.cpp, or hf.co/org/name; may be repeated.",
-        show_default="none",
-    ),
 ]
 SplitMaxSize = Annotated[
     str | None,

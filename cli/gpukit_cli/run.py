@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpukit.errors import ArgumentError
-from gpukit_cli.options import Adapters, Device, Hub, Json, Pre, Quiet, stored_names
+from gpukit_cli.options import (
+    Adapters,
+    Device,
+    Hub,
+    Json,
+    MoeLayout,
+    Pre,
+    Quiet,
+    Strict,
+    stored_names,
+)
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import reporter
 
@@ -91,6 +101,8 @@ def run(
         _parameter("--num-ctx", "N", "Tokens of context.", "4096 or what the model has, if less"),
     ] = None,
     adapter: Adapters = None,
+    strict: Strict = False,
+    moe_layout: MoeLayout = None,
     pre: Pre = None,
     hub: Hub = False,
     device: Device = "auto",
@@ -101,6 +113,8 @@ def run(
     json: Json = False,
 ) -> None:
     """Run a model: print what it answers to PROMPT, or to what comes on stdin."""
+    import gpukit
+
     given: Parameters = {
         "temperature": temperature,
         "top_k": top_k,
@@ -116,7 +130,12 @@ def run(
     adapters = adapter or []
     _check(model, given, adapters, device, pre, hub)
     text = _prompt(prompt or [])
-    loaded = _loaded(model, adapters, device, pre, hub, quiet)
+    # The bars of a terminal are gone before the text comes.
+    with reporter(quiet) as report:
+        loaded = gpukit.load(
+            model, device, pre=pre, hub=hub, adapters=adapters, strict=strict,
+            moe_layout=moe_layout, report=report,
+        )  # fmt: skip
     result = _speak(loaded, text, system, given, quiet, shown=not json)
     if json:
         print_json({"model": model, **result.as_json()})
@@ -155,24 +174,13 @@ def _check(
     check_device(device)
     locate(word, hub=hub)
     if adapters:
-        from gpukit.recipes.adapter_words import split_weight
+        from gpukit.recipes.chosen import located
 
-        for each in adapters:
-            split_weight(each)
+        located(adapters)
 
     from gpukit.generation.generate import options_from
 
     options_from({}, given)
-
-
-def _loaded(
-    word: str, adapters: list[str], device: str, pre: str | None, hub: bool, quiet: bool
-) -> "Model":
-    import gpukit
-
-    # The bars of a terminal are gone before the text comes.
-    with reporter(quiet) as report:
-        return gpukit.load(word, device, pre=pre, hub=hub, adapters=adapters, report=report)
 
 
 def _speak(

@@ -65,6 +65,12 @@ def create(
             autocompletion=file_types,
         ),
     ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Merge adapters into the weights, as -q does; else they stay beside."
+        ),
+    ] = False,
     pre: Pre = None,
     hub: Hub = False,
     imatrix: ImatrixFile = None,
@@ -88,14 +94,14 @@ def create(
         with reporter(quiet) as report:
             planned = plan_create(
                 gpukit.Store(), name, parsed, quantize,
-                pre=pre, imatrix=imatrix, hub=hub, report=report,
+                pre=pre, imatrix=imatrix, hub=hub, merge=merge, report=report,
             )  # fmt: skip
         _print_planned(planned, json)
         return
     with reporter(quiet) as report:
         made = gpukit.Store().create(
             name, source, quantize,
-            device=device, pre=pre, imatrix=imatrix, hub=hub, report=report,
+            device=device, pre=pre, imatrix=imatrix, hub=hub, merge=merge, report=report,
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})

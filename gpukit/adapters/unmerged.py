@@ -10,13 +10,12 @@ embedding, whose lengths are those of columns, or another vocabulary) has to be 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import Base
-from gpukit.adapters.delta import Added, Delta, LowRank, Replaced, ReplacedRows
+from gpukit.adapters.delta import Delta, LowRank, Replaced
 from gpukit.adapters.gguf import HEAD
 from gpukit.adapters.moved import Made, moved
 from gpukit.adapters.together import combined
@@ -30,16 +29,6 @@ SLAB = 1024
 
 
 @dataclass(frozen=True)
-class WeightedAdapter:
-    """The adapter at `path`, `weight` times as strong as it was trained, called `name` where its
-    path would not say it."""
-
-    path: Path
-    weight: float = 1.0
-    name: str | None = None
-
-
-@dataclass(frozen=True)
 class Beside:
     """What adapters do, by the names of a GGUF's tensors: `pairs` are added to products, their
     `factors` still DoRA's lengths (`with_factors`); `changes` are made to the weights. With
@@ -48,32 +37,6 @@ class Beside:
     pairs: Mapping[str, tuple[Pair, ...]]
     changes: Mapping[str, tuple[Delta, ...]]
     own_head: bool
-
-
-def weighted(adapter: Adapter, weight: float) -> Adapter:
-    """The same adapter, `weight` times as strong; `AdapterError` where it puts whole tensors or
-    rows into the base, which cannot be done by halves."""
-    if weight == 1:
-        return adapter
-    deltas = {
-        name: tuple(_weighted(adapter.name, name, record, weight) for record in records)
-        for name, records in adapter.deltas.items()
-    }
-    return replace(adapter, deltas=deltas)
-
-
-def _weighted(who: str, name: str, record: Delta, weight: float) -> Delta:
-    match record:
-        case Added() | LowRank(magnitude=None):
-            return replace(record, scale=record.scale * weight)
-        case LowRank():
-            what = "lengths (DoRA) of"
-        case Replaced() | ReplacedRows():
-            what = "its own"
-    raise AdapterError(
-        f"{who}: brings {what} {name}, which a weight of {weight:g} cannot divide; leave the "
-        "weight out"
-    )
 
 
 def beside(

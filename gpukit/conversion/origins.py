@@ -22,6 +22,7 @@ from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
+from gpukit.sources.merged import Merge
 from gpukit.sources.opening import check_whole, open_source
 from gpukit.store.changes import Change
 from gpukit.store.manifest import LAYER_PREFIX, Layer, Manifest
@@ -34,8 +35,8 @@ MODEL = LAYER_PREFIX + "model"
 @dataclass(frozen=True)
 class Wishes:
     """How weights are converted: the file type wanted (None: the source's own), who hears of it,
-    the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, and
-    the importance weights.
+    the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, the
+    importance weights, and the adapters that are merged on the way.
     """
 
     file_type: str | None
@@ -44,6 +45,7 @@ class Wishes:
     budget: int = 4 << 30
     pre: str | None = None
     imatrix: Imatrix | None = None
+    merge: Merge | None = None
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,12 @@ class _Inherited:
         return tuple(self.manifest.of("adapter"))
 
     def _layers(self, weights: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        """All layers of the model, with new `weights` if there are any."""
+        """All layers of the model, with new `weights` if there are any, which have taken up its
+        adapters if some are merged."""
         layers = [
             Layer(layer.media_type, layer.digest, layer.size, self.name.display, layer.name)
             for layer in self.manifest.layers
+            if self.work.merge is None or layer.kind != "adapter"
         ]
         if weights:
             at = max(i for i, layer in enumerate(layers) if layer.kind == "model")
@@ -235,20 +239,21 @@ def _file(path: Path, work: Wishes) -> Origin:
 def _quantized(checked: Checked, work: Wishes, what: str) -> _Converted | None:
     """A GGUF on its way to another type; None where it has that type already."""
     if work.file_type is None:
-        return None
+        return None if work.merge is None else _converted(checked.path, work, "parsing GGUF")
     # What llama.cpp and Ollama take as a source; other types have lost too much.
     if lossy := sorted(checked.types - set(UNQUANTIZED)):
         raise ArgumentError(
             f"{what}: quantization is only supported for F16, BF16 and F32 models, and this one "
             f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF"
         )
-    if file_type_name(checked.header.file_type) == file_type_of(work.file_type).name:
+    same = file_type_name(checked.header.file_type) == file_type_of(work.file_type).name
+    if same and work.merge is None:
         return None
     return _converted(checked.path, work, "parsing GGUF")
 
 
 def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
-    source = open_source(path, work.pre)
+    source = open_source(path, work.pre, work.merge)
     try:
         plan = plan_quantize(source, work.file_type, Options(imatrix=work.imatrix))
         return _Converted(source, plan, work, opening)
@@ -258,6 +263,7 @@ def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
 
 
 def _plan_of_copy(path: Path, work: Wishes) -> QuantizePlan:
-    whole = _converted(path, replace(work, file_type=None, imatrix=None), "parsing GGUF")
+    plain = replace(work, file_type=None, imatrix=None, merge=None)
+    whole = _converted(path, plain, "parsing GGUF")
     with closing(whole):
         return whole.plan

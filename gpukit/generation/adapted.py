@@ -10,12 +10,12 @@ import gpukit_kernels as kernels
 from gpukit.adapters.copies import without_copies
 from gpukit.adapters.delta import Delta, Replaced, merged
 from gpukit.adapters.gguf import EMBEDDING, HEAD
-from gpukit.adapters.opening import open_adapter
-from gpukit.adapters.unmerged import WeightedAdapter, beside, weighted, with_factors
+from gpukit.adapters.unmerged import beside, with_factors
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.models.weights import Pair, Weight
 from gpukit.sources.base import Source
+from gpukit.sources.merged import Merge, open_adapters
 
 HALVES = ("BF16", "F16")
 
@@ -49,29 +49,26 @@ class Adapted:
 @contextmanager
 def adapted(
     source: Source,
-    adapters: Sequence[WeightedAdapter],
+    merge: Merge | None,
     device: torch.device,
     *,
     names: Sequence[str] = (),
     report: Report = ignore,
 ) -> Iterator[Adapted]:
-    """What `adapters` do to the model `source`, which is also called `names`; their files are open
-    as long as the block runs. `AdapterError` where they do not fit it, contradict each other, or
-    have to be merged. Warnings go to `report`."""
-    if not adapters:
+    """What the adapters of `merge` do beside the model `source`, which is also called `names`;
+    their files are open as long as the block runs. `AdapterError` where they do not fit it,
+    contradict each other, or have to be merged. Warnings go to `report`."""
+    if merge is None or not merge.adapters:
         yield Adapted()
         return
     target = source.target()
     base = replace(target.base, called=tuple(names))
     with ExitStack() as stack:
-        opened = []
-        for wanted in adapters:
-            opened_one = stack.enter_context(open_adapter(wanted.path, base, name=wanted.name))
-            one = without_copies(opened_one, base, target.checkpoint)
-            for line in one.warnings:
-                report(Warned(line))
-            opened.append(weighted(one, wanted.weight))
-        found = beside(base, target.tensors, opened, device)
+        opened = open_adapters(merge, base, stack)
+        adapters = [without_copies(each, base, target.checkpoint) for each in opened]
+        for line in (line for adapter in adapters for line in adapter.warnings):
+            report(Warned(line))
+        found = beside(base, target.tensors, adapters, device)
         yield Adapted(found.pairs, found.changes, found.own_head)
 
 

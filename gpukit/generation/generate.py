@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 import gpukit_kernels as kernels
-from gpukit.adapters.unmerged import WeightedAdapter
 from gpukit.chat import Message, accepted, render
 from gpukit.errors import AdapterError, ArgumentError, CheckpointError, GGUFError, GpukitError
 from gpukit.events import Report, Warned, ignore
@@ -23,6 +22,7 @@ from gpukit.models.registry import architecture_of
 from gpukit.models.weights import Observer, Weight, Weights
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
+from gpukit.sources.merged import Merge
 from gpukit.sources.opening import open_source
 from gpukit.store.parameters import TYPES
 from gpukit.tokenizer import Tokenizer
@@ -128,7 +128,7 @@ def load_model(
     pre: str | None = None,
     observe: Observer | None = None,
     *,
-    adapters: Sequence[WeightedAdapter] = (),
+    adapters: Merge | None = None,
     names: Sequence[str] = (),
     report: Report = ignore,
 ) -> LoadedModel:

@@ -1,6 +1,6 @@
 """From a Modelfile to a model in the store: weights converted and quantised in one pass."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +15,8 @@ from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import QuantizePlan
-from gpukit.recipes.references import Reference, fetched_adapter, locate, locate_adapter
-from gpukit.remote.hub import HubModel
+from gpukit.recipes.adapter_lines import check_digests, locate_line, to_merge
+from gpukit.recipes.references import Reference, fetched_adapter, locate
 from gpukit.store import blobs, gojson, parameters
 from gpukit.store.changes import change
 from gpukit.store.config import Config, human_count
@@ -37,6 +37,7 @@ def create(
     pre: str | None = None,
     imatrix: Path | None = None,
     hub: bool = False,
+    merge: bool = False,
     report: Report = ignore,
 ) -> ModelName:
     """Put the model that `modelfile` describes into the store; its name there.
@@ -44,20 +45,26 @@ def create(
     `quantize` is a file type such as `Q4_K_M`; without one a checkpoint keeps its own type and
     a GGUF its bytes. `budget` bounds host memory, in bytes; `pre` names the pre-tokenizer of a
     checkpoint that is not recognised; `imatrix` is a file with importance weights for the
-    quantisation; with `hub` FROM is an id of the Hugging Face hub. Everything that can be checked
+    quantisation; with `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the weights
+    as they are, in layers of their own; with `quantize` or `merge` they, and those that FROM has
+    already, are merged into the weights on the way. Everything that can be checked
     is checked before the first byte is fetched or written; a failed or killed run leaves the store
     as it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
-    there, DiskError, and the errors of the readers of the weights.
+    there, `AdapterError` for an adapter that was made for another base, DiskError, and the errors
+    of the readers of the weights.
     """
     model = store.find(name)
     check_device(device)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
     work = replace(work, device=device, budget=budget)
-    with _opened(store, modelfile, work, hub) as (base, origin, new), change(store) as changes:
+    with (
+        _opened(store, modelfile, work, hub, merge) as (base, origin, new),
+        change(store) as changes,
+    ):
         # Adapters first: they are small, and what is wrong with them shows at once.
         adapters = [adapter.add(changes) for adapter in new]
-        _check_digests(adapters, origin.adapters)
+        check_digests(adapters, origin.adapters)
         layers = _layers(changes.add_bytes, (*origin.add(changes), *adapters), base, modelfile)
         config = _config(origin.header, base, modelfile)
         config_layer = changes.add_bytes(config.encode(), CONFIG_TYPE)
@@ -111,12 +118,13 @@ def plan_create(
     pre: str | None = None,
     imatrix: Path | None = None,
     hub: bool = False,
+    merge: bool = False,
     report: Report = ignore,
 ) -> PlannedModel:
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
     model = store.find(name)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    with _opened(store, modelfile, work, hub) as (base, origin, new):
+    with _opened(store, modelfile, work, hub, merge) as (base, origin, new):
         foreseen = origin.foresee()
         start = (*foreseen.layers, *(adapter.foresee() for adapter in new))
         layers = _layers(_imagined, start, base, modelfile)
@@ -152,54 +160,24 @@ def _wishes(
 
 @contextmanager
 def _opened(
-    store: Store, modelfile: Modelfile, work: Wishes, hub: bool
+    store: Store, modelfile: Modelfile, work: Wishes, hub: bool, merge: bool
 ) -> "Iterator[tuple[_Base, Origin, tuple[NewAdapter, ...]]]":
     """What the model takes over, its weights, checked and planned, and its new adapters."""
     found = _source(store, modelfile, hub=hub)
-    adapters = [_adapter(word, modelfile) for word in modelfile.adapters]
-    inherited = store.manifest(found.model) if isinstance(found.model, ModelName) else None
-    if work.file_type is not None and (adapters or (inherited and inherited.of("adapter"))):
-        _refuse_merging(modelfile, work.file_type)
+    adapters = [locate_line(word, modelfile.folder) for word in modelfile.adapters]
     source = found.model if isinstance(found.model, ModelName) else found.fetch(work.report)
     for warning in modelfile.warnings:
         work.report(Warned(warning))
     base = _base(store, source)
     paths = [fetched_adapter(adapter, work.report) for adapter in adapters]
+    merged = to_merge(store, source, paths, work.file_type, merge=merge)
     with ExitStack() as stack:
-        origin = stack.enter_context(closing(open_origin(store, source, work)))
+        opened = open_origin(store, source, replace(work, merge=merged))
+        origin = stack.enter_context(closing(opened))
         new: tuple[NewAdapter, ...] = ()
-        if paths:
+        if paths and merged is None:
             new = stack.enter_context(opened_adapters(paths, origin.target(), work.report))
         yield base, origin, new
-
-
-def _refuse_merging(modelfile: Modelfile, file_type: str) -> None:
-    """Here adapters would go into the weights on their way to another type. ArgumentError."""
-    what = f"ADAPTER {modelfile.adapters[0]}" if modelfile.adapters else f"FROM {modelfile.source}"
-    raise ArgumentError(
-        f"{what}: with -q {file_type} an adapter would have to be merged into the weights, which "
-        "this version cannot do in create: leave -q out, and it stays an adapter beside them"
-    )
-
-
-def _adapter(word: str, modelfile: Modelfile) -> Path | HubModel:
-    """What ADAPTER names."""
-    try:
-        return locate_adapter(word, folder=modelfile.folder.absolute())
-    except NotFoundError as error:
-        raise NotFoundError(f"ADAPTER {error}") from None
-    except ArgumentError as error:
-        raise ModelfileError(f"ADAPTER {error}") from None
-
-
-def _check_digests(new: Sequence[Layer], inherited: Sequence[Layer]) -> None:
-    """ArgumentError where one adapter would be in the model twice."""
-    known = [layer.digest for layer in (*inherited, *new)]
-    for layer in new:
-        if known.count(layer.digest) > 1:
-            raise ArgumentError(
-                f"ADAPTER: the model would have {layer.digest[:19]}… twice; remove one line"
-            )
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """From a word to a model that speaks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from gpukit.adapters.unmerged import WeightedAdapter
 from gpukit.conversion.checks import check_device, check_plan
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.generate import load_model
 from gpukit.generation.model import Model
-from gpukit.recipes.adapter_words import AdapterWord, split_weight, weighted_adapter
+from gpukit.recipes.chosen import Word, chosen, located
 from gpukit.recipes.references import locate
+from gpukit.sources.merged import Chosen, Merge
 
 
 def load(
@@ -18,7 +19,9 @@ def load(
     *,
     pre: str | None = None,
     hub: bool = False,
-    adapters: Sequence[AdapterWord] | str | Path = (),
+    adapters: Sequence[Word] | str | Path = (),
+    strict: bool = False,
+    moe_layout: str | None = None,
     report: Report = ignore,
 ) -> Model:
     """The model on `device` (auto, cpu, cuda or cuda:N), its weights in blocks as they are stored.
@@ -28,8 +31,9 @@ def load(
     messages. `pre` names the pre-tokenizer of a folder where none is recognised.
 
     `adapters` work beside the weights, which stay as they are: each is the path of an adapter of
-    PEFT, mlx-lm or llama.cpp, or an id of the hub (hf.co/org/name), with :WEIGHT behind it or in a
-    pair with its weight. Those of a stored model come first.
+    PEFT, mlx-lm or llama.cpp, or an id of the hub (hf.co/org/name), as it is, as "DIR:WEIGHT" or as
+    (DIR, WEIGHT). Those of a stored model come first; `strict` and `moe_layout` as for
+    `gpukit.convert`.
     `ArgumentError` for a device that is not here, NotFoundError for a model that is not there,
     `StoreError` and `HubError` for one that cannot be had, `GGUFError` and `CheckpointError` for
     one that cannot be run, `AdapterError` for an adapter that does not fit the model or has to be
@@ -41,13 +45,13 @@ def load(
     check_plan(None, pre)
     check_device(device)
     reference = locate(model, hub=hub)
-    words = [adapters] if isinstance(adapters, str | Path) else adapters
-    asked = [split_weight(word) for word in words]
+    located([adapters] if isinstance(adapters, str | Path) else adapters)
     found = reference.open(report)
-    fetched = [weighted_adapter(each, report=report) for each in asked]
+    merge = chosen(adapters, strict=strict, moe_layout=moe_layout, report=report) or Merge(())
+    stored = tuple(map(Chosen, found.adapters))
     loaded = load_model(
         found.gguf, device, pre,
-        adapters=(*map(WeightedAdapter, found.adapters), *fetched),
+        adapters=replace(merge, adapters=(*stored, *merge.adapters)),
         names=(found.name.model,) if found.name else (),
         report=report,
     )  # fmt: skip

@@ -55,10 +55,10 @@ class Reference:
         stored model with adapters, which are no part of that file."""
         found = self.open(report)
         if found.adapters:
+            count = f"{len(found.adapters)} adapter{'s' if len(found.adapters) > 1 else ''}"
             raise StoreError(
-                f"{self.word}: a model with {len(found.adapters)} adapter"
-                f"{'s' if len(found.adapters) > 1 else ''} beside its weights, which only gpukit "
-                f"run applies; its weights alone are {found.gguf}"
+                f"{self.word}: a model with {count} beside its weights: merge them with gpukit "
+                f"create NEW --merge and FROM {self.word}, or name its weights, {found.gguf}"
             )
         return found.gguf
 

@@ -71,9 +71,10 @@ class Source(Closing):
         """Whether the stored bytes of tensor `index` are those that a file has for type `kind`."""
         return False
 
-    @abstractmethod
     def target(self) -> "Target":
-        """The model as adapters see it; `GGUFError` for an architecture that is unknown."""
+        """The model as adapters see it, where it is one that they may be for; `GGUFError` for an
+        architecture that is unknown."""
+        raise NotImplementedError
 
     @abstractmethod
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:

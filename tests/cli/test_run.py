@@ -170,7 +170,7 @@ def test_adapters_work_beside_the_weights(run: Caller, home: Path) -> None:
     for word, code, told in (
         ("none:0.5", 1, "none: no such file or folder"),
         ("org/name", 1, "for an adapter of the Hugging Face hub write hf.co/org/name"),
-        ("b.gguf:nan", 2, "b.gguf: a weight of nan makes no sense"),
+        ("b.gguf:nan", 2, "b.gguf: a weight of nan; a finite one is needed"),
         ("", 2, "the path of an adapter"),
         (str(TINY), 1, "a whole model is there, not an adapter"),
         ("tiny.gguf", 1, "tiny.gguf: a GGUF of general.type 'model' and adapter.type 'None'"),

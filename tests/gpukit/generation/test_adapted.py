@@ -15,11 +15,11 @@ from support.gguf_adapters import write_adapter
 from support.llama_cpp_server import probabilities
 
 from gpukit import quantize
-from gpukit.adapters.unmerged import WeightedAdapter
 from gpukit.errors import AdapterError, SafetensorsError
 from gpukit.events import Event
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.generation.generate import load_model
+from gpukit.sources.merged import Chosen, Merge
 
 ENDS = ["embed_tokens", "lm_head"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -52,8 +52,8 @@ def _built(name: str, root: Path) -> Path:
     return maker.build(name, root)
 
 
-def _logits(path: Path, *adapters: WeightedAdapter) -> torch.Tensor:
-    decoder = load_model(path, "cpu", adapters=adapters).decoder
+def _logits(path: Path, *adapters: Chosen) -> torch.Tensor:
+    decoder = load_model(path, "cpu", adapters=Merge(adapters)).decoder
     return decoder.forward(IDS, decoder.cache(64), every=True)
 
 
@@ -75,7 +75,7 @@ def test_logits_are_those_of_peft_unmerged(case: str, tmp_path: Path) -> None:
     assert _error(plain, wanted) > 1e-2
     quantize(folder, tmp_path / "x.gguf", "F32", device="cpu")
     for path in (folder, tmp_path / "x.gguf"):
-        found = _logits(path, WeightedAdapter(tmp_path / "adapter"))
+        found = _logits(path, Chosen(tmp_path / "adapter"))
         assert _error(found, wanted) < TOLERANCE
 
 
@@ -108,7 +108,7 @@ def test_logits_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
         adapters.append((path, weight))
     ids, wanted = probabilities(model, IDS, adapters)
     plain = _logits(model)[-1].log_softmax(-1)[ids]
-    found = _logits(model, *(WeightedAdapter(*each) for each in adapters))[-1]
+    found = _logits(model, *(Chosen(*each) for each in adapters))[-1]
     assert (plain - wanted).abs().max() > 1e-2
     # The same sums in another order, and its GELU comes from a table of float16.
     within = 5e-3 if "gemma" in name else 1e-4
@@ -130,8 +130,8 @@ def test_several_adapters_add_up_by_their_weights(tmp_path: Path) -> None:
                 module.scaling["second"] *= -1.5
     with torch.no_grad(), quiet():
         wanted = wrapped.eval()(torch.tensor([IDS])).logits[0]
-    first = WeightedAdapter(tmp_path / "first")
-    found = _logits(folder, first, WeightedAdapter(tmp_path / "second", -1.5))
+    first = Chosen(tmp_path / "first")
+    found = _logits(folder, first, Chosen(tmp_path / "second", -1.5))
     assert _error(found, wanted) < TOLERANCE
     assert _error(_logits(folder, first), wanted) > 1e-2
 
@@ -143,11 +143,11 @@ REFUSED: dict[str, tuple[dict[str, Any], float, str]] = {
     ),
     "lengths": (
         {"target_modules": LINEAR, "use_dora": True}, 0.5,
-        r"adapter: brings lengths \(DoRA\) of model\.\S+weight, which a weight of 0\.5 cannot",
+        r"adapter: model\.\S+weight: the adapter brings rows to a length \(DoRA\), which has no w",
     ),
     "halves": (
         {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, 0.5,
-        r"adapter: brings its own model\.\S+norm\.weight, which a weight of 0\.5 cannot divide",
+        r"adapter: model\.\S+norm\.weight: the adapter replaces numbers, which has no weight of 0",
     ),
 }  # fmt: skip
 
@@ -158,7 +158,7 @@ def test_what_has_to_be_merged(case: str, tmp_path: Path) -> None:
     folder = _built("plain", tmp_path)
     train_beside(folder, tmp_path / "adapter", config)
     with pytest.raises(AdapterError, match=message):
-        load_model(folder, "cpu", adapters=[WeightedAdapter(tmp_path / "adapter", weight)])
+        load_model(folder, "cpu", adapters=Merge((Chosen(tmp_path / "adapter", weight),)))
 
 
 def test_another_vocabulary_has_to_be_merged(tmp_path: Path) -> None:
@@ -173,26 +173,35 @@ def test_another_vocabulary_has_to_be_merged(tmp_path: Path) -> None:
             tensors[name] = torch.cat((values, values[:8]))
     save_file(tensors, path)
     with pytest.raises(AdapterError, match=r"vocabulary 2056 tokens large, which .* gpukit merge"):
-        load_model(folder, "cpu", adapters=[WeightedAdapter(tmp_path / "adapter")])
+        load_model(folder, "cpu", adapters=Merge((Chosen(tmp_path / "adapter"),)))
 
 
 def test_hostile_adapters(tmp_path: Path) -> None:
     folder = _built("plain", tmp_path)
     train_beside(folder, tmp_path / "adapter", {"target_modules": LINEAR})
     path = tmp_path / "adapter" / "adapter_model.safetensors"
-    wanted = WeightedAdapter(tmp_path / "adapter")
+    wanted = Chosen(tmp_path / "adapter")
     with pytest.raises(AdapterError, match="two adapters are called adapter"):
-        load_model(folder, "cpu", adapters=[wanted, wanted])
+        load_model(
+            folder,
+            "cpu",
+            adapters=Merge(
+                (
+                    wanted,
+                    wanted,
+                )
+            ),
+        )
     with pytest.raises(AdapterError, match="made for another base"):
-        load_model(_built("narrow-heads", tmp_path), "cpu", adapters=[wanted])
+        load_model(_built("narrow-heads", tmp_path), "cpu", adapters=Merge((wanted,)))
     tensors = load_file(path)
     next(iter(tensors.values()))[0, 1] = float("nan")
     save_file(tensors, path)
     with pytest.raises(AdapterError, match=r"holds nan at \[0, 1\]"):
-        load_model(folder, "cpu", adapters=[wanted])
+        load_model(folder, "cpu", adapters=Merge((wanted,)))
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(SafetensorsError):
-        load_model(folder, "cpu", adapters=[wanted])
+        load_model(folder, "cpu", adapters=Merge((wanted,)))
 
 
 def test_an_adapter_of_another_name_is_told_of(tmp_path: Path) -> None:
@@ -206,6 +215,6 @@ def test_an_adapter_of_another_name_is_told_of(tmp_path: Path) -> None:
         path.write_text(json.dumps({**config, "base_model_name_or_path": said}))
         told: list[Event] = []
         load_model(
-            folder, "cpu", adapters=[WeightedAdapter(path.parent)], names=names, report=told.append
+            folder, "cpu", adapters=Merge((Chosen(path.parent),)), names=names, report=told.append
         )
         assert [f"made for {said}, the base is" in event.text for event in told] == [True] * warned

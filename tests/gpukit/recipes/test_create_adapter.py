@@ -16,7 +16,6 @@ from support.gguf_adapters import write_adapter
 from support.llama_cpp_server import greedy
 
 import gpukit
-from gpukit.adapters.unmerged import WeightedAdapter
 from gpukit.errors import (
     AdapterError,
     ArgumentError,
@@ -32,6 +31,7 @@ from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.generation.generate import load_model
 from gpukit.recipes.create import create, plan_create
 from gpukit.recipes.show import show
+from gpukit.sources.merged import Chosen, Merge
 from gpukit.store import Store, copy, remove
 from gpukit.store.blobs import digest_of
 from gpukit.store.modelfile import parse
@@ -75,8 +75,8 @@ def layers(store: Store, name: str) -> list[tuple[str, str]]:
 
 def logits(store: Store, name: str) -> torch.Tensor:
     found = store.resolve(name)
-    adapters = [WeightedAdapter(path) for path in found.adapters]
-    decoder = load_model(found.gguf, "cpu", adapters=adapters).decoder
+    merge = Merge(tuple(map(Chosen, found.adapters)))
+    decoder = load_model(found.gguf, "cpu", adapters=merge).decoder
     return decoder.forward(IDS, decoder.cache(64), every=True)
 
 
@@ -94,8 +94,8 @@ def test_gguf_adapters_are_layers_as_they_are(store: Store, made: Path) -> None:
         assert layer.digest == digest_of((made / f"{name}.gguf").read_bytes())
     config = store.config(store.find("m"), manifest)
     assert config.model_families == ("llama",)
-    first = WeightedAdapter(made / "a.gguf"), WeightedAdapter(made / "b.gguf")
-    decoder = load_model(made / "plain.gguf", "cpu", adapters=first).decoder
+    both = Merge((Chosen(made / "a.gguf"), Chosen(made / "b.gguf")))
+    decoder = load_model(made / "plain.gguf", "cpu", adapters=both).decoder
     wanted = decoder.forward(IDS, decoder.cache(64), every=True)
     assert torch.equal(logits(store, "m"), wanted)
     make(store, "bare", "FROM plain.gguf", made)
@@ -157,8 +157,6 @@ def test_a_stored_adapter_is_no_part_of_the_weights(
     monkeypatch.setenv("GPUKIT_MODELS", str(store.root))
     with pytest.raises(StoreError, match="m: a model with 1 adapter beside its weights"):
         gpukit.quantize("m", tmp_path / "x.gguf", "Q8_0")
-    with pytest.raises(ArgumentError, match="FROM m: with -q Q8_0 an adapter would have to be mer"):
-        make(store, "small", "FROM m", made, "q8_0")
     model = gpukit.load("m", "cpu")
     assert torch.equal(model.logits(IDS), logits(store, "m"))
 
@@ -224,12 +222,51 @@ def test_what_is_refused_writes_nothing(store: Store, hostile: Path, lines: str)
         assert not store.root.exists()
 
 
-def test_an_adapter_is_no_model_and_is_not_merged(store: Store, made: Path) -> None:
+def test_an_adapter_is_no_model(store: Store, made: Path) -> None:
     with pytest.raises(ArgumentError, match="a GGUF of type adapter, not a model: name it with AD"):
         make(store, "m", "FROM ./a.gguf", made)
-    with pytest.raises(ArgumentError, match=r"ADAPTER a\.gguf: with -q Q8_0 an adapter would have"):
-        make(store, "m", "FROM ./plain.gguf\nADAPTER a.gguf", made, "q8_0")
     assert not store.root.exists()
+
+
+@pytest.mark.parametrize("source", ["./plain", "./plain.gguf", "stored"])
+def test_with_a_type_or_merge_they_go_into_the_weights(
+    store: Store, made: Path, tmp_path: Path, source: str
+) -> None:
+    text = f"FROM {source}\nADAPTER a.gguf\nADAPTER lora\n"
+    if source == "stored":
+        make(store, "stored", "FROM plain.gguf\nADAPTER a.gguf\nSYSTEM hi\n", made)
+        text = "FROM stored\nADAPTER lora\n"
+    planned = plan_create(store, "small", parse(text, folder=made), "q8_0")
+    make(store, "small", text, made, "q8_0")
+    found = store.resolve("small")
+    assert found.adapters == ()
+    assert [layer.kind for layer in planned.layers] == [kind for kind, _ in layers(store, "small")]
+    base = "plain" if source == "./plain" else "plain.gguf"
+    adapters = [made / "a.gguf", made / "lora"]
+    gpukit.convert(made / base, tmp_path / "x.gguf", "Q8_0", adapters=adapters, device="cpu")
+    assert found.gguf.read_bytes() == (tmp_path / "x.gguf").read_bytes()
+    # Without a type the one that the weights have.
+    create(store, "plain", parse(text, folder=made), merge=True)
+    gpukit.convert(made / base, tmp_path / "y.gguf", adapters=adapters, device="cpu")
+    assert store.resolve("plain").gguf.read_bytes() == (tmp_path / "y.gguf").read_bytes()
+
+
+def test_what_cannot_be_merged(store: Store, made: Path, tmp_path: Path) -> None:
+    make(store, "base", "FROM plain.gguf\nADAPTER a.gguf\n", made)
+    before = sorted(store.blobs.iterdir())
+    shutil.copy(made / "a.gguf", tmp_path / "copied.gguf")
+    lora = made / "lora"
+    for text, error, message in (
+        (f"FROM base\nADAPTER {tmp_path / 'copied.gguf'}", ArgumentError, "would have it twice"),
+        (f"FROM base\nADAPTER lora\nADAPTER {lora}/adapter_model.safetensors", ArgumentError,
+         "the model would have it twice"),
+        ("FROM base\nADAPTER ./plain", AdapterError, "a whole model is there, not an adapter"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            make(store, "m", text, made, "Q8_0")
+    with pytest.raises(ArgumentError, match="--merge: there is no ADAPTER to be merged"):
+        create(store, "m", parse("FROM ./plain.gguf", folder=made), merge=True)
+    assert sorted(store.blobs.iterdir()) == before
 
 
 def test_an_adapter_that_the_base_has_already(store: Store, made: Path, tmp_path: Path) -> None:
@@ -264,7 +301,7 @@ def test_one_of_peft_becomes_what_gpukit_adapter_writes(
     gpukit.write_adapter(made / "lora", made / "plain", tmp_path / "x.gguf")
     (path,) = store.resolve("m").adapters
     assert path.read_bytes() == (tmp_path / "x.gguf").read_bytes()
-    decoder = load_model(made / "plain", "cpu", adapters=[WeightedAdapter(made / "lora")]).decoder
+    decoder = load_model(made / "plain", "cpu", adapters=Merge((Chosen(made / "lora"),))).decoder
     beside = decoder.forward(IDS, decoder.cache(64), every=True)
     # The scale is in alpha there: a rounding apart.
     assert (logits(store, "m") - beside).abs().max() < 1e-5 * beside.abs().max()
