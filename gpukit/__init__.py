@@ -1,6 +1,7 @@
 """gpukit: from a Hugging Face checkpoint to a quantised, checked GGUF in one pass.
 
     convert, quantize, plan     one file from a model
+    merge                       the same, or a folder, with adapters merged
     write_adapter               a GGUF LoRA adapter from one of PEFT, MLX or llama.cpp
     load                        a model that speaks
     inspect                     what is inside a file or a folder
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from gpukit_kernels.lazy import lazily
 
 if TYPE_CHECKING:
+    from gpukit.adapters.combining import Combining as Combining
     from gpukit.conversion.run import Result as Result
     from gpukit.errors import (
         AdapterError as AdapterError,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
         inspect as inspect,
     )
     from gpukit.recipes.load import load as load
+    from gpukit.recipes.merge import merge as merge
     from gpukit.recipes.store import Store as Store
     from gpukit.store.modelfile import Modelfile as Modelfile
 
@@ -71,6 +74,7 @@ __version__ = "0.1.0"
 
 # The module of each name.
 _MODULES = {
+    "adapters.combining": ["Combining"],
     "conversion.run": ["Result"],
     "errors": [
         "AdapterError",
@@ -98,6 +102,7 @@ _MODULES = {
     "recipes.convert": ["Plan", "convert", "plan", "quantize"],
     "recipes.inspect": ["Inspection", "inspect"],
     "recipes.load": ["load"],
+    "recipes.merge": ["merge"],
     "recipes.store": ["Store"],
     "store.modelfile": ["Modelfile"],
 }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpukit_cli.options import Hub, Json, Quiet, stored_names
+from gpukit_cli.options import Hub, Json, MoeLayout, Quiet, Strict, stored_names
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
@@ -13,15 +13,10 @@ if TYPE_CHECKING:
     from gpukit import AdapterResult
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
-LAYOUTS = ("peft", "peft-0.18", "unsloth")
 
 
 def _types(incomplete: str) -> list[str]:
     return [name for name in TYPES if name.startswith(incomplete.upper())]
-
-
-def _layouts(incomplete: str) -> list[str]:
-    return [name for name in LAYOUTS if name.startswith(incomplete)]
 
 
 def adapter(
@@ -53,19 +48,8 @@ def adapter(
         str,
         typer.Option("--type", metavar="TYPE", help=f"{', '.join(TYPES)}.", autocompletion=_types),
     ] = "F32",
-    moe_layout: Annotated[
-        str | None,
-        typer.Option(
-            "--moe-layout",
-            metavar="LAYOUT",
-            help=f"How the tensors of experts lie: {', '.join(LAYOUTS)}.",
-            show_default="what their shapes tell",
-            autocompletion=_layouts,
-        ),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse an adapter that names another base.")
-    ] = False,
+    moe_layout: MoeLayout = None,
+    strict: Strict = False,
     hub: Hub = False,
     quiet: Quiet = False,
     json: Json = False,

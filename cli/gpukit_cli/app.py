@@ -44,7 +44,7 @@ def _root(
 
 def command_line() -> typer.Typer:
     """Every command with its help."""
-    from gpukit_cli import adapter, bench, convert, doctor, inspect, run, store
+    from gpukit_cli import adapter, bench, convert, doctor, inspect, merge, run, store
 
     app = typer.Typer(
         name="gpukit",
@@ -64,6 +64,7 @@ def command_line() -> typer.Typer:
     toolkit: Commands = {
         "convert": convert.convert,
         "quantize": convert.quantize,
+        "merge": merge.merge,
         "adapter": adapter.adapter,
         "inspect": inspect.inspect,
         "bench": bench.bench,

@@ -26,7 +26,10 @@ from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gpukit import Options, Plan, Result
+    from gpukit.planning.changes import ChangeTotal
     from gpukit.planning.plan import QuantizePlan
 
 Out = Annotated[
@@ -89,7 +92,7 @@ def convert(
     with reporter(quiet) as report:
         result = gpukit.convert(
             source, out, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
-            imatrix=imatrix, split_max_size=_size(split_max_size), pre=pre, hub=hub,
+            imatrix=imatrix, split_max_size=size(split_max_size), pre=pre, hub=hub,
             device=device, report=report,
         )  # fmt: skip
     print_result(result, json)
@@ -184,15 +187,16 @@ def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any)
 
     return Options(
         imatrix=read_imatrix(imatrix) if imatrix else None,
-        split_max_size=_size(split_max_size),
+        split_max_size=size(split_max_size),
         **others,
     )
 
 
-def _size(text: str | None) -> int | None:
+def size(text: str | None) -> int | None:
+    """Bytes of what a user writes as 500M or 2G."""
     from gpukit.formats.gguf_split import parse_size
 
-    return parse_size(text) if text else None
+    return parse_size(text) if text is not None else None
 
 
 def _print_planned(
@@ -240,7 +244,7 @@ def print_result(result: "Result", json: bool) -> None:
         print_json(result.as_json())
         return
     _print_classes(result)
-    _print_changes(result)
+    print_changes(result.changes)
     _print_totals(result.totals)
     files = f" and {len(result.paths) - 1} more" if len(result.paths) > 1 else ""
     print(f"{result.path}{files}: {human_bytes(result.size)} in {result.seconds:.1f} s "
@@ -265,9 +269,8 @@ def _print_classes(result: "Result") -> None:
     print(f"error: root mean square relative to the weights', from {share} weights\n")
 
 
-def _print_changes(result: "Result") -> None:
+def print_changes(rows: "Sequence[ChangeTotal]") -> None:
     """What adapters did to each class of tensors, and how much of it is in what was written."""
-    rows = result.changes
     if not rows:
         return
     names = max(len(row.name) for row in rows)

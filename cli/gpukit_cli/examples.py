@@ -21,6 +21,10 @@ EXAMPLES = {
         "gpukit quantize llama-f16.gguf llama.gguf Q4_K_M",
         "gpukit quantize llama3.2:1b small.gguf Q3_K_M --imatrix imatrix.gguf --dry-run",
     ),
+    "merge": (
+        "gpukit merge Llama-3.2-1B-Instruct merged --adapter my-lora",
+        "gpukit merge Llama-3.2-1B-Instruct merged.gguf --adapter my-lora:0.8 --type Q4_K_M",
+    ),
     "adapter": (
         "gpukit adapter my-lora my-lora.gguf --base Llama-3.2-1B-Instruct",
         "gpukit adapter hf.co/org/my-lora my-lora.gguf --base llama3.2:1b --type F16",

@@ -12,6 +12,7 @@ import typer
 from gpukit.formats.file_types import ALIASES, FILE_TYPES
 
 FILE_TYPE_NAMES = ", ".join(FILE_TYPES)
+LAYOUTS = ("peft", "peft-0.18", "unsloth")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:0,cuda:1")
 
 
@@ -30,6 +31,11 @@ def tensor_types(incomplete: str) -> list[str]:
 def devices(incomplete: str) -> list[str]:
     """What --device may say, as far as parsing can know it."""
     return _begun(incomplete, DEVICES)
+
+
+def layouts(incomplete: str) -> list[str]:
+    """The layouts of experts that `incomplete` begins."""
+    return _begun(incomplete, LAYOUTS)
 
 
 def stored_names(incomplete: str) -> list[str]:
@@ -102,8 +108,9 @@ MoeLayout = Annotated[
     typer.Option(
         "--moe-layout",
         metavar="LAYOUT",
-        help="How an adapter's tensors of experts lie: peft, peft-0.18 or unsloth.",
-        show_default="as the file shows",
+        help=f"How an adapter's tensors of experts lie: {', '.join(LAYOUTS)}.",
+        show_default="what their shapes tell",
+        autocompletion=layouts,
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import EMBEDDING, canonical
+from gpukit.adapters.combining import check_settings
 from gpukit.adapters.delta import Delta, LowRank, Replaced
 from gpukit.adapters.mixing import METHODS, SIGNS, Mixer, Sign, split, split_whole
 from gpukit.adapters.ties import same_numbers
@@ -141,7 +142,7 @@ def combine(
     where the method needs one rank, and for values that are not finite.
     """
     _check_request(adapters, weights, method, majority_sign)
-    _check_settings(method, density=density, rank=rank, seed=seed, clamp=clamp)
+    check_settings(method, density=density, rank=rank, seed=seed, clamp=clamp)
     for adapter in adapters:
         _check_plain(adapter, adapters[0])
     sites = _sites(adapters, weights)
@@ -256,32 +257,6 @@ def _check_request(
     for adapter, weight in zip(adapters, weights, strict=True):
         if not math.isfinite(weight):
             raise ArgumentError(f"{adapter.name}: a weight of {weight}; give a finite number")
-
-
-def _check_settings(
-    method: str,
-    *,
-    density: float | None,
-    rank: int | None,
-    seed: int | None,
-    clamp: float | None,
-) -> None:
-    kind = METHODS[method]
-    if kind.prunes is not None and density is None:
-        raise ArgumentError(f"{method} prunes: give the density, the part of the values to keep")
-    if kind.prunes is None and density is not None:
-        raise ArgumentError(f"{method} prunes nothing; leave the density {density} out")
-    if density is not None and not 0 < density <= 1:
-        raise ArgumentError(f"a density of {density}; it must be over 0 and at most 1")
-    for what, value in (("rank", rank), ("clamp", clamp)):
-        if value is not None and not kind.whole:
-            raise ArgumentError(f"{method} makes no SVD; leave the {what} {value} out")
-    if rank is not None and rank < 1:
-        raise ArgumentError(f"a rank of {rank}; it must be 1 or more")
-    if clamp is not None and not 0 <= clamp <= 1:
-        raise ArgumentError(f"a clamp at the quantile {clamp}; it must be within 0 and 1")
-    if seed is not None and kind.prunes != "chance":
-        raise ArgumentError(f"{method} leaves nothing to chance; leave the seed {seed} out")
 
 
 def _check_plain(adapter: Adapter, first: Adapter) -> None:

@@ -13,11 +13,13 @@ from gpukit.formats.atomic import target_of
 from gpukit.formats.carried import CARD, CONFIG, carried_files, changed_config
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.dtypes import TORCH_TYPES
-from gpukit.formats.folder import read_text
+from gpukit.formats.folder import model_name, read_text
 from gpukit.formats.model_card import Origin, merged_card
 from gpukit.formats.new_folder import check_folder, new_folder, small_size, write_small
 from gpukit.formats.safetensors_shards import MAX_SHARD_SIZE, Shard, ShardsWriter, plan_shards
+from gpukit.planning.changes import ChangeTotal, change_totals, faint
 from gpukit.planning.plan import PlannedOutput
+from gpukit.sources.merged import Merge, MergedCheckpoint
 from gpukit.sources.steps import Step
 from gpukit.sources.stored import UNCHANGED, Changes, StoredSource
 
@@ -58,13 +60,15 @@ PLAIN = FolderOptions()
 
 @dataclass(frozen=True)
 class FolderResult:
-    """A folder that was written: its files, their size in bytes, the bytes read, the seconds."""
+    """A folder that was written: its files, their size in bytes, the bytes read, the seconds, and
+    by class what adapters did."""
 
     path: Path
     paths: tuple[Path, ...]
     size: int
     seconds: float
     read_bytes: int
+    changes: tuple[ChangeTotal, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Everything as one JSON-ready document; sizes in bytes, times in seconds."""
@@ -74,6 +78,7 @@ class FolderResult:
             "size": self.size,
             "seconds": round(self.seconds, 3),
             "read_bytes": self.read_bytes,
+            "changes": {total.name: total.as_json() for total in self.changes},
         }
 
 
@@ -115,9 +120,47 @@ def write_folder(
             passed = run_pipeline(source, outputs, writer, title, device, budget, report, "torch")
         report(Status("verifying"))
         _check_written(folder, shards)
+    totals = change_totals([output.spec for output in outputs], passed.changes)
+    for line in faint(totals):
+        report(Warned(line))
     paths = tuple(sorted(path for path in out.rglob("*") if path.is_file()))
     written = sum(path.stat().st_size for path in paths)
-    return FolderResult(out, paths, written, time.monotonic() - started, passed.read_bytes)
+    seconds = time.monotonic() - started
+    return FolderResult(out, paths, written, seconds, passed.read_bytes, tuple(totals))
+
+
+def merge_folder(
+    folder: Path,
+    merge: Merge,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | None = None,
+    base: str | None = None,
+    device: str = "auto",
+    budget: int = 4 << 30,
+    report: Report = ignore,
+) -> FolderResult:
+    """Write the model in `folder` with the adapters of `merge` to folder `out`, as `write_folder`;
+    the model card calls the model `base`, or what its folder is called."""
+    with MergedCheckpoint(folder, merge) as checkpoint:
+        for line in checkpoint.warnings:
+            report(Warned(line))
+        weights = [chosen.weight for chosen in merge.adapters]
+        names = [adapter.name for adapter in checkpoint.adapters]
+        tokenizer = checkpoint.vocabulary_folder
+        options = FolderOptions(
+            dtype=dtype,
+            max_shard_size=MAX_SHARD_SIZE if max_shard_size is None else max_shard_size,
+            tokenizer=tokenizer if tokenizer != folder else None,
+            origin=Origin(base or model_name(folder), list(zip(names, weights, strict=True))),
+        )
+        inputs = {chosen.path for chosen in merge.adapters if chosen.path.is_dir()}
+        return write_folder(
+            checkpoint, out, [checkpoint.step],
+            changes=Changes(changed=frozenset(checkpoint.step.records)),
+            options=options, inputs=inputs, device=device, budget=budget, report=report,
+        )  # fmt: skip
 
 
 def _beside(

@@ -11,6 +11,7 @@ from gpukit.recipes.references import fetched_adapter, locate_adapter
 from gpukit.remote.hub import HubModel
 
 if TYPE_CHECKING:
+    from gpukit.adapters.combining import Combining
     from gpukit.sources.merged import Merge
 
 # DIR, or DIR:WEIGHT, a path, or a path and a weight.
@@ -47,6 +48,7 @@ def located(words: Sequence[Word]) -> list[tuple[Path | HubModel, float]]:
 def chosen(
     words: Sequence[Word] | str | Path,
     *,
+    combine: "Combining | None" = None,
     strict: bool = False,
     moe_layout: str | None = None,
     report: Report = ignore,
@@ -77,4 +79,4 @@ def chosen(
         Chosen(path, weight, str(path) if names.count(path.name) > 1 else None)
         for path, weight in found
     )
-    return Merge(tuple(adapters), strict=strict, layout=layout)
+    return Merge(tuple(adapters), strict=strict, layout=layout, combining=combine)

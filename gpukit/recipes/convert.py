@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpukit.conversion.checks import check_plan, check_run
 from gpukit.conversion.run import Result, run_plan
@@ -18,6 +18,9 @@ from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.references import locate
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
+
+if TYPE_CHECKING:
+    from gpukit.adapters.combining import Combining
 
 # What the two verbs take for granted: bytes of host memory for buffers.
 MEMORY = 4 << 30
@@ -90,6 +93,7 @@ def plan(
     *,
     options: Options = PLAIN,
     adapters: Sequence[Word] = (),
+    combine: "Combining | None" = None,
     strict: bool = False,
     moe_layout: str | None = None,
     pre: str | None = None,
@@ -105,7 +109,7 @@ def plan(
     """
     check_plan(type, pre)
     reference = locate(model, hub=hub)
-    merge = chosen(adapters, strict=strict, moe_layout=moe_layout, report=report)
+    merge = chosen(adapters, combine=combine, strict=strict, moe_layout=moe_layout, report=report)
     source = open_source(reference.fetch(report), pre, merge)
     try:
         return Plan(source, plan_quantize(source, type, options))
@@ -120,6 +124,7 @@ def convert(
     type: str | None = None,
     *,
     adapters: Sequence[Word] = (),
+    combine: "Combining | None" = None,
     strict: bool = False,
     moe_layout: str | None = None,
     imatrix: str | Path | None = None,
@@ -136,7 +141,8 @@ def convert(
     (hf.co/org/name, or with `hub` org/name). `out` is a GGUF, or, from a GGUF to floats, a file
     that ends in .safetensors; it appears whole or not at all. No `type` keeps a folder's own (BF16
     or F16) and the types of a GGUF. `adapters` are merged on the way, in order: folders, files or
-    ids (hf.co/org/name), each as it is, as "DIR:WEIGHT" or as (DIR, WEIGHT). With `strict` one that
+    ids (hf.co/org/name), each as it is, as "DIR:WEIGHT" or as (DIR, WEIGHT); `combine`
+    says how several become one, without it they are added up. With `strict` one that
     names another base is refused, not only warned about; `moe_layout` (peft, peft-0.18, unsloth)
     tells how tensors of experts lie where that cannot be seen. `imatrix` is a file with importance
     weights, .gguf or .dat; `split_max_size` (bytes) splits the output; `pre` names the
@@ -155,8 +161,8 @@ def convert(
     # Whatever the model, this can be wrong: looked at before that is fetched.
     check_run(Path(out), type, options, device)
     with plan(
-        model, type, options=options, adapters=adapters, strict=strict, moe_layout=moe_layout,
-        pre=pre, hub=hub, report=report,
+        model, type, options=options, adapters=adapters, combine=combine, strict=strict,
+        moe_layout=moe_layout, pre=pre, hub=hub, report=report,
     ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, report=report)
 

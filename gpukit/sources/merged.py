@@ -9,6 +9,8 @@ from torch import Tensor
 
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import Base
+from gpukit.adapters.combine import combine
+from gpukit.adapters.combining import Combining
 from gpukit.adapters.delta import Delta
 from gpukit.adapters.experts import Layout
 from gpukit.adapters.merging import merge_rows
@@ -34,11 +36,13 @@ class Chosen:
 @dataclass(frozen=True)
 class Merge:
     """What is to be merged, in order. `strict` refuses an adapter that names another base; `layout`
-    tells how the tensors of experts lie where that cannot be seen."""
+    tells how the tensors of experts lie where that cannot be seen; `combining` how several become
+    one, whose deltas are added up without it."""
 
     adapters: tuple[Chosen, ...]
     strict: bool = False
     layout: Layout | None = None
+    combining: Combining | None = None
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,27 @@ class Deltas:
 def open_adapters(merge: Merge, base: Base, stack: ExitStack) -> list[Adapter]:
     """The adapters of `merge`, fitted to `base`, which `stack` closes; the errors of
     `open_adapter`."""
-    found = []
-    for chosen in merge.adapters:
-        adapter = open_adapter(
-            chosen.path, base, name=chosen.name, layout=merge.layout, strict=merge.strict
+    return [
+        stack.enter_context(
+            open_adapter(
+                chosen.path, base, name=chosen.name, layout=merge.layout, strict=merge.strict
+            )
         )
-        stack.enter_context(adapter)
-        found.append(weighted(adapter, chosen.weight))
-    return found
+        for chosen in merge.adapters
+    ]
+
+
+def records_of(merge: Merge, adapters: Sequence[Adapter]) -> Mapping[str, tuple[Delta, ...]]:
+    """What the open `adapters` of `merge` do together to each tensor; the errors of `combined` and
+    `combine`."""
+    weights = [chosen.weight for chosen in merge.adapters]
+    how = merge.combining
+    if how is None:
+        return combined(list(map(weighted, adapters, weights)))
+    return combine(
+        adapters, weights, how.method, density=how.density, rank=how.rank, seed=how.seed,
+        majority_sign=how.majority_sign,
+    )  # fmt: skip
 
 
 class MergedCheckpoint(Checkpoint):
@@ -78,7 +95,7 @@ class MergedCheckpoint(Checkpoint):
         with ExitStack() as stack:
             stack.callback(super().close)
             self.adapters: Sequence[Adapter] = open_adapters(merge, Base.of(self), stack)
-            records = combined(self.adapters)
+            records = records_of(merge, self.adapters)
             first = self.adapters[0]
             self._resized: frozenset[str] = frozenset()
             self._add(first.added)

@@ -4,11 +4,10 @@ from contextlib import ExitStack
 
 from gpukit.adapters.gguf import gguf_base
 from gpukit.adapters.moved import moved
-from gpukit.adapters.together import combined
 from gpukit.errors import AdapterError
 from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_split import GGUFModel
-from gpukit.sources.merged import Deltas, Merge, open_adapters
+from gpukit.sources.merged import Deltas, Merge, open_adapters, records_of
 
 
 class MergedGGUF(Closing):
@@ -32,7 +31,7 @@ class MergedGGUF(Closing):
                         f"{adapter.file.path}: {what}, for which a GGUF has no place: merge the "
                         "adapter into the checkpoint that the GGUF was made of"
                     )
-            self.step = Deltas(moved(base.rules, combined(adapters)))
+            self.step = Deltas(moved(base.rules, records_of(merge, adapters)))
             self.warnings = tuple(line for adapter in adapters for line in adapter.warnings)
             self._all = stack.pop_all()
 

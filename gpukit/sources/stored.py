@@ -180,13 +180,24 @@ class StoredSource(Source):
         start = first * (1 if tensor.raw else tensor.row_bytes)
         self._checkpoint.read_into(tensor.stored, buffer, start)
 
-    def values(self, index: int, row: int, rows: int, data: Tensor) -> Tensor:
+    @property
+    def merges(self) -> bool:
+        return bool(self._steps[1:])
+
+    def changes(self, index: int) -> bool:
+        changed = self._changes.changed
+        raw = self._tensors[index].raw
+        return self.merges and not raw and (changed is None or self.tensors[index].name in changed)
+
+    def values(
+        self, index: int, row: int, rows: int, data: Tensor, *, merged: bool = True
+    ) -> Tensor:
         tensor = self._tensors[index]
         first, count = self._values_of(index, row, rows)
         part = data.view(STORED_TYPES[tensor.stored.dtype]).view(-1, tensor.width)
         if len(part) < count:
             part = torch.cat((part, part.new_zeros(count - len(part), tensor.width)))
-        for step in self._steps:
+        for step in self._steps if merged else self._steps[:1]:
             part = step(tensor.entry.name, first, part)
         # The kernels round float32 into 16 bits; float64 is neither read nor made by them.
         if tensor.entry.dtype == "F64":

@@ -19,6 +19,8 @@ from gpukit_kernels.table import FLOATS, QuantType, by_name
 # Columns and rows of a program where neither side has blocks: sixteen values a thread.
 COLUMNS = 256
 ROWS = 8
+# Rows of blocks that a program encodes at most: more, and IQ4_NL spills (3.7.1, sm_80).
+MOST_ROWS = 64
 # Rows whose lengths a program adds up.
 LENGTH_ROWS = 16
 
@@ -193,7 +195,7 @@ def tile(row: QuantType, kind: QuantType) -> dict[str, object]:
         "BLOCK": block,
         "NBYTES": row.nbytes,
         "OUT_NBYTES": kind.nbytes,
-        "ROWS": into.tile if encode else ROWS * COLUMNS // block,
+        "ROWS": min(into.tile, MOST_ROWS) if encode else ROWS * COLUMNS // block,
     }
 
 

@@ -1,0 +1,147 @@
+"""`gpukit merge`: adapters into their base, as a model folder or as a GGUF."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gpukit_cli.convert import print_changes, print_result, size
+from gpukit_cli.options import (
+    FILE_TYPE_NAMES,
+    Adapters,
+    Devices,
+    Hub,
+    ImatrixFile,
+    Json,
+    MoeLayout,
+    Pre,
+    Quiet,
+    Strict,
+    file_types,
+    stored_names,
+)
+from gpukit_cli.output import print_json
+from gpukit_cli.progress import human_bytes, reporter
+
+if TYPE_CHECKING:
+    from gpukit.conversion.folder import FolderResult
+
+METHODS = (
+    "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties",
+    "dare_ties_svd", "magnitude_prune", "magnitude_prune_svd",
+)  # fmt: skip
+
+
+def _methods(incomplete: str) -> list[str]:
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+def merge(
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE",
+            help="The model: a folder, a GGUF, a name in the store, or hf.co/org/name.",
+            autocompletion=stored_names,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="The .gguf file to write, or a model folder for transformers; whole and at the "
+            "end.",
+        ),
+    ],
+    adapter: Adapters = None,
+    type: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help=f"Of a GGUF: {FILE_TYPE_NAMES}. Of a folder: F32, F16, BF16.",
+            show_default="the base's",
+            autocompletion=file_types,
+        ),
+    ] = None,
+    combine: Annotated[
+        str | None,
+        typer.Option(
+            "--combine",
+            metavar="METHOD",
+            help=f"How several adapters become one, as PEFT does it: {', '.join(METHODS)}.",
+            show_default="deltas are added up",
+            autocompletion=_methods,
+        ),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(
+            "--density",
+            metavar="F",
+            help="The part of the values that a method that prunes keeps.",
+            show_default="none",
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank", metavar="N", help="Of a combination by SVD.", show_default="the largest"
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            help="Of methods that leave values to chance.",
+            show_default="a new one",
+        ),
+    ] = None,
+    imatrix: ImatrixFile = None,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(
+            "--max-shard-size",
+            metavar="SIZE",
+            help="Of a folder's files of weights, as 500M or 2G.",
+            show_default="5G",
+        ),
+    ] = None,
+    strict: Strict = False,
+    moe_layout: MoeLayout = None,
+    pre: Pre = None,
+    hub: Hub = False,
+    device: Devices = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Merge LoRA adapters into their base: a folder, or a GGUF quantised on the way."""
+    import gpukit
+
+    how = None
+    if combine is not None:
+        how = gpukit.Combining(combine, density=density, rank=rank, seed=seed)
+    else:
+        for option, value in (("--density", density), ("--rank", rank), ("--seed", seed)):
+            if value is not None:
+                raise gpukit.ArgumentError(f"{option} is for --combine METHOD; give that, too")
+    with reporter(quiet) as report:
+        result = gpukit.merge(
+            base, adapter or [], out, type, combine=how, imatrix=imatrix,
+            max_shard_size=size(max_shard_size),
+            strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
+        )  # fmt: skip
+    if isinstance(result, gpukit.Result):
+        print_result(result, json)
+    else:
+        _print_folder(result, json)
+
+
+def _print_folder(result: "FolderResult", json: bool) -> None:
+    if json:
+        print_json(result.as_json())
+        return
+    print_changes(result.changes)
+    print(f"{result.path}: {len(result.paths)} files, {human_bytes(result.size)} in "
+          f"{result.seconds:.1f} s")  # fmt: skip

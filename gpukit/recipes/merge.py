@@ -1,0 +1,94 @@
+"""Adapters merged into their base: a Hugging Face folder, or a GGUF of any type, in one pass."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpukit.conversion.checks import SAFETENSORS, check_device, check_plan
+from gpukit.conversion.run import Result
+from gpukit.errors import ArgumentError
+from gpukit.events import Report, ignore
+from gpukit.recipes.chosen import Word, chosen
+from gpukit.recipes.convert import MEMORY, convert
+from gpukit.recipes.references import Reference, locate
+from gpukit.remote.hub import HubModel
+
+if TYPE_CHECKING:
+    from gpukit.adapters.combining import Combining
+    from gpukit.conversion.folder import FolderResult
+
+FILES = (".gguf", SAFETENSORS)
+FLOATS = ("F32", "F16", "BF16")
+
+
+def merge(
+    base: str | Path,
+    adapters: Sequence[Word],
+    out: str | Path,
+    type: str | None = None,
+    *,
+    combine: "Combining | None" = None,
+    imatrix: str | Path | None = None,
+    max_shard_size: int | None = None,
+    strict: bool = False,
+    moe_layout: str | None = None,
+    pre: str | None = None,
+    hub: bool = False,
+    device: str = "auto",
+    memory: int = MEMORY,
+    report: Report = ignore,
+) -> "Result | FolderResult":
+    """Write `base` with `adapters` merged to `out`: paths, size, seconds, and what changed.
+
+    `base` is what the command line takes for a model, `adapters` as `convert` takes them. `out` is
+    a .gguf, as `convert` writes it with `type` and `imatrix`, or else a folder that transformers
+    loads, its weights of float type `type` (their own without), in files of at most
+    `max_shard_size` bytes; it appears whole or not at all. `combine` says how several adapters
+    become one; without it the deltas are added up. Errors as `convert`.
+
+        gpukit.merge("Llama-3.2-1B", ["my-lora"], "merged.gguf", "Q4_K_M").size
+    """
+    out = Path(out)
+    if not adapters:
+        raise ArgumentError("no adapter to merge; give one, or convert the model")
+    if out.suffix.lower() in FILES:
+        if max_shard_size is not None:
+            raise ArgumentError(f"{out}: shards are parts of a folder; name a folder")
+        return convert(
+            base, out, type, adapters=adapters, combine=combine, imatrix=imatrix, strict=strict,
+            moe_layout=moe_layout, pre=pre, hub=hub, device=device, memory=memory, report=report,
+        )  # fmt: skip
+    _check_folder(out, type, imatrix, pre)
+    check_device(device)
+    reference = locate(base, hub=hub)
+    wanted = chosen(adapters, combine=combine, strict=strict, moe_layout=moe_layout, report=report)
+    assert wanted is not None
+    path = reference.fetch(report)
+    if not path.is_dir():
+        raise ArgumentError(f"{path}: a GGUF becomes a GGUF: name a .gguf file, not {out}")
+    # What merges computes with torch.
+    from gpukit.conversion.folder import merge_folder
+
+    return merge_folder(
+        path, wanted, out, dtype=type and type.upper(), max_shard_size=max_shard_size,
+        base=_id(reference), device=device, budget=memory, report=report,
+    )  # fmt: skip
+
+
+def _id(reference: Reference) -> str | None:
+    """The base's id on the hub; a path of this machine says nothing to others."""
+    model = reference.model
+    return model.repo if isinstance(model, HubModel) else None
+
+
+def _check_folder(out: Path, type: str | None, imatrix: str | Path | None, pre: str | None) -> None:
+    """`ArgumentError` for what only a GGUF can have."""
+    check_plan(type)
+    if type is not None and type.upper() not in FLOATS:
+        raise ArgumentError(
+            f"{out}: a folder's weights are {', '.join(FLOATS)}, not {type}; name a .gguf file for "
+            "it"
+        )
+    for what, value in (("imatrix", imatrix), ("pre", pre)):
+        if value is not None:
+            raise ArgumentError(f"{out}: {what} is for a GGUF; name a .gguf file, or leave it out")
