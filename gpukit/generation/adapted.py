@@ -10,6 +10,7 @@ import gpukit_kernels as kernels
 from gpukit.adapters.copies import without_copies
 from gpukit.adapters.delta import Delta, Replaced, merged
 from gpukit.adapters.gguf import EMBEDDING, HEAD
+from gpukit.adapters.together import weighted
 from gpukit.adapters.unmerged import beside, with_factors
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.dtypes import TORCH_TYPES
@@ -65,7 +66,10 @@ def adapted(
     base = replace(target.base, called=tuple(names))
     with ExitStack() as stack:
         opened = open_adapters(merge, base, stack)
-        adapters = [without_copies(each, base, target.checkpoint) for each in opened]
+        adapters = [
+            weighted(without_copies(adapter, base, target.checkpoint), chosen.weight)
+            for adapter, chosen in zip(opened, merge.adapters, strict=True)
+        ]
         for line in (line for adapter in adapters for line in adapter.warnings):
             report(Warned(line))
         found = beside(base, target.tensors, adapters, device)
