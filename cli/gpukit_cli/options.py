@@ -95,8 +95,8 @@ Adapters = Annotated[
     typer.Option(
         "--adapter",
         metavar="DIR[:WEIGHT]",
-        help="A LoRA adapter to merge: a folder or file of PEFT or MLX, a GGUF, or hf.co/org/name; "
-        "may be repeated.",
+        help="A LoRA adapter: a folder or file of PEFT or MLX, a GGUF, or hf.co/org/name; may be "
+        "repeated.",
         show_default="none",
     ),
 ]

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpukit.errors import ArgumentError
-from gpukit_cli.options import Device, Hub, Json, Pre, Quiet, stored_names
+from gpukit_cli.options import (
+    Adapters,
+    Device,
+    Hub,
+    Json,
+    MoeLayout,
+    Pre,
+    Quiet,
+    Strict,
+    stored_names,
+)
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import reporter
 
@@ -90,6 +100,9 @@ def run(
         int | None,
         _parameter("--num-ctx", "N", "Tokens of context.", "4096 or what the model has, if less"),
     ] = None,
+    adapter: Adapters = None,
+    strict: Strict = False,
+    moe_layout: MoeLayout = None,
     pre: Pre = None,
     hub: Hub = False,
     device: Device = "auto",
@@ -100,6 +113,8 @@ def run(
     json: Json = False,
 ) -> None:
     """Run a model: print what it answers to PROMPT, or to what comes on stdin."""
+    import gpukit
+
     given: Parameters = {
         "temperature": temperature,
         "top_k": top_k,
@@ -112,9 +127,15 @@ def run(
         "num_predict": num_predict,
         "num_ctx": num_ctx,
     }
-    _check(model, given, device, pre, hub)
+    adapters = adapter or []
+    _check(model, given, adapters, device, pre, hub)
     text = _prompt(prompt or [])
-    loaded = _loaded(model, device, pre, hub, quiet)
+    # The bars of a terminal are gone before the text comes.
+    with reporter(quiet) as report:
+        loaded = gpukit.load(
+            model, device, pre=pre, hub=hub, adapters=adapters, strict=strict,
+            moe_layout=moe_layout, report=report,
+        )  # fmt: skip
     result = _speak(loaded, text, system, given, quiet, shown=not json)
     if json:
         print_json({"model": model, **result.as_json()})
@@ -137,7 +158,14 @@ def _prompt(words: list[str]) -> str:
     return text
 
 
-def _check(word: str, given: "Parameters", device: str, pre: str | None, hub: bool) -> None:
+def _check(
+    word: str,
+    given: "Parameters",
+    adapters: list[str],
+    device: str,
+    pre: str | None,
+    hub: bool,
+) -> None:
     """What is wrong with the request shows before stdin is read and anything is fetched."""
     from gpukit.conversion.checks import check_device, check_plan
     from gpukit.recipes.references import locate
@@ -145,18 +173,14 @@ def _check(word: str, given: "Parameters", device: str, pre: str | None, hub: bo
     check_plan(None, pre)
     check_device(device)
     locate(word, hub=hub)
+    if adapters:
+        from gpukit.recipes.chosen import located
+
+        located(adapters)
 
     from gpukit.generation.generate import options_from
 
     options_from({}, given)
-
-
-def _loaded(word: str, device: str, pre: str | None, hub: bool, quiet: bool) -> "Model":
-    import gpukit
-
-    # The bars of a terminal are gone before the text comes.
-    with reporter(quiet) as report:
-        return gpukit.load(word, device, pre=pre, hub=hub, report=report)
 
 
 def _speak(

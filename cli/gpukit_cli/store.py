@@ -26,7 +26,7 @@ from gpukit_cli.output import complain, print_json
 if TYPE_CHECKING:
     from gpukit import Store
     from gpukit.recipes.create import PlannedModel
-    from gpukit.recipes.show import ModelDetails
+    from gpukit.recipes.show import AdapterDetails, ModelDetails
 
 DEFAULT_MODELFILE = Path("Modelfile")
 # Of long texts `show` gives the beginning.
@@ -65,6 +65,12 @@ def create(
             autocompletion=file_types,
         ),
     ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Merge adapters into the weights, as -q does; else they stay beside."
+        ),
+    ] = False,
     pre: Pre = None,
     hub: Hub = False,
     imatrix: ImatrixFile = None,
@@ -88,14 +94,14 @@ def create(
         with reporter(quiet) as report:
             planned = plan_create(
                 gpukit.Store(), name, parsed, quantize,
-                pre=pre, imatrix=imatrix, hub=hub, report=report,
+                pre=pre, imatrix=imatrix, hub=hub, merge=merge, report=report,
             )  # fmt: skip
         _print_planned(planned, json)
         return
     with reporter(quiet) as report:
         made = gpukit.Store().create(
             name, source, quantize,
-            device=device, pre=pre, imatrix=imatrix, hub=hub, report=report,
+            device=device, pre=pre, imatrix=imatrix, hub=hub, merge=merge, report=report,
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})
@@ -272,6 +278,7 @@ def _print_details(found: "ModelDetails", *, verbose: bool) -> None:
     ]
     _section("Model", [(key, str(value)) for key, value in facts if value])
     _section("Capabilities", [(each,) for each in found.capabilities])
+    _section("Adapters", [_adapter_row(adapter) for adapter in found.adapters])
     _section("Parameters", _parameter_rows(found))
     if verbose:
         rows = [(f.key, _short(jsonlib.dumps(_listed(f.value), ensure_ascii=False)))
@@ -280,6 +287,15 @@ def _print_details(found: "ModelDetails", *, verbose: bool) -> None:
         _section("Tensors", [(t.name, t.type, str(list(t.ne))) for t in found.tensors])
     _section("System", _beginning(found.system))
     _section("License", _beginning("\n".join(found.licenses)))
+
+
+def _adapter_row(adapter: "AdapterDetails") -> tuple[str, ...]:
+    from gpukit_cli.progress import human_bytes
+
+    ranks = ", ".join(map(str, adapter.ranks))
+    short = adapter.path.name.removeprefix("sha256-")[:12]
+    return (adapter.name or short, f"rank {ranks}", f"{adapter.tensors} tensors",
+            human_bytes(adapter.size))  # fmt: skip
 
 
 def _section(title: str, rows: Sequence[tuple[str, ...]]) -> None:

@@ -44,12 +44,14 @@ def canonical(name: str) -> str:
 @dataclass(frozen=True)
 class Base:
     """A model at `path`: its tensors' shapes by name, outermost first, and its config.json. Of one
-    that is a GGUF, `rules` say how its tensors would be made of these."""
+    that is a GGUF, `rules` say how its tensors would be made of these. `called` are names that it
+    has elsewhere, as in a store."""
 
     path: Path
     tensors: Mapping[str, tuple[int, ...]]
     config: Mapping[str, Any]
     rules: tuple[Rule, ...] = ()
+    called: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Base":
@@ -108,7 +110,8 @@ class Base:
     def names(self) -> tuple[str, ...]:
         """What the model is called."""
         said = self.config.get("_name_or_path")
-        return (model_name(self.path), *((said,) if isinstance(said, str) and said else ()))
+        named = (said,) if isinstance(said, str) and said else ()
+        return (*self.called, model_name(self.path), *named)
 
     @cached_property
     def layers(self) -> int:

@@ -1,6 +1,6 @@
 """GGUF adapters as llama.cpp has them: names and rows of a GGUF, brought back to the checkpoint's.
 
-    NAME.lora_a [r, in], NAME.lora_b [out, r]       W + s·B·A, s = α / r, or 1 where α is 0
+    NAME.lora_a [r, in], NAME.lora_b [out, r]       W + s·B·A, s = α / r, or 1 without α
     token_embd.weight.lora_a [tokens, r]            the two have changed sides: W + s·A·Bᵀ
     NAME.lora_a [E, r, in], NAME.lora_b [E, out, r] of all experts
     NAME (a norm)                                   takes the place; llama.cpp passes over it
@@ -20,6 +20,7 @@ from gpukit.adapters.base import Base
 from gpukit.adapters.delta import LowRank
 from gpukit.adapters.fit import Fit
 from gpukit.adapters.values import Values
+from gpukit.errors import GGUFError
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.models.config import ModelConfig
@@ -73,7 +74,7 @@ def _alpha(fit: Fit, file: GGUFFile, arch: Architecture) -> float:
     made_for = file.get("general.architecture")
     if made_for != arch.name:
         raise fit.fail(f"made for {str(made_for)[:40]!r}, the base is {arch.name!r}")
-    alpha = file.get(ALPHA)
+    alpha = file.get(ALPHA, 0.0)  # llama.cpp takes one that is not there for 0
     if not isinstance(alpha, float) or not isfinite(alpha):
         raise fit.fail(f"{ALPHA} is {str(alpha)[:40]}; a number is needed")
     return alpha
@@ -81,9 +82,13 @@ def _alpha(fit: Fit, file: GGUFFile, arch: Architecture) -> float:
 
 def gguf_base(model: GGUFModel) -> Base:
     """A GGUF as a base: the checkpoint that it could have been made from; its `rules` bring deltas
-    back (`moved`). `GGUFError` for an architecture that is unknown."""
+    back (`moved`). `GGUFError` for an architecture that is unknown, or metadata that lack
+    something."""
     named = architecture_of(_text(model, "general.architecture"), str(model.path))
-    config = named.restore(model.fields)
+    try:
+        config = named.restore(model.fields)
+    except GGUFError as error:
+        raise GGUFError(f"{model.path}: {error}") from None
     # Several classes become one architecture: the one that makes most of the tensors is meant.
     alike = [arch for arch in architectures() if arch.name == named.name]
     arch, rules = max(((a, _made(a, config, model)) for a in alike), key=lambda pair: len(pair[1]))

@@ -28,4 +28,5 @@ def _plain(name: str) -> str:
         last = last.rpartition("--")[2]
     elif re.fullmatch(r"[0-9a-f]{40}", last) and "models--" in name:
         last = name.rpartition("models--")[2].partition("/")[0].rpartition("--")[2]
-    return QUANTISED.sub("", last.lower())
+    # A GGUF's general.name has blanks where a folder has hyphens.
+    return QUANTISED.sub("", re.sub(r"[\s_]+", "-", last.lower()))

@@ -73,6 +73,11 @@ def open_adapter(
     return Adapter(name or called, form, kept, added, sizes, warnings, file, fit.invocation)
 
 
+def weights_of(path: Path) -> Path:
+    """The file that holds the tensors of the adapter at `path`; errors as `open_adapter`."""
+    return _located(path)[1].resolve()
+
+
 def _fitted(
     fit: Fit,
     file: WeightFile,

@@ -16,7 +16,7 @@ from gpukit.errors import AdapterError, one_line
 from gpukit.formats.closing import Closing
 from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.formats.gguf_fields import TensorInfo
-from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.gguf_reader import GGUFFile, is_gguf
 from gpukit.formats.pytorch import PytorchFile
 from gpukit.formats.safetensors import SafetensorsFile, StoredTensor
 
@@ -167,7 +167,7 @@ def _opened(path: Path) -> SafetensorsFile | PytorchFile | GGUFFile:
     match path.suffix:
         case ".safetensors":
             return SafetensorsFile(path)
-        case ".gguf":
+        case _ if is_gguf(path):  # a blob of the store has no ending
             return GGUFFile(path)
         case _:
             return PytorchFile(path)

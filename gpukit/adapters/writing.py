@@ -99,7 +99,7 @@ def plan_pairs(
     """What `adapter` becomes for a GGUF that is made of `tensors`, whose shapes (outermost first)
     are `shapes`. `AdapterError` names what no GGUF adapter can hold, and the remedy."""
     where = adapter.file.path
-    _check_tied(adapter, tensors, shapes)
+    check_tied(adapter, tensors, shapes)
     for tensor, records in adapter.deltas.items():
         for record in records:
             _check(tensor, record, adapter)
@@ -117,11 +117,11 @@ def plan_pairs(
     return PairPlan(tuple(pairs), alpha, folded)
 
 
-def _check_tied(
+def check_tied(
     adapter: Adapter, tensors: Sequence[Made], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """llama.cpp aborts where an adapter has the embedding and the head is that tensor, too, and
-    does not know a head that the model has not."""
+    """`AdapterError` for what llama.cpp does not take: it aborts where an adapter has the embedding
+    and the head is that tensor, too, and does not know a head that the model has not."""
     if HEAD in shapes:
         return
     embedding = {span.source for t in tensors if t.name == EMBEDDING for span in t.spans}

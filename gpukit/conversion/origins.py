@@ -9,19 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from gpukit.adapters.target import Target
+from gpukit.conversion.admission import Checked, Header, check_folder, check_gguf
+from gpukit.conversion.copying import copy_file
 from gpukit.conversion.run import run_plan
-from gpukit.errors import ArgumentError, CheckpointError, FormatError
-from gpukit.events import Report, Status, Step
+from gpukit.errors import ArgumentError
+from gpukit.events import Report, Status
 from gpukit.formats.file_types import FILE_TYPE, file_type_name, file_type_of
-from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_fields import UNQUANTIZED
-from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.imatrix import Imatrix
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.base import Source
+from gpukit.sources.gguf import GGUFSource
+from gpukit.sources.merged import Merge
 from gpukit.sources.opening import check_whole, open_source
-from gpukit.store import blobs
 from gpukit.store.changes import Change
 from gpukit.store.manifest import LAYER_PREFIX, Layer, Manifest
 from gpukit.store.names import ModelName
@@ -33,8 +35,8 @@ MODEL = LAYER_PREFIX + "model"
 @dataclass(frozen=True)
 class Wishes:
     """How weights are converted: the file type wanted (None: the source's own), who hears of it,
-    the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, and
-    the importance weights.
+    the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, the
+    importance weights, and the adapters that are merged on the way.
     """
 
     file_type: str | None
@@ -43,25 +45,7 @@ class Wishes:
     budget: int = 4 << 30
     pre: str | None = None
     imatrix: Imatrix | None = None
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a model's GGUF says of itself: architecture, number of weights, `general.file_type`."""
-
-    architecture: str
-    weights: int
-    file_type: object
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A GGUF that is a whole model: its header, the types of its tensors, whether it has parts."""
-
-    path: Path
-    header: Header
-    types: frozenset[str]
-    is_split: bool
+    merge: Merge | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +71,15 @@ class Origin(Protocol):
         """What `add` would bring; nothing is written."""
         ...
 
+    def target(self) -> Target:
+        """The model as adapters of it see it; `GGUFError` for an architecture that is unknown."""
+        ...
+
+    @property
+    def adapters(self) -> tuple[Layer, ...]:
+        """The layers of adapters that it brings with it."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -100,7 +93,7 @@ def open_origin(store: Store, source: Path | ModelName, work: Wishes) -> Origin:
     if isinstance(source, ModelName):
         return _stored(store, source, work)
     if source.is_dir():
-        _check_folder(source)
+        check_folder(source)
         return _converted(source, work, "converting model")
     return _file(source, work)
 
@@ -112,26 +105,17 @@ class _Copied:
     path: Path
     work: Wishes
     header: Header
+    adapters: tuple[Layer, ...] = ()
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
-        report, total, done = self.work.report, self.path.stat().st_size, 0
-        report(Status("parsing GGUF"))
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            report(Step(f"copying {self.path.name}", done, total))
-
-        target = changes.temporary()
-        with blobs.disk_errors(target.parent):
-            digest, size = blobs.copy_in(self.path, target, advance)
-        if size != total:
-            raise FormatError(f"{self.path}: {total} bytes became {size} while it was copied")
-        return (changes.add_file(target, digest, size, MODEL, origin=self.path.name),)
+        return (copy_file(self.path, changes, MODEL, self.work.report),)
 
     def foresee(self) -> Foreseen:
         layer = Layer(MODEL, "", self.path.stat().st_size, origin=self.path.name)
         return Foreseen((layer,), _plan_of_copy(self.path, self.work))
+
+    def target(self) -> Target:
+        return _target(self.path)
 
     def close(self) -> None:
         """Nothing is open between the check and the copy."""
@@ -145,6 +129,7 @@ class _Converted:
     plan: QuantizePlan
     work: Wishes
     opening: str
+    adapters: tuple[Layer, ...] = ()
 
     @property
     def header(self) -> Header:
@@ -169,6 +154,9 @@ class _Converted:
 
     def foresee(self) -> Foreseen:
         return Foreseen((Layer(MODEL, "", self.plan.size),), self.plan)
+
+    def target(self) -> Target:
+        return self.source.target()
 
     def close(self) -> None:
         self.source.close()
@@ -200,11 +188,21 @@ class _Inherited:
         foreseen = self.converted.foresee()
         return Foreseen(self._layers(foreseen.layers), foreseen.plan)
 
+    def target(self) -> Target:
+        found = _target(self.path)
+        return replace(found, base=replace(found.base, called=(self.name.model,)))
+
+    @property
+    def adapters(self) -> tuple[Layer, ...]:
+        return tuple(self.manifest.of("adapter"))
+
     def _layers(self, weights: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        """All layers of the model, with new `weights` if there are any."""
+        """All layers of the model, with new `weights` if there are any, which have taken up its
+        adapters if some are merged."""
         layers = [
             Layer(layer.media_type, layer.digest, layer.size, self.name.display, layer.name)
             for layer in self.manifest.layers
+            if self.work.merge is None or layer.kind != "adapter"
         ]
         if weights:
             at = max(i for i, layer in enumerate(layers) if layer.kind == "model")
@@ -214,6 +212,11 @@ class _Inherited:
     def close(self) -> None:
         if self.converted:
             self.converted.close()
+
+
+def _target(path: Path) -> Target:
+    with GGUFSource(path) as source:
+        return source.target()
 
 
 def _stored(store: Store, name: ModelName, work: Wishes) -> Origin:
@@ -236,20 +239,21 @@ def _file(path: Path, work: Wishes) -> Origin:
 def _quantized(checked: Checked, work: Wishes, what: str) -> _Converted | None:
     """A GGUF on its way to another type; None where it has that type already."""
     if work.file_type is None:
-        return None
+        return None if work.merge is None else _converted(checked.path, work, "parsing GGUF")
     # What llama.cpp and Ollama take as a source; other types have lost too much.
     if lossy := sorted(checked.types - set(UNQUANTIZED)):
         raise ArgumentError(
             f"{what}: quantization is only supported for F16, BF16 and F32 models, and this one "
             f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF"
         )
-    if file_type_name(checked.header.file_type) == file_type_of(work.file_type).name:
+    same = file_type_name(checked.header.file_type) == file_type_of(work.file_type).name
+    if same and work.merge is None:
         return None
     return _converted(checked.path, work, "parsing GGUF")
 
 
 def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
-    source = open_source(path, work.pre)
+    source = open_source(path, work.pre, work.merge)
     try:
         plan = plan_quantize(source, work.file_type, Options(imatrix=work.imatrix))
         return _Converted(source, plan, work, opening)
@@ -259,38 +263,7 @@ def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
 
 
 def _plan_of_copy(path: Path, work: Wishes) -> QuantizePlan:
-    whole = _converted(path, replace(work, file_type=None, imatrix=None), "parsing GGUF")
+    plain = replace(work, file_type=None, imatrix=None, merge=None)
+    whole = _converted(path, plain, "parsing GGUF")
     with closing(whole):
         return whole.plan
-
-
-def check_gguf(path: Path) -> Checked:
-    """The model at `path`; GGUFError, FormatError or ArgumentError where the file is no whole
-    one."""
-    with GGUFModel(path) as file:
-        kind = file.get("general.type", "model")
-        architecture = file.get("general.architecture")
-        if not architecture:
-            raise FormatError(f"{path}: general.architecture is missing: this is no model")
-        weights = sum(info.n_elements for info in file.tensors.values())
-        types = frozenset(info.type for info in file.tensors.values())
-        header = Header(str(architecture), weights, file.get(FILE_TYPE))
-        checked = Checked(path, header, types, file.is_split)
-    if kind in ("adapter", "projector", "mmproj"):
-        raise ArgumentError(f"{path}: a GGUF of type {kind}, not a model; not supported as FROM")
-    return checked
-
-
-def _check_folder(folder: Path) -> None:
-    """CheckpointError where `folder` holds no checkpoint, or what nobody may read."""
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise CheckpointError(
-            f"{folder}: an adapter, not a model: FROM wants the base model, and adapters are not "
-            "supported by this version"
-        )
-    check_files(folder)
-    if not has_weights(folder):
-        raise CheckpointError(
-            f"{folder}: no Modelfile or safetensors files found: FROM wants a folder with "
-            "config.json and weights (.safetensors, .bin or .pth), or a .gguf file"
-        )

@@ -12,8 +12,9 @@ import torch
 
 import gpukit_kernels as kernels
 from gpukit.chat import Message, accepted, render
-from gpukit.errors import ArgumentError, CheckpointError, GGUFError, GpukitError
+from gpukit.errors import AdapterError, ArgumentError, CheckpointError, GGUFError, GpukitError
 from gpukit.events import Report, Warned, ignore
+from gpukit.generation.adapted import adapted
 from gpukit.generation.sampling import Sampler, SamplingOptions
 from gpukit.generation.stopping import StopWatch
 from gpukit.models.decoder import Decoder
@@ -21,6 +22,7 @@ from gpukit.models.registry import architecture_of
 from gpukit.models.weights import Observer, Weight, Weights
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
+from gpukit.sources.merged import Merge
 from gpukit.sources.opening import open_source
 from gpukit.store.parameters import TYPES
 from gpukit.tokenizer import Tokenizer
@@ -121,14 +123,23 @@ def options_from(
 
 
 def load_model(
-    path: Path, device: str = "auto", pre: str | None = None, observe: Observer | None = None
+    path: Path,
+    device: str = "auto",
+    pre: str | None = None,
+    observe: Observer | None = None,
+    *,
+    adapters: Merge | None = None,
+    names: Sequence[str] = (),
+    report: Report = ignore,
 ) -> LoadedModel:
     """The model in a GGUF file or a Hugging Face folder, its weights in blocks on `device`; `pre`
     names the pre-tokenizer of a folder with a byte-level BPE, `observe` hears of every input of a
-    linear map.
+    linear map. `adapters` work beside the weights, which stay as they are; `names` are what else
+    the model is called, for the warning about an adapter of another one.
 
     `GGUFError` for a file that is no whole model of a known architecture, `ArgumentError` for a
-    device that is not there, and the errors of the readers.
+    device that is not there, `AdapterError` for an adapter of another base or that has to be
+    merged, and the errors of the readers.
     """
     started = time.monotonic()
     place = kernels.device(device)
@@ -138,9 +149,13 @@ def load_model(
         try:
             tokenizer = Tokenizer.from_fields(metadata)
             config = arch.restore(metadata)
-            weights = Weights(_weights(source, place), observe)
+            with adapted(source, adapters, place, names=names, report=report) as found:
+                taken = found.changed(_weights(source, place))
+                weights = Weights(taken, observe, found.pairs_of(taken))
             decoder = arch.build(config, weights)
             weights.check_all_taken()
+        except AdapterError:  # says where
+            raise
         except (GGUFError, CheckpointError) as error:
             raise type(error)(f"{path}: {error}") from None
     if tokenizer.n_vocab > config.vocab_size:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -33,6 +34,42 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """scale * B(A x), what a low-rank adapter adds to the product of x with rows of a tensor: those
+    from `first` on, as many as `b` has. `a` is float32 `[rank, width]`, `b` `[rows, rank]`. With
+    `factors` `[rows]` the sum is then multiplied, each row by its own."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    first: int = 0
+    factors: Tensor | None = None
+
+    def add_to(self, out: Tensor, x: Tensor) -> None:
+        """Change `out`, float32 `[..., rows of all]`, which is what x `[..., width]` has become."""
+        part = out[..., self.first : self.first + len(self.b)]
+        part += (x @ self.a.T @ self.b.T) * self.scale  # the order of llama.cpp
+        if self.factors is not None:
+            part *= self.factors
+
+    def add_to_rows(self, out: Tensor, ids: Tensor) -> None:
+        """The same for rows of the whole that were looked up: float32 `[len(ids), width]`."""
+        out += (self.b[ids] @ self.a) * self.scale
+        if self.factors is not None:
+            out *= self.factors[ids, None]
+
+    def within(self, site: "Site") -> "Pair | None":
+        """What concerns the rows of `site`, counted from its first; None where that is nothing."""
+        begin, end = self.first, self.first + len(self.b)
+        start, stop = max(begin, site.first), min(end, site.first + site.rows)
+        if start >= stop:
+            return None
+        rows = slice(start - begin, stop - begin)
+        factors = None if self.factors is None else self.factors[rows]
+        return replace(self, b=self.b[rows], first=start - site.first, factors=factors)
+
+
+@dataclass(frozen=True)
 class Site:
     """Where the weights of a linear map lie: `rows` rows of tensor `name` from `first` on."""
 
@@ -48,45 +85,60 @@ Observer = Callable[[Site, Tensor], None]
 
 @dataclass(frozen=True)
 class Linear:
-    """x @ W^T + b with W in blocks, the rows at `site`; `observe` hears of every x."""
+    """x @ W^T + b with W in blocks, the rows at `site`; `observe` hears of every x, and each of
+    `pairs` adds to the product."""
 
     weight: Weight
     site: Site
     bias: Tensor | None = None
     observe: Callable[[Tensor], None] | None = None
+    pairs: tuple[Pair, ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """float32 `[..., rows]` of float32 `[..., width]`."""
         if self.observe is not None:
             self.observe(x)
         out = kernels.matmul(x, self.weight.blocks, self.weight.type)
+        for pair in self.pairs:
+            pair.add_to(out, x)
         return out if self.bias is None else out + self.bias
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """The rows of tensor `name` by their numbers."""
+    """The rows of tensor `name` by their numbers, with what `pairs` of all its rows add."""
 
     weight: Weight
     name: str
+    pairs: tuple[Pair, ...] = ()
 
     def __call__(self, ids: Tensor) -> Tensor:
         """float32 `[count, width]` of int64 `[count]`."""
-        return self.weight.rows(ids)
+        out = self.weight.rows(ids)
+        for pair in self.pairs:
+            pair.add_to_rows(out, ids)
+        return out
 
 
 class Weights:
     """The weights of a file by name; each is taken with the shape that it must have.
 
     Whatever a decoder computes with is made here, so it knows the name and rows that it has in the
-    file. `observe` hears of the inputs of linear maps. `GGUFError`, with both numbers, for a weight
-    that is missing or has another shape.
+    file. `observe` hears of the inputs of linear maps; `pairs` are what adapters add to them, by
+    the names of tensors. `GGUFError`, with both numbers, for a weight that is missing or has
+    another shape.
     """
 
-    def __init__(self, found: Mapping[str, Weight], observe: Observer | None = None) -> None:
+    def __init__(
+        self,
+        found: Mapping[str, Weight],
+        observe: Observer | None = None,
+        pairs: Mapping[str, Sequence[Pair]] = MappingProxyType({}),
+    ) -> None:
         self._found = found
         self._taken: set[str] = set()
         self._observe = observe
+        self._pairs = pairs
 
     def __contains__(self, name: str) -> bool:
         return name in self._found
@@ -110,13 +162,14 @@ class Weights:
 
     def embedding(self, name: str, rows: int, width: int) -> Embedding:
         """`name`.weight as rows to be looked up."""
-        return Embedding(self.matrix(f"{name}.weight", rows, width), f"{name}.weight")
+        weight = self.matrix(f"{name}.weight", rows, width)
+        return Embedding(weight, f"{name}.weight", tuple(self._pairs.get(f"{name}.weight", ())))
 
     def linear(self, name: str, rows: int, width: int) -> Linear:
         """`name`.weight with `name`.bias where there is one."""
         bias = self.vector(f"{name}.bias", rows) if f"{name}.bias" in self else None
         weight, site = self.matrix(f"{name}.weight", rows, width), Site(f"{name}.weight", 0, rows)
-        return Linear(weight, site, bias, self._heard_at(site))
+        return Linear(weight, site, bias, self._heard_at(site), self._pairs_at(site))
 
     def fused(self, name: str, counts: Sequence[int], width: int) -> tuple[Linear, ...]:
         """`name`.weight as maps of so many rows each, one behind the other, all of one input: the
@@ -134,7 +187,14 @@ class Weights:
         weight = self.matrix(whole.name, whole.rows, width)
         ends = accumulate(counts)
         sites = [Site(whole.name, end - n, n) for end, n in zip(ends, counts, strict=True)]
-        return [Linear(weight.part(site.first, site.rows), site) for site in sites]
+        return [
+            Linear(weight.part(site.first, site.rows), site, pairs=self._pairs_at(site))
+            for site in sites
+        ]
+
+    def _pairs_at(self, site: Site) -> tuple[Pair, ...]:
+        parts = (pair.within(site) for pair in self._pairs.get(site.name, ()))
+        return tuple(part for part in parts if part is not None)
 
     def _heard_at(self, site: Site) -> Callable[[Tensor], None] | None:
         return None if self._observe is None else partial(self._observe, site)

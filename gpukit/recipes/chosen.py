@@ -1,12 +1,14 @@
 """From words to adapters: what every verb makes of those that it is told to merge."""
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, ignore
-from gpukit.recipes.references import adapter_path
+from gpukit.recipes.references import fetched_adapter, locate_adapter
+from gpukit.remote.hub import HubModel
 
 if TYPE_CHECKING:
     from gpukit.adapters.mixing import Combining
@@ -30,23 +32,36 @@ def split_weight(word: Word) -> tuple[str | Path, float]:
         return word, 1.0
 
 
+def located(words: Sequence[Word]) -> list[tuple[Path | HubModel, float]]:
+    """Where each adapter of `words` is, and its weight; asks nobody but this machine.
+
+    The errors of `locate_adapter`; `ArgumentError` for a weight that is no finite number.
+    """
+    found = []
+    for word, weight in map(split_weight, words):
+        if not isfinite(weight):
+            raise ArgumentError(f"{str(word)[:100]}: a weight of {weight}; a finite one is needed")
+        found.append((locate_adapter(word), weight))
+    return found
+
+
 def chosen(
-    words: Sequence[Word],
+    words: Sequence[Word] | str | Path,
     *,
     combine: "Combining | None" = None,
     strict: bool = False,
     moe_layout: str | None = None,
     report: Report = ignore,
 ) -> "Merge | None":
-    """What `words` tell to merge, in order, fetched where it is on the hub; None for none.
+    """The adapters of `words` in order, fetched where they are on the hub; None for none.
 
-    The errors of `adapter_path`; `ArgumentError` for an adapter that stands twice and for a layout
-    that nobody knows.
+    The errors of `located`, and `HubError`; `ArgumentError` for an adapter that stands twice and
+    for a layout that nobody knows.
     """
     if not words:
         return None
-    parts = [split_weight(word) for word in words]
-    found = [(adapter_path(word, report=report), weight) for word, weight in parts]
+    parts = located([words] if isinstance(words, str | Path) else words)
+    found = [(fetched_adapter(place, report), weight) for place, weight in parts]
     # What loads adapters computes with torch.
     from gpukit.adapters.experts import Layout
     from gpukit.sources.merged import Chosen, Merge
@@ -59,9 +74,9 @@ def chosen(
     for (path, _), place in zip(found, places, strict=True):
         if places.count(place) > 1:
             raise ArgumentError(f"{path}: the same adapter twice; give it once, with its weight")
-    return Merge(
-        tuple(Chosen(path, weight) for path, weight in found),
-        strict=strict,
-        layout=layout,
-        combining=combine,
+    names = [path.name for path, _ in found]
+    adapters = (
+        Chosen(path, weight, str(path) if names.count(path.name) > 1 else None)
+        for path, weight in found
     )
+    return Merge(tuple(adapters), strict=strict, layout=layout, combining=combine)

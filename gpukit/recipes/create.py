@@ -1,19 +1,22 @@
 """From a Modelfile to a model in the store: weights converted and quantised in one pass."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gpukit.conversion.admission import Header
 from gpukit.conversion.checks import check_device, check_plan
-from gpukit.conversion.origins import Header, Origin, Wishes, open_origin
+from gpukit.conversion.new_adapters import NewAdapter, opened_adapters
+from gpukit.conversion.origins import Origin, Wishes, open_origin
 from gpukit.errors import ArgumentError, ModelfileError, NotFoundError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import QuantizePlan
-from gpukit.recipes.references import Reference, locate
+from gpukit.recipes.adapter_lines import check_digests, locate_line, to_merge
+from gpukit.recipes.references import Reference, fetched_adapter, locate
 from gpukit.store import blobs, gojson, parameters
 from gpukit.store.changes import change
 from gpukit.store.config import Config, human_count
@@ -34,6 +37,7 @@ def create(
     pre: str | None = None,
     imatrix: Path | None = None,
     hub: bool = False,
+    merge: bool = False,
     report: Report = ignore,
 ) -> ModelName:
     """Put the model that `modelfile` describes into the store; its name there.
@@ -41,18 +45,27 @@ def create(
     `quantize` is a file type such as `Q4_K_M`; without one a checkpoint keeps its own type and
     a GGUF its bytes. `budget` bounds host memory, in bytes; `pre` names the pre-tokenizer of a
     checkpoint that is not recognised; `imatrix` is a file with importance weights for the
-    quantisation; with `hub` FROM is an id of the Hugging Face hub. Everything that can be checked
+    quantisation; with `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the weights
+    as they are, in layers of their own; with `quantize` or `merge` they, and those that FROM has
+    already, are merged into the weights on the way. Everything that can be checked
     is checked before the first byte is fetched or written; a failed or killed run leaves the store
     as it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
-    there, DiskError, and the errors of the readers of the weights.
+    there, `AdapterError` for an adapter that was made for another base, DiskError, and the errors
+    of the readers of the weights.
     """
     model = store.find(name)
     check_device(device)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
     work = replace(work, device=device, budget=budget)
-    with _opened(store, modelfile, work, hub) as (base, origin), change(store) as changes:
-        layers = _layers(changes.add_bytes, origin.add(changes), base, modelfile)
+    with (
+        _opened(store, modelfile, work, hub, merge) as (base, origin, new),
+        change(store) as changes,
+    ):
+        # Adapters first: they are small, and what is wrong with them shows at once.
+        adapters = [adapter.add(changes) for adapter in new]
+        check_digests(adapters, origin.adapters)
+        layers = _layers(changes.add_bytes, (*origin.add(changes), *adapters), base, modelfile)
         config = _config(origin.header, base, modelfile)
         config_layer = changes.add_bytes(config.encode(), CONFIG_TYPE)
         for layer in layers:
@@ -105,14 +118,16 @@ def plan_create(
     pre: str | None = None,
     imatrix: Path | None = None,
     hub: bool = False,
+    merge: bool = False,
     report: Report = ignore,
 ) -> PlannedModel:
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
     model = store.find(name)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    with _opened(store, modelfile, work, hub) as (base, origin):
+    with _opened(store, modelfile, work, hub, merge) as (base, origin, new):
         foreseen = origin.foresee()
-        layers = _layers(_imagined, foreseen.layers, base, modelfile)
+        start = (*foreseen.layers, *(adapter.foresee() for adapter in new))
+        layers = _layers(_imagined, start, base, modelfile)
     known = {layer.digest for layer in layers if layer.digest}
     there = (d for d in known if blobs.blob_path(store.blobs, d).is_file())
     return PlannedModel(model, foreseen.plan, tuple(layers), frozenset(there))
@@ -145,16 +160,24 @@ def _wishes(
 
 @contextmanager
 def _opened(
-    store: Store, modelfile: Modelfile, work: Wishes, hub: bool
-) -> "Iterator[tuple[_Base, Origin]]":
-    """What the model takes over, and its weights, checked and planned."""
+    store: Store, modelfile: Modelfile, work: Wishes, hub: bool, merge: bool
+) -> "Iterator[tuple[_Base, Origin, tuple[NewAdapter, ...]]]":
+    """What the model takes over, its weights, checked and planned, and its new adapters."""
     found = _source(store, modelfile, hub=hub)
+    adapters = [locate_line(word, modelfile.folder) for word in modelfile.adapters]
     source = found.model if isinstance(found.model, ModelName) else found.fetch(work.report)
     for warning in modelfile.warnings:
         work.report(Warned(warning))
     base = _base(store, source)
-    with closing(open_origin(store, source, work)) as origin:
-        yield base, origin
+    paths = [fetched_adapter(adapter, work.report) for adapter in adapters]
+    merged = to_merge(store, source, paths, work.file_type, merge=merge)
+    with ExitStack() as stack:
+        opened = open_origin(store, source, replace(work, merge=merged))
+        origin = stack.enter_context(closing(opened))
+        new: tuple[NewAdapter, ...] = ()
+        if paths and merged is None:
+            new = stack.enter_context(opened_adapters(paths, origin.target(), work.report))
+        yield base, origin, new
 
 
 @dataclass(frozen=True)
@@ -181,11 +204,10 @@ def _base(store: Store, source: Path | ModelName) -> _Base:
 
 
 def _refuse_unsupported(modelfile: Modelfile) -> None:
-    for command, values in (("ADAPTER", modelfile.adapters), ("DRAFT", modelfile.drafts)):
-        if values:
-            raise ArgumentError(
-                f"{command} {values[0]}: not supported by this version: remove the line"
-            )
+    if modelfile.drafts:
+        raise ArgumentError(
+            f"DRAFT {modelfile.drafts[0]}: not supported by this version: remove the line"
+        )
 
 
 def _source(store: Store, modelfile: Modelfile, *, hub: bool) -> Reference:

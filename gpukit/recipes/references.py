@@ -51,14 +51,22 @@ class Reference:
     store: Store
 
     def fetch(self, report: Report = ignore) -> Path:
-        """The file or folder of the model on this machine; errors as `open`."""
-        return self.open(report).gguf
+        """The file or folder of the model on this machine; errors as `open`, and StoreError for a
+        stored model with adapters, which are no part of that file."""
+        found = self.open(report)
+        if found.adapters:
+            count = f"{len(found.adapters)} adapter{'s' if len(found.adapters) > 1 else ''}"
+            raise StoreError(
+                f"{self.word}: a model with {count} beside its weights: merge them with gpukit "
+                f"create NEW --merge and FROM {self.word}, or name its weights, {found.gguf}"
+            )
+        return found.gguf
 
     def open(self, report: Report = ignore) -> ResolvedModel:
         """The model, with everything that its layers set if it is a stored one.
 
-        `HubError` where the hub does not give it, StoreError where the store has it damaged or with
-        an adapter, `CheckpointError` for a folder with several GGUFs and no checkpoint.
+        `HubError` where the hub does not give it, StoreError where the store has it damaged,
+        `CheckpointError` for a folder with several GGUFs and no checkpoint.
         """
         match self.model:
             case ModelName() as name:
@@ -109,11 +117,11 @@ def locate(
     raise NotFoundError(f"{_where(word, path)}: {lacking}, and {unknown}")
 
 
-def adapter_path(word: str | Path, *, folder: Path = Path(), report: Report = ignore) -> Path:
-    """Where the adapter is that `word` means, fetched first where it is on the hub: a path that is
-    there, relative ones from `folder` on, or an id of the hub with hf.co/ in front.
+def locate_adapter(word: str | Path, *, folder: Path = Path()) -> Path | HubModel:
+    """The adapter that `word` means: a path that is there, relative ones from `folder` on, or an id
+    of the hub with hf.co/ in front. Asks nobody but this machine.
 
-    NotFoundError, `ArgumentError` and `HubError` as `locate` and `Reference.fetch`.
+    NotFoundError for what is not there, `ArgumentError` for what can be no word for an adapter.
     """
     text = str(word)
     if not text.strip() or "\0" in text:
@@ -123,11 +131,24 @@ def adapter_path(word: str | Path, *, folder: Path = Path(), report: Report = ig
     if not lacking:
         return path
     if not isinstance(word, Path) and is_id(text):
-        return fetch_adapter(parse_id(text), report)
+        return parse_id(text)
     hint = ""
     if LIKE_AN_ID.fullmatch(text) and not _looks_like_a_path(text):
         hint = f"; for an adapter of the Hugging Face hub write hf.co/{text}"
     raise NotFoundError(f"{_where(text, path)}: {lacking}{hint}")
+
+
+def adapter_path(word: str | Path, *, folder: Path = Path(), report: Report = ignore) -> Path:
+    """Where the adapter is that `word` means, fetched first where it is on the hub.
+
+    NotFoundError, `ArgumentError` and `HubError` as `locate_adapter` and `Reference.fetch`.
+    """
+    return fetched_adapter(locate_adapter(word, folder=folder), report)
+
+
+def fetched_adapter(found: Path | HubModel, report: Report = ignore) -> Path:
+    """Where what `locate_adapter` has found is on this machine; `HubError` as `Reference.fetch`."""
+    return fetch_adapter(found, report) if isinstance(found, HubModel) else found
 
 
 def _looks_like_a_path(word: str) -> bool:

@@ -1,19 +1,35 @@
 """What is known of a stored model, as plain data for printing and for JSON."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.gguf_fields import Field, TensorInfo
 from gpukit.formats.gguf_reader import GGUFFile
-from gpukit.store import blobs, modelfile
+from gpukit.store import modelfile
 from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import Manifest
 from gpukit.store.modelfile import Message, Modelfile
 from gpukit.store.names import ModelName
 from gpukit.store.parameters import Value
 from gpukit.store.store import Store, StoredModel
+
+
+@dataclass(frozen=True)
+class AdapterDetails:
+    """A GGUF adapter of a model: where it lies, its size in bytes, what it is called, how many
+    tensors it changes, and the ranks of its deltas."""
+
+    path: Path
+    size: int
+    name: str
+    tensors: int
+    ranks: tuple[int, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as one JSON-ready document."""
+        return {**asdict(self), "path": str(self.path), "ranks": list(self.ranks)}
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class ModelDetails:
     messages: tuple[Message, ...]
     fields: tuple[Field, ...]
     tensors: tuple[TensorInfo, ...]
-    adapters: tuple[Path, ...]
+    adapters: tuple[AdapterDetails, ...]
 
     @property
     def modelfile(self) -> str:
@@ -51,7 +67,7 @@ class ModelDetails:
                 system=self.system,
                 licenses=self.licenses,
                 messages=self.messages,
-                adapters=tuple(map(str, self.adapters)),
+                adapters=tuple(str(adapter.path) for adapter in self.adapters),
                 renderer=self.config.renderer,
                 parser=self.config.parser,
                 requires=self.config.requires,
@@ -77,6 +93,7 @@ class ModelDetails:
             "parameters": self.params,
             "template": self.template,
             "system": self.system,
+            "adapters": [adapter.as_json() for adapter in self.adapters],
             "messages": [{"role": turn.role, "content": turn.content} for turn in self.messages],
             "details": {
                 "format": self.config.model_format,
@@ -131,10 +148,19 @@ def show(store: Store, text: str) -> ModelDetails:
         messages=store.messages(name, manifest),
         fields=fields,
         tensors=tensors,
-        adapters=tuple(
-            blobs.blob_path(store.blobs, layer.digest) for layer in manifest.of("adapter")
-        ),
+        adapters=tuple(map(_adapter, store.adapters(name, manifest))),
     )
+
+
+def _adapter(path: Path) -> AdapterDetails:
+    with GGUFFile(path) as file:
+        ranks = {info.ne[0] for info in file.tensors.values() if info.name.endswith(".lora_b")}
+        changed = {
+            info.name.removesuffix(".lora_a").removesuffix(".lora_b")
+            for info in file.tensors.values()
+        }
+        name = str(file.get("general.name") or "")
+    return AdapterDetails(path, path.stat().st_size, name, len(changed), tuple(sorted(ranks)))
 
 
 def _weights(store: Store, name: ModelName, manifest: Manifest, config: Config) -> Path | None:

@@ -34,13 +34,15 @@ class Store(store.Store):
         imatrix: str | Path | None = None,
         pre: str | None = None,
         hub: bool = False,
+        merge: bool = False,
         device: str = "auto",
         memory: int = 4 << 30,
         report: Report = ignore,
     ) -> StoredModel:
         """Make the model that `source`, a Modelfile or the path of one, describes, and put it here.
 
-        `quantize` is a file type such as Q4_K_M; the other arguments are those of
+        `quantize` is a file type such as Q4_K_M; with it or `merge` adapters go into the weights,
+        without they stay beside them. The other arguments are those of
         `gpukit.convert`. A failed or killed run leaves the store as it was.
         """
         self.find(name)  # before anything is read
@@ -58,6 +60,7 @@ class Store(store.Store):
             pre=pre,
             imatrix=Path(imatrix) if imatrix is not None else None,
             hub=hub,
+            merge=merge,
             report=report,
         )
         return self.describe(made)

@@ -11,6 +11,8 @@ from gpukit.formats.gguf_fields import Field, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gpukit.adapters.target import Target
+
 
 @dataclass(frozen=True)
 class SourceTensor(TensorSpec):
@@ -68,6 +70,11 @@ class Source(Closing):
     def passes(self, index: int, kind: str) -> bool:  # noqa: ARG002
         """Whether the stored bytes of tensor `index` are those that a file has for type `kind`."""
         return False
+
+    def target(self) -> "Target":
+        """The model as adapters see it, where it is one that they may be for; `GGUFError` for an
+        architecture that is unknown."""
+        raise NotImplementedError
 
     @abstractmethod
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gpukit.adapters.base import Base
+from gpukit.adapters.target import Target
 from gpukit.errors import one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.dtypes import TORCH_TYPES
@@ -85,6 +87,11 @@ class CheckpointSource(Source):
 
     def stored_type(self, index: int) -> str:
         return self._planned[index].dtype
+
+    def target(self) -> Target:
+        shapes = {planned.name: planned.ne[::-1] for planned in self._planned}
+        name, base = str(self.get("general.architecture")), Base.of(self._checkpoint)
+        return Target(base, name, self._planned, shapes, self._checkpoint)
 
     def _cut(self, index: int, row: int, rows: int) -> Iterator[tuple[Span, int, int]]:
         """What makes `rows` rows of tensor `index` from `row` on: each span with the first of its

@@ -11,6 +11,7 @@ from gpukit.sources.base import Source, SourceTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gpukit.adapters.target import Target
     from gpukit.sources.merged import Merge
     from gpukit.sources.merged_gguf import MergedGGUF
 
@@ -65,6 +66,14 @@ class GGUFSource(Source):
 
     def changes(self, index: int) -> bool:
         return self._merged is not None and self._infos[index].name in self._merged.step.records
+
+    def target(self) -> "Target":
+        # What reads adapters computes with torch.
+        from gpukit.adapters.gguf import gguf_base
+        from gpukit.adapters.target import Target
+
+        base, shapes = gguf_base(self._model), {i.name: i.ne[::-1] for i in self._infos}
+        return Target(base, str(self.get("general.architecture")), base.rules, shapes)
 
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:  # noqa: ARG002
         return rows * self._infos[index].row_bytes

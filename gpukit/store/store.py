@@ -71,7 +71,7 @@ class StoredModel:
 @dataclass(frozen=True)
 class ResolvedModel:
     """A model that can be opened: the path of its GGUF, or of a folder, and what its Modelfile set
-    beside it."""
+    beside it, GGUF adapters in their order among it."""
 
     gguf: Path
     name: ModelName | None = None
@@ -79,6 +79,7 @@ class ResolvedModel:
     system: str = ""
     template: str = ""
     messages: tuple[Message, ...] = ()
+    adapters: tuple[Path, ...] = ()
 
 
 class Store:
@@ -240,6 +241,11 @@ class Store:
         where = f": it runs at {remote}" if remote else ""
         raise StoreError(f"model '{name.display}' has no weights in this store{where}")
 
+    def adapters(self, name: ModelName, manifest: Manifest) -> tuple[Path, ...]:
+        """The paths of the model's GGUF adapters; StoreError where one is missing or damaged."""
+        layers = manifest.of("adapter")
+        return tuple(blobs.check(self.blobs, layer, name.display) for layer in layers)
+
     def resolve(self, text: str) -> ResolvedModel:
         """The model that `text` names, opened; NotFoundError where it is not in the store."""
         return self.open(self.existing(text))
@@ -247,10 +253,6 @@ class Store:
     def open(self, name: ModelName) -> ResolvedModel:
         """A model of the store with everything that its layers set."""
         manifest = self.manifest(name)
-        if manifest.of("adapter"):
-            raise StoreError(
-                f"model '{name.display}' has an adapter layer, which this version cannot apply"
-            )
         return ResolvedModel(
             gguf=self.weights(name, manifest),
             name=name,
@@ -258,6 +260,7 @@ class Store:
             system=self.last_text(name, manifest, "system"),
             template=self.last_text(name, manifest, "template", "prompt"),
             messages=self.messages(name, manifest),
+            adapters=self.adapters(name, manifest),
         )
 
 

@@ -8,11 +8,14 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from support.checkpoints import DATA
+from support.gguf_adapters import write_adapter
 
+import gpukit
 from gpukit.conversion.run import run_plan
 from gpukit.formats.gguf_fields import string
 from gpukit.planning.planner import plan_quantize
@@ -149,6 +152,48 @@ def test_system_replaces_the_models(run: Caller, home: Path) -> None:
 
 def test_a_folder_runs(run: Caller) -> None:
     assert run(str(TINY), "First Citizen:", *FAST).stdout == GREEDY + "\n\n"
+
+
+def test_adapters_work_beside_the_weights(run: Caller, home: Path) -> None:
+    adapted = {f"blk.{n}.attn_v.weight": (128, 256) for n in range(4)}
+    write_adapter(home / "a:1.gguf", "llama", adapted, 8.0, 4, size=0.2)
+    write_adapter(home / "b.gguf", "llama", adapted, 8.0, 4, seed=1, size=0.2)
+    asked = ("tiny.gguf", "First Citizen:", *FAST)
+    # A path may end as one with a weight does, and still have one behind it.
+    (one,) = {run(*asked, "--adapter", f"a:1.gguf{end}").stdout for end in ("", ":1", ":+1.0e0")}
+    assert run(*asked, "--adapter", "a:1.gguf:0", "--adapter", "b.gguf:0").stdout == GREEDY + "\n\n"
+    both = run(*asked, "--adapter", "a:1.gguf", "--adapter", "b.gguf:0.5").stdout
+    assert len({one, both, GREEDY + "\n\n"}) == 3
+    loaded = gpukit.load(home / "tiny.gguf", "cpu", adapters=["a:1.gguf", (home / "b.gguf", 0.5)])
+    answer = loaded.generate("First Citizen:", temperature=0, num_predict=24)
+    assert answer.text + "\n\n" == both
+    for word, code, told in (
+        ("none:0.5", 1, "none: no such file or folder"),
+        ("org/name", 1, "for an adapter of the Hugging Face hub write hf.co/org/name"),
+        ("b.gguf:nan", 2, "b.gguf: a weight of nan; a finite one is needed"),
+        ("", 2, "the path of an adapter"),
+        (str(TINY), 1, "a whole model is there, not an adapter"),
+        ("tiny.gguf", 1, "tiny.gguf: a GGUF of general.type 'model' and adapter.type 'None'"),
+    ):
+        assert told in run(*asked, "--adapter", word, code=code).stderr
+
+
+def test_a_stored_model_has_its_adapters(run: Caller, home: Path) -> None:
+    adapted = {f"blk.{n}.attn_v.weight": (128, 256) for n in range(4)}
+    write_adapter(home / "c.gguf", "llama", adapted, 8.0, 4, size=0.2)
+    (home / "adapted").write_text("FROM tiny\nADAPTER ./c.gguf\n")
+    _gpukit(home, "create", "adapted", "-f", "adapted")
+    asked = ("First Citizen:", "--quiet")
+    told = run("adapted", *asked).stdout
+    assert told == run("tiny", *asked, "--adapter", "c.gguf").stdout
+    assert told != run("tiny", *asked).stdout
+    assert run("adapted", *asked, "--adapter", "c.gguf:-1").stdout == run("tiny", *asked).stdout
+    shown = _gpukit(home, "show", "adapted").stdout
+    digest = sha256((home / "c.gguf").read_bytes()).hexdigest()
+    row = rf"  Adapters\n    {digest[:12]}    rank 4    4 tensors    \d\d KB\n\n"
+    assert re.search(row, shown), shown
+    lines = _gpukit(home, "show", "adapted", "--modelfile").stdout.splitlines()
+    assert lines[5] == f"ADAPTER {home / 'models' / 'blobs' / f'sha256-{digest}'}"
 
 
 def test_stdin_is_the_prompt_or_goes_before_it(run: Caller) -> None:

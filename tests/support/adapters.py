@@ -119,6 +119,20 @@ def fill(wrapped: Any) -> None:
             values.data.copy_(random.abs() + 0.5 if "magnitude" in name else random)
 
 
+def train_beside(folder: Path, path: Path, config: Mapping[str, Any]) -> Any:
+    """A random adapter of the checkpoint in `folder`, saved at `path`, around its base."""
+    with quiet():
+        plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        settings = {"r": 2, "lora_alpha": 3, **config}
+        wrapped = peft.get_peft_model(plain.eval(), peft.LoraConfig(**settings))
+        fill(wrapped)
+        for name, values in wrapped.named_parameters():
+            if values.requires_grad and "lora_" in name:
+                values.data.mul_(0.2)
+        wrapped.save_pretrained(path)
+    return wrapped.eval()
+
+
 def base_of(folder: Path) -> Base:
     with Checkpoint(folder) as checkpoint:
         return Base.of(checkpoint)

@@ -1,7 +1,7 @@
 """A process of its own that asks llama.cpp's server one question about one model, and ends.
 
-stdin has JSON: `model`, a GGUF's path; `path`, what is asked for, such as /completions; `body`;
-`adapters`, the paths of GGUF LoRA adapters that are applied.
+stdin has JSON: `model`, a GGUF's path; `adapters`, pairs of a GGUF's path and its scale; `path`,
+what is asked for, such as /completions; `body`.
 stdout has the answer as JSON.
 """
 
@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import urllib.request
-from typing import Any
 
 import xllamacpp
 
@@ -23,7 +22,7 @@ def main() -> None:
     params.cpuparams.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.lora_adapters = [_adapter(path) for path in asked["adapters"]]
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(*pair) for pair in asked["adapters"]]
     server = xllamacpp.Server(params)
     request = urllib.request.Request(
         server.listening_address + asked["path"],
@@ -34,12 +33,6 @@ def main() -> None:
         sys.stdout.write(answer.read().decode())
         sys.stdout.flush()
     os._exit(0)
-
-
-def _adapter(path: str) -> Any:
-    found = xllamacpp.CommonAdapterLoraInfo()
-    found.path, found.scale = path, 1.0
-    return found
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The base with the delta, imported, is the imported base with llama.cpp's sum, to
 only moves rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from support import checkpoints, zoo_build
 from support.adapters import base_of
+from support.gguf_adapters import write_adapter
 from support.slabs import tensors
 from torch import Tensor
 
@@ -39,36 +40,6 @@ def _step(adapter: Adapter) -> Any:
     return step
 
 
-def _write(
-    path: Path,
-    arch: str,
-    adapted: Mapping[str, Sequence[int]],
-    alpha: float,
-    rank: int,
-    **fields: str,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """A GGUF adapter of the tensors `adapted` (shapes outermost first); its A and B."""
-    writer = gguf.GGUFWriter(path, arch)
-    for key, value in {"general.type": "adapter", "adapter.type": "lora", **fields}.items():
-        writer.add_string(key.replace("__", "."), value)
-    writer.add_float32("adapter.lora.alpha", alpha)
-    torch.manual_seed(0)
-    found = {}
-    for name, (*stack, rows, width) in adapted.items():
-        a, b = torch.randn(*stack, rank, width), torch.randn(*stack, rows, rank)
-        found[name] = a, b
-        # llama.cpp looks tokens up in A.
-        if name == "token_embd.weight":
-            a, b = b, a.t()
-        writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(a.numpy()))
-        writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b.numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return found
-
-
 def _values(numbers: Tensor) -> Any:
     return Values("x", Path("x"), "F32", tuple(numbers.shape), lambda f, n: numbers[f : f + n])
 
@@ -79,7 +50,7 @@ def _check(folder: Path, arch: str, names: Sequence[str], alpha: float = 6.0) ->
     with CheckpointSource(folder) as source:
         shapes = {t.name: tuple(reversed(t.ne)) for t in source.tensors}
     path = folder.parent / "adapter.gguf"
-    pairs = _write(path, arch, {name: shapes[name] for name in names}, alpha, rank=4)
+    pairs = write_adapter(path, arch, {name: shapes[name] for name in names}, alpha, rank=4)
     scale = alpha / 4 if alpha else 1.0
     with open_adapter(path, base) as adapter:
         assert adapter.form == "GGUF LoRA"
@@ -165,6 +136,6 @@ def test_what_does_not_fit_is_refused(case: str, tmp_path: Path) -> None:
     alpha, arch = settings.pop("alpha", 1.0), settings.pop("arch", "llama")
     fields = {"general__type": "adapter", "adapter__type": "lora", **settings}
     fields = {key.replace("__", "."): value for key, value in fields.items()}
-    _write(tmp_path / "x.gguf", arch, adapted, alpha, 4, **fields)
+    write_adapter(tmp_path / "x.gguf", arch, adapted, alpha, 4, **fields)
     with pytest.raises(AdapterError, match=message):
         open_adapter(tmp_path / "x.gguf", base_of(folder))

@@ -244,7 +244,7 @@ def test_what_is_wrong_is_told_before_anything_is_written(
         ([other], AdapterError, "a.gguf", "made for another base"),
         ([nan], AdapterError, "a.gguf", "holds nan"),
         ([cut], gpukit.SafetensorsError, "a.gguf", "adapter_model.safetensors"),
-        ([f"{adapter}:inf"], AdapterError, "a.gguf", "weight is inf"),
+        ([f"{adapter}:inf"], ArgumentError, "a.gguf", "a weight of inf"),
     ):
         for place in (target, "folder"):
             with pytest.raises(wrong, match=message):

@@ -109,8 +109,11 @@ def test_a_stored_model_brings_what_it_sets_and_a_path_only_itself(store: Store)
     plain = locate("./full").open()
     assert (plain.gguf, plain.name, plain.system) == (Path("full"), None, "")
     add(store, "adapted", model=b"GGUF", adapter=b"GGUF")
-    with pytest.raises(StoreError, match="adapter layer"):
+    with pytest.raises(
+        StoreError, match=r"with 1 adapter beside its weights: merge them .* FROM adapted"
+    ):
         locate("adapted").fetch()
+    assert [path.parent for path in locate("adapted").open().adapters] == [store.blobs]
 
 
 def test_what_is_told_to_be_on_the_hub_is_there(store: Store) -> None:

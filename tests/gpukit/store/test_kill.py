@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import checkpoints
+from support.gguf_adapters import write_adapter
 
 from gpukit.formats.gguf_fields import TensorSpec, string, u32
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.recipes.create import create
 from gpukit.store import Store, change
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Manifest
+from gpukit.store.modelfile import Modelfile
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNNER = Path(__file__).with_name("kill_runner.py")
@@ -89,3 +93,15 @@ def test_create_from_a_checkpoint(tmp_path: Path) -> None:
     assert kill_everywhere("create_model", store, tmp_path, KILL_STRIDE="7", **settings) >= 20
     shutil.rmtree(tmp_path / "models-whole")
     assert kill_everywhere("create_model", store, tmp_path, KILL_RANDOM="6", **settings) == 6
+
+
+def test_create_with_an_adapter(tmp_path: Path) -> None:
+    """A base of the store and an adapter beside it, at every fifth step."""
+    checkpoints.build("plain", tmp_path)
+    adapted = {"blk.0.attn_q.weight": (256, 256)}
+    write_adapter(tmp_path / "a.gguf", "llama", adapted, 8.0, 4)
+    store = prepare(tmp_path / "models")
+    base = Modelfile(source=str(tmp_path / "plain"))
+    create(store, "base", base)
+    (tmp_path / "Modelfile").write_text("FROM base\nADAPTER ./a.gguf\nLICENSE shared\n")
+    assert kill_everywhere("create_model", store, tmp_path, KILL_STRIDE="5") >= 15
