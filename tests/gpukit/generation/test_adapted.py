@@ -18,7 +18,7 @@ from gpukit import quantize
 from gpukit.errors import AdapterError, SafetensorsError
 from gpukit.events import Event
 from gpukit.formats.gguf_reader import GGUFFile
-from gpukit.generation.generate import load_model
+from gpukit.generation.loading import load_model
 from gpukit.sources.merged import Chosen, Merge
 
 ENDS = ["embed_tokens", "lm_head"]

@@ -28,7 +28,7 @@ from gpukit.errors import (
 )
 from gpukit.events import Event, Status, Warned
 from gpukit.formats.gguf_reader import GGUFFile
-from gpukit.generation.generate import load_model
+from gpukit.generation.loading import load_model
 from gpukit.recipes.create import create, plan_create
 from gpukit.recipes.show import show
 from gpukit.sources.merged import Chosen, Merge
