@@ -3,6 +3,7 @@
     convert, quantize, plan     one file from a model
     merge                       the same, or a folder, with adapters merged
     write_adapter               a GGUF LoRA adapter from one of PEFT, MLX or llama.cpp
+    extract_adapter             a PEFT adapter from a tuned model and its base
     load                        a model that speaks
     inspect                     what is inside a file or a folder
     Store, Modelfile            the models on disk, laid out as Ollama's
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from gpukit_kernels.lazy import lazily
 
 if TYPE_CHECKING:
-    from gpukit.adapters.combining import Combining as Combining
+    from gpukit.adapters.mixing import Combining as Combining
     from gpukit.conversion.run import Result as Result
     from gpukit.errors import (
         AdapterError as AdapterError,
@@ -61,6 +62,10 @@ if TYPE_CHECKING:
         plan as plan,
         quantize as quantize,
     )
+    from gpukit.recipes.extract import (
+        Extraction as Extraction,
+        extract_adapter as extract_adapter,
+    )
     from gpukit.recipes.inspect import (
         Inspection as Inspection,
         inspect as inspect,
@@ -74,7 +79,7 @@ __version__ = "0.1.0"
 
 # The module of each name.
 _MODULES = {
-    "adapters.combining": ["Combining"],
+    "adapters.mixing": ["Combining"],
     "conversion.run": ["Result"],
     "errors": [
         "AdapterError",
@@ -100,6 +105,7 @@ _MODULES = {
     "planning.plan": ["Options"],
     "recipes.adapter": ["AdapterResult", "write_adapter"],
     "recipes.convert": ["Plan", "convert", "plan", "quantize"],
+    "recipes.extract": ["Extraction", "extract_adapter"],
     "recipes.inspect": ["Inspection", "inspect"],
     "recipes.load": ["load"],
     "recipes.merge": ["merge"],

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpukit_cli.options import Hub, Json, MoeLayout, Quiet, Strict, stored_names
+from gpukit.errors import ArgumentError
+from gpukit_cli.options import Device, Hub, Json, MoeLayout, Quiet, Strict, stored_names
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
-    from gpukit import AdapterResult
+    from gpukit import AdapterResult, Extraction
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
 
@@ -24,39 +25,77 @@ def adapter(
         str,
         typer.Argument(
             metavar="DIR",
-            help="A LoRA adapter: a folder of PEFT or mlx-lm, a GGUF, or hf.co/org/name.",
+            help="A LoRA adapter: a folder of PEFT or mlx-lm, a GGUF, or hf.co/org/name; with "
+            "--extract the folder to make, and OUT is left out.",
         ),
     ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="OUT",
-            help="The GGUF to write. A file that is there is replaced, whole and at the end.",
+            help="The GGUF to write. A file that is there is replaced, whole and at the end; DIR "
+            "never is.",
+            show_default="none",
         ),
-    ],
+    ] = None,
     base: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--base",
             metavar="MODEL",
             help="The model that the adapter is for: a folder, a GGUF, a name in the store, or "
-            "hf.co/org/name.",
+            "hf.co/org/name. Always needed.",
+            show_default="none",
             autocompletion=stored_names,
         ),
-    ],
+    ] = None,
     type: Annotated[
         str,
         typer.Option("--type", metavar="TYPE", help=f"{', '.join(TYPES)}.", autocompletion=_types),
     ] = "F32",
     moe_layout: MoeLayout = None,
     strict: Strict = False,
+    extract: Annotated[
+        str | None,
+        typer.Option(
+            "--extract",
+            metavar="TUNED",
+            help="Make a folder for PEFT of what this model folder has more than MODEL.",
+            show_default="none",
+        ),
+    ] = None,
+    rank: Annotated[
+        int, typer.Option("--rank", metavar="R", min=1, help="Rank of what is extracted.")
+    ] = 16,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Extract embedding and head, too.")
+    ] = False,
+    device: Device = "auto",
     hub: Hub = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Write a LoRA adapter as a GGUF that llama.cpp loads beside its base."""
+    """Write a LoRA adapter as a GGUF for llama.cpp, or extract one from a tuned model."""
+    if base is None:
+        raise ArgumentError("Missing option '--base': the model that the adapter is for")
     import gpukit
 
+    if extract is not None:
+        if out is not None:
+            raise ArgumentError(f"--extract: one folder to make, not {source} and {out}")
+        if strict or moe_layout is not None:
+            raise ArgumentError("--extract reads no adapter: leave --strict and --moe-layout out")
+        with reporter(quiet) as report:
+            made = gpukit.extract_adapter(
+                extract, base, source, rank,
+                embeddings=embeddings, type=type, device=device, hub=hub, report=report,
+            )  # fmt: skip
+        _print_extraction(made, json)
+        return
+    if out is None:
+        raise ArgumentError("Missing argument 'OUT': the GGUF to write (see gpukit adapter --help)")
+    if embeddings:
+        raise ArgumentError("--embeddings belongs to --extract; an adapter has what it has")
     with reporter(quiet) as report:
         result = gpukit.write_adapter(
             source, base, out, type=type, hub=hub, strict=strict, layout=moe_layout, report=report
@@ -73,3 +112,19 @@ def _print_result(result: "AdapterResult", json: bool) -> None:
     folded = f", the scale of {result.folded} multiplied into B" if result.folded else ""
     print(f"{result.path}: {human_bytes(result.size)}, {result.architecture}, {result.pairs} pairs "
           f"({types}), rank {ranks}, alpha {result.alpha:g}{folded}")  # fmt: skip
+
+
+def _print_extraction(made: "Extraction", json: bool) -> None:
+    if json:
+        print_json(made.as_json())
+        return
+    names = max(len("tensors"), *(len(found.name) for found in made.classes))
+    print(f"{'tensors':<{names}}  {'number':>6}  {'kept':>8}  {'||dW|| / ||W||':>14}")
+    for found in made.classes:
+        print(f"{found.name:<{names}}  {found.tensors:>6}  {100 * found.kept:>6.2f} %  "
+              f"{found.change:>14.3g}")  # fmt: skip
+    ways = [f"{made.exact} exactly"] * bool(made.exact)
+    ways += [f"{made.randomised} by random subspaces"] * bool(made.randomised)
+    print("kept: of the sum of squares of the difference; decomposed " + ", ".join(ways))
+    print(f"{made.path}: {human_bytes(made.size)}, rank {made.rank}, "
+          f"{100 * made.kept:.2f} % kept")  # fmt: skip

@@ -28,7 +28,7 @@ EXAMPLES = {
     ),
     "adapter": (
         "gpukit adapter my-lora my-lora.gguf --base Llama-3.2-1B-Instruct",
-        "gpukit adapter hf.co/org/my-lora my-lora.gguf --base llama3.2:1b --type F16",
+        "gpukit adapter my-lora --base Llama-3.2-1B-Instruct --extract my-tuned-llama --rank 16",
     ),
     "inspect": ("gpukit inspect llama.gguf", "gpukit inspect Llama-3.2-1B-Instruct --tensors"),
     "bench": ("gpukit bench quantize --type Q4_K --type Q8_0", "gpukit bench dequantize"),

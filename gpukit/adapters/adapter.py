@@ -17,7 +17,7 @@ class Adapter(Closing):
     base has not, with the base's tensor that each begins as: a head that is no longer the
     embedding, so that config.json of the result says `tie_word_embeddings` false. `vocabulary` is
     how many rows embedding and head have after it, where it resizes them. `warnings` are lines for
-    the user.
+    the user. With `invocation` it works only behind those tokens (aLoRA).
     """
 
     name: str
@@ -27,6 +27,7 @@ class Adapter(Closing):
     vocabulary: int | None
     warnings: tuple[str, ...]
     file: WeightFile
+    invocation: tuple[int, ...] = ()
 
     def close(self) -> None:
         self.file.close()

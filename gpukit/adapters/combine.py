@@ -23,12 +23,11 @@ from torch import Tensor
 
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import EMBEDDING, canonical
-from gpukit.adapters.combining import check_settings
 from gpukit.adapters.delta import Delta, LowRank, Replaced
-from gpukit.adapters.mixing import METHODS, SIGNS, Mixer, Sign, split, split_whole
+from gpukit.adapters.mixing import METHODS, Combining, Mixer, Sign, split, split_whole
 from gpukit.adapters.ties import same_numbers
 from gpukit.adapters.values import Values
-from gpukit.errors import AdapterError, ArgumentError, did_you_mean
+from gpukit.errors import AdapterError, ArgumentError
 
 # The order of modules in a layer as transformers builds it, which chance is drawn in.
 _ORDER = (
@@ -141,8 +140,8 @@ def combine(
     for an adapter that is DoRA, or that replaces or adds anything but B·A, for ranks that differ
     where the method needs one rank, and for values that are not finite.
     """
-    _check_request(adapters, weights, method, majority_sign)
-    check_settings(method, density=density, rank=rank, seed=seed, clamp=clamp)
+    Combining(method, density, rank, seed, majority_sign, clamp)  # refuses what cannot be
+    _check_weights(adapters, weights)
     for adapter in adapters:
         _check_plain(adapter, adapters[0])
     sites = _sites(adapters, weights)
@@ -242,16 +241,7 @@ def _check_apart(sites: Mapping[_Site, Sequence[_Part]]) -> None:
             )
 
 
-def _check_request(
-    adapters: Sequence[Adapter], weights: Sequence[float], method: str, majority_sign: str
-) -> None:
-    if method not in METHODS:
-        raise ArgumentError(
-            f"no method {method} to combine adapters{did_you_mean(method, METHODS)}; "
-            f"there are {', '.join(METHODS)}"
-        )
-    if majority_sign not in SIGNS:
-        raise ArgumentError(f"no majority {majority_sign}; there are {', '.join(SIGNS)}")
+def _check_weights(adapters: Sequence[Adapter], weights: Sequence[float]) -> None:
     if not adapters or len(adapters) != len(weights):
         raise ArgumentError(f"{len(adapters)} adapters with {len(weights)} weights; each needs one")
     for adapter, weight in zip(adapters, weights, strict=True):

@@ -48,7 +48,7 @@ def _is_copy(
     if not isinstance(record, Replaced) or record.values.shape != base.tensors.get(name):
         return False
     if checkpoint is not None:
-        stored = _stored(checkpoint).get(name)
+        stored = stored_values(checkpoint).get(name)
         return stored is not None and _same(record.values, stored)
     beside = any(isinstance(other, LowRank) for other in adapter.deltas[name])
     if beside:
@@ -61,7 +61,7 @@ def _is_copy(
     return beside
 
 
-def _stored(checkpoint: Checkpoint) -> Mapping[str, Values]:
+def stored_values(checkpoint: Checkpoint) -> Mapping[str, Values]:
     """The tensors of `checkpoint` whose numbers torch has."""
     return {
         t.name: Values(t.name, t.path, t.dtype, t.shape, partial(_fetch, checkpoint, t))

@@ -10,12 +10,21 @@ from torch import Tensor
 
 import gpukit_kernels as kernels
 from gpukit.adapters.adapter import Adapter
-from gpukit.adapters.gguf import ALPHA
+from gpukit.adapters.gguf import ALORA, ALPHA
 from gpukit.adapters.target import Target
 from gpukit.adapters.writing import Pair, PairPlan, plan_pairs
 from gpukit.errors import AdapterError
 from gpukit.formats.file_types import QUANTIZATION_VERSION
-from gpukit.formats.gguf_fields import Field, TensorSpec, f32, string, type_sizes, u32
+from gpukit.formats.gguf_fields import (
+    Field,
+    TensorSpec,
+    ValueType,
+    array,
+    f32,
+    string,
+    type_sizes,
+    u32,
+)
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter, plan_layout
 from gpukit.models.metadata import adapter_fields
@@ -79,10 +88,10 @@ def _fields(adapter: Adapter, architecture: str, plan: PairPlan) -> list[Field]:
         shapes = [pair.shapes for pair in plan.pairs]
         weights = sum(prod(b[:-1]) * a[-1] for a, b in shapes)
         fields = adapter_fields(adapter.file.path.parent, architecture, weights)
-    fields += [
-        f32(ALPHA, plan.alpha),
-        u32("general.quantization_version", QUANTIZATION_VERSION),
-    ]
+    fields.append(f32(ALPHA, plan.alpha))
+    if adapter.invocation:
+        fields.append(array(ALORA, ValueType.UINT32, adapter.invocation))
+    fields.append(u32("general.quantization_version", QUANTIZATION_VERSION))
     if plan.folded:
         fields.append(
             string(FOLDED, f"the scales of {plan.folded} of {len(plan.pairs)} pairs are in lora_b")

@@ -17,12 +17,14 @@ OTHER_BASE = "this adapter was made for another base"
 
 @dataclass
 class Fit:
-    """The records for the tensors of `base` of the adapter at `path`, as they are found."""
+    """The records for the tensors of `base` of the adapter at `path`, as they are found; with
+    `invocation` it works only behind those tokens."""
 
     path: Path
     base: Base
     deltas: dict[str, list[Delta]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    invocation: tuple[int, ...] = ()
 
     def fail(self, what: str) -> AdapterError:
         return AdapterError(one_line(f"{self.path}: {what}"))

@@ -67,8 +67,10 @@ def _alpha(fit: Fit, file: GGUFFile, arch: Architecture) -> float:
             f"a GGUF of general.type {str(kind)[:40]!r} and adapter.type {str(tuner)[:40]!r}; an "
             "adapter and lora are needed"
         )
-    if file.get(ALORA):
-        raise fit.fail("aLoRA works only behind its invocation tokens and cannot be merged")
+    tokens = file.get(ALORA) or []
+    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        raise fit.fail(f"aLoRA works only behind tokens, and {ALORA} is {str(tokens)[:40]!r}")
+    fit.invocation = tuple(tokens)
     made_for = file.get("general.architecture")
     if made_for != arch.name:
         raise fit.fail(f"made for {str(made_for)[:40]!r}, the base is {arch.name!r}")

@@ -13,7 +13,10 @@ from gpukit_kernels import Factors
 
 def merge_rows(rows: Tensor, first: int, records: Sequence[Delta]) -> Tensor:
     """float32 `[count, width]`: what `merged_rows` gives for `rows` `[count, width]` of any float
-    dtype, those from `first` on of a weight that `records` concern; errors as there."""
+    dtype, those from `first` on of a weight that `records` concern; errors as there. Of float64 it
+    is float64."""
+    if rows.dtype is torch.float64:
+        return merged_rows(rows, first, records)
     low_rank = [record for record in records if isinstance(record, LowRank)]
     copied = [record for record in records if isinstance(record, Replaced)]
     # A copy comes first, as `together` leaves it; what else there is has few numbers.

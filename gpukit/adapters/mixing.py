@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gpukit.errors import ArgumentError, did_you_mean
+
 Sign = Literal["total", "frequency"]
 SIGNS: tuple[Sign, ...] = ("total", "frequency")
 
@@ -39,6 +41,57 @@ METHODS = {
     "magnitude_prune": Method("magnitude"),
     "magnitude_prune_svd": Method("magnitude", whole=True),
 }
+
+
+@dataclass(frozen=True)
+class Combining:
+    """What may be asked for when adapters are combined, as `combine.combine` says it.
+
+    `ArgumentError` for an unknown method, and for settings that it has no use for or that are out
+    of range.
+    """
+
+    method: str
+    density: float | None = None
+    rank: int | None = None
+    seed: int | None = None
+    majority_sign: Sign = "total"
+    clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ArgumentError(
+                f"no method {self.method} to combine adapters{did_you_mean(self.method, METHODS)}; "
+                f"there are {', '.join(METHODS)}"
+            )
+        if self.majority_sign not in SIGNS:
+            raise ArgumentError(f"no majority {self.majority_sign}; there are {', '.join(SIGNS)}")
+        self._check_chance()
+        self._check_split()
+
+    def _check_chance(self) -> None:
+        prunes, density = METHODS[self.method].prunes, self.density
+        if prunes is not None and density is None:
+            raise ArgumentError(
+                f"{self.method} prunes: give the density, the part of the values to keep"
+            )
+        if prunes is None and density is not None:
+            raise ArgumentError(f"{self.method} prunes nothing; leave the density {density} out")
+        if density is not None and not 0 < density <= 1:
+            raise ArgumentError(f"a density of {density}; it must be over 0 and at most 1")
+        if self.seed is not None and prunes != "chance":
+            raise ArgumentError(
+                f"{self.method} leaves nothing to chance; leave the seed {self.seed} out"
+            )
+
+    def _check_split(self) -> None:
+        for what, value in (("rank", self.rank), ("clamp", self.clamp)):
+            if value is not None and not METHODS[self.method].whole:
+                raise ArgumentError(f"{self.method} makes no SVD; leave the {what} {value} out")
+        if self.rank is not None and self.rank < 1:
+            raise ArgumentError(f"a rank of {self.rank}; it must be 1 or more")
+        if self.clamp is not None and not 0 <= self.clamp <= 1:
+            raise ArgumentError(f"a clamp at the quantile {self.clamp}; it must be within 0 and 1")
 
 
 @dataclass(frozen=True)

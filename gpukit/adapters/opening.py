@@ -35,12 +35,14 @@ def open_adapter(
     name: str | None = None,
     layout: Layout | None = None,
     strict: bool = False,
+    activated: bool = False,
 ) -> Adapter:
     """The adapter at `path`, fitted to `base` and called `name`, its folder's or file's name if
     none is given.
 
     `layout` tells how the tensors of experts lie where that cannot be seen. With `strict` an
     adapter that says it was made for a base of another name is refused, not only warned about.
+    One that works only behind some tokens (aLoRA) is refused unless it may be `activated`.
     `NotFoundError` where nothing is there; `AdapterError` or the error of a reader for what is
     missing, malformed, of no use or for another base. No weights are read but those that two ties
     of one vocabulary are compared by.
@@ -52,17 +54,23 @@ def open_adapter(
             raise AdapterError(f"{weights}: no tensors; the adapter changes nothing")
         fit = Fit(weights, base.with_head)
         form, said, together = _fitted(fit, file, weights.parent / CONFIG, config, layout)
+        if fit.invocation and not activated:
+            raise fit.fail(
+                "aLoRA works only behind its invocation tokens and cannot be merged: keep it as an "
+                "adapter (gpukit adapter)"
+            )
         if said is not None:
             fit.warnings += check_base_name(weights, said, base.names, strict=strict)
-        sizes = vocabulary(fit)
         added = settle(fit, together=together)
+        sizes = vocabulary(fit)
         kept = {n: tuple(r) for n, r in fit.deltas.items() if n in base.tensors or n in added}
         stack.pop_all()
     if path.is_dir():
         called = model_name(path)
     else:
         called = weights.parent.name if config is not None else weights.stem
-    return Adapter(name or called, form, kept, added, sizes, tuple(fit.warnings), file)
+    warnings = tuple(fit.warnings)
+    return Adapter(name or called, form, kept, added, sizes, warnings, file, fit.invocation)
 
 
 def weights_of(path: Path) -> Path:
@@ -89,6 +97,7 @@ def _fitted(
         return f"MLX {mlx.kind}", mlx.base, True
     peft = settings(config_path, config)
     fit.warnings += peft.warnings
+    fit.invocation = peft.invocation
     fit_peft(fit, file.values, peft, layout)
     return "PEFT DoRA" if peft.dora else "PEFT LoRA", peft.base, peft.tied
 

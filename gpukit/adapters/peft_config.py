@@ -22,7 +22,7 @@ CHANGED_BASES = {
     "pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "lora_ga": "LoRA-GA", "loftq": "LoftQ",
 }  # fmt: skip
 # Variants of LoRA that are merged as LoRA is, or as is known here.
-KNOWN_VARIANTS = ("use_dora", "velora_config")
+KNOWN_VARIANTS = ("use_dora", "velora_config", "alora_invocation_tokens")
 VARIANTS = {
     "use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "arrow_config": "Arrow",
     "kasa_config": "KaSA", "monteclora_config": "MonteCLoRA",
@@ -33,7 +33,8 @@ MOST_RANK = 1 << 20
 @dataclass(frozen=True)
 class Settings:
     """What of a LoraConfig decides what its tensors mean. `tokens` are the trained ones by the end
-    of their module's name, '' for whatever the embedding is called."""
+    of their module's name, '' for whatever the embedding is called. An adapter with `invocation`
+    works only behind those tokens (aLoRA)."""
 
     r: int
     alpha: float
@@ -50,6 +51,7 @@ class Settings:
     version: str | None
     base: str | None
     warnings: tuple[str, ...] = ()
+    invocation: tuple[int, ...] = ()
 
     def rank(self, module: str) -> int:
         """The rank of `module`, by the first pattern that is its name's end."""
@@ -154,6 +156,7 @@ class _Reader:
             version=self.version,
             base=self._text("base_model_name_or_path"),
             warnings=tuple(self.warnings),
+            invocation=self._invocation(),
         )
 
     def _check_variants(self) -> None:
@@ -161,11 +164,6 @@ class _Reader:
             self.fail(
                 "layer_replication: the adapter is for a model whose layers are repeated; build "
                 "that model first (PEFT's layer_replication), and merge with it"
-            )
-        if self._value("alora_invocation_tokens"):
-            self.fail(
-                "aLoRA works only behind its invocation tokens and cannot be merged: keep it as an "
-                "adapter (gpukit adapter)"
             )
         variants = {f.name for f in fields(self.config) if f.metadata.get("is_lora_variant")}
         for name in sorted(variants.union(VARIANTS).difference(KNOWN_VARIANTS)):
@@ -241,6 +239,12 @@ class _Reader:
             except (re.error, RecursionError, OverflowError) as error:
                 self.fail(f"{name}: {pattern[:40]!r} is no pattern: {error}")
         return value
+
+    def _invocation(self) -> tuple[int, ...]:
+        value = self._value("alora_invocation_tokens")
+        if value is not None and not (_numbers(value) and all(0 <= t < 1 << 31 for t in value)):
+            self.fail(f"alora_invocation_tokens is {str(value)[:40]}; numbers of tokens are needed")
+        return tuple(value or ())
 
     def _tokens(self) -> Mapping[str, tuple[int, ...]]:
         value = self._value("trainable_token_indices")

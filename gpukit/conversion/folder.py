@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpukit.conversion.checks import check_device
 from gpukit.conversion.pipeline import run_pipeline
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, Status, Warned, ignore
@@ -104,6 +105,7 @@ def write_folder(
     be used, `DiskError` where the disk refuses.
     """
     started = time.monotonic()
+    check_device(device)
     tokenizer = () if options.tokenizer is None else (options.tokenizer,)
     check_folder(out, (checkpoint.folder, *inputs, *tokenizer))
     source = StoredSource(checkpoint, steps, changes, options.dtype)

@@ -36,6 +36,8 @@ def carried_files(folder: Path, tokenizer: Path | None = None) -> dict[str, Path
     """
     found = _found(folder)
     if tokenizer is not None:
+        if not tokenizer.is_dir():
+            raise ArgumentError(f"{tokenizer}: no such folder; a tokenizer's is needed")
         theirs = {n: p for n, p in _found(tokenizer).items() if _is_tokenizer(n)}
         if not theirs:
             raise ArgumentError(f"{tokenizer}: no files of a tokenizer")

@@ -43,14 +43,16 @@ def plan_shards(tensors: Iterable[Entry], limit: int = MAX_SHARD_SIZE) -> tuple[
     larger tensor holds this one alone. `ArgumentError` where they are too many."""
     groups: list[list[Entry]] = []
     current: list[Entry] = []
+    filled = 0
     for tensor in tensors:
         if tensor.nbytes > limit:
             groups.append([tensor])
             continue
-        if current and sum(t.nbytes for t in current) + tensor.nbytes > limit:
+        if current and filled + tensor.nbytes > limit:
             groups.append(current)
-            current = []
+            current, filled = [], 0
         current.append(tensor)
+        filled += tensor.nbytes
     if current:
         groups.append(current)
     count = len(groups)

@@ -87,7 +87,7 @@ def write_adapter(
     path = adapter_path(adapter, report=report)
     with (
         _opened(place.fetch(report)) as (to, files),
-        open_adapter(path, to.base, layout=lying, strict=strict) as opened,
+        open_adapter(path, to.base, layout=lying, strict=strict, activated=True) as opened,
     ):
         found = without_copies(opened, to.base, to.checkpoint)
         check_output(out, [found.file.path, *files])

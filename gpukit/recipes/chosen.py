@@ -11,7 +11,7 @@ from gpukit.recipes.references import fetched_adapter, locate_adapter
 from gpukit.remote.hub import HubModel
 
 if TYPE_CHECKING:
-    from gpukit.adapters.combining import Combining
+    from gpukit.adapters.mixing import Combining
     from gpukit.sources.merged import Merge
 
 # DIR, or DIR:WEIGHT, a path, or a path and a weight.

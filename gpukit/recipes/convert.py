@@ -20,7 +20,7 @@ from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
 
 if TYPE_CHECKING:
-    from gpukit.adapters.combining import Combining
+    from gpukit.adapters.mixing import Combining
 
 # What the two verbs take for granted: bytes of host memory for buffers.
 MEMORY = 4 << 30

@@ -14,7 +14,7 @@ from gpukit.recipes.references import Reference, locate
 from gpukit.remote.hub import HubModel
 
 if TYPE_CHECKING:
-    from gpukit.adapters.combining import Combining
+    from gpukit.adapters.mixing import Combining
     from gpukit.conversion.folder import FolderResult
 
 FILES = (".gguf", SAFETENSORS)

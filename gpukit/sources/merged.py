@@ -10,10 +10,10 @@ from torch import Tensor
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import Base
 from gpukit.adapters.combine import combine
-from gpukit.adapters.combining import Combining
 from gpukit.adapters.delta import Delta
 from gpukit.adapters.experts import Layout
 from gpukit.adapters.merging import merge_rows
+from gpukit.adapters.mixing import Combining
 from gpukit.adapters.opening import open_adapter
 from gpukit.adapters.together import combined, weighted
 from gpukit.errors import AdapterError

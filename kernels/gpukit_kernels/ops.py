@@ -220,7 +220,7 @@ def _dequantize(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) ->
     decoder = compiled.decoder(row) if backend == "compiled" and blocks.numel() else None
     if decoder is not None:
         decoded = torch.empty(shape)
-        whole = blocks.reshape(-1, row.nbytes)
+        whole = blocks.reshape(-1, row.nbytes).contiguous()
         cpu_products.decode(whole, decoder, compiled.pool(), decoded.view(-1, row.block))
         return decoded.to(dtype)
     out = torch.empty(shape, dtype=dtype, device=blocks.device)

@@ -48,6 +48,26 @@ def test_json(made: Trained, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_extract(made: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "lora"
+    words = ("adapter", out, "--base", made.base, "--extract", made.merged, "--rank", 2)
+    done = gpukit(*words, "--device", "cpu")
+    assert (done.returncode, done.stderr) == (0, f"comparing weights\nwriting {out}\n")
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["tensors", "number", "kept", "||dW||", "/", "||W||"]
+    assert lines[1].split()[:4] == ["down_proj", "2", "100.00", "%"]
+    assert lines[-2].endswith("decomposed 14 exactly")
+    assert lines[-1].startswith(f"{out}: ")
+    assert lines[-1].endswith(", rank 2, 100.00 % kept")
+    done = gpukit(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "something is there; name a folder to be made" in done.stderr
+    words = ("adapter", tmp_path / "other", *words[2:])
+    found = json.loads(gpukit(*words, "--json", "--quiet").stdout)
+    assert (found["rank"], found["exact"], found["randomised"]) == (2, 14, 0)
+    assert found["classes"]["q_proj"]["kept"] > 0.999
+
+
 def test_faults_are_one_line(made: Trained, tmp_path: Path) -> None:
     for words, code, told in (
         ((made.adapter, tmp_path / "x.gguf"), 2, "Missing option '--base'"),
@@ -56,6 +76,11 @@ def test_faults_are_one_line(made: Trained, tmp_path: Path) -> None:
         ((made.adapter, tmp_path, "--base", made.base), 2, "a folder; name the file to write"),
         ((made.adapter, tmp_path / "x.gguf", "--base", made.base, "--moe-layout", "mine"), 2,
          "unknown layout 'mine' of experts; known: peft, peft-0.18, unsloth"),
+        ((made.adapter, "--base", made.base), 2, "Missing argument 'OUT'"),
+        ((made.adapter, "x", "--base", made.base, "--embeddings"), 2, "belongs to --extract"),
+        (("x", "y", "--base", made.base, "--extract", made.merged), 2, "one folder to make, not x"),
+        (("x", "--base", made.base, "--extract", made.merged, "--strict"), 2, "reads no adapter"),
+        (("x", "--base", made.base, "--extract", made.merged, "--rank", "0"), 2, "'--rank'"),
     ):  # fmt: skip
         done = gpukit("adapter", *words)
         assert (done.returncode, done.stdout) == (code, "")

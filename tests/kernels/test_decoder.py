@@ -65,6 +65,13 @@ def assert_product(x: Tensor, blocks: Tensor, name: str) -> None:
     assert (wrong <= x.shape[1] * SUM * room).all()
 
 
+@pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_K"])
+def test_every_other_row_of_one_block(name: str) -> None:
+    blocks = random_blocks(name, 40, 1)[::2]
+    wanted = dequantize(blocks, name, backend="eager")
+    assert same(dequantize(blocks, name, backend="compiled"), wanted)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("count", "rows"), [(1, 1), (1, 33), (2, 16), (3, 5), (7, 17), (16, 40), (31, 3), (131, 18)]

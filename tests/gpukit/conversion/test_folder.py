@@ -2,6 +2,10 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,7 @@ from gpukit.conversion.folder import FolderOptions, FolderResult, write_folder
 from gpukit.errors import ArgumentError, CheckpointError
 from gpukit.events import Warned
 from gpukit.formats.checkpoint import Checkpoint
+from gpukit.formats.model_card import Origin
 from gpukit.sources.stored import Changes, changes_of
 
 KINDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -54,7 +59,7 @@ def copied(folder: Path, out: Path, steps: Sequence[Any] = (), **options: Any) -
         )
 
 
-def merged(base: Path, adapter: Path, out: Path, **options: Any) -> Adapter:
+def merged(base: Path, adapter: Path, out: Path, budget: int = 4 << 30, **options: Any) -> Adapter:
     """The base with the adapter merged in `out`."""
     with Checkpoint(base) as checkpoint, open_adapter(adapter, Base.of(checkpoint)) as opened:
         records = combined([opened])
@@ -67,6 +72,7 @@ def merged(base: Path, adapter: Path, out: Path, **options: Any) -> Adapter:
                 vocabulary=opened.vocabulary, untied=bool(opened.added), **options
             ),
             device="cpu",
+            budget=budget,
         )
         return opened
 
@@ -212,6 +218,43 @@ def test_shards_are_those_of_transformers(limit: int, tmp_path: Path) -> None:
     loaded(out)
 
 
+def test_what_stands_beside_the_weights(tmp_path: Path) -> None:
+    folder, other = build("qwen2-bpe", tmp_path), tmp_path / "other"
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Base\r\n", newline="")
+    (folder / "pytorch_model.bin").write_bytes(b"old")
+    other.mkdir()
+    (other / "tokenizer.json").write_text("{}")
+    copied(folder, tmp_path / "out")
+    names = {"README.md", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*names, "model.safetensors"}
+    for name in names - {"config.json"}:
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("the cat").input_ids
+    assert ids == transformers.AutoTokenizer.from_pretrained(folder)("the cat").input_ids
+    copied(folder, tmp_path / "new", tokenizer=other, origin=Origin("org/base", [("poet", 0.5)]))
+    assert (tmp_path / "new" / "tokenizer.json").read_text() == "{}"
+    assert not (tmp_path / "new" / "tokenizer_config.json").exists()
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert card.startswith('---\nlicense: mit\nbase_model:\n- "org/base"\n')
+    assert card.endswith('- name: "poet"\n  weight: 0.5\n---\n# Base\n')
+
+
+@pytest.mark.parametrize("place", ["other", "qwen2-tied/out", "adapter/out"])
+def test_places_and_devices_are_looked_at_first(place: str, tmp_path: Path) -> None:
+    folder = build("qwen2-tied", tmp_path)
+    for name in ("other", "adapter"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    with Checkpoint(folder) as checkpoint:
+        inputs = [tmp_path / "adapter"]
+        with pytest.raises(ArgumentError, match=r"not empty|which is read"):
+            write_folder(checkpoint, tmp_path / place, inputs=inputs, device="cpu")
+        with pytest.raises(ArgumentError, match="device"):
+            write_folder(checkpoint, tmp_path / "out", device="cuda:77")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_too_many_shards(tmp_path: Path) -> None:
     folder = odd(tmp_path / "in")
     many = {str(number): torch.zeros(2) for number in range(501)}
@@ -276,6 +319,24 @@ def test_a_merge_of_every_family_loads(family: str, tmp_path: Path) -> None:
     assert base.keys() == found.keys()
     other = {name for name, values in base.items() if raw(values) != raw(found[name])}
     assert other == adapter.deltas.keys()
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True},
+    "biases": {"bias": "all"},
+    "added-biases": {"lora_bias": True},
+    "saved": {"modules_to_save": ["norm", "lm_head"]},
+    "tokens": {"trainable_token_indices": [7, 3]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whatever_an_adapter_does(form: str, tmp_path: Path) -> None:
+    """A few rows at a time, and tensors of one dimension."""
+    config = {**PLAIN, "target_modules": ["q_proj", "up_proj"], **FORMS[form]}
+    made = rounded_base(train(tmp_path, "llama-biases", config), "BF16")
+    merged(made.base, made.adapter, tmp_path / "out", budget=1 << 12)
+    check_merged(made, tmp_path / "out", "BF16")
 
 
 def test_float64_stays(tmp_path: Path) -> None:
@@ -411,11 +472,13 @@ def test_numbers_that_no_model_can_have(
 
 def test_added_and_dropped(tmp_path: Path) -> None:
     folder = odd(tmp_path / "in")
-    changes = Changes(frozenset(), {"z.new": "e.conv"}, {"f.odd": 5}, frozenset({"g.whole"}))
+    added = {"z.new": "e.conv", "h.double": "f.odd"}  # one of them is there, as a copy may be
+    changes = Changes(frozenset(), added, {"f.odd": 5}, frozenset({"g.whole"}))
     copied(folder, tmp_path / "out", changes=changes)
     found = weights(tmp_path / "out")
     assert found.keys() == {*ODD, "z.new"} - {"g.whole"}
     assert found["z.new"].equal(ODD["e.conv"])
+    assert found["h.double"].equal(ODD["f.odd"])
     assert found["f.odd"].tolist() == [1, 1, 1, 0, 0]
     with pytest.raises(CheckpointError, match="no tensor nobody, which is to be changed"):
         copied(folder, tmp_path / "again", changes=Changes(added={"z.new": "nobody"}))
@@ -426,6 +489,40 @@ def test_a_type_that_no_folder_has() -> None:
         FolderOptions(dtype="Q4_K_M")
     with pytest.raises(ArgumentError, match="shards of 0 bytes"):
         FolderOptions(max_shard_size=0)
+
+
+COPY = """
+import sys
+from pathlib import Path
+from gpukit.conversion.folder import FolderOptions, write_folder
+from gpukit.formats.checkpoint import Checkpoint
+
+def step(name, row, rows):
+    return rows.float()
+
+with Checkpoint(Path(sys.argv[1])) as checkpoint:
+    options = FolderOptions(max_shard_size=200_000)
+    write_folder(checkpoint, Path(sys.argv[2]), [step], options=options, budget=1 << 16)
+"""
+
+
+def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path: Path) -> None:
+    folder, out = build("qwen2", tmp_path), tmp_path / "out"
+    stored = weights(folder)
+    for delay in (0.0, 0.03):
+        command = [sys.executable, "-c", COPY, str(folder), str(out)]
+        with subprocess.Popen(command) as process:
+            while not list(tmp_path.glob("*out*")) and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(delay)
+            process.kill()
+        assert list(tmp_path.glob("*out*"))
+        if out.exists():
+            assert weights(out).keys() == stored.keys()
+            shutil.rmtree(out)
+    copied(folder, out)
+    assert raw(weights(out)["lm_head.weight"]) == raw(stored["lm_head.weight"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "qwen2"]
 
 
 def test_many_shards_come_in(tmp_path: Path) -> None:

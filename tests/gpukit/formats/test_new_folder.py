@@ -252,6 +252,8 @@ def test_the_tokenizer_of_another_folder(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(ArgumentError, match="none: no files of a tokenizer"):
         carried_files(base, folder_of(tmp_path / "none", ["config.json"]))
+    with pytest.raises(ArgumentError, match="nowhere: no such folder"):
+        carried_files(base, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "modeling.py", "tokenizer.json"])

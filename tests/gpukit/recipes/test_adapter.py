@@ -1,5 +1,6 @@
 """GGUF adapters that are written mean what PEFT means, and llama.cpp takes them."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support import checkpoints
+from support.adapter_folders import ADAPTED, build
 from support.adapters import (
     ATTENTION,
     FUSED,
@@ -20,6 +22,7 @@ from support.adapters import (
     Trained,
     apply,
     base_of,
+    model,
     ours,
     quiet,
     train,
@@ -51,6 +54,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"target_modules": ATTENTION, "target_parameters": EXPERTS}),
 }  # fmt: skip
 FOLDED = {"llama-alpha-pattern": 2, "llama-zero-alpha": 2, "llama-nothing": 14, "llama-rs-ranks": 2}
+
+
+GOLDEN = json.loads((checkpoints.DATA / "golden" / "adapters.json").read_text())
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_the_bytes_are_llama_cpps(name: str, tmp_path: Path) -> None:
+    assert GOLDEN.keys() == ADAPTED.keys()
+    base, adapter = build(name, tmp_path)
+    for kind, digest in GOLDEN[name].items():
+        result = gpukit.write_adapter(adapter, base, out := tmp_path / "x.gguf", type=kind)
+        assert result.folded == 0
+        assert hashlib.sha256(out.read_bytes()).hexdigest() == digest, kind
 
 
 def _trained(root: Path, case: str) -> Trained:
@@ -105,11 +121,104 @@ def test_copies_are_taken_for_such_where_the_base_is_a_gguf(tmp_path: Path) -> N
     with quiet():
         plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
         peft.get_peft_model(plain, peft.LoraConfig(**config)).save_pretrained(tmp_path / "lora")
-    gpukit.convert(folder, model := tmp_path / "base.gguf", "F16", device="cpu")
-    result = gpukit.write_adapter(tmp_path / "lora", model, tmp_path / "x.gguf")
+    gpukit.convert(folder, file := tmp_path / "base.gguf", "F16", device="cpu")
+    result = gpukit.write_adapter(tmp_path / "lora", file, tmp_path / "x.gguf")
     line = result.warnings[-1]
     assert "lm_head.base_layer.weight is taken for a copy of the base's lm_head.weight" in line
     assert gpukit.write_adapter(tmp_path / "lora", folder, tmp_path / "x.gguf").warnings == ()
+
+
+def _write(folder: Path, values: Mapping[str, Tensor], name: str, **config: Any) -> Path:
+    folder.mkdir()
+    save_file(dict(values), folder / name)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _pairs(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    found = {}
+    for name, (rows, width) in shapes.items():
+        rank = next(rank for end, rank in ranks.items() if name.endswith(end))
+        found[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, width)
+        found[f"base_model.model.{name}.lora_B.weight"] = torch.randn(rows, rank)
+    return found
+
+
+def test_parts_of_one_tensor_stand_side_by_side(tmp_path: Path) -> None:
+    with quiet():
+        model("phi3").save_pretrained(tmp_path / "base")
+    layer = "model.layers.1.self_attn"
+    shapes = {f"{layer}.q_proj": (16, 16), f"{layer}.k_proj": (8, 16), f"{layer}.v_proj": (8, 16)}
+    ranks = {"q_proj": 2, "k_proj": 3, "v_proj": 1}
+    adapter = _write(
+        tmp_path / "lora", _pairs(shapes, ranks), "adapter_model.safetensors",
+        peft_type="LORA", r=2, lora_alpha=4, rank_pattern=ranks, alpha_pattern={"v_proj": 5},
+        target_modules=[*ranks],
+    )  # fmt: skip
+    base = base_of(tmp_path / "base")
+    result = gpukit.write_adapter(adapter, tmp_path / "base", out := tmp_path / "x.gguf")
+    assert (result.ranks, result.pairs, result.folded) == ((6,), 1, 1)
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    with open_adapter(adapter, base) as first, open_adapter(out, base) as second:
+        wanted, found = apply(stored, first), apply(stored, second)
+    assert not wanted[f"{layer}.qkv_proj.weight"].equal(stored[f"{layer}.qkv_proj.weight"])
+    _check_near(found, wanted, 2e-6)
+
+
+def test_fused_parts_of_one_module_share_a(tmp_path: Path) -> None:
+    with quiet():
+        model("llama").save_pretrained(tmp_path / "base")
+    shapes = {"model.layers.0.self_attn.qkv_proj": (32, 16)}
+    adapter = _write(
+        tmp_path / "lora", _pairs(shapes, {"qkv_proj": 2}), "adapter_model.safetensors",
+        peft_type="LORA", r=2, lora_alpha=4, target_modules=["qkv_proj"],
+    )  # fmt: skip
+    result = gpukit.write_adapter(adapter, tmp_path / "base", tmp_path / "x.gguf")
+    assert (result.ranks, result.pairs, result.folded) == ((2,), 3, 0)
+    with quiet():
+        model("phi3").save_pretrained(tmp_path / "phi3")
+    result = gpukit.write_adapter(adapter, tmp_path / "phi3", tmp_path / "x.gguf")
+    assert (result.ranks, result.pairs, result.folded) == ((2,), 1, 0)
+
+
+def test_some_experts_alone(tmp_path: Path) -> None:
+    with quiet():
+        model("mixtral").save_pretrained(tmp_path / "base")
+    stem = "model.layers.0.block_sparse_moe.experts"
+    shapes = {f"{stem}.0.w1": (24, 16), f"{stem}.2.w1": (24, 16), f"{stem}.1.w2": (16, 24)}
+    ranks = {"0.w1": 2, "2.w1": 3, "w2": 2}
+    adapter = _write(
+        tmp_path / "lora", _pairs(shapes, ranks), "adapter_model.safetensors",
+        peft_type="LORA", r=2, lora_alpha=4, target_modules=["w1", "w2"],
+        rank_pattern={"experts.2.w1": 3},
+    )  # fmt: skip
+    base = base_of(tmp_path / "base")
+    result = gpukit.write_adapter(adapter, tmp_path / "base", out := tmp_path / "x.gguf")
+    # Of a stack all experts have the largest rank.
+    assert (result.ranks, result.pairs, result.folded) == ((2, 3), 2, 1)
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    with open_adapter(adapter, base) as first, open_adapter(out, base) as second:
+        _check_near(apply(stored, second), apply(stored, first), 2e-6)
+
+
+def test_mlx(tmp_path: Path) -> None:
+    with quiet():
+        model("llama").save_pretrained(tmp_path / "base")
+    values = {
+        f"model.layers.1.self_attn.{name}.{end}": torch.randn(shape)
+        for name, rows in (("q_proj", 16), ("k_proj", 8))
+        for end, shape in (("lora_a", (16, 4)), ("lora_b", (4, rows)))
+    }
+    adapter = _write(
+        tmp_path / "mlx", values, "adapters.safetensors",
+        fine_tune_type="lora", num_layers=1, lora_parameters={"rank": 4, "scale": 20.0},
+    )  # fmt: skip
+    result = gpukit.write_adapter(adapter, tmp_path / "base", out := tmp_path / "x.gguf")
+    assert (result.alpha, result.ranks, result.folded) == (80.0, (4,), 0)
+    base, stored = base_of(tmp_path / "base"), load_file(tmp_path / "base" / "model.safetensors")
+    with open_adapter(adapter, base) as first, open_adapter(out, base) as second:
+        _check_near(apply(stored, second), apply(stored, first), 2e-6)
 
 
 @pytest.mark.parametrize(("kind", "near"), [("f16", 2e-2), ("BF16", 1e-1), ("Q8_0", 2e-2)])
@@ -130,17 +239,17 @@ def test_types(kind: str, near: float, tmp_path: Path) -> None:
 def test_a_gguf_as_base_and_a_gguf_as_adapter_give_the_same_bytes(tmp_path: Path) -> None:
     folder = checkpoints.build("narrow-heads", tmp_path)
     adapter = _adapter_of(folder, tmp_path / "my-lora", use_rslora=True)
-    gpukit.convert(folder, model := tmp_path / "base.gguf", "F16", device="cpu")
-    for word in (folder, model):
+    gpukit.convert(folder, file := tmp_path / "base.gguf", "F16", device="cpu")
+    for word in (folder, file):
         gpukit.write_adapter(adapter, word, tmp_path / f"{word.name}.gguf")
     first = tmp_path / "narrow-heads.gguf"
     assert first.read_bytes() == (tmp_path / "base.gguf.gguf").read_bytes()
-    gpukit.write_adapter(first, model, second := tmp_path / "second.gguf")
+    gpukit.write_adapter(first, file, second := tmp_path / "second.gguf")
     assert second.read_bytes() == first.read_bytes()
     with pytest.raises(gpukit.ArgumentError, match="input and output are the same file"):
-        gpukit.write_adapter(first, model, first)
+        gpukit.write_adapter(first, file, first)
     with pytest.raises(gpukit.ArgumentError, match="input and output are the same file"):
-        gpukit.write_adapter(first, model, model)
+        gpukit.write_adapter(first, file, file)
 
 
 def _adapter_of(folder: Path, out: Path, **config: Any) -> Path:
@@ -184,6 +293,25 @@ def test_llama_cpp_says_with_it_what_the_merged_model_says(
     assert ids[:5] == wanted_ids[:5] != plain_ids[:5]
     # Sums of float32 in another order, through two layers.
     assert (found - wanted).abs().max() < 1e-4
+
+
+def test_invocation_tokens_are_kept(tmp_path: Path) -> None:
+    made = train(tmp_path, "llama", LORA)
+    path = made.adapter / "adapter_config.json"
+    config = {**json.loads(path.read_text()), "alora_invocation_tokens": [7, 8, 9]}
+    path.write_text(json.dumps(config))
+    gpukit.write_adapter(made.adapter, made.base, out := tmp_path / "x.gguf")
+    keys = ["adapter.lora.alpha", "adapter.alora.invocation_tokens", "general.quantization_version"]
+    with GGUFFile(out) as file:
+        assert list(file.fields)[-3:] == keys
+        assert file.fields[keys[1]].value == [7, 8, 9]
+    gpukit.write_adapter(out, made.base, again := tmp_path / "again.gguf")
+    assert again.read_bytes() == out.read_bytes()
+    with pytest.raises(gpukit.AdapterError, match="aLoRA works only behind"):
+        open_adapter(out, base_of(made.base))
+    path.write_text(json.dumps({**config, "alora_invocation_tokens": [-1]}))
+    with pytest.raises(gpukit.GpukitError, match="alora_invocation_tokens"):
+        gpukit.write_adapter(made.adapter, made.base, out)
 
 
 LORA = {"r": 2, "lora_alpha": 3, "target_modules": LINEAR}
