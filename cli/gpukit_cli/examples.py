@@ -8,6 +8,7 @@ EXAMPLES = {
     "run": (
         'gpukit run llama3.2:1b "Why is the sky blue?"',
         'gpukit run llama.gguf --system "Answer in one sentence." < question.txt',
+        'gpukit run llama3.2:1b --adapter my-lora:0.8 "Why is the sky blue?"',
     ),
     "list": ("gpukit list", "gpukit list llama --json"),
     "show": ("gpukit show llama3.2:1b", "gpukit show llama3.2:1b --modelfile > Modelfile"),

@@ -1,8 +1,9 @@
-"""What commands print on stdout with --json, and on stderr of a fault."""
+"""How commands print: JSON, tables, and a fault on stderr."""
 
 import json
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from gpukit.errors import one_line
@@ -42,3 +43,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def print_table(rows: Sequence[tuple[str, ...]], indent: str = "") -> None:
+    """Print `rows`, as many cells each, in columns that are as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        print((indent + "    ".join(cells)).rstrip())

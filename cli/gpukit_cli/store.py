@@ -1,13 +1,12 @@
 """`create`, `list`, `show`, `cp` and `rm`: the models in the store."""
 
-import json as jsonlib
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpukit_cli.details import parameter_rows, print_details
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
     Devices,
@@ -21,17 +20,13 @@ from gpukit_cli.options import (
     file_types,
     stored_names,
 )
-from gpukit_cli.output import complain, print_json
+from gpukit_cli.output import complain, print_json, print_table
 
 if TYPE_CHECKING:
     from gpukit import Store
     from gpukit.recipes.create import PlannedModel
-    from gpukit.recipes.show import AdapterDetails, ModelDetails
 
 DEFAULT_MODELFILE = Path("Modelfile")
-# Of long texts `show` gives the beginning.
-SHOWN_LINES = 2
-SHOWN_ITEMS = 80
 
 
 def create(
@@ -121,7 +116,7 @@ def _print_planned(planned: "PlannedModel", json: bool) -> None:
         there = "-" if not layer.digest else "yes" if layer.digest in planned.there else "no"
         table.append((layer.kind, human_bytes(layer.size), digest, there))
     print()
-    _print_table(table)
+    print_table(table)
     layers = f"{len(planned.layers)} layers" if len(planned.layers) > 1 else "a layer"
     print(f"{planned.name.display}: {layers} of {human_bytes(planned.size)}; nothing was written")
 
@@ -153,7 +148,7 @@ def list_models(
     for model in models:
         age = human_age((now - model.modified).total_seconds())
         table.append((model.name.display, model.id, human_bytes(model.size), age))
-    _print_table(table)
+    print_table(table)
 
 
 def show(
@@ -182,14 +177,14 @@ def show(
     elif modelfile:
         print(found.modelfile, end="")
     elif parameters:
-        for key, value in _parameter_rows(found):
+        for key, value in parameter_rows(found):
             print(f"{key:<30} {value}")
     elif system or template:
         print(found.system if system else found.template, end="")
     elif license:
         print("\n".join(found.licenses))
     else:
-        _print_details(found, verbose=verbose)
+        print_details(found, verbose=verbose)
 
 
 def cp(
@@ -263,77 +258,3 @@ def _tidy_store() -> "Store":
     store = gpukit.Store()
     store.tidy()
     return store
-
-
-def _print_details(found: "ModelDetails", *, verbose: bool) -> None:
-    facts = [
-        ("architecture", found.architecture),
-        ("parameters", found.parameter_size),
-        ("context length", found.context_length),
-        ("embedding length", found.embedding_length),
-        ("quantization", found.quantization),
-        ("requires", found.config.requires),
-        ("remote model", found.config.remote_model),
-        ("remote host", found.config.remote_host),
-    ]
-    _section("Model", [(key, str(value)) for key, value in facts if value])
-    _section("Capabilities", [(each,) for each in found.capabilities])
-    _section("Adapters", [_adapter_row(adapter) for adapter in found.adapters])
-    _section("Parameters", _parameter_rows(found))
-    if verbose:
-        rows = [(f.key, _short(jsonlib.dumps(_listed(f.value), ensure_ascii=False)))
-                for f in found.fields]  # fmt: skip
-        _section("Metadata", rows)
-        _section("Tensors", [(t.name, t.type, str(list(t.ne))) for t in found.tensors])
-    _section("System", _beginning(found.system))
-    _section("License", _beginning("\n".join(found.licenses)))
-
-
-def _adapter_row(adapter: "AdapterDetails") -> tuple[str, ...]:
-    from gpukit_cli.progress import human_bytes
-
-    ranks = ", ".join(map(str, adapter.ranks))
-    short = adapter.path.name.removeprefix("sha256-")[:12]
-    return (adapter.name or short, f"rank {ranks}", f"{adapter.tensors} tensors",
-            human_bytes(adapter.size))  # fmt: skip
-
-
-def _section(title: str, rows: Sequence[tuple[str, ...]]) -> None:
-    if not rows:
-        return
-    print(f"  {title}")
-    _print_table(rows, indent="    ")
-    print()
-
-
-def _print_table(rows: Sequence[tuple[str, ...]], indent: str = "") -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        print((indent + "    ".join(cells)).rstrip())
-
-
-def _parameter_rows(found: "ModelDetails") -> list[tuple[str, ...]]:
-    from gpukit.store.parameters import words
-
-    texts = {key for key, value in found.params.items() if isinstance(value, str | list)}
-    return [
-        (key, jsonlib.dumps(word, ensure_ascii=False) if key in texts else word)
-        for key, word in words(found.params)
-    ]
-
-
-def _beginning(text: str) -> list[tuple[str, ...]]:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    shown = [(line,) for line in lines[:SHOWN_LINES]]
-    return [*shown, ("...",)] if len(lines) > SHOWN_LINES else [*shown]
-
-
-def _listed(value: Any) -> Any:
-    # No more of a vocabulary than a line can show.
-    value = value[:SHOWN_ITEMS] if hasattr(value, "__getitem__") else value
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:79]}…"

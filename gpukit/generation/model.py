@@ -10,7 +10,8 @@ from gpukit.chat import Message
 from gpukit.errors import ArgumentError, did_you_mean
 from gpukit.events import Report, ignore
 from gpukit.generation import generate
-from gpukit.generation.generate import Generation, LoadedModel, Stream
+from gpukit.generation.generate import Generation, Stream
+from gpukit.generation.loading import LoadedModel
 from gpukit.models.decoder import Decoder
 from gpukit.store.parameters import Value
 from gpukit.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpukit.conversion.checks import check_device, check_plan
 from gpukit.events import Report, Warned, ignore
-from gpukit.generation.generate import load_model
+from gpukit.generation.loading import load_model
 from gpukit.generation.model import Model
 from gpukit.recipes.chosen import Word, chosen, located
 from gpukit.recipes.references import locate

@@ -18,7 +18,8 @@ from gpukit.errors import ArgumentError
 from gpukit.formats.gguf_fields import TensorSpec
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
-from gpukit.generation.generate import GenerateOptions, load_model, stream
+from gpukit.generation.generate import GenerateOptions, stream
+from gpukit.generation.loading import load_model
 from gpukit.generation.sampling import SamplingOptions
 from gpukit.planning.overrides import make_overrides
 from gpukit.planning.planner import plan_quantize

@@ -14,11 +14,11 @@ from support.adapters import ATTENTION, FUSED, LINEAR, quiet, train_beside
 from support.gguf_adapters import write_adapter
 from support.llama_cpp_server import probabilities
 
-from gpukit import quantize
+from gpukit import convert, quantize
 from gpukit.errors import AdapterError, SafetensorsError
 from gpukit.events import Event
 from gpukit.formats.gguf_reader import GGUFFile
-from gpukit.generation.generate import load_model
+from gpukit.generation.loading import load_model
 from gpukit.sources.merged import Chosen, Merge
 
 ENDS = ["embed_tokens", "lm_head"]
@@ -218,3 +218,40 @@ def test_an_adapter_of_another_name_is_told_of(tmp_path: Path) -> None:
             folder, "cpu", adapters=Merge((Chosen(path.parent),)), names=names, report=told.append
         )
         assert [f"made for {said}, the base is" in event.text for event in told] == [True] * warned
+
+
+def test_one_of_mlx_does_what_it_does_merged(tmp_path: Path) -> None:
+    folder = _built("narrow-heads", tmp_path)
+    torch.manual_seed(3)
+    shapes = {"self_attn.q_proj": (288, 144), "self_attn.k_proj": (288, 72),
+              "mlp.down_proj": (608, 288)}  # fmt: skip
+    tensors = {}
+    for module, (width, rows) in shapes.items():
+        name = f"model.layers.1.{module}"
+        tensors[f"{name}.lora_a"] = torch.randn(width, 2) * 0.1
+        tensors[f"{name}.lora_b"] = torch.randn(2, rows) * 0.1
+    (tmp_path / "mlx").mkdir()
+    save_file(tensors, tmp_path / "mlx" / "adapters.safetensors")
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 40.0}}
+    (tmp_path / "mlx" / "adapter_config.json").write_text(json.dumps(config))
+    convert(folder, tmp_path / "merged.gguf", "F32", adapters=[tmp_path / "mlx"], device="cpu")
+    wanted = _logits(tmp_path / "merged.gguf")
+    found = _logits(folder, Chosen(tmp_path / "mlx"))
+    assert _error(found, wanted) < TOLERANCE
+    assert _error(_logits(folder), wanted) > 1e-2
+
+
+def test_one_may_part_head_and_embedding_beside_one_that_leaves_them_alone(tmp_path: Path) -> None:
+    folder = _built("tied", tmp_path)
+    first = _trained_pair(folder, tmp_path)
+    both = _logits(folder, *first)
+    assert torch.equal(both, _logits(folder, first[1], first[0]))
+    for single in first:
+        assert _error(_logits(folder, single), both) > 1e-2
+
+
+def _trained_pair(folder: Path, root: Path) -> tuple[Chosen, Chosen]:
+    """Adapters of other tensors: the first of attention, the second of the head alone."""
+    train_beside(folder, root / "attention", {"target_modules": ["v_proj"]})
+    train_beside(folder, root / "head", {"target_modules": ["lm_head"]})
+    return Chosen(root / "attention"), Chosen(root / "head")

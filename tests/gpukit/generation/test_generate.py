@@ -19,12 +19,11 @@ from gpukit.formats.gguf_writer import GGUFWriter
 from gpukit.generation.generate import (
     GenerateOptions,
     Generation,
-    LoadedModel,
-    load_model,
     options_from,
     prompt_ids,
     stream,
 )
+from gpukit.generation.loading import LoadedModel, load_model
 from gpukit.generation.sampling import SamplingOptions
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source

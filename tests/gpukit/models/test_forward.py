@@ -11,7 +11,7 @@ from support.llama_cpp_server import probabilities
 
 from gpukit.conversion.run import run_plan
 from gpukit.errors import ArgumentError
-from gpukit.generation.generate import load_model
+from gpukit.generation.loading import load_model
 from gpukit.models.decoder import PREFILL, Decoder
 from gpukit.models.layers import Rope
 from gpukit.planning.planner import plan_quantize

@@ -9,7 +9,7 @@ from support import checkpoints, zoo_build
 
 from gpukit.conversion.run import run_plan
 from gpukit.formats.gguf_reader import GGUFFile
-from gpukit.generation.generate import load_model
+from gpukit.generation.loading import load_model
 from gpukit.models.weights import Site
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from gpukit import models
 from gpukit.conversion.run import run_plan
 from gpukit.errors import CheckpointError
-from gpukit.generation.generate import load_model
+from gpukit.generation.loading import load_model
 from gpukit.models.registry import architecture_of_class, architectures
 from gpukit.models.rules import Rule, Span
 from gpukit.planning.planner import plan_quantize

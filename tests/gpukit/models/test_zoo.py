@@ -17,7 +17,7 @@ from support.zoo import ZOO
 from support.zoo_build import build
 
 from gpukit.conversion.run import run_plan
-from gpukit.generation.generate import load_model
+from gpukit.generation.loading import load_model
 from gpukit.models.decoder import Decoder
 from gpukit.models.registry import architectures
 from gpukit.planning.planner import plan_quantize

@@ -28,7 +28,7 @@ from gpukit.errors import (
 )
 from gpukit.events import Event, Status, Warned
 from gpukit.formats.gguf_reader import GGUFFile
-from gpukit.generation.generate import load_model
+from gpukit.generation.loading import load_model
 from gpukit.recipes.create import create, plan_create
 from gpukit.recipes.show import show
 from gpukit.sources.merged import Chosen, Merge
@@ -333,3 +333,28 @@ def _peft(base: Path, ids: list[int], count: int) -> list[int]:
         wrapped = peft.PeftModel.from_pretrained(plain, REAL).eval()
         out = wrapped.generate(input_ids=torch.tensor([ids]), max_new_tokens=count, do_sample=False)
     return [int(token) for token in out[0, len(ids) :]]
+
+
+def test_of_what_llama_cpp_cannot_run_a_warning_tells(store: Store, tmp_path: Path) -> None:
+    folder = checkpoints.build("tied", tmp_path)
+    write_adapter(
+        tmp_path / "a.gguf", "llama", {"token_embd.weight": (2048, 256)}, 8.0, 4, size=0.2
+    )
+    lines = make(store, "m", f"FROM {folder}\nADAPTER ./a.gguf\n", tmp_path)
+    assert any("its embedding, of which llama.cpp takes no adapter" in line for line in lines)
+    make(store, "bare", f"FROM {folder}\n", tmp_path)
+    assert (logits(store, "m") - logits(store, "bare")).abs().max() > 0.01
+
+
+def test_beside_quantised_weights(store: Store, made: Path, tmp_path: Path) -> None:
+    gpukit.quantize(made / "plain", tmp_path / "small.gguf", "Q8_0", device="cpu")
+    make(store, "m", f"FROM ./small.gguf\nADAPTER {made / 'lora'}\n", tmp_path)
+    assert store.resolve("m").gguf.read_bytes() == (tmp_path / "small.gguf").read_bytes()
+    make(store, "exact", "FROM ./plain\nADAPTER ./lora\n", made)
+    exact, found = logits(store, "exact"), logits(store, "m")
+    # What Q8_0 loses of the base, half a step of 127 a value, and nothing of the adapter.
+    assert (found - exact).abs().max() < 0.05 * exact.abs().max()
+    with pytest.raises(ArgumentError, match="quantization is only supported for F16, BF16 and F32"):
+        make(store, "less", "FROM m", tmp_path, "Q4_0")
+    create(store, "merged", parse("FROM m"), merge=True)
+    assert store.resolve("merged").adapters == ()

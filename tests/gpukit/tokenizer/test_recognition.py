@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gpukit.errors import ArgumentError, TokenizerError
 from gpukit.formats.checkpoint import Checkpoint
-from gpukit.generation.generate import load_model
+from gpukit.generation.loading import load_model
 from gpukit.models.importer import plan_import
 from gpukit.recipes.inspect import describe
 from gpukit.tokenizer import vocabulary_fields
