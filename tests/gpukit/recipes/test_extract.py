@@ -90,6 +90,21 @@ def test_a_known_delta_comes_back(
         assert settings["target_modules"] == sorted(config["target_modules"])
 
 
+def test_experts_have_the_names_of_the_checkpoint(tmp_path: Path) -> None:
+    made = train(
+        tmp_path, "mixtral",
+        {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"],
+         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    )  # fmt: skip
+    out = tmp_path / "lora"
+    gpukit.extract_adapter(made.merged, made.base, out, 2)
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert settings["target_modules"] == ["q_proj", "w1", "w2", "w3"]
+    _near(_by_us(made, out), made.expected(), 3e-6)
+    # PEFT makes the stacks of transformers 5 of them.
+    _near(_by_peft(made, out), made.expected(), 3e-6)
+
+
 def test_a_tied_embedding_stays_tied(tmp_path: Path) -> None:
     made = train(tmp_path, "llama-tied", LORA)
     _change(made, "embed_tokens.weight", _of_rank(3))
