@@ -86,6 +86,9 @@ def adapter(
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Extract embedding and head, too.")
     ] = False,
+    norms: Annotated[
+        bool, typer.Option("--norms", help="Save norms that differ whole (modules_to_save).")
+    ] = False,
     device: Device = "auto",
     hub: Hub = False,
     quiet: Quiet = False,
@@ -104,14 +107,16 @@ def adapter(
         with reporter(quiet) as report:
             made = gpukit.extract_adapter(
                 extract, base, source, rank,
-                embeddings=embeddings, type=type, device=device, hub=hub, report=report,
+                embeddings=embeddings, norms=norms, type=type, device=device, hub=hub,
+                report=report,
             )  # fmt: skip
         _print_extraction(made, json)
         return
     if out is None:
         raise ArgumentError("Missing argument 'OUT': the GGUF to write (see gpukit adapter --help)")
-    if embeddings:
-        raise ArgumentError("--embeddings belongs to --extract; an adapter has what it has")
+    if embeddings or norms:
+        name = "--embeddings" if embeddings else "--norms"
+        raise ArgumentError(f"{name} belongs to --extract; an adapter has what it has")
     with reporter(quiet) as report:
         result = gpukit.write_adapter(
             source, base, out, type=type, hub=hub, strict=strict, layout=moe_layout, report=report

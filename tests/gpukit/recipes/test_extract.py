@@ -192,6 +192,20 @@ def test_what_has_no_form_is_told(tmp_path: Path) -> None:
     _near({n: found[n] for n in names}, {n: wanted[n] for n in names}, 3e-6)
 
 
+def test_norms_are_saved_whole_if_they_are_asked_for(tmp_path: Path) -> None:
+    made = train(tmp_path, "gemma2", LORA)
+    names = ("model.norm.weight", "layers.1.input_layernorm.weight")
+    for end in names:
+        _change(made, end, lambda values: values * 1.5)
+    out = tmp_path / "lora"
+    result = gpukit.extract_adapter(made.merged, made.base, out, 2, norms=True)
+    assert result.warnings == ()
+    saved = json.loads((out / "adapter_config.json").read_text())["modules_to_save"]
+    assert sorted(saved) == ["model.layers.1.input_layernorm", "model.norm"]
+    for found in (_by_us(made, out), _by_peft(made, out)):
+        _near(found, made.expected(), 3e-6)
+
+
 def test_types_and_gguf(tmp_path: Path) -> None:
     made = train(tmp_path, "llama", LORA)
     for kind in ("F16", "bf16"):
