@@ -97,6 +97,20 @@ def test_what_is_written_is_the_delta(case: str, tmp_path: Path) -> None:
     _check_near(found, wanted, 2e-6)
 
 
+def test_a_model_of_the_store_as_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUKIT_MODELS", str(tmp_path / "models"))
+    folder = checkpoints.build("narrow-heads", tmp_path)
+    adapter = _adapter_of(folder, tmp_path / "my-lora")
+    gpukit.Store().create("mine", gpukit.Modelfile(source=str(folder)), "Q8_0", device="cpu")
+    gpukit.write_adapter(adapter, "mine", tmp_path / "x.gguf")
+    gpukit.write_adapter(adapter / "adapter_model.safetensors", folder, tmp_path / "y.gguf")
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "y.gguf").read_bytes()
+    with pytest.raises(gpukit.NotFoundError, match="nobody"):
+        gpukit.write_adapter(adapter, "nobody", tmp_path / "z.gguf")
+    with pytest.raises(gpukit.ArgumentError, match="an adapter; its base is the model"):
+        gpukit.write_adapter(adapter, tmp_path / "x.gguf", tmp_path / "z.gguf")
+
+
 def test_copies_of_the_bases_own_tensors_are_left_out(tmp_path: Path) -> None:
     config = {"r": 2, "target_modules": ["q_proj", "lm_head", "embed_tokens"]}
     made = train(tmp_path, "llama", config)
