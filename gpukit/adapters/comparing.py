@@ -35,6 +35,12 @@ class Comparison:
         """Whether a tensor of the base is a weight that PEFT has a low-rank form for."""
         return len(values.shape) == 2 and values.name.endswith(".weight")
 
+    def is_norm(self, values: Values) -> bool:
+        """Whether a tensor of the base is a weight of one dimension, alone in its module."""
+        module = values.name.removesuffix("weight")
+        alone = sum(name.startswith(module) for name in self.base.tensors) == 1
+        return len(values.shape) == 1 and values.name.endswith(".weight") and alone
+
     def is_vocabulary(self, values: Values) -> bool:
         """Whether a tensor of the base is its embedding or its head."""
         return values.name in (self.model.embedding, self.model.head)

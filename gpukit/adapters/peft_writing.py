@@ -47,6 +47,11 @@ def embedding(module: str, b: Tensor, a: Tensor) -> dict[str, Tensor]:
     }
 
 
+def whole(name: str, values: Tensor) -> dict[str, Tensor]:
+    """A tensor that takes the place of the base's (modules_to_save)."""
+    return {PREFIX + name: values}
+
+
 def targets(changed: Iterable[str], modules: Sequence[str]) -> list[str]:
     """target_modules that mean `changed` of all `modules` and no others: the end of a name where
     all modules of that end are meant, else whole names."""

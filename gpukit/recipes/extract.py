@@ -76,6 +76,7 @@ def extract_adapter(
     rank: int,
     *,
     embeddings: bool = False,
+    norms: bool = False,
     type: str = "F32",
     device: str = "auto",
     hub: bool = False,
@@ -85,9 +86,10 @@ def extract_adapter(
 
     Both are model folders or ids of the hub (hf.co/org/name, or with `hub` org/name) of one
     architecture. Every linear weight that differs becomes B·A of rank `rank`, the best there is;
-    with `embeddings` those of embedding and head, too. What else differs is named in a warning with
-    ||dW|| / ||W||. `type` is F32, F16 or BF16; `device` computes; in memory are one tensor at a
-    time and the adapter. Parts of a model that are not text are left out.
+    with `embeddings` those of embedding and head, too. With `norms` the norms that differ are saved
+    whole (modules_to_save). What else differs is named in a warning with ||dW|| / ||W||. `type` is
+    F32, F16 or BF16; `device` computes; in memory are one tensor at a time and the adapter. Parts
+    of a model that are not text are left out.
     `ArgumentError` for a rank, a type, a device or an `out` that cannot be, `AdapterError` for
     models that do not belong together or do not differ, the readers' errors, and DiskError.
 
@@ -99,7 +101,7 @@ def extract_adapter(
     words = locate(tuned, hub=hub), locate(base, hub=hub)
     with ExitStack() as stack:
         models = (stack.enter_context(_opened(word, report)) for word in words)
-        work = _Work(Comparison(*models), rank, embeddings)
+        work = _Work(Comparison(*models), rank, embeddings, norms)
         tensors = work.run(where, report)
         warnings = tuple(work.warnings())
         for line in warnings:
@@ -165,14 +167,17 @@ def _ratio(energy: float, weight: float) -> float:
 @dataclass
 class _Work:
     """The extraction of one adapter: `found` are energies by class, `left` what differs and has no
-    place, by class, with the name and ||dW|| / ||W|| of each, `changed` the modules with B·A."""
+    place, by class, with the name and ||dW|| / ||W|| of each, `changed` the modules with B·A,
+    `saved` those that are saved whole."""
 
     models: Comparison
     rank: int
     embeddings: bool
+    norms: bool
     found: dict[str, list[_Energy]] = field(default_factory=dict)
     left: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
+    saved: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         most = max((min(b.shape) for _, b in self.models.pairs if self._wanted(b)), default=0)
@@ -194,24 +199,28 @@ class _Work:
         done, total = 0, sum(sizes[base.name].nbytes for _, base in self.models.pairs)
         for tuned, base in self.models.pairs:
             report(Step(COMPARING, done, total))
-            tensors |= self._compared(base, Difference(tuned, base, device))
+            tensors |= self._compared(tuned, base, Difference(tuned, base, device))
             done += sizes[base.name].nbytes
         report(Step(COMPARING, total, total))
-        if not tensors:
-            what = "no weight that becomes B·A differs" if self.left else "they are the same"
+        if not self.changed:
+            others = self.left or self.saved
+            what = "no weight that becomes B·A differs" if others else "they are the same"
             raise self.models.fail(f"{what}; there is nothing to extract")
         return tensors
 
-    def _compared(self, base: Values, d: Difference) -> dict[str, Tensor]:
+    def _compared(self, tuned: Values, base: Values, d: Difference) -> dict[str, Tensor]:
         """The tensors for what `base` differs by; none where that is nothing or has no place."""
         if not d.energy:
             return {}
+        module = base.name.removesuffix(".weight")
+        if self.norms and self.models.is_norm(base):
+            self.saved.append(module)
+            return writing.whole(base.name, tuned.read())
         if not self._wanted(base):
             kind = ".".join(base.name.split(".")[-2:])
             self.left.setdefault(kind, []).append((base.name, _ratio(d.energy, d.weight)))
             return {}
         factors = factorise(d, self.rank)
-        module = base.name.removesuffix(".weight")
         self.changed.append(module)
         energy = _Energy(factors.kept, factors.energy, factors.weight, factors.exact)
         self.found.setdefault(module.rpartition(".")[2], []).append(energy)
@@ -239,6 +248,8 @@ class _Work:
         model = self.models.model
         tying = model.tied and model.embedding in [f"{name}.weight" for name in self.changed]
         targets = writing.targets(self.changed, modules)
+        settings: dict[str, Any] = {"modules_to_save": self.saved} if self.saved else {}
         if tying:
-            return writing.config(self.rank, [*targets, HEAD], base, ensure_weight_tying=True)
-        return writing.config(self.rank, targets, base)
+            targets.append(HEAD)
+            settings["ensure_weight_tying"] = True
+        return writing.config(self.rank, targets, base, **settings)

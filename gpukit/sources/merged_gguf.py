@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 from gpukit.adapters.gguf import gguf_base
 from gpukit.adapters.moved import moved
-from gpukit.errors import AdapterError
+from gpukit.errors import AdapterError, ArgumentError
 from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.sources.merged import Deltas, Merge, open_adapters, records_of
@@ -17,6 +17,11 @@ class MergedGGUF(Closing):
     """
 
     def __init__(self, model: GGUFModel, merge: Merge) -> None:
+        if merge.base != "full":
+            raise ArgumentError(
+                f"{model.path}: merge_base {merge.base} is for the checkpoint that an adapter was "
+                "trained on; give that, or leave it out"
+            )
         base = gguf_base(model)
         with ExitStack() as stack:
             adapters = open_adapters(merge, base, stack)
