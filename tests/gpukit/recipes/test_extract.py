@@ -1,6 +1,7 @@
 """What is extracted is the best of its rank, and PEFT loads it."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,35 @@ def test_experts_have_the_names_of_the_checkpoint(tmp_path: Path) -> None:
     check_near(_by_us(made, out), made.expected(), 3e-6)
     # PEFT makes the stacks of transformers 5 of them.
     check_near(_by_peft(made, out), made.expected(), 3e-6)
+
+
+@pytest.mark.parametrize("only", [None, "down_proj"])
+def test_stacks_of_experts(only: str | None, tmp_path: Path) -> None:
+    kinds = [only] if only else ["gate_up_proj", "down_proj"]
+    made = train(
+        tmp_path, "mixtral",
+        {"r": 2, "lora_alpha": 3, "target_parameters": [f"mlp.experts.{kind}" for kind in kinds],
+         **({} if only else {"target_modules": ["q_proj"]})},
+    )  # fmt: skip
+    for folder in (made.base, made.merged):
+        with quiet():
+            load = transformers.AutoModelForCausalLM.from_pretrained
+            plain = load(folder, dtype=torch.float64)
+            shutil.rmtree(folder)
+            plain.save_pretrained(folder, save_original_format=False)
+    assert any(len(values.shape) == 3 for values in made.stored().values())
+    result = gpukit.extract_adapter(made.merged, made.base, tmp_path / "lora", 2)
+    assert result.warnings == ()
+    assert result.kept > 1 - 1e-6
+    check_near(_by_us(made, tmp_path / "lora"), made.expected(), 3e-6)
+    with quiet():
+        plain = load(made.base, dtype=torch.float64)
+        wrapped = peft.PeftModel.from_pretrained(
+            plain, tmp_path / "lora", autocast_adapter_dtype=False
+        )
+        found = wrapped.merge_and_unload().state_dict()
+    wanted = made.expected()
+    check_near({name: found[name] for name in wanted}, wanted, 3e-6)
 
 
 def test_a_tied_embedding_stays_tied(tmp_path: Path) -> None:
