@@ -260,6 +260,7 @@ def test_names_of_bases() -> None:
     for said, name in SAME:
         assert check_base_name(Path("x"), said, [name], strict=True) == []
     assert check_base_name(Path("x"), "Model-8B", ["Model-7B", "org/model-8b"], strict=True) == []
+    assert check_base_name(Path("x"), "my_model-8B", ["My Model 8B"], strict=True) == []
     (line,) = check_base_name(Path("x"), "Model-8B", ["Model-7B"], strict=False)
     assert "made for Model-8B, the base is Model-7B" in line
 
