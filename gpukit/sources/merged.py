@@ -15,8 +15,8 @@ from gpukit.adapters.experts import Layout
 from gpukit.adapters.merging import merge_rows
 from gpukit.adapters.mixing import Combining
 from gpukit.adapters.opening import open_adapter
-from gpukit.adapters.together import combined, weighted
-from gpukit.errors import AdapterError
+from gpukit.adapters.together import combined, idle, weighted
+from gpukit.errors import AdapterError, one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.safetensors import StoredTensor
 from gpukit.sources.nf4 import NF4
@@ -74,6 +74,16 @@ def open_adapters(merge: Merge, base: Base, stack: ExitStack) -> list[Adapter]:
     ]
 
 
+def told(merge: Merge, adapters: Sequence[Adapter]) -> tuple[str, ...]:
+    """Lines for the user about the open `adapters` of `merge`."""
+    lines = [line for adapter in adapters for line in adapter.warnings]
+    for chosen, adapter in zip(merge.adapters, adapters, strict=True):
+        if idle(adapter, chosen.weight):
+            why = "its weight is 0" if not chosen.weight else "B or A is 0 in all that it has"
+            lines.append(one_line(f"{adapter.file.path}: the adapter changes nothing: {why}"))
+    return tuple(lines)
+
+
 def records_of(merge: Merge, adapters: Sequence[Adapter]) -> Mapping[str, tuple[Delta, ...]]:
     """What the open `adapters` of `merge` do together to each tensor; the errors of `combined` and
     `combine`."""
@@ -109,7 +119,7 @@ class MergedCheckpoint(Checkpoint):
                 self._resize(first.vocabulary, records)
             self.step = Deltas(records)
             self.base_steps = _base_steps(self, merge.base)
-            self.warnings = tuple(line for adapter in self.adapters for line in adapter.warnings)
+            self.warnings = told(merge, self.adapters)
             self._all = stack.pop_all()
 
     def _add(self, added: Mapping[str, str]) -> None:

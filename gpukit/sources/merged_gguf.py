@@ -7,7 +7,7 @@ from gpukit.adapters.moved import moved
 from gpukit.errors import AdapterError, ArgumentError
 from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_split import GGUFModel
-from gpukit.sources.merged import Deltas, Merge, open_adapters, records_of
+from gpukit.sources.merged import Deltas, Merge, open_adapters, records_of, told
 
 
 class MergedGGUF(Closing):
@@ -37,7 +37,7 @@ class MergedGGUF(Closing):
                         "adapter into the checkpoint that the GGUF was made of"
                     )
             self.step = Deltas(moved(base.rules, records_of(merge, adapters)))
-            self.warnings = tuple(line for adapter in adapters for line in adapter.warnings)
+            self.warnings = told(merge, adapters)
             self._all = stack.pop_all()
 
     def close(self) -> None:

@@ -243,6 +243,21 @@ def test_a_report_says_what_a_small_type_loses(qwen: tuple[Path, Path], tmp_path
         assert total.kept == pytest.approx(1, abs=1e-6)
 
 
+def test_an_adapter_that_changes_nothing_is_told(qwen: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = qwen
+    fresh = lora(base, tmp_path / "fresh")
+    path = fresh / "adapter_model.safetensors"
+    save_file({n: v * 0 if "lora_B" in n else v for n, v in load_file(path).items()}, path)
+    said: list[Any] = []
+    out = tmp_path / "a.gguf"
+    for words in ([fresh], [f"{adapter}:0"], [adapter]):
+        gpukit.convert(base, out, "F16", adapters=words, device="cpu", report=said.append)
+    gpukit.merge(out, [fresh], tmp_path / "b.gguf", device="cpu", report=said.append)
+    lines = [event.text for event in said if isinstance(event, gpukit.Warned)]
+    nothing = [line for line in lines if "changes nothing" in line]
+    assert ["fresh" in line for line in nothing] == [True, False, True]
+
+
 def test_what_is_wrong_is_told_before_anything_is_written(
     qwen: tuple[Path, Path], tmp_path: Path
 ) -> None:
