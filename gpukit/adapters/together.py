@@ -45,13 +45,12 @@ def idle(adapter: Adapter, weight: float) -> bool:
 
 
 def _is_nothing(record: Delta, weight: float) -> bool:
-    match record:
-        case LowRank(magnitude=None):
-            parts = (record.b, record.a)
-        case Added():
-            parts = (record.values,)
-        case _:
-            return False
+    if isinstance(record, LowRank) and record.magnitude is None:
+        parts = [record.b, record.a]
+    elif isinstance(record, Added):
+        parts = [record.values]
+    else:
+        return False
     return not record.scale * weight or any(not part.read().any() for part in parts)
 
 

@@ -128,8 +128,9 @@ class Conversion:
             kind = output.spec.type
             if x is None or passes(self.source, output):
                 blocks[at] = data[piece.begin : piece.begin + piece.stored]
-            elif TORCH_TYPES.get(kind) is x.dtype:
-                blocks[at] = x.contiguous().view(torch.uint8).view(-1)
+            elif kind in TORCH_TYPES:
+                # Torch's own rounding differs in NaNs only, which are refused.
+                blocks[at] = x.to(TORCH_TYPES[kind]).contiguous().view(torch.uint8).view(-1)
             else:
                 # Without importance rows of all widths are but blocks; with it matrices of one
                 # shape go together as experts do.

@@ -84,17 +84,20 @@ def merge_rows(
     width = weight.shape[1] // row.nbytes * row.block
 
     def work(first: int, last: int) -> None:
-        values = torch.empty((last - first, width), device=weight.device)
         blocks, into = weight[first:last].reshape(-1), out[first:last].view(-1)
+        if kind.name == "F32":
+            values = into.view(torch.float32).view(last - first, width)
+        else:
+            values = torch.empty((last - first, width), device=weight.device)
         if row.name in FLOATS:
             values.view(-1).copy_(_viewed(blocks, FLOATS[row.name]))
         else:
             steps.decode(blocks.view(-1, row.nbytes), row, values.view(-1, row.block))
-        values = steps.add(values, [f.part(first, last - first) for f in factors])
-        if kind.name in FLOATS:
-            into.view(FLOATS[kind.name]).copy_(values.view(-1))
-        else:
-            steps.encode(values.view(-1, kind.block), kind, into.view(-1, kind.nbytes))
+        found = steps.add(values, [f.part(first, last - first) for f in factors])
+        if kind.name not in FLOATS:
+            steps.encode(found.view(-1, kind.block), kind, into.view(-1, kind.nbytes))
+        elif kind.name != "F32" or found is not values:
+            into.view(FLOATS[kind.name]).copy_(found.view(-1))
 
     tiles.spread(work, len(weight), max(CHUNK // max(width, 1), 1))
 
