@@ -175,7 +175,7 @@ REFUSED: Mapping[str, tuple[type[GpukitError], str]] = {
     "ADAPTER ./nan": (AdapterError, r"holds inf at \[0, 1\]"),
     "ADAPTER ./cut": (SafetensorsError, "cut/adapter_model.safetensors"),
     "ADAPTER ./other": (AdapterError, "this adapter was made for another base"),
-    "ADAPTER ./dora": (AdapterError, "DoRA.*gpukit merge"),
+    "ADAPTER ./dora": (AdapterError, r"DoRA.*\(gpukit merge\); --merge does it here$"),
     "ADAPTER a.gguf\nADAPTER ./a.gguf": (ArgumentError, "a.gguf is the same adapter; remove one"),
     "ADAPTER a.gguf\nADAPTER link.gguf": (ArgumentError, "a.gguf is the same adapter; remove one"),
     "ADAPTER ./lora\nADAPTER lora/adapter_model.safetensors": (ArgumentError, "the same adapter"),
@@ -264,6 +264,11 @@ def test_what_cannot_be_merged(store: Store, made: Path, tmp_path: Path) -> None
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             make(store, "m", text, made, "Q8_0")
+    # What stays no adapter can be merged.
+    train_beside(made / "plain", tmp_path / "dora", {"target_modules": LINEAR, "use_dora": True})
+    dora = parse(f"FROM ./plain\nADAPTER {tmp_path / 'dora'}", folder=made)
+    create(store, "dora", dora, merge=True)
+    remove(store, "dora")
     with pytest.raises(ArgumentError, match="--merge: there is no ADAPTER to be merged"):
         create(store, "m", parse("FROM ./plain.gguf", folder=made), merge=True)
     assert sorted(store.blobs.iterdir()) == before
