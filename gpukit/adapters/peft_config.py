@@ -1,5 +1,5 @@
-"""adapter_config.json of PEFT, read by PEFT's own classes, checked, and what cannot be merged
-refused with the remedy.
+"""adapter_config.json of PEFT, read by PEFT's own classes where it says anything out of the
+ordinary, checked, and what cannot be merged refused with the remedy.
 
 PEFT takes whatever stands there for true; here every value that is used is of its type.
 """
@@ -8,10 +8,11 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gpukit.adapters.peft_fields import ordinary
 from gpukit.errors import AdapterError, one_line
 
 CONFIG = "adapter_config.json"
@@ -96,7 +97,8 @@ class _Reader:
         self.warnings: list[str] = []
         self._check_type(found)
         self._check_beginning(found.get("init_lora_weights"))
-        self.config: Any = self._parsed(found)
+        known = {key: value for key, value in found.items() if key != "runtime_config"}
+        self.config: Any = ordinary(known) or self._parsed(known)
         # PEFT's class says its own version where the file says none.
         self.version = self._text("peft_version") if "peft_version" in found else None
 
@@ -111,13 +113,12 @@ class _Reader:
             self.fail("no peft_type; PEFT writes what kind of adapter it is there")
         self.fail(f"{kind[:40]} cannot be merged, only LORA can: {CONVERT}")
 
-    def _parsed(self, found: Mapping[str, Any]) -> Any:
+    def _parsed(self, known: Mapping[str, Any]) -> Any:
         """PEFT's own configuration; what it warns about becomes a warning of ours."""
         import peft
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            known = {key: value for key, value in found.items() if key != "runtime_config"}
             make: Any = peft.PeftConfig.from_peft_type
             try:
                 config = make(**known)
@@ -165,7 +166,8 @@ class _Reader:
                 "layer_replication: the adapter is for a model whose layers are repeated; build "
                 "that model first (PEFT's layer_replication), and merge with it"
             )
-        variants = {f.name for f in fields(self.config) if f.metadata.get("is_lora_variant")}
+        told = fields(self.config) if is_dataclass(self.config) else ()
+        variants = {field.name for field in told if field.metadata.get("is_lora_variant")}
         for name in sorted(variants.union(VARIANTS).difference(KNOWN_VARIANTS)):
             if self._value(name):
                 self.fail(f"{VARIANTS.get(name, name)} cannot be merged: {CONVERT}")

@@ -2,6 +2,7 @@
 
     convert    one pass of gpukit beside the converter and llama-quantize, from a checkpoint
     quantize   gpukit quantize beside llama-quantize, from a BF16 GGUF, and beside copying that file
+    merge      an adapter of rank 16 into the model, beside PEFT and what follows it; bench_merge.py
     run        tokens a second of a prompt and of what follows it, beside llama.cpp, on the CPU
 
 Reports nothing unless every tensor's bytes agree. See scripts/bench for the command.
@@ -39,6 +40,7 @@ TYPES = {
     "convert": "Q4_K_M,Q8_0",
     "quantize": "Q4_K_M,Q5_K_M,Q2_K,Q6_K,IQ4_XS,Q3_K_M,Q4_0,Q8_0,Q5_1",
     "run": "Q4_K_M",
+    "merge": "folder,Q4_K_M,F16",
 }
 # Tokens of the prompt, and tokens that follow it one at a time.
 PROMPT, FOLLOWING = 256, 48
@@ -126,6 +128,7 @@ def _bench(args: argparse.Namespace, work: Path) -> dict[str, object]:
     weights = sum(map(prod, _shapes(size).values()))
     compare = {
         "convert": _compare_convert, "quantize": _compare_quantize, "run": _compare_run,
+        "merge": _compare_merge,
     }[args.what]  # fmt: skip
     report: dict[str, object] = {
         "command": f"scripts/bench {args.what} --size {args.size} --types {args.types}",
@@ -217,6 +220,12 @@ def _compare_run(peers: Path, work: Path, folder: Path, name: str) -> dict[str, 
         "prompt_ratio": round(prompt / peer_prompt, 2),
         "ratio": round(token / peer_token, 2),
     }
+
+
+def _compare_merge(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
+    import bench_merge
+
+    return bench_merge.compare(peers, work, folder, name)
 
 
 def _said(command: list[str]) -> tuple[Any, int]:

@@ -1,10 +1,14 @@
 """Every form that PEFT writes, loaded and merged, is what PEFT itself makes of it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 from support.adapters import ATTENTION, FUSED, LINEAR, Trained, check_same, ours, train
+
+from gpukit.adapters import peft_config, peft_fields
 
 PLAIN: dict[str, Any] = {"r": 3, "lora_alpha": 5}
 EXPERTS = {
@@ -109,3 +113,43 @@ def test_a_form_that_is_read_wrongly_would_show(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"use_rslora": true', '"use_rslora": false'))
     with pytest.raises(AssertionError, match="proj"):
         check_same(ours(made)[0], made.expected())
+
+
+def test_settings_that_need_no_peft_are_pefts() -> None:
+    made = {f.name: f for f in dataclasses.fields(peft.LoraConfig) if f.name != "runtime_config"}
+    known = {**peft_fields.OWN, **peft_fields.USUAL}
+    assert known.keys() == made.keys()
+    plain = peft.LoraConfig()
+    for name, value in known.items():
+        if name not in ("peft_type", "peft_version"):  # which PEFT sets by itself
+            assert getattr(plain, name) == value, name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"r": 4, "lora_alpha": 2.5, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"v": 1}},
+        {"use_rslora": True, "use_dora": True, "target_modules": ["b", "a"]},
+        {"target_modules": "all-linear", "modules_to_save": ["lm_head"], "bias": "all"},
+        {"trainable_token_indices": [1, 2], "ensure_weight_tying": True},
+        {"init_lora_weights": "gaussian", "task_type": "CAUSAL_LM", "peft_version": "0.19.0"},
+        {"target_parameters": ["mlp.experts.down_proj"], "base_model_name_or_path": "x"},
+    ],
+)
+def test_without_peft_settings_are_the_same(config: dict[str, Any]) -> None:
+    config = {"peft_type": "LORA", **config}
+    judged = {**config, "megatron_core": "of no matter"}
+    assert peft_fields.ordinary(config) is not None
+    assert peft_fields.ordinary(judged) is None
+    path = Path("adapter_config.json")
+    assert peft_config.settings(path, config) == peft_config.settings(path, judged)
+
+
+def test_what_only_peft_can_judge_is_left_to_it() -> None:
+    for strange in (
+        {"lora_bias": True}, {"layers_to_transform": [1]}, {"r2": 4}, {"task_type": "NOTHING"},
+        {"init_lora_weights": "eva"}, {"init_lora_weights": 1}, {"target_modules": 3},
+        {"use_qalora": 0}, {"loftq_config": {"a": 1}}, {"alora_invocation_tokens": [3]},
+    ):  # fmt: skip
+        assert peft_fields.ordinary({"peft_type": "LORA", **strange}) is None
