@@ -27,7 +27,9 @@ from gpukit.errors import (
     StoreError,
 )
 from gpukit.events import Event, Status, Warned
+from gpukit.formats.gguf_fields import TensorSpec, string
 from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.gguf_writer import GGUFWriter
 from gpukit.generation.loading import load_model
 from gpukit.recipes.create import create, plan_create
 from gpukit.recipes.show import show
@@ -338,6 +340,21 @@ def _peft(base: Path, ids: list[int], count: int) -> list[int]:
         wrapped = peft.PeftModel.from_pretrained(plain, REAL).eval()
         out = wrapped.generate(input_ids=torch.tensor([ids]), max_new_tokens=count, do_sample=False)
     return [int(token) for token in out[0, len(ids) :]]
+
+
+def test_a_base_that_says_too_little(store: Store, made: Path, tmp_path: Path) -> None:
+    spec = TensorSpec("token_embd.weight", (32, 4), "F16")
+    for arch, message in (
+        ("llama", r"x\.gguf: .*llama\."),
+        ("odd", "x.gguf: cannot run archi.*odd"),
+    ):
+        with GGUFWriter(
+            tmp_path / "x.gguf", [string("general.architecture", arch)], [spec]
+        ) as file:
+            file.write(0, bytes(spec.nbytes))
+        with pytest.raises(GGUFError, match=message):
+            make(store, "m", f"FROM ./x.gguf\nADAPTER {made / 'a.gguf'}\n", tmp_path)
+    assert not store.root.exists()
 
 
 def test_of_what_llama_cpp_cannot_run_a_warning_tells(store: Store, tmp_path: Path) -> None:
