@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.checkpoints import DATA
+from support.loras import lora
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +25,7 @@ def test_the_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tiny-shakespeare").symlink_to(DATA / "tiny-shakespeare")
+    lora(DATA / "tiny-shakespeare", tmp_path / "tiny-lora")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(_examples(), str(ROOT / "README.md"), "exec"), names)
@@ -34,10 +36,22 @@ def test_the_examples_run(
     assert names["logits"].shape == (len(names["ids"]), 2048)
     assert names["y"].shape == (2, 64)
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {"tiny-shakespeare", "tiny.gguf", "tiny-q4.gguf", "models"}
+    assert made == {
+        "tiny-shakespeare", "tiny.gguf", "tiny-q4.gguf", "models", "tiny-lora", "merged.gguf"
+    }  # fmt: skip
 
 
 def test_every_verb_of_the_face_has_an_example() -> None:
     text = _examples()
-    for name in ("convert", "quantize", "plan", "load", "inspect", "Store", "Modelfile", "Options"):
+    for name in (
+        "convert",
+        "quantize",
+        "merge",
+        "plan",
+        "load",
+        "inspect",
+        "Store",
+        "Modelfile",
+        "Options",
+    ):
         assert f"gpukit.{name}(" in text, name

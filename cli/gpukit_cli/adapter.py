@@ -20,55 +20,63 @@ def _types(incomplete: str) -> list[str]:
     return [name for name in TYPES if name.startswith(incomplete.upper())]
 
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR",
+        help="A LoRA adapter: a folder of PEFT or mlx-lm, a GGUF, or hf.co/org/name; with "
+        "--extract the folder to make, and OUT is left out.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="OUT",
+        help="The GGUF to write. A file that is there is replaced, whole and at the end; DIR "
+        "never is.",
+        show_default="none",
+    ),
+]
+Base = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        metavar="MODEL",
+        help="The model that the adapter is for: a folder, a GGUF, a name in the store, or "
+        "hf.co/org/name.",
+        autocompletion=stored_names,
+    ),
+]
+Type = Annotated[
+    str, typer.Option("--type", metavar="TYPE", help=f"{', '.join(TYPES)}.", autocompletion=_types)
+]
+Extract = Annotated[
+    str | None,
+    typer.Option(
+        "--extract",
+        metavar="TUNED",
+        help="Make a folder for PEFT of what this model folder has more than MODEL.",
+        show_default="none",
+    ),
+]
+
+
 def adapter(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="DIR",
-            help="A LoRA adapter: a folder of PEFT or mlx-lm, a GGUF, or hf.co/org/name; with "
-            "--extract the folder to make, and OUT is left out.",
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="OUT",
-            help="The GGUF to write. A file that is there is replaced, whole and at the end; DIR "
-            "never is.",
-            show_default="none",
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            metavar="MODEL",
-            help="The model that the adapter is for: a folder, a GGUF, a name in the store, or "
-            "hf.co/org/name. Always needed.",
-            show_default="none",
-            autocompletion=stored_names,
-        ),
-    ] = None,
-    type: Annotated[
-        str,
-        typer.Option("--type", metavar="TYPE", help=f"{', '.join(TYPES)}.", autocompletion=_types),
-    ] = "F32",
+    source: Source,
+    base: Base,
+    out: Out = None,
+    type: Type = "F32",
     moe_layout: MoeLayout = None,
     strict: Strict = False,
-    extract: Annotated[
-        str | None,
-        typer.Option(
-            "--extract",
-            metavar="TUNED",
-            help="Make a folder for PEFT of what this model folder has more than MODEL.",
-            show_default="none",
-        ),
-    ] = None,
+    extract: Extract = None,
     rank: Annotated[
         int, typer.Option("--rank", metavar="R", min=1, help="Rank of what is extracted.")
     ] = 16,
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Extract embedding and head, too.")
+    ] = False,
+    norms: Annotated[
+        bool, typer.Option("--norms", help="Save norms that differ whole (modules_to_save).")
     ] = False,
     device: Device = "auto",
     hub: Hub = False,
@@ -76,31 +84,39 @@ def adapter(
     json: Json = False,
 ) -> None:
     """Write a LoRA adapter as a GGUF for llama.cpp, or extract one from a tuned model."""
-    if base is None:
-        raise ArgumentError("Missing option '--base': the model that the adapter is for")
+    _check(source, out, extract, reading=strict or bool(moe_layout), taking=embeddings or norms)
     import gpukit
 
-    if extract is not None:
-        if out is not None:
-            raise ArgumentError(f"--extract: one folder to make, not {source} and {out}")
-        if strict or moe_layout is not None:
-            raise ArgumentError("--extract reads no adapter: leave --strict and --moe-layout out")
-        with reporter(quiet) as report:
+    with reporter(quiet) as report:
+        if extract is not None:
             made = gpukit.extract_adapter(
                 extract, base, source, rank,
-                embeddings=embeddings, type=type, device=device, hub=hub, report=report,
+                embeddings=embeddings, norms=norms, type=type, device=device, hub=hub,
+                report=report,
             )  # fmt: skip
+        else:
+            written = gpukit.write_adapter(
+                source, base, out or "", type=type, hub=hub, strict=strict, layout=moe_layout,
+                report=report,
+            )  # fmt: skip
+    if extract is not None:
         _print_extraction(made, json)
-        return
-    if out is None:
+    else:
+        _print_result(written, json)
+
+
+def _check(
+    source: str, out: Path | None, extract: str | None, *, reading: bool, taking: bool
+) -> None:
+    """`ArgumentError` for words of one of the two works with the other."""
+    if extract is None and out is None:
         raise ArgumentError("Missing argument 'OUT': the GGUF to write (see gpukit adapter --help)")
-    if embeddings:
-        raise ArgumentError("--embeddings belongs to --extract; an adapter has what it has")
-    with reporter(quiet) as report:
-        result = gpukit.write_adapter(
-            source, base, out, type=type, hub=hub, strict=strict, layout=moe_layout, report=report
-        )
-    _print_result(result, json)
+    if extract is None and taking:
+        raise ArgumentError("--embeddings and --norms belong to --extract: leave them out")
+    if extract is not None and out is not None:
+        raise ArgumentError(f"--extract: one folder to make, not {source} and {out}")
+    if extract is not None and reading:
+        raise ArgumentError("--extract reads no adapter: leave --strict and --moe-layout out")
 
 
 def _print_result(result: "AdapterResult", json: bool) -> None:

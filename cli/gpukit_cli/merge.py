@@ -98,6 +98,14 @@ def merge(
             show_default="a new one",
         ),
     ] = None,
+    merge_base: Annotated[
+        str,
+        typer.Option(
+            "--merge-base",
+            metavar="full|nf4|nf4-single",
+            help="Add deltas to the weights, or to what QLoRA's NF4 makes of them.",
+        ),
+    ] = "full",
     imatrix: ImatrixFile = None,
     max_shard_size: Annotated[
         str | None,
@@ -128,7 +136,7 @@ def merge(
                 raise gpukit.ArgumentError(f"{option} is for --combine METHOD; give that, too")
     with reporter(quiet) as report:
         result = gpukit.merge(
-            base, adapter or [], out, type, combine=how, imatrix=imatrix,
+            base, adapter or [], out, type, combine=how, merge_base=merge_base, imatrix=imatrix,
             max_shard_size=size(max_shard_size),
             strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
         )  # fmt: skip

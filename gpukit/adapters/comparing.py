@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from gpukit.adapters.base import Base
 from gpukit.adapters.copies import stored_values
+from gpukit.adapters.experts import ORDER
 from gpukit.adapters.values import Values
 from gpukit.errors import AdapterError, one_line
 from gpukit.formats.checkpoint import Checkpoint
@@ -34,6 +35,17 @@ class Comparison:
     def is_matrix(self, values: Values) -> bool:
         """Whether a tensor of the base is a weight that PEFT has a low-rank form for."""
         return len(values.shape) == 2 and values.name.endswith(".weight")
+
+    def stacks(self) -> list[Values]:
+        """The tensors of the base that hold one matrix of every expert of a layer."""
+        names = tuple(f".experts.{parameter}" for parameter in ORDER)
+        return [b for _, b in self.pairs if len(b.shape) == 3 and b.name.endswith(names)]
+
+    def is_norm(self, values: Values) -> bool:
+        """Whether a tensor of the base is a weight of one dimension, alone in its module."""
+        module = values.name.removesuffix("weight")
+        alone = sum(name.startswith(module) for name in self.base.tensors) == 1
+        return len(values.shape) == 1 and values.name.endswith(".weight") and alone
 
     def is_vocabulary(self, values: Values) -> bool:
         """Whether a tensor of the base is its embedding or its head."""

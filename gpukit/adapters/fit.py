@@ -29,6 +29,9 @@ class Fit:
     def fail(self, what: str) -> AdapterError:
         return AdapterError(one_line(f"{self.path}: {what}"))
 
+    def warn(self, what: str) -> None:
+        self.warnings.append(one_line(f"{self.path}: {what}"))
+
     def add(self, tensor: str, record: Delta) -> None:
         self.deltas.setdefault(tensor, []).append(record)
 

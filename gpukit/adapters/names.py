@@ -22,7 +22,8 @@ def check_base_name(path: Path, said: str, names: Sequence[str], *, strict: bool
 
 
 def _plain(name: str) -> str:
-    """A name without its owner, folders and what quantisation has added, in small letters."""
+    """A name without its owner, folders and what quantisation has added, in small letters with
+    dashes."""
     last = re.split(r"[\\/]", name.rstrip("/\\"))[-1]
     if last.startswith("models--"):
         last = last.rpartition("--")[2]

@@ -189,12 +189,10 @@ def _check_listed(fit: Fit, modules: Mapping[str, Module], settings: Settings) -
     for where, names in (("modules_to_save", settings.saved), ("target_modules", settings.modules)):
         for name in names:
             if not any(m == name or m.endswith(f".{name}") or f".{name}." in m for m in modules):
-                fit.warnings.append(
-                    f"{fit.path}: {where} lists {name}, and no tensor of the adapter belongs to it"
-                )
+                fit.warn(f"{where} lists {name}, and no tensor of the adapter belongs to it")
     unclear = [name for name in modules if settings.ambiguous(name)]
     if unclear:
-        fit.warnings.append(
-            f"{fit.path}: several patterns of rank_pattern or alpha_pattern match {unclear[0]} and "
+        fit.warn(
+            f"several patterns of rank_pattern or alpha_pattern match {unclear[0]} and "
             f"{len(unclear) - 1} others; the first in adapter_config.json counts, as in PEFT"
         )

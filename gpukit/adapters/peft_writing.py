@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpukit.adapters.experts import ORDER
 from gpukit.adapters.peft import PREFIX
 from gpukit.adapters.peft_config import CONFIG
 from gpukit.errors import AdapterError, ArgumentError
@@ -47,6 +48,26 @@ def embedding(module: str, b: Tensor, a: Tensor) -> dict[str, Tensor]:
     }
 
 
+def experts(module: str, parts: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
+    """Those of the stacks of a module of experts, by the parameter's name B and A of each expert:
+    the last parameter's wrapper lies around those of the others."""
+    found: dict[str, Tensor] = {}
+    name = PREFIX + module
+    for parameter in reversed([parameter for parameter in ORDER if parameter in parts]):
+        pairs = parts[parameter]
+        rows, rank = pairs[0][0].shape
+        by_rank = torch.stack([b for b, _ in pairs], dim=-1)
+        found[f"{name}.lora_A.weight"] = torch.cat([a for _, a in pairs])
+        found[f"{name}.lora_B.weight"] = by_rank.view(rows, rank * len(pairs))
+        name += ".base_layer"
+    return found
+
+
+def whole(name: str, values: Tensor) -> dict[str, Tensor]:
+    """A tensor that takes the place of the base's (modules_to_save)."""
+    return {PREFIX + name: values}
+
+
 def targets(changed: Iterable[str], modules: Sequence[str]) -> list[str]:
     """target_modules that mean `changed` of all `modules` and no others: the end of a name where
     all modules of that end are meant, else whole names."""
@@ -68,7 +89,7 @@ def config(rank: int, target_modules: Sequence[str], base: str, **settings: Any)
     made: Any = peft.LoraConfig(
         r=rank,
         lora_alpha=rank,
-        target_modules=list(target_modules),
+        target_modules=list(target_modules) or None,
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
         inference_mode=True,

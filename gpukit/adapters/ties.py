@@ -29,8 +29,8 @@ def settle(fit: Fit, *, together: bool) -> Mapping[str, str]:
         fit.deltas[embedding] = first or second
         return {}
     alone = "embedding" if not second else "head" if not first else "embedding and head apart"
-    fit.warnings.append(
-        f"{fit.path}: trained the {alone} of a model whose head is its embedding: behind it there "
+    fit.warn(
+        f"trained the {alone} of a model whose head is its embedding: behind it there "
         "are two (tie_word_embeddings false)"
     )
     return {head: embedding}

@@ -38,6 +38,23 @@ def combined(adapters: Sequence[Adapter]) -> Mapping[str, Records]:
     return found
 
 
+def idle(adapter: Adapter, weight: float) -> bool:
+    """Whether `adapter` with `weight` changes nothing: what it adds is 0, as before training."""
+    records = [record for found in adapter.deltas.values() for record in found]
+    return all(_is_nothing(record, weight) for record in records)
+
+
+def _is_nothing(record: Delta, weight: float) -> bool:
+    match record:
+        case LowRank(magnitude=None):
+            parts = (record.b, record.a)
+        case Added():
+            parts = (record.values,)
+        case _:
+            return False
+    return not record.scale * weight or any(not part.read().any() for part in parts)
+
+
 def weighted(adapter: Adapter, weight: float) -> Adapter:
     """`adapter` with `weight` times what it adds; `AdapterError` where it does more than add."""
     if weight == 1:

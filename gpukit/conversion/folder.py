@@ -159,8 +159,8 @@ def merge_folder(
         )
         inputs = {chosen.path for chosen in merge.adapters if chosen.path.is_dir()}
         return write_folder(
-            checkpoint, out, [checkpoint.step],
-            changes=Changes(changed=frozenset(checkpoint.step.records)),
+            checkpoint, out, [*checkpoint.base_steps, checkpoint.step],
+            changes=Changes(changed=checkpoint.changed, merged=checkpoint.step.records),
             options=options, inputs=inputs, device=device, budget=budget, report=report,
         )  # fmt: skip
 

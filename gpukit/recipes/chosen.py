@@ -49,6 +49,7 @@ def chosen(
     words: Sequence[Word] | str | Path,
     *,
     combine: "Combining | None" = None,
+    merge_base: str = "full",
     strict: bool = False,
     moe_layout: str | None = None,
     report: Report = ignore,
@@ -56,7 +57,7 @@ def chosen(
     """The adapters of `words` in order, fetched where they are on the hub; None for none.
 
     The errors of `located`, and `HubError`; `ArgumentError` for an adapter that stands twice and
-    for a layout that nobody knows.
+    for a layout or a base that nobody knows.
     """
     if not words:
         return None
@@ -64,8 +65,10 @@ def chosen(
     found = [(fetched_adapter(place, report), weight) for place, weight in parts]
     # What loads adapters computes with torch.
     from gpukit.adapters.experts import Layout
-    from gpukit.sources.merged import Chosen, Merge
+    from gpukit.sources.merged import BASES, Chosen, Merge
 
+    if merge_base not in BASES:
+        raise ArgumentError(f"merge_base {merge_base!r} is unknown; known: {', '.join(BASES)}")
     known = {layout.value: layout for layout in Layout}
     layout = known.get(moe_layout) if moe_layout is not None else None
     if moe_layout is not None and layout is None:
@@ -79,4 +82,4 @@ def chosen(
         Chosen(path, weight, str(path) if names.count(path.name) > 1 else None)
         for path, weight in found
     )
-    return Merge(tuple(adapters), strict=strict, layout=layout, combining=combine)
+    return Merge(tuple(adapters), strict=strict, layout=layout, combining=combine, base=merge_base)

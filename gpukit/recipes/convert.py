@@ -94,6 +94,7 @@ def plan(
     options: Options = PLAIN,
     adapters: Sequence[Word] = (),
     combine: "Combining | None" = None,
+    merge_base: str = "full",
     strict: bool = False,
     moe_layout: str | None = None,
     pre: str | None = None,
@@ -109,7 +110,10 @@ def plan(
     """
     check_plan(type, pre)
     reference = locate(model, hub=hub)
-    merge = chosen(adapters, combine=combine, strict=strict, moe_layout=moe_layout, report=report)
+    merge = chosen(
+        adapters, combine=combine, merge_base=merge_base, strict=strict, moe_layout=moe_layout,
+        report=report,
+    )  # fmt: skip
     source = open_source(reference.fetch(report), pre, merge)
     try:
         return Plan(source, plan_quantize(source, type, options))
@@ -125,6 +129,7 @@ def convert(
     *,
     adapters: Sequence[Word] = (),
     combine: "Combining | None" = None,
+    merge_base: str = "full",
     strict: bool = False,
     moe_layout: str | None = None,
     imatrix: str | Path | None = None,
@@ -142,7 +147,7 @@ def convert(
     that ends in .safetensors; it appears whole or not at all. No `type` keeps a folder's own (BF16
     or F16) and the types of a GGUF. `adapters` are merged on the way, in order: folders, files or
     ids (hf.co/org/name), each as it is, as "DIR:WEIGHT" or as (DIR, WEIGHT); `combine`
-    says how several become one, without it they are added up. With `strict` one that
+    and `merge_base` are as for `merge`. With `strict` one that
     names another base is refused, not only warned about; `moe_layout` (peft, peft-0.18, unsloth)
     tells how tensors of experts lie where that cannot be seen. `imatrix` is a file with importance
     weights, .gguf or .dat; `split_max_size` (bytes) splits the output; `pre` names the
@@ -161,8 +166,8 @@ def convert(
     # Whatever the model, this can be wrong: looked at before that is fetched.
     check_run(Path(out), type, options, device)
     with plan(
-        model, type, options=options, adapters=adapters, combine=combine, strict=strict,
-        moe_layout=moe_layout, pre=pre, hub=hub, report=report,
+        model, type, options=options, adapters=adapters, combine=combine, merge_base=merge_base,
+        strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, report=report,
     ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, report=report)
 

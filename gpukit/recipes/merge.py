@@ -28,6 +28,7 @@ def merge(
     type: str | None = None,
     *,
     combine: "Combining | None" = None,
+    merge_base: str = "full",
     imatrix: str | Path | None = None,
     max_shard_size: int | None = None,
     strict: bool = False,
@@ -44,7 +45,9 @@ def merge(
     a .gguf, as `convert` writes it with `type` and `imatrix`, or else a folder that transformers
     loads, its weights of float type `type` (their own without), in files of at most
     `max_shard_size` bytes; it appears whole or not at all. `combine` says how several adapters
-    become one; without it the deltas are added up. Errors as `convert`.
+    become one; without it the deltas are added up. `merge_base` is what they are added to: the
+    weights as they are (full), or what QLoRA's NF4 makes of them, its scales in eight bits (nf4) or
+    not (nf4-single). Errors as `convert`.
 
         gpukit.merge("Llama-3.2-1B", ["my-lora"], "merged.gguf", "Q4_K_M").size
     """
@@ -55,13 +58,17 @@ def merge(
         if max_shard_size is not None:
             raise ArgumentError(f"{out}: shards are parts of a folder; name a folder")
         return convert(
-            base, out, type, adapters=adapters, combine=combine, imatrix=imatrix, strict=strict,
-            moe_layout=moe_layout, pre=pre, hub=hub, device=device, memory=memory, report=report,
+            base, out, type, adapters=adapters, combine=combine, merge_base=merge_base,
+            imatrix=imatrix, strict=strict, moe_layout=moe_layout, pre=pre, hub=hub,
+            device=device, memory=memory, report=report,
         )  # fmt: skip
     _check_folder(out, type, imatrix, pre)
     check_device(device)
     reference = locate(base, hub=hub)
-    wanted = chosen(adapters, combine=combine, strict=strict, moe_layout=moe_layout, report=report)
+    wanted = chosen(
+        adapters, combine=combine, merge_base=merge_base, strict=strict, moe_layout=moe_layout,
+        report=report,
+    )  # fmt: skip
     assert wanted is not None
     path = reference.fetch(report)
     if not path.is_dir():

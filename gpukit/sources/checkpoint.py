@@ -41,7 +41,8 @@ class CheckpointSource(Source):
     ) -> None:
         self.path = path
         self._checkpoint = MergedCheckpoint(path, merge) if merge else Checkpoint(path)
-        self._steps = tuple(steps)
+        own = self._checkpoint.base_steps if isinstance(self._checkpoint, MergedCheckpoint) else ()
+        self._steps: tuple[Step, ...] = (*steps, *own)
         try:
             plan = plan_import(self._checkpoint, pre=pre)
         except BaseException:

@@ -15,11 +15,13 @@ from gpukit.adapters.experts import Layout
 from gpukit.adapters.merging import merge_rows
 from gpukit.adapters.mixing import Combining
 from gpukit.adapters.opening import open_adapter
-from gpukit.adapters.together import combined, weighted
-from gpukit.errors import AdapterError
+from gpukit.adapters.together import combined, idle, weighted
+from gpukit.errors import AdapterError, one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.safetensors import StoredTensor
+from gpukit.sources.nf4 import NF4
 
+BASES = ("full", "nf4", "nf4-single")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
@@ -37,12 +39,15 @@ class Chosen:
 class Merge:
     """What is to be merged, in order. `strict` refuses an adapter that names another base; `layout`
     tells how the tensors of experts lie where that cannot be seen; `combining` how several become
-    one, whose deltas are added up without it."""
+    one, whose deltas are added up without it; `base`, one of `BASES`, what they are added to: the
+    weights as they are, or what QLoRA's four bits make of them, whose scales are in eight bits
+    ("nf4") or not ("nf4-single")."""
 
     adapters: tuple[Chosen, ...]
     strict: bool = False
     layout: Layout | None = None
     combining: Combining | None = None
+    base: str = "full"
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,16 @@ def open_adapters(merge: Merge, base: Base, stack: ExitStack) -> list[Adapter]:
     ]
 
 
+def told(merge: Merge, adapters: Sequence[Adapter]) -> tuple[str, ...]:
+    """Lines for the user about the open `adapters` of `merge`."""
+    lines = [line for adapter in adapters for line in adapter.warnings]
+    for chosen, adapter in zip(merge.adapters, adapters, strict=True):
+        if idle(adapter, chosen.weight):
+            why = "its weight is 0" if not chosen.weight else "B or A is 0 in all that it has"
+            lines.append(one_line(f"{adapter.file.path}: the adapter changes nothing: {why}"))
+    return tuple(lines)
+
+
 def records_of(merge: Merge, adapters: Sequence[Adapter]) -> Mapping[str, tuple[Delta, ...]]:
     """What the open `adapters` of `merge` do together to each tensor; the errors of `combined` and
     `combine`."""
@@ -86,8 +101,9 @@ class MergedCheckpoint(Checkpoint):
     """A Hugging Face folder as it is behind adapters: `config` and `tensors` are those of the
     merged model, whose vocabulary may have another size and whose head may be a tensor of its own.
 
-    What is read are the numbers of the base, zeros for a tensor that gets others; `step` makes of
-    them what the adapters do. Errors are those of the folder and of the adapters.
+    What is read are the numbers of the base, zeros for a tensor that gets others; `base_steps` make
+    of them what deltas are added to, then `step` adds them. Errors are those of the folder and of
+    the adapters.
     """
 
     def __init__(self, folder: Path, merge: Merge) -> None:
@@ -102,7 +118,8 @@ class MergedCheckpoint(Checkpoint):
             if first.vocabulary is not None:
                 self._resize(first.vocabulary, records)
             self.step = Deltas(records)
-            self.warnings = tuple(line for adapter in self.adapters for line in adapter.warnings)
+            self.base_steps = _base_steps(self, merge.base)
+            self.warnings = told(merge, self.adapters)
             self._all = stack.pop_all()
 
     def _add(self, added: Mapping[str, str]) -> None:
@@ -133,6 +150,11 @@ class MergedCheckpoint(Checkpoint):
             self.config = {**self.config, "vocab_size": rows}
 
     @property
+    def changed(self) -> frozenset[str]:
+        """The names of the tensors that steps change."""
+        return frozenset(self.step.records).union(*(step.names for step in self.base_steps))
+
+    @property
     def vocabulary_folder(self) -> Path:
         """That of an adapter that resizes the vocabulary, if it comes with a tokenizer."""
         for adapter in self.adapters:
@@ -149,6 +171,10 @@ class MergedCheckpoint(Checkpoint):
 
     def close(self) -> None:
         self._all.close()
+
+
+def _base_steps(checkpoint: Checkpoint, base: str) -> tuple[NF4, ...]:
+    return () if base == "full" else (NF4(checkpoint, double=base == "nf4"),)
 
 
 def _inserted(

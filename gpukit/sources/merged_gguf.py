@@ -4,10 +4,10 @@ from contextlib import ExitStack
 
 from gpukit.adapters.gguf import gguf_base
 from gpukit.adapters.moved import moved
-from gpukit.errors import AdapterError
+from gpukit.errors import AdapterError, ArgumentError
 from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_split import GGUFModel
-from gpukit.sources.merged import Deltas, Merge, open_adapters, records_of
+from gpukit.sources.merged import Deltas, Merge, open_adapters, records_of, told
 
 
 class MergedGGUF(Closing):
@@ -17,6 +17,11 @@ class MergedGGUF(Closing):
     """
 
     def __init__(self, model: GGUFModel, merge: Merge) -> None:
+        if merge.base != "full":
+            raise ArgumentError(
+                f"{model.path}: merge_base {merge.base} is for the checkpoint that an adapter was "
+                "trained on; give that, or leave it out"
+            )
         base = gguf_base(model)
         with ExitStack() as stack:
             adapters = open_adapters(merge, base, stack)
@@ -32,7 +37,7 @@ class MergedGGUF(Closing):
                         "adapter into the checkpoint that the GGUF was made of"
                     )
             self.step = Deltas(moved(base.rules, records_of(merge, adapters)))
-            self.warnings = tuple(line for adapter in adapters for line in adapter.warnings)
+            self.warnings = told(merge, adapters)
             self._all = stack.pop_all()
 
     def close(self) -> None:

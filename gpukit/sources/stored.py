@@ -33,12 +33,14 @@ class Changes:
               each begins as
     resized   how many rows a tensor has afterwards; rows past those stored are zeros for the steps
     dropped   names of tensors that are left out
+    merged    names of those that the last step changes, which tells what adapters did
     """
 
     changed: Collection[str] | None = None
     added: Mapping[str, str] = field(default_factory=dict)
     resized: Mapping[str, int] = field(default_factory=dict)
     dropped: Collection[str] = ()
+    merged: Collection[str] = ()
 
 
 UNCHANGED = Changes()
@@ -182,12 +184,11 @@ class StoredSource(Source):
 
     @property
     def merges(self) -> bool:
-        return bool(self._steps[1:])
+        return bool(self._changes.merged)
 
     def changes(self, index: int) -> bool:
-        changed = self._changes.changed
-        raw = self._tensors[index].raw
-        return self.merges and not raw and (changed is None or self.tensors[index].name in changed)
+        tensor = self._tensors[index]
+        return not tensor.raw and tensor.entry.name in self._changes.merged
 
     def values(
         self, index: int, row: int, rows: int, data: Tensor, *, merged: bool = True
@@ -197,7 +198,7 @@ class StoredSource(Source):
         part = data.view(STORED_TYPES[tensor.stored.dtype]).view(-1, tensor.width)
         if len(part) < count:
             part = torch.cat((part, part.new_zeros(count - len(part), tensor.width)))
-        for step in self._steps if merged else self._steps[:1]:
+        for step in self._steps if merged else self._steps[:-1]:
             part = step(tensor.entry.name, first, part)
         # The kernels round float32 into 16 bits; float64 is neither read nor made by them.
         if tensor.entry.dtype == "F64":

@@ -1,6 +1,6 @@
 """Perplexity of models over texts, counted as llama-perplexity counts it, on the CPU.
 
-    python scripts/lib/perplexity.py MODEL [--adapter DIR[:WEIGHT]]... -f TEXT [-f TEXT] [--chunks N]
+    scripts/lib/perplexity.py MODEL [--adapter DIR[:WEIGHT]]... -f TEXT [-f TEXT] [--chunks N]
 
 Chunks of 512 tokens, each from an empty cache, its first token the beginning of the text where the
 vocabulary has one; what is counted is the second half of each chunk.

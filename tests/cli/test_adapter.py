@@ -77,7 +77,7 @@ def test_faults_are_one_line(made: Trained, tmp_path: Path) -> None:
         ((made.adapter, tmp_path / "x.gguf", "--base", made.base, "--moe-layout", "mine"), 2,
          "unknown layout 'mine' of experts; known: peft, peft-0.18, unsloth"),
         ((made.adapter, "--base", made.base), 2, "Missing argument 'OUT'"),
-        ((made.adapter, "x", "--base", made.base, "--embeddings"), 2, "belongs to --extract"),
+        ((made.adapter, "x", "--base", made.base, "--embeddings"), 2, "belong to --extract"),
         (("x", "y", "--base", made.base, "--extract", made.merged), 2, "one folder to make, not x"),
         (("x", "--base", made.base, "--extract", made.merged, "--strict"), 2, "reads no adapter"),
         (("x", "--base", made.base, "--extract", made.merged, "--rank", "0"), 2, "'--rank'"),

@@ -4,7 +4,7 @@ Everything is in float64, so that what differs is a fault and no rounding.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpukit.adapters.adapter import Adapter
@@ -161,3 +161,20 @@ def check_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Non
         assert found[name].shape == values.shape, name
         error, largest = (found[name] - values).abs().max(), values.abs().max()
         assert error <= 1e-12 * largest, f"{name}: {error} of {largest}"
+
+
+def check_near(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], near: float) -> None:
+    """All tensors of `wanted` and no others, within `near` of their largest value."""
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        error, largest = (found[name] - values).abs().max(), values.abs().max()
+        assert error <= near * largest, f"{name}: {error} of {largest}"
+
+
+def change(made: Trained, end: str, how: Callable[[Tensor], Tensor]) -> None:
+    """Change the first tensor of the merged model whose name ends so."""
+    path = made.merged / "model.safetensors"
+    values = load_file(path)
+    name = next(name for name in values if name.endswith(end))
+    values[name] = how(values[name]).contiguous()
+    save_file(values, path, {"format": "pt"})

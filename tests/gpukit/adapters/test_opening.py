@@ -89,6 +89,17 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+def test_warnings_are_printable(tmp_path: Path) -> None:
+    made = train(tmp_path, "llama", {"r": 2, "target_modules": ["q_proj"]})
+    path = made.adapter / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "target_modules": ["q_proj", "\0\n"]}))
+    with open_adapter(made.adapter, base_of(made.base)) as adapter:
+        (line,) = adapter.warnings
+    assert line.isprintable()
+    assert "target_modules lists" in line
+
+
 @pytest.mark.parametrize("case", CONFIGS)
 def test_configs_that_cannot_be_merged(case: str, copy: Trained) -> None:
     changes, message = CONFIGS[case]
@@ -249,6 +260,7 @@ def test_names_of_bases() -> None:
     for said, name in SAME:
         assert check_base_name(Path("x"), said, [name], strict=True) == []
     assert check_base_name(Path("x"), "Model-8B", ["Model-7B", "org/model-8b"], strict=True) == []
+    assert check_base_name(Path("x"), "my_model-8B", ["My Model 8B"], strict=True) == []
     (line,) = check_base_name(Path("x"), "Model-8B", ["Model-7B"], strict=False)
     assert "made for Model-8B, the base is Model-7B" in line
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,12 @@ from support.adapters import (
     Trained,
     apply,
     base_of,
-    model,
+    check_near,
     ours,
     quiet,
     train,
 )
 from support.llama_cpp_server import probabilities
-from torch import Tensor
 
 import gpukit
 from gpukit.adapters.opening import open_adapter
@@ -74,13 +71,6 @@ def _trained(root: Path, case: str) -> Trained:
     return train(root, family, {"r": 2, "lora_alpha": 3, **config})
 
 
-def _check_near(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], near: float) -> None:
-    assert found.keys() == wanted.keys()
-    for name, values in wanted.items():
-        error, largest = (found[name] - values).abs().max(), values.abs().max()
-        assert error <= near * largest, f"{name}: {error} of {largest}"
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_is_the_delta(case: str, tmp_path: Path) -> None:
     made = _trained(tmp_path, case)
@@ -94,7 +84,21 @@ def test_what_is_written_is_the_delta(case: str, tmp_path: Path) -> None:
         found = apply(made.stored(), adapter)
     # A, B and alpha are rounded into float32 once each: three times 2**-24 of sums of 5 at most,
     # which are no larger than a few of the largest weight.
-    _check_near(found, wanted, 2e-6)
+    check_near(found, wanted, 2e-6)
+
+
+def test_a_model_of_the_store_as_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUKIT_MODELS", str(tmp_path / "models"))
+    folder = checkpoints.build("narrow-heads", tmp_path)
+    adapter = _adapter_of(folder, tmp_path / "my-lora")
+    gpukit.Store().create("mine", gpukit.Modelfile(source=str(folder)), "Q8_0", device="cpu")
+    gpukit.write_adapter(adapter, "mine", tmp_path / "x.gguf")
+    gpukit.write_adapter(adapter / "adapter_model.safetensors", folder, tmp_path / "y.gguf")
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "y.gguf").read_bytes()
+    with pytest.raises(gpukit.NotFoundError, match="nobody"):
+        gpukit.write_adapter(adapter, "nobody", tmp_path / "z.gguf")
+    with pytest.raises(gpukit.ArgumentError, match="an adapter; its base is the model"):
+        gpukit.write_adapter(adapter, tmp_path / "x.gguf", tmp_path / "z.gguf")
 
 
 def test_copies_of_the_bases_own_tensors_are_left_out(tmp_path: Path) -> None:
@@ -128,99 +132,6 @@ def test_copies_are_taken_for_such_where_the_base_is_a_gguf(tmp_path: Path) -> N
     assert gpukit.write_adapter(tmp_path / "lora", folder, tmp_path / "x.gguf").warnings == ()
 
 
-def _write(folder: Path, values: Mapping[str, Tensor], name: str, **config: Any) -> Path:
-    folder.mkdir()
-    save_file(dict(values), folder / name)
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def _pairs(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    torch.manual_seed(2)
-    found = {}
-    for name, (rows, width) in shapes.items():
-        rank = next(rank for end, rank in ranks.items() if name.endswith(end))
-        found[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, width)
-        found[f"base_model.model.{name}.lora_B.weight"] = torch.randn(rows, rank)
-    return found
-
-
-def test_parts_of_one_tensor_stand_side_by_side(tmp_path: Path) -> None:
-    with quiet():
-        model("phi3").save_pretrained(tmp_path / "base")
-    layer = "model.layers.1.self_attn"
-    shapes = {f"{layer}.q_proj": (16, 16), f"{layer}.k_proj": (8, 16), f"{layer}.v_proj": (8, 16)}
-    ranks = {"q_proj": 2, "k_proj": 3, "v_proj": 1}
-    adapter = _write(
-        tmp_path / "lora", _pairs(shapes, ranks), "adapter_model.safetensors",
-        peft_type="LORA", r=2, lora_alpha=4, rank_pattern=ranks, alpha_pattern={"v_proj": 5},
-        target_modules=[*ranks],
-    )  # fmt: skip
-    base = base_of(tmp_path / "base")
-    result = gpukit.write_adapter(adapter, tmp_path / "base", out := tmp_path / "x.gguf")
-    assert (result.ranks, result.pairs, result.folded) == ((6,), 1, 1)
-    stored = load_file(tmp_path / "base" / "model.safetensors")
-    with open_adapter(adapter, base) as first, open_adapter(out, base) as second:
-        wanted, found = apply(stored, first), apply(stored, second)
-    assert not wanted[f"{layer}.qkv_proj.weight"].equal(stored[f"{layer}.qkv_proj.weight"])
-    _check_near(found, wanted, 2e-6)
-
-
-def test_fused_parts_of_one_module_share_a(tmp_path: Path) -> None:
-    with quiet():
-        model("llama").save_pretrained(tmp_path / "base")
-    shapes = {"model.layers.0.self_attn.qkv_proj": (32, 16)}
-    adapter = _write(
-        tmp_path / "lora", _pairs(shapes, {"qkv_proj": 2}), "adapter_model.safetensors",
-        peft_type="LORA", r=2, lora_alpha=4, target_modules=["qkv_proj"],
-    )  # fmt: skip
-    result = gpukit.write_adapter(adapter, tmp_path / "base", tmp_path / "x.gguf")
-    assert (result.ranks, result.pairs, result.folded) == ((2,), 3, 0)
-    with quiet():
-        model("phi3").save_pretrained(tmp_path / "phi3")
-    result = gpukit.write_adapter(adapter, tmp_path / "phi3", tmp_path / "x.gguf")
-    assert (result.ranks, result.pairs, result.folded) == ((2,), 1, 0)
-
-
-def test_some_experts_alone(tmp_path: Path) -> None:
-    with quiet():
-        model("mixtral").save_pretrained(tmp_path / "base")
-    stem = "model.layers.0.block_sparse_moe.experts"
-    shapes = {f"{stem}.0.w1": (24, 16), f"{stem}.2.w1": (24, 16), f"{stem}.1.w2": (16, 24)}
-    ranks = {"0.w1": 2, "2.w1": 3, "w2": 2}
-    adapter = _write(
-        tmp_path / "lora", _pairs(shapes, ranks), "adapter_model.safetensors",
-        peft_type="LORA", r=2, lora_alpha=4, target_modules=["w1", "w2"],
-        rank_pattern={"experts.2.w1": 3},
-    )  # fmt: skip
-    base = base_of(tmp_path / "base")
-    result = gpukit.write_adapter(adapter, tmp_path / "base", out := tmp_path / "x.gguf")
-    # Of a stack all experts have the largest rank.
-    assert (result.ranks, result.pairs, result.folded) == ((2, 3), 2, 1)
-    stored = load_file(tmp_path / "base" / "model.safetensors")
-    with open_adapter(adapter, base) as first, open_adapter(out, base) as second:
-        _check_near(apply(stored, second), apply(stored, first), 2e-6)
-
-
-def test_mlx(tmp_path: Path) -> None:
-    with quiet():
-        model("llama").save_pretrained(tmp_path / "base")
-    values = {
-        f"model.layers.1.self_attn.{name}.{end}": torch.randn(shape)
-        for name, rows in (("q_proj", 16), ("k_proj", 8))
-        for end, shape in (("lora_a", (16, 4)), ("lora_b", (4, rows)))
-    }
-    adapter = _write(
-        tmp_path / "mlx", values, "adapters.safetensors",
-        fine_tune_type="lora", num_layers=1, lora_parameters={"rank": 4, "scale": 20.0},
-    )  # fmt: skip
-    result = gpukit.write_adapter(adapter, tmp_path / "base", out := tmp_path / "x.gguf")
-    assert (result.alpha, result.ranks, result.folded) == (80.0, (4,), 0)
-    base, stored = base_of(tmp_path / "base"), load_file(tmp_path / "base" / "model.safetensors")
-    with open_adapter(adapter, base) as first, open_adapter(out, base) as second:
-        _check_near(apply(stored, second), apply(stored, first), 2e-6)
-
-
 @pytest.mark.parametrize(("kind", "near"), [("f16", 2e-2), ("BF16", 1e-1), ("Q8_0", 2e-2)])
 def test_types(kind: str, near: float, tmp_path: Path) -> None:
     made = train(
@@ -233,7 +144,7 @@ def test_types(kind: str, near: float, tmp_path: Path) -> None:
     assert result.types == (mixed if kind == "Q8_0" else {kind.upper(): 28})
     wanted, _ = ours(made)
     with open_adapter(out, base_of(made.base)) as adapter:
-        _check_near(apply(made.stored(), adapter), wanted, near)
+        check_near(apply(made.stored(), adapter), wanted, near)
 
 
 def test_a_gguf_as_base_and_a_gguf_as_adapter_give_the_same_bytes(tmp_path: Path) -> None:
@@ -295,141 +206,8 @@ def test_llama_cpp_says_with_it_what_the_merged_model_says(
     assert (found - wanted).abs().max() < 1e-4
 
 
-def test_invocation_tokens_are_kept(tmp_path: Path) -> None:
-    made = train(tmp_path, "llama", LORA)
-    path = made.adapter / "adapter_config.json"
-    config = {**json.loads(path.read_text()), "alora_invocation_tokens": [7, 8, 9]}
-    path.write_text(json.dumps(config))
-    gpukit.write_adapter(made.adapter, made.base, out := tmp_path / "x.gguf")
-    keys = ["adapter.lora.alpha", "adapter.alora.invocation_tokens", "general.quantization_version"]
-    with GGUFFile(out) as file:
-        assert list(file.fields)[-3:] == keys
-        assert file.fields[keys[1]].value == [7, 8, 9]
-    gpukit.write_adapter(out, made.base, again := tmp_path / "again.gguf")
-    assert again.read_bytes() == out.read_bytes()
-    with pytest.raises(gpukit.AdapterError, match="aLoRA works only behind"):
-        open_adapter(out, base_of(made.base))
-    path.write_text(json.dumps({**config, "alora_invocation_tokens": [-1]}))
-    with pytest.raises(gpukit.GpukitError, match="alora_invocation_tokens"):
-        gpukit.write_adapter(made.adapter, made.base, out)
-
-
-LORA = {"r": 2, "lora_alpha": 3, "target_modules": LINEAR}
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "dora": (
-        "llama", {"use_dora": True}, r"_proj\.weight has DoRA's lengths .* \(gpukit merge\)$"
-    ),
-    "saved": (
-        "llama", {"modules_to_save": ["norm"]},
-        r"norm\.weight is replaced as a whole .* \(gpukit merge\)$",
-    ),
-    "bias": (
-        "llama-biases", {"lora_bias": True}, r"_proj\.bias is a bias that .* \(gpukit merge\)$"
-    ),
-    "tokens": (
-        "llama", {"trainable_token_indices": [3, 1]},
-        r"model\.embed_tokens\.weight has 2 tokens that .* \(gpukit merge\)$",
-    ),
-    "embedding-of-both": (
-        "llama-tied", {"target_modules": ["embed_tokens"]},
-        r"trained model\.embed_tokens\.weight, and the base's head is its embedding",
-    ),
-    "head-of-both": (
-        "llama-tied", {"target_modules": ["lm_head"]}, r"trained lm_head\.weight, and the base's"
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_gguf_adapter_is_refused(case: str, tmp_path: Path) -> None:
-    family, config, told = REFUSED[case]
-    made = train(tmp_path, family, {**LORA, **config})
-    with pytest.raises(gpukit.AdapterError, match=told) as error:
-        gpukit.write_adapter(made.adapter, made.base, tmp_path / "x.gguf")
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "x.gguf").exists()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(tmp_path_factory.mktemp("made"), "llama", LORA)
-
-
-def _broken(made: Trained, to: Path, **changes: Any) -> Path:
-    """A copy of the adapter with other tensors or settings."""
-    to.mkdir()
-    values = load_file(made.adapter / "adapter_model.safetensors")
-    config = json.loads((made.adapter / "adapter_config.json").read_text())
-    for key, value in changes.items():
-        if key in config:
-            config[key] = value
-        else:
-            name = next(name for name in values if key in name)
-            values[name] = value(values[name])
-    save_file(values, to / "adapter_model.safetensors")
-    (to / "adapter_config.json").write_text(json.dumps(config))
-    return to
-
-
-def _with(value: float) -> Any:
-    def change(values: Tensor) -> Tensor:
-        values[0, 1] = value
-        return values
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("changes", "kind", "told"),
-    [
-        ({"r": 0}, "F32", "rank r is 0"),
-        ({"lora_B": _with(float("nan"))}, "F32", r"holds nan at \[0, 1\]"),
-        ({"lora_B": _with(1e30)}, "F16", r"lora_b: 1e\+30 is more than F16 holds; choose F32"),
-        ({"lora_B": _with(1e300)}, "F32", "numbers beyond float32"),
-        ({"lora_A": lambda a: a[:, :-1].clone()}, "F32", "made for another base"),
-        ({"base_model_name_or_path": "org/other"}, "F32", "made for org/other, the base is base"),
-        ({}, "Q4_0", "unknown type 'Q4_0' of an adapter; known: F32, F16, BF16, Q8_0"),
-    ],
-)
-def test_what_is_broken_leaves_nothing(
-    changes: dict[str, Any], kind: str, told: str, made: Trained, tmp_path: Path
-) -> None:
-    adapter = _broken(made, tmp_path / "adapter", **changes)
-    with pytest.raises(gpukit.GpukitError, match=told):
-        gpukit.write_adapter(adapter, made.base, tmp_path / "x.gguf", type=kind, strict=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-
-
-def test_files_that_lack_something(made: Trained, tmp_path: Path) -> None:
-    out = tmp_path / "x.gguf"
-    cut = _broken(made, tmp_path / "cut")
-    weights = cut / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    bare = _broken(made, tmp_path / "bare")
-    (bare / "adapter_config.json").unlink()
-    other = train(tmp_path / "other", "qwen3", {"r": 2, "target_modules": ["q_proj"]})
-    locked = tmp_path / "locked"
-    locked.mkdir(0o500)
-    for adapter, base, to, told in (
-        (cut, made.base, out, "adapter_model.safetensors: "),
-        (bare, made.base, out, "no adapter_config.json"),
-        (other.adapter, made.base, out, "made for another base"),
-        (made.adapter, tmp_path / "nowhere", out, "no such file or folder"),
-        (tmp_path / "nowhere", made.base, out, "no such file or folder"),
-        (made.adapter, made.adapter, out, "no config.json"),
-        (made.adapter, made.base, tmp_path, "a folder; name the file"),
-        (made.adapter, made.base, tmp_path / "none" / "x.gguf", "there is no folder"),
-        (made.adapter, made.base / "model.safetensors", out, "weights without their model"),
-    ):
-        with pytest.raises(gpukit.GpukitError, match=told):
-            gpukit.write_adapter(adapter, base, to)
-    if os.geteuid():
-        with pytest.raises(gpukit.DiskError, match="you may not write"):
-            gpukit.write_adapter(made.adapter, made.base, locked / "x.gguf")
-    assert not out.exists()
-
-
-def test_the_metadata_is_llama_cpps(made: Trained, tmp_path: Path) -> None:
+def test_the_metadata_is_llama_cpps(tmp_path: Path) -> None:
+    made = train(tmp_path, "llama", {"r": 2, "lora_alpha": 3, "target_modules": LINEAR})
     card = "---\nlicense: mit\nbase_model: org/base-7b\n---\nA card.\n"
     (made.adapter / "README.md").write_text(card)
     gpukit.write_adapter(made.adapter, made.base, out := tmp_path / "x.gguf")

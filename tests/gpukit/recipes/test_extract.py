@@ -1,10 +1,8 @@
 """What is extracted is the best of its rank, and PEFT loads it."""
 
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,15 @@ import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from support.adapters import (
     FUSED,
     LINEAR,
     Trained,
     apply,
     base_of,
-    model,
+    change,
+    check_near,
     quiet,
     train,
 )
@@ -38,13 +37,6 @@ EXTRACTED: dict[str, tuple[str, dict[str, Any], bool]] = {
     "phi3": ("phi3", {"target_modules": FUSED}, False),
     "gemma2": ("gemma2", {"target_modules": LINEAR}, False),
 }
-
-
-def _near(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], near: float) -> None:
-    assert found.keys() == wanted.keys()
-    for name, values in wanted.items():
-        error, largest = (found[name] - values).abs().max(), values.abs().max()
-        assert error <= near * largest, f"{name}: {error} of {largest}"
 
 
 def _by_us(made: Trained, folder: Path) -> dict[str, Tensor]:
@@ -80,7 +72,7 @@ def test_a_known_delta_comes_back(
     assert result.warnings == ()
     # The difference is in float32, and so are B and A: a few roundings of 2**-24.
     for found in (_by_us(made, out), _by_peft(made, out)):
-        _near(found, made.expected(), 3e-6)
+        check_near(found, made.expected(), 3e-6)
     settings = json.loads((out / "adapter_config.json").read_text())
     assert settings["lora_alpha"] == settings["r"] == result.rank == 2
     assert settings["base_model_name_or_path"] == str(made.base)
@@ -90,16 +82,60 @@ def test_a_known_delta_comes_back(
         assert settings["target_modules"] == sorted(config["target_modules"])
 
 
+def test_experts_have_the_names_of_the_checkpoint(tmp_path: Path) -> None:
+    made = train(
+        tmp_path, "mixtral",
+        {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"],
+         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    )  # fmt: skip
+    out = tmp_path / "lora"
+    gpukit.extract_adapter(made.merged, made.base, out, 2)
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert settings["target_modules"] == ["q_proj", "w1", "w2", "w3"]
+    check_near(_by_us(made, out), made.expected(), 3e-6)
+    # PEFT makes the stacks of transformers 5 of them.
+    check_near(_by_peft(made, out), made.expected(), 3e-6)
+
+
+@pytest.mark.parametrize("only", [None, "down_proj"])
+def test_stacks_of_experts(only: str | None, tmp_path: Path) -> None:
+    kinds = [only] if only else ["gate_up_proj", "down_proj"]
+    made = train(
+        tmp_path, "mixtral",
+        {"r": 2, "lora_alpha": 3, "target_parameters": [f"mlp.experts.{kind}" for kind in kinds],
+         **({} if only else {"target_modules": ["q_proj"]})},
+    )  # fmt: skip
+    for folder in (made.base, made.merged):
+        with quiet():
+            load = transformers.AutoModelForCausalLM.from_pretrained
+            plain = load(folder, dtype=torch.float64)
+            shutil.rmtree(folder)
+            plain.save_pretrained(folder, save_original_format=False)
+    assert any(len(values.shape) == 3 for values in made.stored().values())
+    result = gpukit.extract_adapter(made.merged, made.base, tmp_path / "lora", 2)
+    assert result.warnings == ()
+    assert result.kept > 1 - 1e-6
+    check_near(_by_us(made, tmp_path / "lora"), made.expected(), 3e-6)
+    with quiet():
+        plain = load(made.base, dtype=torch.float64)
+        wrapped = peft.PeftModel.from_pretrained(
+            plain, tmp_path / "lora", autocast_adapter_dtype=False
+        )
+        found = wrapped.merge_and_unload().state_dict()
+    wanted = made.expected()
+    check_near({name: found[name] for name in wanted}, wanted, 3e-6)
+
+
 def test_a_tied_embedding_stays_tied(tmp_path: Path) -> None:
     made = train(tmp_path, "llama-tied", LORA)
-    _change(made, "embed_tokens.weight", _of_rank(3))
+    change(made, "embed_tokens.weight", _of_rank(3))
     result = gpukit.extract_adapter(made.merged, made.base, tmp_path / "lora", 3, embeddings=True)
     assert result.kept > 1 - 1e-6
     with open_adapter(tmp_path / "lora", base_of(made.base)) as adapter:
         assert not adapter.added
         found = apply(made.stored(), adapter)
     found = {name: values for name, values in found.items() if name != "lm_head.weight"}
-    _near(found, made.expected(), 3e-6)
+    check_near(found, made.expected(), 3e-6)
     # PEFT's merge adds the delta of what is one to it twice; what it computes before is right.
     tokens = torch.arange(1, 20)[None]
     with quiet(), torch.no_grad():
@@ -123,15 +159,6 @@ def _of_rank(rank: int) -> Any:
         return values + torch.randn(rows, rank).double() @ torch.randn(rank, width).double()
 
     return change
-
-
-def _change(made: Trained, end: str, change: Any) -> None:
-    """Change a tensor of the merged model."""
-    path = made.merged / "model.safetensors"
-    values = load_file(path)
-    name = next(name for name in values if name.endswith(end))
-    values[name] = change(values[name]).contiguous()
-    save_file(values, path, {"format": "pt"})
 
 
 @pytest.mark.parametrize("shape", [(300, 40), (40, 300), (90, 90)])
@@ -165,7 +192,7 @@ def _values(numbers: Tensor) -> Any:
 def test_what_has_no_form_is_told(tmp_path: Path) -> None:
     made = train(tmp_path, "llama-biases", LORA)
     for end in ("model.norm.weight", "layers.1.mlp.up_proj.bias", "embed_tokens.weight"):
-        _change(made, end, lambda values: values * 1.5)
+        change(made, end, lambda values: values * 1.5)
     result = gpukit.extract_adapter(made.merged, made.base, tmp_path / "lora", 4)
     assert {line.partition(":")[0] for line in result.warnings} == {
         "norm.weight", "up_proj.bias", "embed_tokens.weight",
@@ -174,7 +201,21 @@ def test_what_has_no_form_is_told(tmp_path: Path) -> None:
     assert result.as_json()["classes"]["q_proj"]["tensors"] == 2
     found, wanted = _by_us(made, tmp_path / "lora"), made.expected()
     names = [n for n in wanted if "proj.weight" in n]
-    _near({n: found[n] for n in names}, {n: wanted[n] for n in names}, 3e-6)
+    check_near({n: found[n] for n in names}, {n: wanted[n] for n in names}, 3e-6)
+
+
+def test_norms_are_saved_whole_if_they_are_asked_for(tmp_path: Path) -> None:
+    made = train(tmp_path, "gemma2", LORA)
+    names = ("model.norm.weight", "layers.1.input_layernorm.weight")
+    for end in names:
+        change(made, end, lambda values: values * 1.5)
+    out = tmp_path / "lora"
+    result = gpukit.extract_adapter(made.merged, made.base, out, 2, norms=True)
+    assert result.warnings == ()
+    saved = json.loads((out / "adapter_config.json").read_text())["modules_to_save"]
+    assert sorted(saved) == ["model.layers.1.input_layernorm", "model.norm"]
+    for found in (_by_us(made, out), _by_peft(made, out)):
+        check_near(found, made.expected(), 3e-6)
 
 
 def test_types_and_gguf(tmp_path: Path) -> None:
@@ -185,108 +226,6 @@ def test_types_and_gguf(tmp_path: Path) -> None:
         assert {str(v.dtype) for v in values.values()} == {
             "torch.float16" if kind == "F16" else "torch.bfloat16"
         }
-        _near(_by_us(made, tmp_path / kind), made.expected(), 5e-2)
+        check_near(_by_us(made, tmp_path / kind), made.expected(), 5e-2)
     result = gpukit.write_adapter(tmp_path / "F16", made.base, tmp_path / "x.gguf")
     assert (result.alpha, result.ranks, result.folded) == (2.0, (2,), 0)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(tmp_path_factory.mktemp("made"), "llama", LORA)
-
-
-def _copied(made: Trained, to: Path) -> Trained:
-    shutil.copytree(made.base.parent, to)
-    return Trained(to / "base", to / "adapter", to / "merged")
-
-
-@pytest.mark.parametrize(
-    ("rank", "settings", "told"),
-    [
-        (0, {}, "a rank of 0; a whole number above 0"),
-        (17, {}, "a rank of 17; no weight of .*base has more than 16"),
-        (2, {"type": "Q8_0"}, "unknown type 'Q8_0' of an adapter of PEFT"),
-        (2, {"device": "gpu"}, "unknown device 'gpu'"),
-    ],
-)
-def test_what_cannot_be_asked_for(
-    rank: int, settings: dict[str, Any], told: str, made: Trained, tmp_path: Path
-) -> None:
-    with pytest.raises(gpukit.ArgumentError, match=told):
-        gpukit.extract_adapter(made.merged, made.base, tmp_path / "x", rank, **settings)
-    assert not list(tmp_path.iterdir())
-
-
-def test_numbers_that_are_none(made: Trained, tmp_path: Path) -> None:
-    mine = _copied(made, tmp_path / "mine")
-
-    def spoilt(values: Tensor) -> Tensor:
-        values[3, 1] = float("nan")
-        return values
-
-    _change(mine, "layers.1.mlp.up_proj.weight", spoilt)
-    with pytest.raises(gpukit.AdapterError, match=r"up_proj\.weight holds nan at \[3, 1\]"):
-        gpukit.extract_adapter(mine.merged, mine.base, tmp_path / "x", 2)
-    weights = mine.merged / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-64])
-    with pytest.raises(gpukit.SafetensorsError, match=r"model\.safetensors: "):
-        gpukit.extract_adapter(mine.merged, mine.base, tmp_path / "x", 2)
-    assert not (tmp_path / "x").exists()
-
-
-def test_numbers_too_large_for_a_type_leave_nothing(made: Trained, tmp_path: Path) -> None:
-    mine = _copied(made, tmp_path / "mine")
-    _change(mine, "layers.1.mlp.up_proj.weight", lambda values: values * 1e20)
-    with pytest.raises(gpukit.AdapterError, match="numbers beyond F16; choose F32"):
-        gpukit.extract_adapter(mine.merged, mine.base, tmp_path / "x", 2, type="F16")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(gpukit.AdapterError, match="numbers beyond F16; choose F32"):
-        gpukit.extract_adapter(mine.merged, mine.base, tmp_path / "empty", 2, type="F16")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "mine"]
-    assert not list((tmp_path / "empty").iterdir())
-
-
-def test_models_that_do_not_belong_together(made: Trained, tmp_path: Path) -> None:
-    others = {
-        "other": ("qwen3", {}, "Qwen3ForCausalLM and LlamaForCausalLM; two models of one"),
-        "wide": ("llama", {"intermediate_size": 32}, r"has shape \[.*32.*\] in the first, \[.*24"),
-        "deep": ("llama", {"num_hidden_layers": 3}, "is in the first only"),
-        "flat": ("llama", {"num_hidden_layers": 1}, "is in the second only"),
-        "tokens": ("llama", {"vocab_size": 48}, "or the vocabulary was resized"),
-        "tied": ("llama-tied", {}, "the head of one is its embedding, that of the other is not"),
-    }
-    for name, (family, settings, told) in others.items():
-        with quiet():
-            model(family, **settings).save_pretrained(tmp_path / name)
-        with pytest.raises(gpukit.AdapterError, match=told) as error:
-            gpukit.extract_adapter(tmp_path / name, made.base, tmp_path / "x", 2)
-        assert "\n" not in str(error.value)
-    with pytest.raises(gpukit.AdapterError, match="they are the same; there is nothing"):
-        gpukit.extract_adapter(made.base, made.base, tmp_path / "x", 2)
-    with pytest.raises(gpukit.CheckpointError, match=r"no config\.json"):
-        gpukit.extract_adapter(made.adapter, made.base, tmp_path / "x", 2)
-    gguf = tmp_path / "x.gguf"
-    gguf.write_bytes(b"GGUF")
-    with pytest.raises(gpukit.ArgumentError, match="no model folder; adapters are extracted"):
-        gpukit.extract_adapter(gguf, made.base, tmp_path / "x", 2)
-    assert not (tmp_path / "x").exists()
-
-
-def test_places_that_are_no_place(made: Trained, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    for out, told in (
-        (made.base, "something is there; name a folder to be made"),
-        (made.merged, "something is there"),
-        (tmp_path / "file", "something is there"),
-        (tmp_path / "none" / "x", "there is no folder"),
-    ):
-        with pytest.raises(gpukit.ArgumentError, match=told):
-            gpukit.extract_adapter(made.merged, made.base, out, 2)
-    assert (tmp_path / "file").read_text() == "mine"
-    if os.geteuid():
-        (tmp_path / "locked").mkdir(0o500)
-        with pytest.raises(gpukit.DiskError, match="you may not write"):
-            gpukit.extract_adapter(made.merged, made.base, tmp_path / "locked" / "x", 2)
-    (tmp_path / "empty").mkdir()
-    gpukit.extract_adapter(made.merged, made.base, tmp_path / "empty", 2)
-    assert len(list((tmp_path / "empty").iterdir())) == 2

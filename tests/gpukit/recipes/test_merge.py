@@ -15,7 +15,9 @@ from support.zoo_build import build
 
 import gpukit
 from gpukit import AdapterError, ArgumentError, NotFoundError, Result
+from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.sources.nf4 import NF4
 from gpukit_kernels import dequantize, quantize
 
 # Queries and keys whose rows move, biases, fused matrices, experts, a head that is the embedding.
@@ -166,6 +168,35 @@ def test_combined_as_peft_does(qwen: tuple[Path, Path], tmp_path: Path) -> None:
     assert tensors(one) == tensors(tmp_path / "two.gguf")
 
 
+@pytest.mark.parametrize("double", [True, False])
+def test_what_qlora_was_trained_on(double: bool, qwen: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = qwen
+    kind = "nf4" if double else "nf4-single"
+    gpukit.merge(base, [adapter], tmp_path / "out", "F32", merge_base=kind, device="cpu")
+    gpukit.merge(base, [adapter], tmp_path / "full", "F32", device="cpu")
+    found, full = (load_file(tmp_path / n / "model.safetensors") for n in ("out", "full"))
+    stored = load_file(base / "model.safetensors")
+    with Checkpoint(base) as checkpoint:
+        step = NF4(checkpoint, double=double)
+        for name, weight in stored.items():
+            if name not in step.names:
+                assert torch.equal(found[name], full[name])
+                continue
+            before = step(name, 0, weight.to(torch.float32))
+            # Two sums of three rounded numbers each.
+            error = (found[name] - before) - (full[name] - weight.float())
+            assert error.abs().max() <= 2**-21 * full[name].abs().max()
+            assert not torch.equal(found[name], full[name])
+    one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
+    gpukit.merge(base, [adapter], one, "Q8_0", merge_base=kind, device="cpu")
+    gpukit.convert(tmp_path / "out", two, "Q8_0", device="cpu")
+    assert tensors(one) == tensors(two)
+    with pytest.raises(ArgumentError, match="is for the checkpoint"):
+        gpukit.merge(one, [adapter], tmp_path / "x.gguf", merge_base=kind)
+    with pytest.raises(ArgumentError, match="merge_base 'nf5' is unknown"):
+        gpukit.merge(base, [adapter], tmp_path / "x", merge_base="nf5")
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_more_tokens(tied: bool, tmp_path: Path) -> None:
     base = build("qwen2-tied" if tied else "qwen2", tmp_path)
@@ -210,6 +241,21 @@ def test_a_report_says_what_a_small_type_loses(qwen: tuple[Path, Path], tmp_path
     for total in kept.changes:
         assert total.direction == pytest.approx(1, abs=1e-6)
         assert total.kept == pytest.approx(1, abs=1e-6)
+
+
+def test_an_adapter_that_changes_nothing_is_told(qwen: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = qwen
+    fresh = lora(base, tmp_path / "fresh")
+    path = fresh / "adapter_model.safetensors"
+    save_file({n: v * 0 if "lora_B" in n else v for n, v in load_file(path).items()}, path)
+    said: list[Any] = []
+    out = tmp_path / "a.gguf"
+    for words in ([fresh], [f"{adapter}:0"], [adapter]):
+        gpukit.convert(base, out, "F16", adapters=words, device="cpu", report=said.append)
+    gpukit.merge(out, [fresh], tmp_path / "b.gguf", device="cpu", report=said.append)
+    lines = [event.text for event in said if isinstance(event, gpukit.Warned)]
+    nothing = [line for line in lines if "changes nothing" in line]
+    assert ["fresh" in line for line in nothing] == [True, False, True]
 
 
 def test_what_is_wrong_is_told_before_anything_is_written(

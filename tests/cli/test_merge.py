@@ -1,0 +1,131 @@
+"""`gpukit merge` and `convert --adapter` as a user calls them: what they print, and that a kill or
+a full disk leaves everything as it was."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.loras import lora
+from support.zoo_build import build
+
+
+def gpukit(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gpukit_cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("merge")
+    base = build("qwen2", root)
+    return base, lora(base, root / "my-lora")
+
+
+def test_a_gguf_and_a_folder(made: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = made
+    out = tmp_path / "merged.gguf"
+    done = gpukit("merge", base, out, "--adapter", f"{adapter}:0.5", "--type", "Q4_K_M")
+    assert (done.returncode, out.is_file()) == (0, True), done.stderr
+    assert "merged" in done.stdout
+    assert "blk.*.attn_q.weight" in done.stdout
+    assert "direction" in done.stdout
+    folder = tmp_path / "folder"
+    done = gpukit("merge", base, folder, "--adapter", adapter, "--json", "--quiet")
+    assert done.stderr == ""
+    said = json.loads(done.stdout)
+    assert said["path"] == str(folder)
+    assert said["changes"]["model.layers.*.self_attn.q_proj.weight"]["direction"] > 0.99
+    assert {p.name for p in folder.iterdir()} >= {"config.json", "model.safetensors", "README.md"}
+    assert str(base) not in (folder / "README.md").read_text()  # a path says nothing to others
+    planned = gpukit("convert", base, out, "--adapter", adapter, "--dry-run", "--json")
+    assert json.loads(planned.stdout)["tensors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--adapter", "none"), 1, "none: no such file or folder"),
+        ((), 2, "no adapter to merge"),
+        (("--adapter", "{}", "--type", "Q9"), 2, "unknown type"),
+        (("--adapter", "{}", "--combine", "mean"), 2, "no method mean"),
+        (("--adapter", "{}", "--density", "0.5"), 2, "--density is for --combine"),
+        (("--adapter", "{}", "--merge-base", "nf5"), 2, "unknown; known: full, nf4"),
+        (("--adapter", "{}", "--moe-layout", "x"), 2, "unknown; known: peft"),
+        (("--adapter", "{}", "--device", "tpu"), 2, "tpu"),
+    ],
+)
+def test_one_line_for_what_is_wrong(
+    words: tuple[str, ...], code: int, message: str, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapter = made
+    words = tuple(word.format(adapter) for word in words)
+    for out in ("a.gguf", "folder"):
+        done = gpukit("merge", base, tmp_path / out, *words, "--quiet")
+        assert done.returncode == code, done.stderr
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [".gguf", ""])
+def test_a_killed_merge_leaves_what_was_there(
+    kind: str, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapter = made
+    out = tmp_path / f"out{kind}"
+    words = ["merge", base, out, "--adapter", adapter, "--type", "F32"]
+    if kind:
+        out.write_bytes(b"what was there")
+    before = snapshot(tmp_path), snapshot(base), snapshot(adapter)
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "writing\n"
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 143
+    assert (snapshot(tmp_path), snapshot(base), snapshot(adapter)) == before
+    done = gpukit("merge", base, tmp_path / f"again{kind}", "--adapter", adapter)
+    assert done.returncode == 0
+
+
+# Says when the first rows are summed, and waits there.
+SLOW = """
+import sys, time
+from gpukit.adapters import merging
+from gpukit_cli import app
+def slow(*args):
+    print("writing", flush=True)
+    time.sleep(60)
+merging.kernels.merge_lora = slow
+app.main()
+"""
+
+
+def test_a_full_disk(made: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = made
+    for out in ("a.gguf", "folder"):
+        limited = subprocess.run(
+            [sys.executable, "-m", "gpukit_cli", "merge", str(base), str(tmp_path / out),
+             "--adapter", str(adapter), "--type", "F32"],
+            capture_output=True, text=True, check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
+        )  # fmt: skip
+        assert limited.returncode == 1
+        assert not list(tmp_path.iterdir()), limited.stderr
