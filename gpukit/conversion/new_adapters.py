@@ -14,7 +14,7 @@ from gpukit.adapters.copies import without_copies
 from gpukit.adapters.file import AdapterFile, plan_file
 from gpukit.adapters.opening import open_adapter
 from gpukit.adapters.target import Target
-from gpukit.adapters.writing import check_tied
+from gpukit.adapters.writing import MERGE, check_tied
 from gpukit.conversion.copying import copy_file
 from gpukit.errors import AdapterError, ArgumentError
 from gpukit.events import Report, Status, Warned
@@ -74,7 +74,11 @@ def _new(adapter: Adapter, target: Target, report: Report) -> NewAdapter:
         except AdapterError as error:  # gpukit run can do what llama.cpp and Ollama cannot
             report(Warned(str(error)))
         return _Copied(adapter.file.path, report)
-    return _Converted(plan_file(adapter, target), report)
+    try:
+        return _Converted(plan_file(adapter, target), report)
+    except AdapterError as error:
+        hint = "; --merge does it here" if str(error).endswith(MERGE) else ""
+        raise AdapterError(f"{error}{hint}") from None
 
 
 @dataclass(frozen=True)

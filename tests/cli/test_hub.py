@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from support.checkpoints import build
 from support.hub import COMMIT, Hub, serve
 
@@ -21,8 +23,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def lora(folder: Path) -> dict[str, bytes]:
+    """The files of an adapter of PEFT for the model."""
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"],
+              "base_model_name_or_path": "org/tiny-1M"}  # fmt: skip
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    tensors = {name.format("A"): torch.ones(2, 256), name.format("B"): torch.ones(256, 2)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    return {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": weights,
+    }
+
+
 @pytest.fixture
-def hub(files: dict[str, bytes]) -> Iterator[Hub]:
+def hub(files: dict[str, bytes], tmp_path: Path) -> Iterator[Hub]:
     other = {"pytorch_model.bin": b"not wanted", "onnx/model.onnx": b"nor this", "LICENSE": b"MIT"}
     repos = {
         "org/tiny-1M": files | other,
@@ -31,6 +47,7 @@ def hub(files: dict[str, bytes]) -> Iterator[Hub]:
         "org/odd-index": files | {INDEX: b'{"weight_map": [[1], null]}'},
         "org/ggufs": {"a-Q4_K_M.gguf": b"", "a-Q8_0.gguf": b"GGUF", "config.json": b"{}"},
     }
+    repos["org/lora"] = lora(tmp_path)
     gated = {"org/gated": files}
     with serve(Hub(repos | gated, private=("org/secret",), gated=("org/gated",))) as hub:
         yield hub
@@ -80,6 +97,24 @@ def test_a_model_of_the_hub_and_again_without_it(gpukit: Run, hub: Hub, tmp_path
     done = gpukit("convert", "hf.co/org/tiny-1M", again, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 0, done.stderr
     assert "warning: hf.co/org/tiny-1M: the hub cannot be reached" in done.stderr
+
+
+def test_a_model_and_its_adapter_of_the_hub(gpukit: Run, tmp_path: Path) -> None:
+    path = tmp_path / "Modelfile"
+    path.write_text("FROM hf.co/org/tiny-1M\nADAPTER hf.co/org/empty\n")
+    done = gpukit("create", "m", "-f", path)
+    assert done.returncode == 1
+    assert "Error: hf.co/org/empty: no adapter_config.json there, so no adapter" in done.stderr
+    assert not (tmp_path / "store").exists()
+    path.write_text("FROM hf.co/org/tiny-1M\nADAPTER hf.co/org/lora\n")
+    done = gpukit("create", "m", "-f", path)
+    assert done.returncode == 0, done.stderr
+    assert "made for" not in done.stderr
+    (adapter,) = json.loads(gpukit("show", "m", "--json").stdout)["adapters"]
+    assert (adapter["name"], adapter["tensors"], adapter["ranks"]) == ("Lora", 1, [2])
+    done = gpukit("run", "hf.co/org/tiny-1M", "Once", "--adapter", "hf.co/org/lora:0.5",
+                  "--num-predict", "2")  # fmt: skip
+    assert (done.returncode, bool(done.stdout.strip())) == (0, True), done.stderr
 
 
 def test_a_private_one_wants_the_token(gpukit: Run, hub: Hub, tmp_path: Path) -> None:

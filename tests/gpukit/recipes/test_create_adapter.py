@@ -27,7 +27,9 @@ from gpukit.errors import (
     StoreError,
 )
 from gpukit.events import Event, Status, Warned
+from gpukit.formats.gguf_fields import TensorSpec, string
 from gpukit.formats.gguf_reader import GGUFFile
+from gpukit.formats.gguf_writer import GGUFWriter
 from gpukit.generation.loading import load_model
 from gpukit.recipes.create import create, plan_create
 from gpukit.recipes.show import show
@@ -175,7 +177,7 @@ REFUSED: Mapping[str, tuple[type[GpukitError], str]] = {
     "ADAPTER ./nan": (AdapterError, r"holds inf at \[0, 1\]"),
     "ADAPTER ./cut": (SafetensorsError, "cut/adapter_model.safetensors"),
     "ADAPTER ./other": (AdapterError, "this adapter was made for another base"),
-    "ADAPTER ./dora": (AdapterError, "DoRA.*gpukit merge"),
+    "ADAPTER ./dora": (AdapterError, r"DoRA.*\(gpukit merge\); --merge does it here$"),
     "ADAPTER a.gguf\nADAPTER ./a.gguf": (ArgumentError, "a.gguf is the same adapter; remove one"),
     "ADAPTER a.gguf\nADAPTER link.gguf": (ArgumentError, "a.gguf is the same adapter; remove one"),
     "ADAPTER ./lora\nADAPTER lora/adapter_model.safetensors": (ArgumentError, "the same adapter"),
@@ -264,6 +266,11 @@ def test_what_cannot_be_merged(store: Store, made: Path, tmp_path: Path) -> None
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             make(store, "m", text, made, "Q8_0")
+    # What stays no adapter can be merged.
+    train_beside(made / "plain", tmp_path / "dora", {"target_modules": LINEAR, "use_dora": True})
+    dora = parse(f"FROM ./plain\nADAPTER {tmp_path / 'dora'}", folder=made)
+    create(store, "dora", dora, merge=True)
+    remove(store, "dora")
     with pytest.raises(ArgumentError, match="--merge: there is no ADAPTER to be merged"):
         create(store, "m", parse("FROM ./plain.gguf", folder=made), merge=True)
     assert sorted(store.blobs.iterdir()) == before
@@ -333,6 +340,21 @@ def _peft(base: Path, ids: list[int], count: int) -> list[int]:
         wrapped = peft.PeftModel.from_pretrained(plain, REAL).eval()
         out = wrapped.generate(input_ids=torch.tensor([ids]), max_new_tokens=count, do_sample=False)
     return [int(token) for token in out[0, len(ids) :]]
+
+
+def test_a_base_that_says_too_little(store: Store, made: Path, tmp_path: Path) -> None:
+    spec = TensorSpec("token_embd.weight", (32, 4), "F16")
+    for arch, message in (
+        ("llama", r"x\.gguf: .*llama\."),
+        ("odd", "x.gguf: cannot run archi.*odd"),
+    ):
+        with GGUFWriter(
+            tmp_path / "x.gguf", [string("general.architecture", arch)], [spec]
+        ) as file:
+            file.write(0, bytes(spec.nbytes))
+        with pytest.raises(GGUFError, match=message):
+            make(store, "m", f"FROM ./x.gguf\nADAPTER {made / 'a.gguf'}\n", tmp_path)
+    assert not store.root.exists()
 
 
 def test_of_what_llama_cpp_cannot_run_a_warning_tells(store: Store, tmp_path: Path) -> None:

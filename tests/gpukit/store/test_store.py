@@ -336,6 +336,17 @@ def test_layers_that_cannot_be_read(store: Store, layers: dict[str, bytes], mess
         store.resolve("m")
 
 
+def test_an_adapter_whose_blob_is_gone_or_cut(store: Store) -> None:
+    add(store, "m", model=b"GGUF", adapter=b"GGUF too")
+    (path,) = store.resolve("m").adapters
+    path.write_bytes(b"GGUF")
+    with pytest.raises(StoreError, match=r"blob sha256:\w+ is damaged: .* 4 bytes, .* says 8"):
+        store.resolve("m")
+    path.unlink()
+    with pytest.raises(StoreError, match=r"blob sha256:\w+ is missing"):
+        store.resolve("m")
+
+
 def test_text_that_is_no_utf8_is_shown_as_well_as_it_can(store: Store) -> None:
     add(
         store, "m", model=b"GGUF", system=b"a\xff", template=b"\xed\xa0\x80",
