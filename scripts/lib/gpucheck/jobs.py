@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpucheck import pipeline
+from gpucheck import merging, pipeline
 from gpucheck.base import TOP, Plan, claim, guarded, load_plan, stable_keys, write_json
 from gpucheck.data import reference, weighted_reference
 from gpukit_kernels import QuantType, by_name, dequantize, matmul, quantize
@@ -110,6 +110,8 @@ def _kernels(plan: Plan, row: QuantType) -> dict[str, Job]:
         if count != 4:  # the kernel of one row
             cost = 2.0 if count == 1 else 7.0 if large else 4.0
             found[f"product {count}"] = (cost, lambda n=count: _product(plan, row, n))
+    if row.name in merging.MERGED:
+        found["merge"] = (24.0 if large else 4.0, lambda: merging.compile_merge(plan, row))
     if row.name in ODD:
         found["odd"] = (14.0, lambda: _odd(plan, row))
     return found
@@ -119,6 +121,7 @@ def _kernels(plan: Plan, row: QuantType) -> dict[str, Job]:
 NEEDS = {
     "bytes": ("encode", "decode", "reference"),
     "weighted": ("weighted",),
+    "merge": ("merge", "encode"),
     "rates": ("encode", "weighted b", "decode"),
     "products": ("product", "encode"),
     "odd": ("odd",),

@@ -11,7 +11,8 @@ import torch
 from gpucheck.base import Plan
 from gpucheck.checks import weight
 from gpucheck.jobs import counts, product
-from gpukit_kernels import QuantType, dequantize, issue_rate, operations, quantize
+from gpucheck.merging import RANK, factors_of, on_device
+from gpukit_kernels import QuantType, dequantize, issue_rate, merge_lora, operations, quantize
 
 COPIES = 2
 
@@ -139,3 +140,20 @@ def time_products(plan: Plan, row: QuantType) -> dict[str, Any]:
             }
         )
     return {"rates": rates}
+
+
+def time_merge(plan: Plan, row: QuantType) -> dict[str, Any]:
+    """The rate of merging an adapter of rank 16 into BF16 weights, in blocks of `row`."""
+    width = min(4096, plan.timed)
+    rows = plan.timed // width
+    values = [torch.randn(rows, width, device=plan.device).bfloat16() for _ in range(COPIES)]
+    factors = on_device(plan, factors_of(rows, width, (RANK,), False))
+    took = seconds(plan, lambda i: merge_lora(values[i], factors, out=row, backend="triton"))
+    moved = plan.timed * 2 + plan.timed // row.block * row.nbytes
+    rate = {
+        "what": f"merge rank {RANK} bf16 to {row.name}",
+        "seconds": took,
+        "weights_per_s": plan.timed / took,
+        "gb_per_s": moved / took / 1e9,
+    }
+    return {"rates": [rate]}

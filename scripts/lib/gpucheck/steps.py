@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpucheck import checks, pipeline, rates
+from gpucheck import checks, merging, pipeline, rates
 from gpucheck.base import (
     NEXT,
     TOP,
@@ -27,7 +27,18 @@ from gpucheck.base import (
 from gpucheck.jobs import NEEDS, ODD, jobs, path_of
 from gpukit_kernels import by_name
 
-STEPS = ("bytes", "weighted", "rates", "products", "odd", "golden", "turns", "small", "big")
+STEPS = (
+    "bytes",
+    "weighted",
+    "rates",
+    "merge",
+    "products",
+    "odd",
+    "golden",
+    "turns",
+    "small",
+    "big",
+)
 TURNS = ("Q4_K", "Q8_0")
 # Seconds that must be left when a step begins.
 COSTS = {"small": 30.0, "big": 25.0}
@@ -63,11 +74,15 @@ def _of_type(plan: Plan, name: str) -> list[Step]:
     }  # fmt: skip
     if row.weighted is not None:
         works["weighted"] = lambda: checks.check_weighted(plan, row)
+    if name in merging.MERGED:
+        works["merge"] = lambda: timed(
+            {**merging.check_merge(plan, row), **rates.time_merge(plan, row)}
+        )
     if name in ODD:
         works["odd"] = lambda: checks.check_odd(plan, row)
     needed = [job for job in jobs(plan) if job.split()[0] == name]
     found = []
-    for step in ("bytes", "weighted", "rates", "products", "odd"):
+    for step in ("bytes", "weighted", "rates", "merge", "products", "odd"):
         if step in works and step in plan.steps:
             needs = [j for j in needed if j.split(maxsplit=1)[1].startswith(NEEDS[step])]
             found.append(Step(f"{name} {step}", works[step], tuple(needs)))
