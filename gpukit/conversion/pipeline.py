@@ -24,8 +24,9 @@ from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
 
-# Weights in a slab: 16 MiB of BF16, enough to keep a disk and the kernels busy at a time.
-SLAB_WEIGHTS = 1 << 23
+# Weights in a slab: 8 MiB of BF16 keep a disk and a core busy at a time, and more only takes memory;
+# a GPU, whose every launch costs something, gets twice as many.
+SLAB_WEIGHTS, GPU_SLAB_WEIGHTS = 1 << 22, 1 << 23
 # Slabs that are read ahead, and results that wait for the disk.
 READ_AHEAD = 3
 WRITE_BEHIND = 3
@@ -76,7 +77,8 @@ def pass_through(
     kernels.keep_memory()
     under_way = sum(lane.depth + 1 for lane in engine.lanes)
     slabs_in_memory = READ_AHEAD + WRITE_BEHIND + under_way
-    weights = min(SLAB_WEIGHTS, max(budget // (BYTES_PER_WEIGHT * slabs_in_memory), 1))
+    most = GPU_SLAB_WEIGHTS if any(lane.depth for lane in engine.lanes) else SLAB_WEIGHTS
+    weights = min(most, max(budget // (BYTES_PER_WEIGHT * slabs_in_memory), 1))
     slabs = list(cut(engine.source, engine.outputs, weights))
     total = sum(piece.stored for slab in slabs for piece in slab)
     done, lock = 0, Lock()
