@@ -24,8 +24,8 @@ from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
 
-# Weights in a slab: 8 MiB of BF16 keep a disk and a core busy at a time, and more only takes memory;
-# a GPU, whose every launch costs something, gets twice as many.
+# Weights in a slab: 8 MiB of BF16 keep a disk and a core busy at a time, and more only takes
+# memory; a GPU, whose every launch costs something, gets twice as many.
 SLAB_WEIGHTS, GPU_SLAB_WEIGHTS = 1 << 22, 1 << 23
 # Slabs that are read ahead, and results that wait for the disk.
 READ_AHEAD = 3
