@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -61,8 +62,8 @@ class Usage:
         return None
 
 
-def usage(kernel: Kernel, arch: int) -> Usage:
-    """Compile `kernel` for compute capability `arch` (80 for 8.0) and read what came of it."""
+def compiled(kernel: Kernel, arch: int) -> Any:
+    """What Triton makes of `kernel` for compute capability `arch` (80 for 8.0)."""
     if not isinstance(kernel.function, triton.JITFunction):
         raise QuantError("TRITON_INTERPRET is set: nothing can be compiled; unset it")
     signature = {
@@ -74,7 +75,7 @@ def usage(kernel: Kernel, arch: int) -> Usage:
     order = list(kernel.function.arg_names)
     aligned = [*kernel.pointers, *(name for name in kernel.integers if name == "width")]
     attributes = {(order.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(
             fn=kernel.function,
             signature={name: signature[name] for name in order},
@@ -88,15 +89,20 @@ def usage(kernel: Kernel, arch: int) -> Usage:
             "enable_fp_fusion": not kernel.exact,
         },
     )
-    ptx = compiled.asm["ptx"]
-    registers, stack, spills = _machine_code(compiled.asm["cubin"])
+
+
+def usage(kernel: Kernel, arch: int) -> Usage:
+    """Compile `kernel` for compute capability `arch` and read what came of it."""
+    made = compiled(kernel, arch)
+    ptx = made.asm["ptx"]
+    registers, stack, spills = _machine_code(made.asm["cubin"])
     return Usage(
         kernel.name,
         arch,
         registers,
         stack,
         spills,
-        compiled.metadata.shared,
+        made.metadata.shared,
         len(re.findall(r"^\s*(?:@\S+\s+)?fma\.", ptx, re.MULTILINE)),
         ptx.count(".ftz"),
         kernel.exact,
@@ -105,20 +111,26 @@ def usage(kernel: Kernel, arch: int) -> Usage:
 
 def _machine_code(cubin: bytes) -> tuple[int, int, int]:
     """Registers and bytes of stack of a thread, and accesses to local memory."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        used = _run(tools / "cuobjdump", "-res-usage", file.name)
-        registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", used)[-1])
-        # Local memory is the stack: without one no access to it is there to be counted, and
-        # disassembling takes as long as compiling.
-        code = _run(tools / "cuobjdump", "-sass", file.name) if stack else ""
+    used = _dumped(cubin, "-res-usage")
+    registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", used)[-1])
+    # Local memory is the stack: without one no access to it is there to be counted, and
+    # disassembling takes as long as compiling.
+    code = disassembled(cubin) if stack else ""
     return registers, stack, len(re.findall(r"\b(?:LDL|STL)\b", code))
 
 
-def _run(*command: Path | str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def disassembled(cubin: bytes) -> str:
+    """The machine code as text."""
+    return _dumped(cubin, "-sass")
+
+
+def _dumped(cubin: bytes, what: str) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def main() -> int:
