@@ -294,3 +294,25 @@ def test_what_is_wrong_is_told_before_anything_is_written(
     with pytest.raises(AdapterError, match="for which a GGUF has no place"):
         gpukit.merge(gguf, [resized], out / "a.gguf", device="cpu")
     assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("base", ["folder", "gguf"])
+def test_adapters_are_never_replaced(base: str, tmp_path: Path) -> None:
+    folder = build("qwen2", tmp_path)
+    adapter = lora(folder, tmp_path / "lora", targets=("q_proj",))
+    written, whole = tmp_path / "lora.gguf", tmp_path / "whole.gguf"
+    gpukit.write_adapter(adapter, folder, written)
+    gpukit.convert(folder, whole, "F16", device="cpu")
+    model = folder if base == "folder" else whole
+    (tmp_path / "link.gguf").symlink_to(written)
+    before = {path: path.read_bytes() for path in (written, *adapter.iterdir())}
+    for source, out in (
+        (written, written),
+        (written, tmp_path / "link.gguf"),
+        (adapter, adapter / "adapter_model.safetensors"),
+    ):
+        with pytest.raises(ArgumentError, match="input and output are the same file"):
+            gpukit.merge(model, [source], out, device="cpu")
+    with pytest.raises(ArgumentError, match="input and output are the same file"):
+        gpukit.write_adapter(adapter, model, adapter / "adapter_config.json")
+    assert {path: path.read_bytes() for path in before} == before
