@@ -39,13 +39,20 @@ def combined(adapters: Sequence[Adapter]) -> Mapping[str, Records]:
 
 
 def weighted(adapter: Adapter, weight: float) -> Adapter:
-    """`adapter` with `weight` times what it adds; `AdapterError` where it does more than add."""
+    """`adapter` with `weight` times what it adds; `AdapterError` where it does more than add.
+
+    What a delta stands on, as PEFT saves embedding and head beside theirs, stays as it is."""
     if weight == 1:
         return adapter
     if not isfinite(weight):
         raise AdapterError(f"{adapter.name}: its weight is {weight}; a finite number is needed")
     scaled = {
-        tensor: tuple(_weighted(adapter, tensor, record, weight) for record in records)
+        tensor: tuple(
+            record
+            if isinstance(record, Replaced) and _low_rank(records)
+            else _weighted(adapter, tensor, record, weight)
+            for record in records
+        )
         for tensor, records in adapter.deltas.items()
     }
     return replace(adapter, deltas=scaled)
