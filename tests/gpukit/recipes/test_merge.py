@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from support.adapters import quiet
+from support.adapters import check_same, quiet, train
 from support.loras import lora
 from support.zoo_build import build
 
@@ -316,3 +316,12 @@ def test_adapters_are_never_replaced(base: str, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="input and output are the same file"):
         gpukit.write_adapter(adapter, model, adapter / "adapter_config.json")
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_in_float64_stays_so(tmp_path: Path) -> None:
+    made = train(tmp_path, "llama", {"r": 2, "lora_alpha": 5, "target_modules": ["q_proj"]})
+    done = gpukit.merge(made.base, [made.adapter], tmp_path / "out", device="cpu")
+    check_same(load_file(tmp_path / "out" / "model.safetensors"), made.expected())
+    (change,) = done.changes
+    assert (change.types, change.kept) == (("F64",), 1.0)
+    assert change.direction == pytest.approx(1.0)
