@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpukit.adapters.delta import Delta
 from gpukit.adapters.values import WeightFile
 from gpukit.formats.closing import Closing
+from gpukit.formats.folder import read_files
+from gpukit.formats.gguf_reader import is_gguf
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,14 @@ class Adapter(Closing):
     warnings: tuple[str, ...]
     file: WeightFile
     invocation: tuple[int, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read, which nothing may be written to."""
+        path = self.file.path
+        # A GGUF is all that there is of such an adapter; beside others it is made of them.
+        beside = () if is_gguf(path) else read_files(path.parent)
+        return (path, *(other for other in beside if other.suffix != ".gguf"))
 
     def close(self) -> None:
         self.file.close()

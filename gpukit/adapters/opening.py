@@ -11,6 +11,7 @@ from typing import Any
 
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import Base
+from gpukit.adapters.delta import Delta, LowRank, Replaced
 from gpukit.adapters.experts import Layout
 from gpukit.adapters.fit import Fit
 from gpukit.adapters.gguf import fit_gguf
@@ -45,7 +46,7 @@ def open_adapter(
     One that works only behind some tokens (aLoRA) is refused unless it may be `activated`.
     `NotFoundError` where nothing is there; `AdapterError` or the error of a reader for what is
     missing, malformed, of no use or for another base. No weights are read but those that two ties
-    of one vocabulary are compared by.
+    of one vocabulary are compared by, and B and A up to the first product that is not zero.
     """
     config, weights = _located(path)
     with ExitStack() as stack:
@@ -64,6 +65,9 @@ def open_adapter(
         added = settle(fit, together=together)
         sizes = vocabulary(fit)
         kept = {n: tuple(r) for n, r in fit.deltas.items() if n in base.tensors or n in added}
+        zero = (_is_zero(record, records) for records in kept.values() for record in records)
+        if kept and all(zero):
+            fit.warn("every B·A in it is zero, so that it changes nothing: it was not trained")
         stack.pop_all()
     if path.is_dir():
         called = model_name(path)
@@ -71,6 +75,16 @@ def open_adapter(
         called = weights.parent.name if config is not None else weights.stem
     warnings = tuple(fit.warnings)
     return Adapter(name or called, form, kept, added, sizes, warnings, file, fit.invocation)
+
+
+def _is_zero(record: Delta, records: Sequence[Delta]) -> bool:
+    """Whether `record`, one of those of a tensor, is a product that is zero, or what it stands
+    on."""
+    if isinstance(record, LowRank) and record.magnitude is None:
+        parts = (record.b, record.a)
+        return not all(bool(part.fetch(0, part.shape[0]).any()) for part in parts)
+    beside = any(isinstance(other, LowRank) for other in records)
+    return isinstance(record, Replaced) and beside
 
 
 def weights_of(path: Path) -> Path:

@@ -6,6 +6,8 @@
     MODULE.lora_embedding_A [r, tokens], MODULE.lora_embedding_B     the same, transposed
     MODULE.token_adapter.trainable_tokens_delta [n, width]           rows that take the place
     MODULE.weight, MODULE.base_layer.weight (or .bias)               all of it takes the place
+    MODULE.modules_to_save.weight, MODULE.original_module.weight     the same again, and the base's
+                                                                     own: of resized vocabularies
     MODULE[.base_layer].lora_A.weight                                of a parameter, see `experts`
 
 before which stands `base_model.model.`, or nothing. The scale is α / r, with rsLoRA α / √r, both by
@@ -21,6 +23,7 @@ from gpukit.adapters.experts import Layout, add_experts
 from gpukit.adapters.fit import TRANSPOSED, Fit
 from gpukit.adapters.peft_config import Settings
 from gpukit.adapters.places import places
+from gpukit.adapters.ties import same_numbers
 from gpukit.adapters.values import Values
 
 PREFIX = "base_model.model."
@@ -37,6 +40,7 @@ KEY = re.compile(
 WHOLE = re.compile(
     r"(?P<module>.+?)(\.base_layer|\.modules_to_save)?\.(?P<part>weight|bias)", re.DOTALL
 )
+ORIGINAL = ".original_module."
 
 
 @dataclass
@@ -72,6 +76,8 @@ def _modules(fit: Fit, values: Mapping[str, Values]) -> dict[str, Module]:
     found: dict[str, Module] = {}
     for name, tensor in values.items():
         bare = name.removeprefix(PREFIX)
+        if ORIGINAL in bare and name.replace(ORIGINAL, ".") in values:
+            continue
         match = KEY.fullmatch(bare)
         if match is None and "lora_" in bare:
             raise fit.fail(f"{name}: unknown to LoRA; known ends are {', '.join(PARTS)}")
@@ -83,6 +89,8 @@ def _modules(fit: Fit, values: Mapping[str, Values]) -> dict[str, Module]:
         depth = (match.groupdict().get("nest") or "").count(".base_layer")
         parts = module.nested.setdefault(depth, {}) if depth else module.parts
         if part in parts:
+            if part.startswith("whole") and same_numbers(parts[part], tensor):
+                continue
             raise fit.fail(f"{name} and {parts[part].name} are one tensor; remove one")
         parts[part] = tensor
     return found
@@ -187,9 +195,14 @@ def _check_listed(fit: Fit, modules: Mapping[str, Module], settings: Settings) -
     """A warning for each name that adapter_config.json lists and the file has nothing of, and for
     patterns that contradict each other."""
     for where, names in (("modules_to_save", settings.saved), ("target_modules", settings.modules)):
-        for name in names:
-            if not any(m == name or m.endswith(f".{name}") or f".{name}." in m for m in modules):
-                fit.warn(f"{where} lists {name}, and no tensor of the adapter belongs to it")
+        idle = [
+            name
+            for name in names
+            if not any(m == name or m.endswith(f".{name}") or f".{name}." in m for m in modules)
+        ]
+        if idle:
+            shown = ", ".join(idle)
+            fit.warn(f"{where} lists {shown}, and no tensor of the adapter belongs to it")
     unclear = [name for name in modules if settings.ambiguous(name)]
     if unclear:
         fit.warn(

@@ -38,30 +38,21 @@ def combined(adapters: Sequence[Adapter]) -> Mapping[str, Records]:
     return found
 
 
-def idle(adapter: Adapter, weight: float) -> bool:
-    """Whether `adapter` with `weight` changes nothing: what it adds is 0, as before training."""
-    records = [record for found in adapter.deltas.values() for record in found]
-    return all(_is_nothing(record, weight) for record in records)
-
-
-def _is_nothing(record: Delta, weight: float) -> bool:
-    if isinstance(record, LowRank) and record.magnitude is None:
-        parts = [record.b, record.a]
-    elif isinstance(record, Added):
-        parts = [record.values]
-    else:
-        return False
-    return not record.scale * weight or any(not part.read().any() for part in parts)
-
-
 def weighted(adapter: Adapter, weight: float) -> Adapter:
-    """`adapter` with `weight` times what it adds; `AdapterError` where it does more than add."""
+    """`adapter` with `weight` times what it adds; `AdapterError` where it does more than add.
+
+    What a delta stands on, as PEFT saves embedding and head beside theirs, stays as it is."""
     if weight == 1:
         return adapter
     if not isfinite(weight):
         raise AdapterError(f"{adapter.name}: its weight is {weight}; a finite number is needed")
     scaled = {
-        tensor: tuple(_weighted(adapter, tensor, record, weight) for record in records)
+        tensor: tuple(
+            record
+            if isinstance(record, Replaced) and _low_rank(records)
+            else _weighted(adapter, tensor, record, weight)
+            for record in records
+        )
         for tensor, records in adapter.deltas.items()
     }
     return replace(adapter, deltas=scaled)

@@ -201,13 +201,17 @@ class Conversion:
         columns = self._importance(piece, x)
         # Rows of one matrix: of experts each has an importance of its own.
         rows = len(x) if columns is None else len(x) // len(columns)
+        if turn.sparing and torch.equal(x[:rows:step], base[:rows:step].to(x.dtype)):
+            step = 1  # a few rows have changed, those of tokens: all are looked at
         before = base[:rows:step].to(torch.float32)
         delta = x[:rows:step].to(torch.float32) - before
         weights = None if columns is None else columns[0].to(x.device)
-        was = kernels.dequantize(kernels.quantize(before, kind, weights), kind)
-        moved = kernels.dequantize(blocks.view(len(x), -1)[:rows:step], kind) - was
+        moved = delta  # float64 keeps all of it
+        if kind in kernels.QUANTS:
+            was = kernels.dequantize(kernels.quantize(before, kind, weights), kind)
+            moved = kernels.dequantize(blocks.view(len(x), -1)[:rows:step], kind) - was
         pairs = ((before, before), (delta, delta), (moved, moved), (moved, delta))
-        sums = [(a * b).sum(dtype=torch.float64) for a, b in pairs]
+        sums = [(a.double() * b.double()).sum() for a, b in pairs]
         result.changed, result.looked_at = turn.take(torch.stack(sums)), delta.numel()
 
 

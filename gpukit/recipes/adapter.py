@@ -90,7 +90,7 @@ def write_adapter(
         open_adapter(path, to.base, layout=lying, strict=strict, activated=True) as opened,
     ):
         found = without_copies(opened, to.base, to.checkpoint)
-        check_output(out, [found.file.path, *files])
+        check_output(out, [*found.files, *files])
         for line in found.warnings:
             report(Warned(line))
         file = plan_file(found, to, kind)

@@ -14,6 +14,7 @@ from gpukit.adapters.peft_config import MOST_RANK
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.checkpoint import Checkpoint
+from gpukit.formats.new_folder import check_folder
 from gpukit.recipes.references import Reference, locate
 from gpukit.remote.hub import HubModel
 
@@ -92,6 +93,7 @@ def extract_adapter(
     where = kernels.device(device)
     writing.check_folder(out)
     words = locate(tuned, hub=hub), locate(base, hub=hub)
+    check_folder(out, [word.model for word in words if isinstance(word.model, Path)])
     with ExitStack() as stack:
         models = (stack.enter_context(_opened(word, report)) for word in words)
         work = Extractor(Comparison(*models), rank, embeddings, norms)

@@ -54,7 +54,7 @@ def merge(
     out = Path(out)
     if not adapters:
         raise ArgumentError("no adapter to merge; give one, or convert the model")
-    if out.suffix.lower() in FILES:
+    if out.suffix.lower() in FILES or out.name.lower() in FILES:
         if max_shard_size is not None:
             raise ArgumentError(f"{out}: shards are parts of a folder; name a folder")
         return convert(

@@ -84,7 +84,10 @@ class CheckpointSource(Source):
     @property
     def files(self) -> tuple[Path, ...]:
         # A GGUF beside the weights is what some conversion before this one made of them.
-        return (self.path, *(f for f in read_files(self.path) if f.suffix != ".gguf"))
+        own = (f for f in read_files(self.path) if f.suffix != ".gguf")
+        opened = self._checkpoint
+        adapters = opened.adapters if isinstance(opened, MergedCheckpoint) else ()
+        return (self.path, *own, *(path for adapter in adapters for path in adapter.files))
 
     def stored_type(self, index: int) -> str:
         return self._planned[index].dtype

@@ -52,7 +52,7 @@ class GGUFSource(Source):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return self._model.paths
+        return (*self._model.paths, *(self._merged.files if self._merged is not None else ()))
 
     def stored_type(self, index: int) -> str:
         return self._infos[index].type

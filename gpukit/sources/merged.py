@@ -15,7 +15,7 @@ from gpukit.adapters.experts import Layout
 from gpukit.adapters.merging import merge_rows
 from gpukit.adapters.mixing import Combining
 from gpukit.adapters.opening import open_adapter
-from gpukit.adapters.together import combined, idle, weighted
+from gpukit.adapters.together import combined, weighted
 from gpukit.errors import AdapterError, one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.safetensors import StoredTensor
@@ -78,9 +78,8 @@ def told(merge: Merge, adapters: Sequence[Adapter]) -> tuple[str, ...]:
     """Lines for the user about the open `adapters` of `merge`."""
     lines = [line for adapter in adapters for line in adapter.warnings]
     for chosen, adapter in zip(merge.adapters, adapters, strict=True):
-        if idle(adapter, chosen.weight):
-            why = "its weight is 0" if not chosen.weight else "B or A is 0 in all that it has"
-            lines.append(one_line(f"{adapter.file.path}: the adapter changes nothing: {why}"))
+        if not chosen.weight:
+            lines.append(one_line(f"{adapter.file.path}: a weight of 0: it changes nothing"))
     return tuple(lines)
 
 

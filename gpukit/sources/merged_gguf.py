@@ -38,6 +38,7 @@ class MergedGGUF(Closing):
                     )
             self.step = Deltas(moved(base.rules, records_of(merge, adapters)))
             self.warnings = told(merge, adapters)
+            self.files = tuple(path for adapter in adapters for path in adapter.files)
             self._all = stack.pop_all()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from support.adapters import (
     LINEAR,
@@ -17,13 +18,14 @@ from support.adapters import (
     fill,
     model,
     quiet,
+    reloaded,
     train,
 )
 from torch import Tensor
 
 from gpukit.adapters.delta import LowRank, merged
 from gpukit.adapters.opening import open_adapter
-from gpukit.adapters.together import combined
+from gpukit.adapters.together import combined, weighted
 from gpukit.adapters.values import Values, WeightFile
 from gpukit.errors import AdapterError
 
@@ -94,6 +96,22 @@ def test_several_adapters_in_the_order_given(dora: bool, tmp_path: Path) -> None
     ):
         check_same(apply(made.stored(), one, two), made.expected())
         assert len(combined([one, two])["model.layers.0.self_attn.q_proj.weight"]) == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+def test_a_weight_where_peft_saved_embedding_or_head_too(family: str, tmp_path: Path) -> None:
+    targets = ["q_proj", "embed_tokens"] + ["lm_head"] * (family == "llama")
+    made = train(tmp_path, family, {**PLAIN, "target_modules": targets})
+    assert any("base_layer" in n for n in load_file(made.adapter / "adapter_model.safetensors"))
+    wrapped = reloaded(made)
+    for module in wrapped.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale("default", -0.5)
+    with open_adapter(made.adapter, base_of(made.base)) as adapter:
+        found = apply(made.stored(), weighted(adapter, -0.5))
+    with quiet():
+        wrapped.merge_and_unload().save_pretrained(made.merged)
+    check_same(found, made.expected())
 
 
 def _pair(tmp_path: Path, **second: Any) -> tuple[Trained, Path]:

@@ -58,6 +58,27 @@ def _refused(
     assert str(made.adapter.parent) in str(caught.value)
 
 
+@pytest.mark.parametrize("letter", ["A", "B"])
+def test_an_adapter_that_was_not_trained(letter: str, copy: Trained) -> None:
+    with open_adapter(copy.adapter, base_of(copy.base)) as adapter:
+        assert not any("zero" in line for line in adapter.warnings)
+    first = {"kept": True}
+
+    def empty(tensors: dict[str, torch.Tensor]) -> None:
+        for name, values in tensors.items():
+            if f"lora_{letter}." in name and not (first["kept"] and "v_proj" in name):
+                values.zero_()
+
+    _change(copy, empty)
+    with open_adapter(copy.adapter, base_of(copy.base)) as adapter:
+        assert not any("zero" in line for line in adapter.warnings)
+    first["kept"] = False
+    _change(copy, empty)
+    with open_adapter(copy.adapter, base_of(copy.base)) as adapter:
+        (line,) = (line for line in adapter.warnings if "zero" in line)
+    assert line.endswith("every B·A in it is zero, so that it changes nothing: it was not trained")
+
+
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "tuner": ({"peft_type": "LOHA"}, "LOHA cannot be merged, only LORA can: convert it with PEFT"),
     "future-tuner": ({"peft_type": "LORA3"}, "LORA3 cannot be merged"),

@@ -124,6 +124,37 @@ def test_a_vocabulary_of_another_size(family: str, tmp_path: Path) -> None:
         open_adapter(made.adapter, base_of(made.base))
 
 
+@pytest.mark.parametrize("saved", [["embed_tokens", "lm_head"], ["embed_tokens"]])
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+def test_a_vocabulary_of_another_size_in_modules_to_save(
+    family: str, saved: list[str], tmp_path: Path
+) -> None:
+    import peft
+
+    made = Trained(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    with quiet():
+        plain = model(family)
+        plain.save_pretrained(made.base)
+        plain.resize_token_embeddings(43)
+        config = peft.LoraConfig(**PLAIN, target_modules=["q_proj"], modules_to_save=saved)
+        wrapped = peft.get_peft_model(plain, config, autocast_adapter_dtype=False)
+        fill(wrapped)
+        wrapped.save_pretrained(made.adapter, save_embedding_layers=True)
+        wrapped.merge_and_unload().save_pretrained(made.merged)
+    path = made.adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    # What was trained stands there twice, beside what was there before.
+    again = "base_model.model.model.embed_tokens.modules_to_save.weight"
+    assert again in tensors
+    assert again.replace("modules_to_save", "original_module") in tensors
+    found, adapter = ours(made)
+    check_same(found, made.expected())
+    assert adapter.vocabulary == 43
+    save_file({**tensors, again: tensors[again] + 1}, path)
+    with pytest.raises(AdapterError, match=r"embed_tokens\S+ and \S+ are one tensor; remove one"):
+        open_adapter(made.adapter, base_of(made.base))
+
+
 def test_a_base_is_tied_when_its_config_or_its_tensors_say_so() -> None:
     base = {EMBEDDING: (4, 2)}
     with quiet():

@@ -21,6 +21,7 @@ from support.adapters import (
     apply,
     base_of,
     check_near,
+    fill,
     ours,
     quiet,
     train,
@@ -124,7 +125,9 @@ def test_copies_are_taken_for_such_where_the_base_is_a_gguf(tmp_path: Path) -> N
     config = {"r": 2, "target_modules": ["lm_head"]}
     with quiet():
         plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
-        peft.get_peft_model(plain, peft.LoraConfig(**config)).save_pretrained(tmp_path / "lora")
+        wrapped = peft.get_peft_model(plain, peft.LoraConfig(**config))
+        fill(wrapped)
+        wrapped.save_pretrained(tmp_path / "lora")
     gpukit.convert(folder, file := tmp_path / "base.gguf", "F16", device="cpu")
     result = gpukit.write_adapter(tmp_path / "lora", file, tmp_path / "x.gguf")
     line = result.warnings[-1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from support.adapters import quiet
+from support.adapters import check_same, quiet, train
 from support.loras import lora
 from support.zoo_build import build
 
@@ -243,6 +243,23 @@ def test_a_report_says_what_a_small_type_loses(qwen: tuple[Path, Path], tmp_path
         assert total.kept == pytest.approx(1, abs=1e-6)
 
 
+def test_trained_tokens_show_in_the_report(qwen: tuple[Path, Path], tmp_path: Path) -> None:
+    base, _ = qwen
+    adapter = lora(base, tmp_path / "tokens", targets=(), trainable_token_indices=[1999])
+    path = adapter / "adapter_model.safetensors"
+    width = load_file(base / "model.safetensors")["model.embed_tokens.weight"].shape[1]
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    save_file({name: torch.ones(1, width)}, path)
+    for kind in ("F16", "Q8_0"):
+        out = tmp_path / f"{kind}.gguf"
+        result = gpukit.convert(base, out, kind, adapters=[adapter], device="cpu")
+        (change,) = result.changes
+        assert change.name == "token_embd.weight"
+        assert change.relative is not None
+        assert change.relative > 0
+        assert change.direction == pytest.approx(1, abs=1e-3)
+
+
 def test_an_adapter_that_changes_nothing_is_told(qwen: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = qwen
     fresh = lora(base, tmp_path / "fresh")
@@ -309,3 +326,34 @@ def test_what_is_wrong_is_told_before_anything_is_written(
     with pytest.raises(AdapterError, match="for which a GGUF has no place"):
         gpukit.merge(gguf, [resized], out / "a.gguf", device="cpu")
     assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("base", ["folder", "gguf"])
+def test_adapters_are_never_replaced(base: str, tmp_path: Path) -> None:
+    folder = build("qwen2", tmp_path)
+    adapter = lora(folder, tmp_path / "lora", targets=("q_proj",))
+    written, whole = tmp_path / "lora.gguf", tmp_path / "whole.gguf"
+    gpukit.write_adapter(adapter, folder, written)
+    gpukit.convert(folder, whole, "F16", device="cpu")
+    model = folder if base == "folder" else whole
+    (tmp_path / "link.gguf").symlink_to(written)
+    before = {path: path.read_bytes() for path in (written, *adapter.iterdir())}
+    for source, out in (
+        (written, written),
+        (written, tmp_path / "link.gguf"),
+        (adapter, adapter / "adapter_model.safetensors"),
+    ):
+        with pytest.raises(ArgumentError, match="input and output are the same file"):
+            gpukit.merge(model, [source], out, device="cpu")
+    with pytest.raises(ArgumentError, match="input and output are the same file"):
+        gpukit.write_adapter(adapter, model, adapter / "adapter_config.json")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_in_float64_stays_so(tmp_path: Path) -> None:
+    made = train(tmp_path, "llama", {"r": 2, "lora_alpha": 5, "target_modules": ["q_proj"]})
+    done = gpukit.merge(made.base, [made.adapter], tmp_path / "out", device="cpu")
+    check_same(load_file(tmp_path / "out" / "model.safetensors"), made.expected())
+    (change,) = done.changes
+    assert (change.types, change.kept) == (("F64",), 1.0)
+    assert change.direction == pytest.approx(1.0)
