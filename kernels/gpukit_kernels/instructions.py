@@ -18,7 +18,7 @@ from gpukit_kernels.launched import Kernel, kernels
 from gpukit_kernels.resources import compiled, disassembled
 from gpukit_kernels.table import QUANTS, by_name
 
-LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?(\w[\w.]*)([^;]*);")
+LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\w[\w.]*)([^;]*);")
 
 
 @dataclass(frozen=True)
