@@ -57,8 +57,8 @@ def open_adapter(
         form, said, together = _fitted(fit, file, weights.parent / CONFIG, config, layout)
         if fit.invocation and not activated:
             raise fit.fail(
-                "aLoRA works only behind its invocation tokens and cannot be merged: keep it as an "
-                "adapter (gpukit adapter)"
+                "aLoRA works only behind its invocation tokens and can neither be merged nor run "
+                "here: gpukit adapter writes it for llama.cpp"
             )
         if said is not None:
             fit.warnings += check_base_name(weights, said, base.names, strict=strict)

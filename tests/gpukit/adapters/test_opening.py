@@ -95,7 +95,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "stabilized": ({"use_rslora": "yes"}, "use_rslora is 'yes'; true or false"),
     "dora": ({"use_dora": True}, "proj: use_dora, and no lora_magnitude_vector"),
     "replicated": ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication: .* build that"),
-    "activated": ({"alora_invocation_tokens": [1, 2]}, "aLoRA works only behind .*as an adapter"),
+    "activated": ({"alora_invocation_tokens": [1, 2]}, "aLoRA works .*gpukit adapter writes it"),
     "pissa": ({"init_lora_weights": "pissa_niter_16"}, "PiSSA changes the base.*path_initial"),
     "olora": ({"init_lora_weights": "olora"}, "OLoRA changes the base"),
     "corda": ({"init_lora_weights": "corda"}, "CorDA changes the base"),
