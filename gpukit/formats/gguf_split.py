@@ -7,8 +7,8 @@ Part k of n is `STEM-0000k-of-0000n.gguf`. All metadata stands in the first part
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from gpukit.errors import ArgumentError, GGUFError, one_line
@@ -17,6 +17,7 @@ from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_fields import Field, TensorInfo, TensorSpec, i32, u16
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.placed_writer import PlacedWriters
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 MOST_PARTS = 99_999
@@ -174,7 +175,7 @@ def part_fields(fields: Sequence[Field], number: int, count: int, tensors: int) 
     return [*fields, *place] if number == 0 else place
 
 
-class SplitWriter:
+class SplitWriter(PlacedWriters):
     """The parts of a model being written, as one `GGUFWriter`: all appear, or none.
 
     `parts` is the number of tensors in each, in order; `path` the name of the whole.
@@ -190,63 +191,21 @@ class SplitWriter:
         parts: Sequence[int],
     ) -> None:
         self.tensors = tuple(tensors)
-        self._writers: list[GGUFWriter] = []
-        self._places: list[tuple[GGUFWriter, int]] = []
-        at = 0
-        for number, size in enumerate(parts):
-            writer = GGUFWriter(
+        ends = list(accumulate(parts))
+        super().__init__(
+            GGUFWriter(
                 part_path(path, number, len(parts)),
                 part_fields(fields, number, len(parts), len(tensors)),
-                tensors[at : at + size],
+                tensors[end - size : end],
             )
-            self._writers.append(writer)
-            self._places += [(writer, index) for index in range(size)]
-            at += size
+            for number, (size, end) in enumerate(zip(parts, ends, strict=True))
+        )
 
     @property
     def paths(self) -> list[Path]:
         """The files, in order."""
-        return [writer.path for writer in self._writers]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(writer.size for writer in self._writers)
-
-    def write(self, index: int, data: bytes | bytearray | memoryview, start: int = 0) -> None:
-        """Bytes of tensor `index` of the model, from `start` of its data on."""
-        writer, local = self._places[index]
-        writer.write(local, data, start)
+        return [writer.path for writer in self.writers]
 
     def __enter__(self) -> Self:
-        atomic.need_room(self._writers[0].path, self.size)
-        try:
-            for writer in self._writers:
-                writer.open()
-        except BaseException:
-            self._discard()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            for writer in self._writers:
-                writer.complete()
-            # The first part, which readers are given, appears when the others are there.
-            for writer in reversed(self._writers):
-                writer.publish()
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
-        for writer in self._writers:
-            writer.discard()
+        atomic.need_room(self.writers[0].path, self.size)
+        return super().__enter__()

@@ -5,7 +5,7 @@ A file appears under its name only when every byte is there (see `atomic`).
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -196,3 +196,60 @@ class PlacedWriter:
             os.close(self._fd)
             self._fd = -1
         atomic.remove(self._temporary)
+
+
+class PlacedWriters:
+    """Several files being written as one, their tensors numbered through; use it as a
+    `PlacedWriter`. Where it ends with an error none is left."""
+
+    def __init__(self, writers: Iterable[PlacedWriter]) -> None:
+        self.writers = tuple(writers)
+        self._places = [
+            (writer, index) for writer in self.writers for index in range(len(writer.tensors))
+        ]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(writer.size for writer in self.writers)
+
+    def write(self, index: int, data: bytes | bytearray | memoryview, start: int = 0) -> None:
+        """Bytes of tensor `index` of all, from `start` of its data on."""
+        writer, local = self._places[index]
+        writer.write(local, data, start)
+
+    def publish(self) -> None:
+        """Give the files, which are complete, their names."""
+        # The first one, which readers are given, appears when the others are there.
+        for writer in reversed(self.writers):
+            writer.publish()
+
+    def __enter__(self) -> Self:
+        try:
+            for writer in self.writers:
+                writer.open()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            for writer in self.writers:
+                writer.complete()
+            self.publish()
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        for writer in self.writers:
+            writer.discard()

@@ -7,12 +7,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from gpukit.errors import ArgumentError
 from gpukit.formats import atomic
-from gpukit.formats.placed_writer import PlacedWriter
+from gpukit.formats.placed_writer import PlacedWriter, PlacedWriters
 from gpukit.formats.safetensors_writer import Entry, plan_entries
 
 # Bytes of a shard, as huggingface_hub has them.
@@ -88,62 +86,19 @@ def index_text(shards: Sequence[Shard]) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-class ShardsWriter:
+class ShardsWriter(PlacedWriters):
     """The files `shards` in `folder` being written, and their index where they are several; use
     it as a `PlacedWriter`, tensors numbered through. Where it ends with an error none is left."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
-        self._folder = folder
-        self._shards = tuple(shards)
-        self._writers = [
+        super().__init__(
             PlacedWriter(folder / shard.name, shard.tensors, plan_entries(shard.tensors))
             for shard in shards
-        ]
-        self._places = [
-            (writer, index)
-            for writer, shard in zip(self._writers, shards, strict=True)
-            for index in range(len(shard.tensors))
-        ]
+        )
+        self._folder = folder
+        self._shards = tuple(shards)
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files of weights."""
-        return sum(writer.size for writer in self._writers)
-
-    def write(self, index: int, data: bytes | bytearray | memoryview, start: int = 0) -> None:
-        """Bytes of tensor `index` of the model, from `start` of its data on."""
-        writer, local = self._places[index]
-        writer.write(local, data, start)
-
-    def __enter__(self) -> Self:
-        try:
-            for writer in self._writers:
-                writer.open()
-        except BaseException:
-            self._discard()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            for writer in self._writers:
-                writer.complete()
-            for writer in self._writers:
-                writer.publish()
-            if len(self._shards) > 1:
-                atomic.atomic_write(self._folder / INDEX, index_text(self._shards).encode())
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
-        for writer in self._writers:
-            writer.discard()
+    def publish(self) -> None:
+        super().publish()
+        if len(self._shards) > 1:
+            atomic.atomic_write(self._folder / INDEX, index_text(self._shards).encode())
