@@ -1,24 +1,11 @@
 """gpukit adapter as a user meets it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.adapters import LINEAR, Trained, train
-
-
-def gpukit(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gpukit_cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+from support.command_line import gpukit
 
 
 @pytest.fixture(scope="module")

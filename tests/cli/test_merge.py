@@ -2,7 +2,6 @@
 a full disk leaves everything as it was."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -10,19 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command_line import gpukit
 from support.loras import lora
 from support.zoo_build import build
-
-
-def gpukit(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gpukit_cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:

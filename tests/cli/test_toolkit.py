@@ -2,29 +2,16 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from support.checkpoints import build
+from support.command_line import gpukit
 
 from gpukit.formats.gguf_fields import ValueType, array, f32, string
 from gpukit.formats.gguf_writer import GGUFWriter
-
-
-def gpukit(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gpukit_cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
-    )
 
 
 @pytest.fixture(scope="module")

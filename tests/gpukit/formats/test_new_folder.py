@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,22 +147,6 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path: Path) -> None:
         with new_folder(tmp_path / f"next-{round_}", 0):
             pass
         assert not list(tmp_path.glob(".*.tmp"))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 KB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except OSError:
-        pytest.skip("there is no mount here")
-    if done.returncode:
-        pytest.skip("file systems can only be mounted by root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 SHARDS = plan_shards([Entry(f"t{n}", "U8", (100_000,)) for n in range(4)], 100_000)
