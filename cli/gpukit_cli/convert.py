@@ -86,8 +86,7 @@ def convert(
                 source, type, options=options, adapters=adapters, strict=strict,
                 moe_layout=moe_layout, pre=pre, hub=hub, report=report,
             )  # fmt: skip
-        with plan:
-            _print_plan(plan, json)
+        _print_plan(plan, json)
         return
     with reporter(quiet) as report:
         result = gpukit.convert(
@@ -172,7 +171,9 @@ def quantize(
         ),
     )
     if dry_run:
-        _print_planned(source, type, options, pre, hub, quiet, json)
+        with reporter(quiet) as report:
+            plan = gpukit.plan(source, type, options=options, pre=pre, hub=hub, report=report)
+        _print_plan(plan, json)
         return
     with reporter(quiet) as report:
         result = gpukit.quantize(
@@ -199,31 +200,16 @@ def size(text: str | None) -> int | None:
     return parse_size(text) if text is not None else None
 
 
-def _print_planned(
-    source: str,
-    type: str | None,
-    options: "Options",
-    pre: str | None,
-    hub: bool,
-    quiet: bool,
-    json: bool,
-) -> None:
-    import gpukit
-
-    with reporter(quiet) as report:
-        plan = gpukit.plan(source, type, options=options, pre=pre, hub=hub, report=report)
-    with plan:
-        _print_plan(plan, json)
-
-
 def _print_plan(plan: "Plan", json: bool) -> None:
-    if json:
-        print_json(plan.as_json())
-        return
-    print_tensors(plan.records)
-    name = f"{plan.file_type.name}: " if plan.file_type else ""
-    files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
-    print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
+    """Print what `plan` would write, and close it."""
+    with plan:
+        if json:
+            print_json(plan.as_json())
+            return
+        print_tensors(plan.records)
+        name = f"{plan.file_type.name}: " if plan.file_type else ""
+        files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
+        print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
 
 
 def print_tensors(plan: "QuantizePlan") -> None:

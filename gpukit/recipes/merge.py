@@ -8,6 +8,7 @@ from gpukit.conversion.checks import SAFETENSORS, check_device, check_plan
 from gpukit.conversion.run import Result
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, ignore
+from gpukit.formats.file_types import file_type_of
 from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.convert import MEMORY, convert
 from gpukit.recipes.references import Reference, locate
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from gpukit.conversion.folder import FolderResult
 
 FILES = (".gguf", SAFETENSORS)
-FLOATS = ("F32", "F16", "BF16")
 
 
 def merge(
@@ -91,10 +91,9 @@ def _id(reference: Reference) -> str | None:
 def _check_folder(out: Path, type: str | None, imatrix: str | Path | None, pre: str | None) -> None:
     """`ArgumentError` for what only a GGUF can have."""
     check_plan(type)
-    if type is not None and type.upper() not in FLOATS:
+    if type is not None and not file_type_of(type).is_float:
         raise ArgumentError(
-            f"{out}: a folder's weights are {', '.join(FLOATS)}, not {type}; name a .gguf file for "
-            "it"
+            f"{out}: a folder's weights are F32, F16, BF16, not {type}; name a .gguf file for it"
         )
     for what, value in (("imatrix", imatrix), ("pre", pre)):
         if value is not None:

@@ -19,6 +19,7 @@ from gpukit.models.rules import ImportPlan, PlannedTensor, Span, auto_type
 from gpukit.sources.base import Source, SourceTensor
 from gpukit.sources.merged import Merge, MergedCheckpoint
 from gpukit.sources.steps import Scaling, Step
+from gpukit_kernels.bits import viewed
 
 STORED_TYPES = {**TORCH_TYPES, **FP8}
 
@@ -152,7 +153,7 @@ class CheckpointSource(Source):
         found, done = [], 0
         for span, first, count in self._cut(index, row, rows):
             size = self._nbytes(span, count)
-            part = _viewed(data[done : done + size], self._dtype(span))
+            part = viewed(data[done : done + size], self._dtype(span))
             part = self._scaling(span.source, first, part.view(count, self._width(span)))
             for step in self._steps:
                 part = step(span.source, first, part)
@@ -165,11 +166,6 @@ class CheckpointSource(Source):
 
     def close(self) -> None:
         self._checkpoint.close()
-
-
-def _viewed(data: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 `data` as `dtype`; behind bytes of a narrower dtype it may have to move."""
-    return (data.clone() if data.storage_offset() % dtype.itemsize else data).view(dtype)
 
 
 def _finished(rows: Tensor, span: Span, planned: PlannedTensor) -> Tensor:

@@ -144,3 +144,8 @@ def unpack_scales6(packed: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.cat([first & 63, (third & 15) | ((first >> 6) << 4)])
     low = torch.cat([second & 63, (third >> 4) | ((second >> 6) << 4)])
     return scale, low
+
+
+def viewed(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 `data` as `dtype`; where no value may begin it has to move."""
+    return (data.clone() if data.storage_offset() % dtype.itemsize else data).view(dtype)

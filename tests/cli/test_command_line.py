@@ -262,3 +262,14 @@ def test_completion_can_be_shown(gpukit: Any, shell: str, monkeypatch: pytest.Mo
     said = gpukit("--show-completion")
     assert said.code == 0
     assert f"_GPUKIT_COMPLETE=complete_{shell}" in said.out
+
+
+def test_words_that_are_listed_for_help_are_the_librarys() -> None:
+    from gpukit.adapters import file
+    from gpukit.adapters.experts import Layout
+    from gpukit.adapters.mixing import METHODS
+    from gpukit_cli import adapter, merge, options
+
+    assert tuple(METHODS) == merge.METHODS
+    assert file.TYPES == adapter.TYPES
+    assert tuple(layout.value for layout in Layout) == options.LAYOUTS

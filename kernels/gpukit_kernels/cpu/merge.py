@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gpukit_kernels.bits import viewed
 from gpukit_kernels.cpu import tiles
 from gpukit_kernels.cpu.program import Library
 from gpukit_kernels.merge import Factors
@@ -90,7 +91,7 @@ def merge_rows(
         else:
             values = torch.empty((last - first, width), device=weight.device)
         if row.name in FLOATS:
-            values.view(-1).copy_(_viewed(blocks, FLOATS[row.name]))
+            values.view(-1).copy_(viewed(blocks, FLOATS[row.name]))
         else:
             steps.decode(blocks.view(-1, row.nbytes), row, values.view(-1, row.block))
         found = steps.add(values, [f.part(first, last - first) for f in factors])
@@ -100,8 +101,3 @@ def merge_rows(
             into.view(FLOATS[kind.name]).copy_(found.view(-1))
 
     tiles.spread(work, len(weight), max(CHUNK // max(width, 1), 1))
-
-
-def _viewed(data: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 `data` as `dtype`; where a value may not begin there it has to move."""
-    return (data.clone() if data.storage_offset() % dtype.itemsize else data).view(dtype)
