@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import triton  # noqa: F401 - before the kernels, which are Triton's then (`jit`)
+
 from gpukit_kernels import launch, merge_triton, products_triton
 from gpukit_kernels.merge import LANES
 from gpukit_kernels.table import FLOATS, QuantType, by_name

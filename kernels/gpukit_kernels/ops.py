@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gpukit_kernels import launch, products
+from gpukit_kernels import jit, launch, products
 from gpukit_kernels.cpu import compiled, products as cpu_products, tiles
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.products_triton import matmul_triton
@@ -152,6 +152,8 @@ def checked_backend(chosen: str, where: torch.device) -> str:
         raise QuantError(f"unknown backend {chosen!r}; known: {', '.join(BACKENDS)}")
     if chosen == "compiled" and where.type != "cpu":
         raise QuantError(f"the compiled backend is for the CPU, the values are on {where}")
+    if chosen == "triton":
+        jit.check()
     return chosen
 
 

@@ -5,10 +5,9 @@ sum in float32.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.launch import MAGIC, decode_blocks_tl, device_table, triton_pair
 from gpukit_kernels.table import QuantType
 
