@@ -13,7 +13,7 @@ from torch import Tensor
 
 import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError
-from gpukit.models.cache import KVCache
+from gpukit.models.cache import KVCache, Unrelated
 from gpukit.models.config import ModelConfig
 from gpukit.models.layers import Rope
 
@@ -22,7 +22,7 @@ from gpukit.models.layers import Rope
 PREFILL = 512
 
 # (x `[count, n_embd]`, turns of `Rope`, cache) -> x
-BlockFunction = Callable[[Tensor, Tensor, KVCache], Tensor]
+BlockFunction = Callable[[Tensor, Tensor, KVCache | Unrelated], Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Block:
     feed_forward_norm: Callable[[Tensor], Tensor]
     feed_forward: Callable[[Tensor], Tensor]
 
-    def __call__(self, x: Tensor, turns: Tensor, cache: KVCache) -> Tensor:
+    def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
         x = x + self.attention(self.attention_norm(x), turns, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
@@ -86,3 +86,25 @@ class Decoder:
             if every:
                 parts.append(self.head(x))
         return torch.cat(parts) if every else self.head(x[-1])
+
+    @torch.inference_mode()
+    def states(self, sequences: Tensor) -> Tensor:
+        """float32 `[count, length, n_embd]`, of which `head` makes the logits behind each token of
+        int64 `sequences` `[count, length]`; each begins at position 0 and sees itself alone.
+
+        `ArgumentError` for more tokens than the model was made for, or none.
+        """
+        count, length = sequences.shape
+        if not sequences.numel():
+            raise ArgumentError("no tokens; at least one is needed")
+        if length > self.config.n_ctx:
+            raise ArgumentError(
+                f"{length} tokens; the model was made for no more than {self.config.n_ctx}"
+            )
+        x, together = self.embed(sequences.flatten().to(self.device)), Unrelated(length)
+        turns = {
+            rope: rope.turns(0, length, length).repeat(count, 1, 1) for rope in set(self.ropes)
+        }
+        for block, rope in zip(self.blocks, self.ropes, strict=True):
+            x = block(x, turns[rope], together)
+        return x.view(count, length, -1)

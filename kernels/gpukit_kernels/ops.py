@@ -109,7 +109,8 @@ def matmul(
     `blocks` is uint8 `[rows, row_bytes]`, the rows of W in blocks of `qtype`. On the CPU products
     of the exact decoded values are summed in float32, in an order that `backend`, "eager" or
     "compiled", has of its own; of many rows on a CPU with AMX each product is off by 3 * 2^-16 of
-    itself at most. On a GPU as `matmul_triton` says. `QuantError` where the widths do not agree.
+    itself at most, but with W in float32. On a GPU as `matmul_triton` says. `QuantError` where the
+    widths do not agree.
     """
     row = by_name(qtype)
     if x.dtype is not torch.float32:
