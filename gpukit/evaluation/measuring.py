@@ -33,8 +33,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Scored(Step):
-    """`done` of `total` windows of the model `text` have been scored, and what this gives so far:
-    `standing`."""
+    """`done` of `total` windows have been scored, and what this gives so far: `standing`."""
 
     standing: Standing | None = None
 
@@ -97,7 +96,7 @@ def measure(
     """What the model that `load` gives makes of `windows`, beside the reference that `base` gives.
 
     Both are asked for only where the journal, by `part`, does not know all. A logits file is
-    written to `save`. `report` hears a `Scored` of every window, with `name`.
+    written to `save`. `report` hears a `Scored` of every window, whose text is `stage(name)`.
     `CheckpointError` for logits that are no numbers, and the errors of loading and of the files.
     """
     known = [journal.known(part, n) if journal else None for n in range(len(windows))]
@@ -117,9 +116,14 @@ def measure(
             parts.append(found)
             standing = sums.add(found)
             running.append(standing.perplexity.value)
-            report(Scored(name, number + 1, len(windows), "chunks", standing))
+            report(Scored(stage(name), number + 1, len(windows), "chunks", standing))
     evaluated = windows.num_ctx * known.count(None)
     return Measurement(joined(parts), tuple(running), evaluated, clock.seconds)
+
+
+def stage(name: str) -> str:
+    """What a measurement of the model `name` is called while it goes on."""
+    return f"measuring {name}"
 
 
 @dataclass

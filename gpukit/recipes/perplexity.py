@@ -9,7 +9,7 @@ from typing import Any
 import gpukit_kernels as kernels
 from gpukit.evaluation.divergence import Base, Divergence, FileBase, ModelBase
 from gpukit.evaluation.journal import Journal
-from gpukit.evaluation.measuring import Measurement, measure
+from gpukit.evaluation.measuring import Measurement, measure, stage
 from gpukit.evaluation.perplexity import Mean, perplexity as perplexity_of
 from gpukit.evaluation.scoring import Scores
 from gpukit.evaluation.subjects import Subject
@@ -170,7 +170,7 @@ def _measured(asked: Asked, report: Report) -> tuple[Perplexity, ...]:
         for number, subject in enumerate(ready.subjects):
             if alone and number == 0:
                 continue
-            report(Status(f"measuring {subject.name}"))
+            report(Status(stage(subject.name)))
             measured = measure(
                 lambda: subject.load(asked.device, report),  # noqa: B023
                 ready.windows[number], subject.name,
