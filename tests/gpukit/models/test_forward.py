@@ -168,6 +168,3 @@ def test_what_does_not_fit_into_the_cache_changes_nothing(tmp_path: Path) -> Non
         decoder.forward([], cache)
     with pytest.raises(ArgumentError, match="no tokens"):
         decoder.states(torch.empty(0, 4, dtype=torch.int64))
-    most = decoder.config.n_ctx
-    with pytest.raises(ArgumentError, match=f"{most + 1} tokens; the model was made for no more"):
-        decoder.states(torch.zeros(1, most + 1, dtype=torch.int64))

@@ -1,0 +1,1 @@
+"""What quantising cost: perplexity, and the divergence of two models, over windows of a text."""
