@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpukit_kernels import merge
 from gpukit_kernels.cpu import cache as code_cache, products, tiles
-from gpukit_kernels.cpu.build import build, compiler
+from gpukit_kernels.cpu.build import build, compiler, has_tiles
 from gpukit_kernels.cpu.merge import Merger, Steps
 from gpukit_kernels.cpu.program import (
     MERGE,
@@ -215,7 +215,9 @@ def _compiled(row: QuantType, name: str) -> Program:
 
 def _compiled_decoder(row: QuantType, name: str) -> Decoder:
     def made() -> Decoder:
-        found = Decoder(_built(name, record_decoder(row.decode, row.block, row.nbytes)))
+        tiles = "#define TILES\n" if has_tiles(compiler() or "") else ""
+        source = record_decoder(row.decode, row.block, row.nbytes)
+        found = Decoder(_built(name, tiles + source))
         _compare_decoder(found, row, name)
         return found
 

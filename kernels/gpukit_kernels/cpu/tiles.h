@@ -1,4 +1,5 @@
-/* Products of many rows of x on the processor's tiles (Intel's AMX), after `decode.h`.
+/* Products of many rows of x on the processor's tiles (Intel's AMX), after `decode.h`, where `probe.c`
+   has found that they can be used (TILES).
 
    A tile multiplies bfloat16 numbers, so a float32 number is two of them: the nearest one and what
    that lacks, rounded, off by 2^-16 of the number at most. Of the four products of two such pairs the
@@ -6,8 +7,7 @@
    float32. Where W is exactly bfloat16, as many types are, two products are enough. A W of float32
    is not for tiles: who keeps one wants all of its bits. */
 const int64_t gpukit_tiled = 0
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && WIDTH == 16 && \
-    LANES == 16 && NBYTES < 4 * BLOCK && defined(__linux__)
+#if defined(TILES) && WIDTH == 16 && LANES == 16 && NBYTES < 4 * BLOCK
     + 1;
 #include <sys/syscall.h>
 #include <unistd.h>
