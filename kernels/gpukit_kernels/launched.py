@@ -170,6 +170,7 @@ def _products(row: QuantType) -> Iterator[Kernel]:
         ("rows", "width"),
         {**decoder, **tile},
         False,
+        products_triton.few_warps(row),
     )
     if pair.few:
         yield Kernel(
@@ -181,7 +182,7 @@ def _products(row: QuantType) -> Iterator[Kernel]:
             False,
         )
     for count in sorted({products_triton.many_tile(row, count)[1] for count in (16, 64)}):
-        rows, _, step = products_triton.many_tile(row, count)
+        rows, _, step, warps = products_triton.many_tile(row, count)
         yield Kernel(
             f"{row.name} matmul {count}",
             products_triton.matmul_many_kernel,
@@ -189,6 +190,6 @@ def _products(row: QuantType) -> Iterator[Kernel]:
             ("count", "rows", "width"),
             {**decoder, "COUNT": count, "ROWS": rows, "STEP": step},
             False,
-            products_triton.MANY_WARPS,
+            warps,
             1,
         )

@@ -43,4 +43,11 @@ def decode_tl(blocks, at, mask, table):
     return grids.scaled_tl(step, grids.signed_tl(levels, grids.eight_signs_tl(word >> 9)))
 
 
-ROWS = (QuantType(FACTS["IQ2_XS"], None, decode, TritonPair(None, decode_tl, table=GRID)),)
+ROWS = (
+    QuantType(
+        FACTS["IQ2_XS"],
+        None,
+        decode,
+        TritonPair(None, decode_tl, table=GRID, narrow=True),
+    ),
+)
