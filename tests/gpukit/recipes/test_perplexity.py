@@ -316,11 +316,13 @@ def test_what_does_not_fit_is_told(files: dict[str, Path], tmp_path: Path) -> No
 
 
 def test_models_of_another_vocabulary_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
-    other = build("qwen2", tmp_path)
+    other = build("qwen2-bpe", tmp_path)
     with pytest.raises(ArgumentError, match=r"different vocabularies: .*compare models of"):
-        gpukit.perplexity(files["f32"], TEXT, num_ctx=16, against=other, device="cpu")
+        gpukit.perplexity(files["f32"], TEXT, num_ctx=16, against=other, pre="qwen2", device="cpu")
     with pytest.raises(ArgumentError, match="made with a vocabulary of 2048 tokens"):
-        gpukit.perplexity(other, None, against=PEER_LOGITS, device="cpu")
+        gpukit.perplexity(other, None, against=PEER_LOGITS, pre="qwen2", device="cpu")
+    with pytest.raises(ArgumentError, match="--pre is for model folders"):
+        gpukit.perplexity(files["f32"], TEXT, num_ctx=16, pre="qwen2", device="cpu")
 
 
 def test_a_context_past_the_models_is_a_warning(files: dict[str, Path]) -> None:
