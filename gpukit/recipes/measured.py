@@ -28,6 +28,7 @@ from gpukit.formats.outputs import check_output
 from gpukit.recipes.chosen import Word, chosen, located
 from gpukit.recipes.references import Reference, locate
 from gpukit.sources.merged import Chosen, Merge
+from gpukit.sources.opening import PRE_FOR_FOLDERS
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ def opened(asked: Asked, stack: ExitStack, report: Report) -> Ready:
         against = _subject(base, asked, Merge(()), report)
     elif file is None and len(subjects) > 1:
         against = subjects[0]
+    everyone = [*subjects, *([against] if isinstance(against, Subject) else [])]
+    if asked.pre is not None and not any(each.path.is_dir() for each in everyone):
+        raise ArgumentError(f"{subjects[0].name}: {PRE_FOR_FOLDERS}")
     windows = _windows(subjects, against, asked, text, report)
     return Ready(
         subjects=tuple(subjects),
@@ -168,7 +172,7 @@ def _subject(
     found = reference.open(report)
     stored = tuple(map(Chosen, found.adapters))
     adapters = replace(merge, adapters=(*stored, *merge.adapters))
-    # A GGUF has a pre-tokenizer of its own; one that is named is for the folders among the models.
+    # A GGUF has a pre-tokenizer of its own: one that is named is for the folders among the models.
     return look(
         found.gguf,
         reference.word if kind is None else f"{reference.word} as {kind.upper()}",
@@ -176,7 +180,7 @@ def _subject(
         imatrix=imatrix,
         adapters=adapters if adapters.adapters else None,
         called=(found.name.model,) if found.name else (),
-        pre=asked.pre if found.gguf.is_dir() or len(asked.models) == 1 else None,
+        pre=asked.pre if found.gguf.is_dir() else None,
     )
 
 
