@@ -6,6 +6,7 @@
     extract_adapter             a PEFT adapter from a tuned model and its base
     load                        a model that speaks
     inspect                     what is inside a file or a folder
+    imatrix                     how important the columns of a model's weights are
     Store, Modelfile            the models on disk, laid out as Ollama's
     Options, make_overrides     what a quantisation may be told besides a type
     Status, Step, Warned        what a `report` hears
@@ -66,6 +67,10 @@ if TYPE_CHECKING:
         Extraction as Extraction,
         extract_adapter as extract_adapter,
     )
+    from gpukit.recipes.imatrix import (
+        ImatrixResult as ImatrixResult,
+        imatrix as imatrix,
+    )
     from gpukit.recipes.inspect import (
         Inspection as Inspection,
         inspect as inspect,
@@ -106,6 +111,7 @@ _MODULES = {
     "recipes.adapter": ["AdapterResult", "write_adapter"],
     "recipes.convert": ["Plan", "convert", "plan", "quantize"],
     "recipes.extract": ["Extraction", "extract_adapter"],
+    "recipes.imatrix": ["ImatrixResult", "imatrix"],
     "recipes.inspect": ["Inspection", "inspect"],
     "recipes.load": ["load"],
     "recipes.merge": ["merge"],

@@ -30,6 +30,10 @@ EXAMPLES = {
         "gpukit adapter my-lora my-lora.gguf --base Llama-3.2-1B-Instruct",
         "gpukit adapter my-lora --base Llama-3.2-1B-Instruct --extract my-tuned-llama --rank 16",
     ),
+    "imatrix": (
+        "gpukit imatrix llama-f16.gguf -f calibration.txt -o imatrix.gguf",
+        "gpukit imatrix --in-file imatrix.gguf --show-statistics",
+    ),
     "inspect": ("gpukit inspect llama.gguf", "gpukit inspect Llama-3.2-1B-Instruct --tensors"),
     "bench": ("gpukit bench quantize --type Q4_K --type Q8_0", "gpukit bench dequantize"),
     "doctor": ("gpukit doctor",),
