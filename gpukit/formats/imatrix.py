@@ -9,7 +9,7 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,18 @@ MOST_ROWS = 1 << 53
 
 @dataclass(frozen=True)
 class Imatrix:
-    """Importance by weight name, float32 `[matrices * columns]`, and where it comes from."""
+    """Importance by weight name, float32 `[matrices * columns]`, and where it comes from: the file
+    `path`, or with `is_file` false the text there.
+
+    `silent` says of how many matrices of a weight nothing is known, where there are such.
+    """
 
     path: Path
     entries: Mapping[str, Floats]
     dataset: str = ""
     chunks: int = 0
+    silent: Mapping[str, int] = field(default_factory=dict)
+    is_file: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,27 @@ def read_imatrix(path: Path) -> Imatrix:
     What llama-quantize makes of it: sums over counts, 1 for experts that nothing came to.
     """
     found = read_collection(path, squares_only=True)
-    entries = {name: _means(sums, found.chunk_size) for name, sums in found.entries.items()}
-    for name, values in entries.items():
+    imatrix = as_imatrix(found, Path(path))
+    for name, values in imatrix.entries.items():
         if not np.isfinite(values).all():
             column = int(np.flatnonzero(~np.isfinite(values))[0])
             raise FormatError(
                 f"{path}: {one_line(name)}: value {column} of {values.size} is {values[column]}; "
                 "make the importance matrix again"
             )
-    dataset = found.datasets[0] if found.datasets else ""
-    return Imatrix(Path(path), entries, dataset, found.chunks)
+    return imatrix
+
+
+def as_imatrix(found: Collection, path: Path) -> Imatrix:
+    """What was collected as importance that is known by `path`."""
+    silent = {name: int((sums.counts == 0).sum()) for name, sums in found.entries.items()}
+    return Imatrix(
+        path,
+        {name: _means(sums, found.chunk_size) for name, sums in found.entries.items()},
+        found.datasets[0] if found.datasets else "",
+        found.chunks,
+        {name: count for name, count in silent.items() if count and found.chunk_size},
+    )
 
 
 def _means(sums: Sums, chunk_size: int) -> Floats:
