@@ -5,6 +5,7 @@
     write_adapter               a GGUF LoRA adapter from one of PEFT, MLX or llama.cpp
     extract_adapter             a PEFT adapter from a tuned model and its base
     load                        a model that speaks
+    perplexity, perplexities    how well models expect a text, and what quantising them cost
     inspect                     what is inside a file or a folder
     imatrix                     how important the columns of a model's weights are
     Store, Modelfile            the models on disk, laid out as Ollama's
@@ -77,6 +78,11 @@ if TYPE_CHECKING:
     )
     from gpukit.recipes.load import load as load
     from gpukit.recipes.merge import merge as merge
+    from gpukit.recipes.perplexity import (
+        Perplexity as Perplexity,
+        perplexities as perplexities,
+        perplexity as perplexity,
+    )
     from gpukit.recipes.store import Store as Store
     from gpukit.store.modelfile import Modelfile as Modelfile
 
@@ -115,6 +121,7 @@ _MODULES = {
     "recipes.inspect": ["Inspection", "inspect"],
     "recipes.load": ["load"],
     "recipes.merge": ["merge"],
+    "recipes.perplexity": ["Perplexity", "perplexities", "perplexity"],
     "recipes.store": ["Store"],
     "store.modelfile": ["Modelfile"],
 }

@@ -30,6 +30,10 @@ EXAMPLES = {
         "gpukit adapter my-lora my-lora.gguf --base Llama-3.2-1B-Instruct",
         "gpukit adapter my-lora --base Llama-3.2-1B-Instruct --extract my-tuned-llama --rank 16",
     ),
+    "perplexity": (
+        "gpukit perplexity llama-q4.gguf -f wiki.test.raw --against llama-f16.gguf",
+        "gpukit perplexity Llama-3.2-1B-Instruct -f wiki.test.raw --types Q8_0,Q4_K_M,Q2_K",
+    ),
     "imatrix": (
         "gpukit imatrix llama-f16.gguf -f calibration.txt -o imatrix.gguf",
         "gpukit imatrix --in-file imatrix.gguf --show-statistics",

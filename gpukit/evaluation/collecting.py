@@ -19,16 +19,15 @@ import numpy as np
 from gpukit.errors import ArgumentError, FormatError
 from gpukit.evaluation.importance import Collector
 from gpukit.evaluation.windows import Windows, check_window, cut_ids, read_text, text_ids
-from gpukit.events import Report, Status, Step, ignore
+from gpukit.events import Report, Status, Step, Warned, ignore
 from gpukit.formats.gguf_fields import Field, TensorSpec, boolean, string
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.imatrix import Collection, read_collection
 from gpukit.formats.imatrix_writer import write_gguf
-from gpukit.generation.loading import load_model
+from gpukit.generation.loading import Description, load_model
 from gpukit.sources.base import Source
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import open_source
-from gpukit.tokenizer import Tokenizer
 
 MODEL, TEXT, OUTPUT = (f"gpukit.imatrix.{name}" for name in ("model", "text", "output"))
 # Of every tensor so many rows are looked at to know the model again.
@@ -57,6 +56,7 @@ class Reading:
     process_output: bool = False
     pre: str | None = None
     adapters: Merge | None = None
+    called: tuple[str, ...] = ()
 
     @property
     def chunks(self) -> int:
@@ -83,7 +83,7 @@ class Reading:
 
 def prepare(
     path: Path,
-    texts: Sequence[Path],
+    texts: Sequence[str | Path],
     num_ctx: int,
     *,
     chunks: int | None = None,
@@ -91,30 +91,37 @@ def prepare(
     parse_special: bool = False,
     pre: str | None = None,
     adapters: Merge | None = None,
+    called: tuple[str, ...] = (),
     name: str | None = None,
+    report: Report = ignore,
 ) -> Reading:
-    """The reading of `texts`, each cut into windows of its own, at most `chunks` of all, by the
-    model at `path`. `ArgumentError` for texts that are too short or no text, and for windows that
-    the model was not made for; the errors of the model's reader."""
+    """The reading of `texts`, each the text itself or a file of it, cut into windows of its own, at
+    most `chunks` of all, by the model at `path` with `adapters` beside it; `called` is what else
+    that is called, `name` what it is in messages.
+
+    `ArgumentError` for texts that are too short or no text; the errors of the model's reader.
+    """
     check_window(num_ctx, chunks)
-    found = [(str(text), read_text(text)) for text in texts]
+    found = [read_text(text) if isinstance(text, Path) else text for text in texts]
+    where = [str(text) if isinstance(text, Path) else "" for text in texts]
+    name = name or str(path)
     with open_source(path, pre) as source:
-        most = source.get(f"{source.get('general.architecture')}.context_length")
-        if isinstance(most, int) and num_ctx > most:
-            raise ArgumentError(
-                f"num_ctx is {num_ctx}; {name or path} was made for no more than {most}"
-            )
-        tokenizer = Tokenizer.from_fields({field.key: field for field in source.fields})
-        ids = [text_ids(text, tokenizer, parse_special=parse_special) for _, text in found]
-        bos = tokenizer.bos_id if tokenizer.add_bos else None
-        windows = _windows(ids, [where for where, _ in found], bos, num_ctx, chunks)
+        about = Description.of(source)
+        ids = [text_ids(text, about.tokenizer, parse_special=parse_special) for text in found]
+        bos = about.tokenizer.bos_id if about.tokenizer.add_bos else None
+        windows = _windows(ids, where, bos, num_ctx, chunks)
         tensors = {tensor.name: tensor for tensor in source.tensors}
         model, files = _model_digest(source, adapters), source.files
+    if num_ctx > about.config.n_ctx:
+        report(Warned(
+            f"{name}: windows of {num_ctx} tokens, the model was made for {about.config.n_ctx}: "
+            f"what comes in behind says little; num_ctx {about.config.n_ctx} or less"
+        ))  # fmt: skip
     return Reading(
         path=path,
         files=files,
-        name=name or str(path),
-        texts=tuple(str(text) for text in texts),
+        name=name,
+        texts=tuple(filter(None, where)),
         windows=windows,
         tensors=tensors,
         model=model,
@@ -122,6 +129,7 @@ def prepare(
         process_output=process_output,
         pre=pre,
         adapters=adapters,
+        called=called,
     )
 
 
@@ -135,7 +143,7 @@ def _windows(
             # A text that is too short is told of even where none of it is to be read.
             windows = cut_ids(part, bos, num_ctx, chunks=None if left is None else max(left, 1))
         except ArgumentError as error:
-            raise ArgumentError(f"{name}: {error}") from None
+            raise ArgumentError(f"{name}: {error}" if name else str(error)) from None
         if left is None or left > 0:
             found.append(windows)
     return tuple(found)
@@ -228,8 +236,9 @@ def _heard(
     if done == reading.chunks:
         return
     model = load_model(
-        reading.path, device, reading.pre, collector, adapters=reading.adapters, report=report
-    )
+        reading.path, device, reading.pre, collector,
+        adapters=reading.adapters, names=reading.called, report=report,
+    )  # fmt: skip
     size = reading.num_ctx
     total = (reading.chunks - done) * size
     report(Step(TITLE, 0, total, "tokens"))

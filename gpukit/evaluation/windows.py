@@ -112,6 +112,13 @@ def text_ids(text: str, tokenizer: Tokenizer, *, parse_special: bool = False) ->
     return ids
 
 
+def lost_bytes(text: str, tokenizer: Tokenizer) -> int:
+    """How many bytes of `text` no token stands for: the vocabulary has holes there."""
+    data = text.removesuffix("\n").encode()
+    found = sum(len(tokenizer.token_bytes(number)) for number in text_ids(text, tokenizer))
+    return max(len(data) - found, 0)
+
+
 def cut(
     text: str,
     tokenizer: Tokenizer,

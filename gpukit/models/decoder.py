@@ -4,7 +4,7 @@ An architecture's file puts one together from the pieces in `layers.py`, or from
 takes and gives what they take and give.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -73,8 +73,23 @@ class Decoder:
         with kernels.alone() if len(ids) == 1 else nullcontext():
             return self._forward(ids, cache, every)
 
+    @torch.inference_mode()
+    def states(self, ids: Sequence[int], cache: KVCache) -> Tensor:
+        """float32 `[count, n_embd]`: what `head` makes the logits behind each of `ids` of; the
+        cache and errors as for `forward`."""
+        if not ids:
+            raise ArgumentError("no tokens; at least one is needed")
+        cache.need(len(ids))
+        return torch.cat(list(self._states(ids, cache)))
+
     def _forward(self, ids: Sequence[int], cache: KVCache, every: bool) -> Tensor:
-        parts = []
+        if every:
+            return torch.cat([self.head(x) for x in self._states(ids, cache)])
+        *_, last = self._states(ids, cache)
+        return self.head(last[-1])
+
+    def _states(self, ids: Sequence[int], cache: KVCache) -> Iterator[Tensor]:
+        """What comes out of the blocks, `PREFILL` of `ids` at a time."""
         for chunk in torch.split(torch.tensor(ids, device=self.device), PREFILL):
             x = self.embed(chunk)
             turns = {
@@ -83,6 +98,4 @@ class Decoder:
             for block, rope in zip(self.blocks, self.ropes, strict=True):
                 x = block(x, turns[rope], cache)
             cache.advance(len(chunk))
-            if every:
-                parts.append(self.head(x))
-        return torch.cat(parts) if every else self.head(x[-1])
+            yield x

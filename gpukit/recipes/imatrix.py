@@ -19,6 +19,7 @@ from gpukit.formats.imatrix import Collection, read_collection
 from gpukit.formats.imatrix_writer import SCHEMA, write_dat, write_gguf
 from gpukit.formats.outputs import check_output
 from gpukit.recipes.references import locate
+from gpukit.sources.merged import Chosen, Merge
 
 FORMATS = ("gguf", "dat")
 # As often as llama-imatrix saves.
@@ -28,9 +29,6 @@ UNFINISHED = ".unfinished"
 
 # The statistics of a tensor that nothing came to, as llama-imatrix writes them.
 SILENT = np.zeros(len(SCHEMA), np.float32)
-
-Paths = str | Path | Sequence[str | Path]
-
 
 @dataclass(frozen=True)
 class ImatrixResult:
@@ -91,14 +89,14 @@ class ImatrixStatistics:
 
 def imatrix(
     model: str | Path | None,
-    text: Paths | None,
+    text: str | Path | Sequence[str | Path] | None,
     out: str | Path,
     *,
     num_ctx: int = NUM_CTX,
     chunks: int | None = None,
     process_output: bool = False,
     parse_special: bool = False,
-    in_files: Paths = (),
+    in_files: str | Path | Sequence[str | Path] = (),
     save_every: int = SAVE_EVERY,
     output_format: str | None = None,
     device: str = "auto",
@@ -107,9 +105,10 @@ def imatrix(
     report: Report = ignore,
 ) -> ImatrixResult:
     """Write to `out` how important the columns of the weights of `model` are, as llama-imatrix
-    does: sums of the squares of what comes in while it reads `text`, a file or several.
+    does: sums of the squares of what comes in while it reads `text`.
 
-    `model` is what `gpukit.load` takes. Each text is cut into windows of `num_ctx` tokens, at most
+    `model` is what `gpukit.load` takes; `text` is the text itself or, as a `Path`, a file of it,
+    or several. Each is cut into windows of `num_ctx` tokens, at most
     `chunks` of all; with `parse_special` control tokens in it are such. With `process_output` the
     head is collected, too. `in_files`, importance matrices of the same model, are added; without
     `model` and `text` only they are. `output_format` is gguf or dat, llama.cpp's older form, by
@@ -119,10 +118,10 @@ def imatrix(
     `ArgumentError` for what does not go together and for texts that are too short, `FormatError`
     for a file that is no importance matrix, DiskError, and the errors of `gpukit.load`.
 
-        gpukit.imatrix("llama-f16.gguf", "calibration.txt", "imatrix.gguf").chunks
+        gpukit.imatrix("llama-f16.gguf", Path("calibration.txt"), "imatrix.gguf").chunks
     """
     started, out = time.monotonic(), Path(out)
-    texts, files = _paths(text), _paths(in_files)
+    texts, files = _each(text), [Path(file) for file in _each(in_files)]
     kind = _check(model, texts, files, out, output_format, save_every)
     check_window(num_ctx, chunks)
     check_plan(None, pre)
@@ -133,10 +132,14 @@ def imatrix(
         merged(parts, num_ctx)  # shows what does not go together
     tokens = 0
     if model is not None:
+        there = locate(model, hub=hub).open(report)
+        stored = tuple(map(Chosen, there.adapters))
         reading = prepare(
-            locate(model, hub=hub).fetch(report), texts, num_ctx,
+            there.gguf, texts, num_ctx,
             chunks=chunks, process_output=process_output, parse_special=parse_special, pre=pre,
-            name=str(model),
+            adapters=Merge(stored) if stored else None,
+            called=(there.name.model,) if there.name else (),
+            name=str(model), report=report,
         )  # fmt: skip
         check_output(out, reading.files)
         for part in parts:
@@ -172,15 +175,13 @@ def describe(file: str | Path) -> ImatrixStatistics:
     return ImatrixStatistics(path, found.datasets, found.chunks, found.chunk_size, described)
 
 
-def _paths(words: Paths | None) -> list[Path]:
-    if words is None:
-        return []
-    return [Path(word) for word in ([words] if isinstance(words, str | Path) else words)]
+def _each(words: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    return [words] if isinstance(words, str | Path) else list(words or ())
 
 
 def _check(
     model: str | Path | None,
-    texts: Sequence[Path],
+    texts: Sequence[str | Path],
     files: Sequence[Path],
     out: Path,
     kind: str | None,
@@ -198,9 +199,10 @@ def _check(
         raise ArgumentError(f"save_every is {save_every}; chunks, or 0 for never")
     if kind is not None and kind not in FORMATS:
         raise ArgumentError(f"unknown output_format {kind[:40]!r}; known: {', '.join(FORMATS)}")
-    check_output(out, [*texts, *files])
+    inputs = [*(text for text in texts if isinstance(text, Path)), *files]
+    check_output(out, inputs)
     if model is not None:
-        check_output(_state(out), [*texts, *files])
+        check_output(_state(out), inputs)
     return kind or ("dat" if out.suffix.lower() == ".dat" else "gguf")
 
 

@@ -80,8 +80,8 @@ def test_texts_are_read_one_after_the_other(tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text(TEXT.read_text()[:400])  # two windows
     parts = [made(tmp_path / f"{n}.gguf", chunks=n).path for n in (1, 2)]
-    result = made(tmp_path / "both.gguf", text=[short, str(TEXT)], chunks=3)
-    assert (result.chunks, result.tokens, result.datasets) == (3, 192, (str(short), str(TEXT)))
+    result = made(tmp_path / "both.gguf", text=[short, TEXT.read_text()], chunks=3)
+    assert (result.chunks, result.tokens, result.datasets) == (3, 192, (str(short),))
     first, second = (read_collection(part).entries for part in parts)
     for name, sums in read_collection(result.path).entries.items():
         wanted = first[name].squares + second[name].squares
@@ -211,6 +211,14 @@ def test_files_of_different_models(tmp_path: Path) -> None:
             )
 
 
+def test_a_context_that_the_model_was_not_made_for_is_told(tmp_path: Path) -> None:
+    told: list[Any] = []
+    model = zoo_build.build("phi3-4k", tmp_path)
+    made(tmp_path / "x.gguf", model=model, num_ctx=520, chunks=1, report=told.append)
+    (line,) = [event.text for event in told if isinstance(event, gpukit.Warned)]
+    assert line.startswith(f"{model}: windows of 520 tokens, the model was made for 512: ")
+
+
 def test_experts_that_nothing_came_to_are_told(tmp_path: Path) -> None:
     folder = zoo_build.build("mixtral-12", tmp_path)
     result = gpukit.imatrix(folder, TEXT, tmp_path / "x.gguf", num_ctx=3, chunks=1, device="cpu")
@@ -226,12 +234,12 @@ def test_experts_that_nothing_came_to_are_told(tmp_path: Path) -> None:
         ({"text": None}, "no text for the model to read; give one with --file"),
         ({"model": None}, "no model to read the text; name one"),
         ({"model": None, "text": ()}, "neither a model and a text nor files to add up"),
-        ({"text": "nowhere.txt"}, r"nowhere\.txt: No such file or directory; name a file with"),
+        ({"text": Path("nowhere.txt")}, r"nowhere\.txt: No such file or directory; name a file with"),
         ({"text": TINY}, "Is a directory; name a file with text"),
         ({"text": TINY / "model.safetensors"}, "is no UTF-8: a text is wanted"),
         ({"num_ctx": 900}, r"text\.txt: the text has \d+ tokens; two windows of 900 are 1800"),
         ({"num_ctx": 2}, "num_ctx is 2; windows have 3 tokens at least"),
-        ({"num_ctx": 1025}, "num_ctx is 1025; .*tiny-shakespeare was made for no more than 1024"),
+        ({"text": "I am."}, r"the text has \d tokens; two windows of 64 are 128: give a longer"),
         ({"chunks": 0}, "chunks is 0; at least 1 is needed"),
         ({"save_every": -1}, "save_every is -1; chunks, or 0 for never"),
         ({"output_format": "npz"}, "unknown output_format 'npz'; known: gguf, dat"),
@@ -262,7 +270,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     before = model.read_bytes()
     for out in (text, model):
         with pytest.raises(gpukit.ArgumentError, match="input and output are the same file"):
-            made(Path(out), model=model, text=text)
+            made(Path(out), model=model, text=Path(text))
     with pytest.raises(gpukit.ArgumentError, match="a folder; name the file to write"):
         made(tmp_path)
     (tmp_path / "y.gguf.unfinished").mkdir()
