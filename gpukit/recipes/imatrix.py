@@ -30,6 +30,7 @@ UNFINISHED = ".unfinished"
 # The statistics of a tensor that nothing came to, as llama-imatrix writes them.
 SILENT = np.zeros(len(SCHEMA), np.float32)
 
+
 @dataclass(frozen=True)
 class ImatrixResult:
     """What was written: the file, its form and bytes, what it was collected from, the chunks that

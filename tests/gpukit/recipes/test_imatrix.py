@@ -234,7 +234,10 @@ def test_experts_that_nothing_came_to_are_told(tmp_path: Path) -> None:
         ({"text": None}, "no text for the model to read; give one with --file"),
         ({"model": None}, "no model to read the text; name one"),
         ({"model": None, "text": ()}, "neither a model and a text nor files to add up"),
-        ({"text": Path("nowhere.txt")}, r"nowhere\.txt: No such file or directory; name a file with"),
+        (
+            {"text": Path("nowhere.txt")},
+            r"nowhere\.txt: No such file or directory; name a",
+        ),
         ({"text": TINY}, "Is a directory; name a file with text"),
         ({"text": TINY / "model.safetensors"}, "is no UTF-8: a text is wanted"),
         ({"num_ctx": 900}, r"text\.txt: the text has \d+ tokens; two windows of 900 are 1800"),
