@@ -4,6 +4,7 @@ EXAMPLES = {
     "create": (
         "gpukit create llama3.2:1b -f Modelfile -q Q4_K_M",
         "gpukit create llama3.2:1b -q Q4_K_M --dry-run",
+        "gpukit create llama3.2:1b -q Q3_K_S --calibrate calibration.txt",
     ),
     "run": (
         'gpukit run llama3.2:1b "Why is the sky blue?"',
