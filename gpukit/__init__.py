@@ -7,6 +7,7 @@
     load                        a model that speaks
     perplexity, perplexities    how well models expect a text, and what quantising them cost
     inspect                     what is inside a file or a folder
+    imatrix                     how important the columns of a model's weights are
     Store, Modelfile            the models on disk, laid out as Ollama's
     Options, make_overrides     what a quantisation may be told besides a type
     Status, Step, Warned        what a `report` hears
@@ -67,6 +68,10 @@ if TYPE_CHECKING:
         Extraction as Extraction,
         extract_adapter as extract_adapter,
     )
+    from gpukit.recipes.imatrix import (
+        ImatrixResult as ImatrixResult,
+        imatrix as imatrix,
+    )
     from gpukit.recipes.inspect import (
         Inspection as Inspection,
         inspect as inspect,
@@ -112,6 +117,7 @@ _MODULES = {
     "recipes.adapter": ["AdapterResult", "write_adapter"],
     "recipes.convert": ["Plan", "convert", "plan", "quantize"],
     "recipes.extract": ["Extraction", "extract_adapter"],
+    "recipes.imatrix": ["ImatrixResult", "imatrix"],
     "recipes.inspect": ["Inspection", "inspect"],
     "recipes.load": ["load"],
     "recipes.merge": ["merge"],

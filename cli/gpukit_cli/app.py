@@ -44,7 +44,18 @@ def _root(
 
 def command_line() -> typer.Typer:
     """Every command with its help."""
-    from gpukit_cli import adapter, bench, convert, doctor, evaluate, inspect, merge, run, store
+    from gpukit_cli import (
+        adapter,
+        bench,
+        convert,
+        doctor,
+        evaluate,
+        imatrix,
+        inspect,
+        merge,
+        run,
+        store,
+    )
 
     app = typer.Typer(
         name="gpukit",
@@ -67,6 +78,7 @@ def command_line() -> typer.Typer:
         "merge": merge.merge,
         "adapter": adapter.adapter,
         "perplexity": evaluate.perplexity,
+        "imatrix": imatrix.imatrix,
         "inspect": inspect.inspect,
         "bench": bench.bench,
         "doctor": doctor.doctor,

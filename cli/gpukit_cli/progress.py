@@ -74,7 +74,9 @@ def _amount(done: int, total: int, unit: str) -> str:
 
 
 def _speed(rate: float, unit: str) -> str:
-    return f"{human_bytes(int(rate))}/s" if unit == "bytes" else f"{rate:.2g} {unit}/s"
+    if unit == "bytes":
+        return f"{human_bytes(int(rate))}/s"
+    return f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
 
 
 @contextmanager

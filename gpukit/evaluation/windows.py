@@ -102,10 +102,11 @@ def check_window(num_ctx: int, chunks: int | None = None, stride: int | None = N
         )
 
 
-def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+def text_ids(text: str, tokenizer: Tokenizer, *, parse_special: bool = False) -> list[int]:
     """The ids of a text as llama-perplexity has them, but for an EOS that the vocabulary adds at
-    the end, which is left out: llama-perplexity has no place for one and stops."""
-    ids = tokenizer.encode(text.removesuffix("\n"))
+    the end, which is left out: llama-perplexity has no place for one and stops. With
+    `parse_special` control tokens that stand in the text become their ids."""
+    ids = tokenizer.encode(text.removesuffix("\n"), parse_special=parse_special)
     if tokenizer.add_eos and tokenizer.eos_id is not None:
         ids.pop()
     return ids
