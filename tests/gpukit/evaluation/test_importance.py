@@ -53,12 +53,13 @@ def test_the_sums_of_llama_imatrix(name: str, tmp_path: Path) -> None:
     for tensor, sums in collector.entries.items():
         other = peer.entries[tensor]
         np.testing.assert_array_equal(sums.counts, other.counts)
-        # Both are sums of float32 products of up to 512 terms, four layers deep: 2e-5 at most.
-        np.testing.assert_allclose(sums.squares, other.squares, rtol=1e-4)
+        # Both are sums of float32 products of up to 512 terms, four layers deep: 2e-5 at most. With
+        # AMX each product is off by 3 * 2^-16, and values are sums of some that cancel: 1e-3.
+        np.testing.assert_allclose(sums.squares, other.squares, rtol=1e-3)
         assert sums.sums is not None
         assert other.sums is not None
         most = float(np.sqrt(other.squares * other.counts[:, None]).max())
-        np.testing.assert_allclose(sums.sums, other.sums, rtol=0, atol=1e-4 * most)
+        np.testing.assert_allclose(sums.sums, other.sums, rtol=0, atol=1e-3 * most)
 
 
 def test_only_what_llama_imatrix_collects_by_default(tmp_path: Path) -> None:
