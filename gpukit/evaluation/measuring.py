@@ -14,7 +14,7 @@ from gpukit.evaluation.journal import Journal
 from gpukit.evaluation.perplexity import Mean, Sums
 from gpukit.evaluation.scoring import Clock, Likelihood, Scores, joined, scores, window_logits
 from gpukit.evaluation.windows import Windows
-from gpukit.events import Report, Step, ignore
+from gpukit.events import Report, Status, Step, ignore
 from gpukit.formats.logits import LogitsWriter, writing
 from gpukit.generation.loading import LoadedModel
 
@@ -100,6 +100,8 @@ def measure(
     `CheckpointError` for logits that are no numbers, and the errors of loading and of the files.
     """
     known = [journal.known(part, n) if journal else None for n in range(len(windows))]
+    if journal is not None and (there := len(known) - known.count(None)):
+        report(Status(f"{there} of {len(known)} chunks are known from {journal.path}"))
     sums, parts, running, clock = _Sums(Sums(), Sums(), Sums(), Sums()), [], [], Clock()
     with ExitStack() as stack:
         scorer: _Scorer | None = None
