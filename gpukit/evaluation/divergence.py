@@ -4,7 +4,7 @@ Means have standard errors; a percentile lies between its two neighbours in prop
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpukit.evaluation.perplexity import Mean, mean, perplexity
+from gpukit.evaluation.perplexity import Mean, exp, mean, perplexity
 from gpukit.evaluation.scoring import Floats, Likelihood, Passes, Scores
 from gpukit.formats.logits import LogitsFile
 
@@ -32,7 +32,7 @@ class Distribution:
     mean: Mean
     max: float
     min: float
-    at: dict[str, float]
+    at: Mapping[str, float]
 
     @staticmethod
     def of(values: Floats) -> "Distribution":
@@ -76,13 +76,19 @@ class Divergence:
     @staticmethod
     def of(scores: Scores) -> "Divergence":
         """That of tokens with a reference."""
+        # A token without any probability makes infinite sums, and differences of them.
+        with np.errstate(invalid="ignore"):
+            return Divergence._of(scores)
+
+    @staticmethod
+    def _of(scores: Scores) -> "Divergence":
         assert scores.nll_base is not None
         assert scores.kld is not None
         assert scores.same_top is not None
         nll, nll_base, n = scores.nll, scores.nll_base, len(scores)
         ours, base = perplexity(nll), perplexity(nll_base)
         log_ratio = mean(nll - nll_base)
-        ratio = math.exp(log_ratio.value)
+        ratio = exp(log_ratio.value)
         covariance = float(((nll - nll.mean()) * (nll_base - nll_base.mean())).mean())
         spread = float(nll.std() * nll_base.std())
         both = ours.value * base.value * covariance / max(n - 1, 1)

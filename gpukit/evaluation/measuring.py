@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from gpukit.errors import ArgumentError
 from gpukit.evaluation.divergence import Base
 from gpukit.evaluation.journal import Journal
 from gpukit.evaluation.perplexity import Mean, Sums
 from gpukit.evaluation.scoring import Likelihood, Passes, Scores, joined, scores
 from gpukit.evaluation.windows import Windows
-from gpukit.events import Report, Step, ignore
+from gpukit.events import Report, Status, Step, ignore
 from gpukit.formats.logits import LogitsWriter, writing
 from gpukit.generation.loading import LoadedModel
 
@@ -100,6 +99,8 @@ def measure(
     `CheckpointError` for logits that are no numbers, and the errors of loading and of the files.
     """
     known = [journal.known(part, n) if journal else None for n in range(len(windows))]
+    if journal is not None and (there := len(known) - known.count(None)):
+        report(Status(f"{there} of {len(known)} chunks are known from {journal.path}"))
     sums, parts, running = _Sums(Sums(), Sums(), Sums(), Sums()), [], []
     scorer: _Scorer | None = None
     with ExitStack() as stack:
@@ -162,9 +163,3 @@ class _Scorer:
             found = Likelihood.of(part, where)
             writer.add(part.cpu().numpy(), found.log_sum.float().cpu().numpy())
             yield part
-
-
-def check_save(windows: Windows) -> None:
-    """`ArgumentError` for windows that a logits file cannot hold."""
-    if windows.first != windows.num_ctx // 2:
-        raise ArgumentError("a logits file holds the second half of each window: leave out stride")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import gpukit_kernels as kernels
-from gpukit.conversion.checks import check_device, check_plan
+from gpukit.conversion.checks import check_plan
 from gpukit.errors import ArgumentError
 from gpukit.evaluation.subjects import Subject, check_same_vocabulary, look, marks
 from gpukit.evaluation.windows import (
@@ -29,6 +29,9 @@ from gpukit.recipes.chosen import Word, chosen, located
 from gpukit.recipes.references import Reference, locate
 from gpukit.sources.merged import Chosen, Merge
 from gpukit.sources.opening import PRE_FOR_FOLDERS
+
+# What a file system takes for one name.
+LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,6 @@ def _check(asked: Asked, stack: ExitStack) -> LogitsFile | None:
     for kind in asked.types:
         check_plan(kind)
     check_plan(None, asked.pre)
-    check_device(asked.device)
     kernels.device(asked.device)
     check_window(asked.num_ctx if asked.num_ctx is not None else NUM_CTX, asked.chunks,
                  asked.stride)  # fmt: skip
@@ -142,7 +144,9 @@ def _check(asked: Asked, stack: ExitStack) -> LogitsFile | None:
 
 
 def _check_save(asked: Asked) -> None:
-    inputs = [Path(each) for each in (asked.text, asked.against) if isinstance(each, Path)]
+    inputs = [Path(word) for word in (*asked.models, asked.against) if word is not None]
+    if isinstance(asked.text, Path):
+        inputs.append(asked.text)
     check_output(Path(str(asked.save_logits)), inputs)
     if asked.stride is not None:
         raise ArgumentError("a logits file has the second half of each window: leave out stride")
@@ -158,7 +162,13 @@ def _text(asked: Asked, file: LogitsFile | None) -> str | None:
         if file is None:
             raise ArgumentError("no text; name a file with one, such as wiki.test.raw")
         return None
-    return read_text(asked.text) if isinstance(asked.text, Path) else asked.text
+    if isinstance(asked.text, Path):
+        return read_text(asked.text)
+    if len(asked.text) <= LONGEST_NAME and "\0" not in asked.text and Path(asked.text).is_file():
+        raise ArgumentError(
+            f"{asked.text}: the name of a file, not its text; for that give Path({asked.text!r})"
+        )
+    return asked.text
 
 
 def _subject(

@@ -178,6 +178,14 @@ def test_logits_that_are_no_numbers_are_told(bad: float) -> None:
         Likelihood.of(logits, "tiny: chunk 3")
 
 
+def test_a_token_without_probability_is_infinitely_far(targets: list[int]) -> None:
+    base, ours = _logits(1), _logits(2)
+    ours[4, targets[4]] = -math.inf
+    found = Divergence.of(_beside(base, ours, targets))
+    assert found.kld.max == found.kld.mean.value == found.ratio.value == math.inf
+    assert found.kld.at["95"] < math.inf
+
+
 def test_scores_are_joined_in_order(found: Scores) -> None:
     both = joined([found, found])
     assert len(both) == 2 * ROWS

@@ -18,7 +18,9 @@ from support.zoo_build import build
 
 import gpukit
 from gpukit.errors import ArgumentError, CheckpointError, DiskError, FormatError, NotFoundError
+from gpukit.evaluation import scoring
 from gpukit.evaluation.measuring import Scored
+from gpukit.evaluation.scoring import Likelihood
 from gpukit.evaluation.windows import cut, lost_bytes, read_text
 from gpukit.formats.logits import LogitsFile
 from gpukit.tokenizer.types import TokenType
@@ -180,6 +182,29 @@ def test_divergence_grows_as_bits_go() -> None:
     assert steps[-1].standing.kld.value == pytest.approx(found[-1])
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("kind", "exact", "peer"),
+    [
+        ("BF16", 39.912, 39.915), ("Q4_K_M", 39.852, 39.860), ("Q3_K_S", 40.451, 40.448),
+        ("Q2_K", 43.244, 43.268),
+    ],
+)  # fmt: skip
+def test_the_whole_text_of_the_real_model(
+    kind: str, exact: float, peer: float, tmp_path: Path
+) -> None:
+    """Beside exact arithmetic, and beside llama.cpp with its activations of 8 bits."""
+    text = REAL / "text" / "shakespeare-valid.txt"
+    if not text.exists():
+        pytest.skip("the shared text is not here")
+    gpukit.convert(TINY, tmp_path / "model.gguf", kind, device="cpu")
+    found = gpukit.perplexity(tmp_path / "model.gguf", text, num_ctx=256, device="cpu")
+    assert (found.chunks, found.tokens) == (180, 22860)
+    assert found.perplexity == pytest.approx(exact, abs=6e-4)
+    assert found.perplexity == pytest.approx(peer, rel=1e-3)
+
+
 def test_a_type_in_memory_is_the_file_of_it(
     files: dict[str, Path], beside: gpukit.Perplexity
 ) -> None:
@@ -228,6 +253,25 @@ def test_a_killed_run_goes_on_where_it_was(
         gpukit.perplexity(
             files["f32"], TEXT, num_ctx=32, against=files["f32"], device="cpu", journal=journal
         )
+
+
+def test_logits_are_in_memory_a_few_rows_at_a_time(
+    files: dict[str, Path], beside: gpukit.Perplexity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+
+    def heard(logits: torch.Tensor, where: str) -> Likelihood:
+        rows.append(len(logits))
+        return of(logits, where)
+
+    of = Likelihood.of
+    monkeypatch.setattr(Likelihood, "of", heard)
+    monkeypatch.setattr(scoring, "SLICE", 4 * 2048 + 1)
+    found = gpukit.perplexity(
+        files["q2_k"], TEXT, num_ctx=32, chunks=2, against=files["f32"], device="cpu"
+    )
+    assert rows == [4, 4, 4, 4, 4, 4, 3, 3] * 2
+    assert found.running == pytest.approx(beside.running[:2], rel=1e-6)
 
 
 def test_adapters_work_beside_the_model_and_not_beside_the_reference() -> None:
@@ -307,6 +351,10 @@ def test_what_cannot_be_is_told_before_a_model_is_looked_for(tmp_path: Path) -> 
 def test_what_does_not_fit_is_told(files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"has \d tokens; two windows of 512 are 1024"):
         gpukit.perplexity(files["f32"], "to be or not", device="cpu")
+    with pytest.raises(ArgumentError, match=r"the name of a file, not its text; .* Path\("):
+        gpukit.perplexity(files["f32"], str(TEXT), device="cpu")
+    with pytest.raises(ArgumentError, match="input and output are the same file"):
+        gpukit.perplexity(files["f32"], TEXT, save_logits=files["f32"], device="cpu")
     with pytest.raises(ArgumentError, match="different tokens from number 2 on"):
         gpukit.perplexity(files["f32"], "x" + TEXT.read_text(), against=PEER_LOGITS, device="cpu")
     cut_off = tmp_path / "cut.dat"
