@@ -4,15 +4,15 @@ Means have standard errors; a percentile lies between its two neighbours in prop
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gpukit.evaluation.perplexity import Mean, mean, perplexity
+from gpukit.evaluation.perplexity import Mean, exp, mean, perplexity
 from gpukit.evaluation.scoring import Clock, Floats, Likelihood, Scores, window_logits
 from gpukit.evaluation.windows import Windows
 from gpukit.formats.logits import LogitsFile
@@ -34,7 +34,7 @@ class Distribution:
     mean: Mean
     max: float
     min: float
-    at: dict[str, float]
+    at: Mapping[str, float]
 
     @staticmethod
     def of(values: Floats) -> "Distribution":
@@ -78,13 +78,19 @@ class Divergence:
     @staticmethod
     def of(scores: Scores) -> "Divergence":
         """That of tokens with a reference."""
+        # A token without any probability makes infinite sums, and differences of them.
+        with np.errstate(invalid="ignore"):
+            return Divergence._of(scores)
+
+    @staticmethod
+    def _of(scores: Scores) -> "Divergence":
         assert scores.nll_base is not None
         assert scores.kld is not None
         assert scores.same_top is not None
         nll, nll_base, n = scores.nll, scores.nll_base, len(scores)
         ours, base = perplexity(nll), perplexity(nll_base)
         log_ratio = mean(nll - nll_base)
-        ratio = math.exp(log_ratio.value)
+        ratio = exp(log_ratio.value)
         covariance = float(((nll - nll.mean()) * (nll_base - nll_base.mean())).mean())
         spread = float(nll.std() * nll_base.std())
         both = ours.value * base.value * covariance / max(n - 1, 1)
@@ -121,35 +127,36 @@ class Divergence:
 
 
 class Base(Protocol):
-    """A reference: what a window's tokens score beside it, whose logits by the model come in
-    slices."""
+    """A reference: what the tokens of the next window score beside it, whose logits by the model
+    come in slices. `begin` tells which windows will be asked for, in their order."""
 
-    def scores(
-        self, number: int, logits: Iterator[Tensor], targets: list[int], where: str
-    ) -> Scores: ...
+    def begin(self, numbers: Sequence[int]) -> None: ...
+
+    def scores(self, logits: Iterator[Tensor], targets: list[int], where: str) -> Scores: ...
 
 
-@dataclass(frozen=True)
 class ModelBase:
     """A model as the reference, which runs over the same windows; `name` is for messages, `clock`
     has the time that it took."""
 
-    model: LoadedModel
-    windows: Windows
-    name: str
-    clock: Clock = field(default_factory=Clock)
+    def __init__(self, model: LoadedModel, windows: Windows, name: str) -> None:
+        self.clock = Clock()
+        self._model, self._windows, self._name = model, windows, name
+        self.begin([])
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Let the windows `numbers` be asked for, in this order."""
+        self._logits = window_logits(self._model, self._windows, numbers)
 
     @torch.inference_mode()
-    def scores(
-        self, number: int, logits: Iterator[Tensor], targets: list[int], where: str
-    ) -> Scores:
-        """The scores of window `number`; `CheckpointError` for logits that are no numbers."""
-        slices = self.clock.timed(window_logits(self.model, self.windows, [number]))
+    def scores(self, logits: Iterator[Tensor], targets: list[int], where: str) -> Scores:
+        """The scores of the next window; `CheckpointError` for logits that are no numbers."""
+        slices = self.clock.timed(self._logits)
         found, at = [], 0
         for theirs, ours in zip(slices, logits, strict=True):
             wanted = torch.tensor(targets[at : at + len(ours)], device=ours.device)
             at += len(ours)
-            found.append(_beside(theirs.to(ours.device), ours, wanted, (self.name, where)))
+            found.append(_beside(theirs.to(ours.device), ours, wanted, (self._name, where)))
         return _collected(found)
 
 
@@ -168,20 +175,23 @@ def _beside(base: Tensor, ours: Tensor, targets: Tensor, where: tuple[str, str])
     return [q.nll(ours, targets), p.nll(base, targets), kld, same]
 
 
-@dataclass(frozen=True)
 class FileBase:
     """A logits file of llama.cpp as the reference."""
 
-    file: LogitsFile
+    def __init__(self, file: LogitsFile) -> None:
+        self._file = file
+        self.begin([])
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Let the windows `numbers` be asked for, in this order."""
+        self._numbers = iter(numbers)
 
     @torch.inference_mode()
-    def scores(
-        self, number: int, logits: Iterator[Tensor], targets: list[int], where: str
-    ) -> Scores:
-        """The scores of window `number`; `CheckpointError` for logits that are no numbers."""
-        found, at = [], 0
+    def scores(self, logits: Iterator[Tensor], targets: list[int], where: str) -> Scores:
+        """The scores of the next window; `CheckpointError` for logits that are no numbers."""
+        found, at, number = [], 0, next(self._numbers)
         for ours in logits:
-            base = torch.from_numpy(self.file.log_probabilities(number, at, len(ours)))
+            base = torch.from_numpy(self._file.log_probabilities(number, at, len(ours)))
             wanted = torch.tensor(targets[at : at + len(ours)], device=ours.device)
             at += len(ours)
             found.append(_beside_logs(base.to(ours.device), ours, wanted, where))

@@ -1,20 +1,19 @@
 """One model over all windows of a text: scores of every token, and how it stands meanwhile."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from gpukit.errors import ArgumentError
 from gpukit.evaluation.divergence import Base
 from gpukit.evaluation.journal import Journal
 from gpukit.evaluation.perplexity import Mean, Sums
 from gpukit.evaluation.scoring import Clock, Likelihood, Scores, joined, scores, window_logits
 from gpukit.evaluation.windows import Windows
-from gpukit.events import Report, Step, ignore
+from gpukit.events import Report, Status, Step, ignore
 from gpukit.formats.logits import LogitsWriter, writing
 from gpukit.generation.loading import LoadedModel
 
@@ -100,6 +99,8 @@ def measure(
     `CheckpointError` for logits that are no numbers, and the errors of loading and of the files.
     """
     known = [journal.known(part, n) if journal else None for n in range(len(windows))]
+    if journal is not None and (there := len(known) - known.count(None)):
+        report(Status(f"{there} of {len(known)} chunks are known from {journal.path}"))
     sums, parts, running, clock = _Sums(Sums(), Sums(), Sums(), Sums()), [], [], Clock()
     with ExitStack() as stack:
         scorer: _Scorer | None = None
@@ -107,6 +108,7 @@ def measure(
             if found is None:
                 if scorer is None:
                     scorer = _Scorer(load(), windows, name, clock, base() if base else None)
+                    scorer.begin([n for n, there in enumerate(known) if there is None])
                     if save is not None:
                         writer = writing(save, windows.ids, scorer.vocab_size)
                         scorer.writer = stack.enter_context(writer)
@@ -136,6 +138,14 @@ class _Scorer:
     clock: Clock
     base: Base | None
     writer: LogitsWriter | None = None
+    _logits: Iterator[Iterator[Tensor]] = field(default_factory=lambda: iter(()))
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Let the windows `numbers` be asked for, in this order: both models may take several at a
+        time."""
+        self._logits = window_logits(self.model, self.windows, numbers)
+        if self.base is not None:
+            self.base.begin(numbers)
 
     @property
     def vocab_size(self) -> int:
@@ -143,12 +153,12 @@ class _Scorer:
 
     def scores(self, number: int) -> Scores:
         where = f"{self.name}: chunk {number + 1}"
-        logits = self.clock.timed(window_logits(self.model, self.windows, [number]))
+        logits = self.clock.timed(self._logits)
         if self.writer is not None:
             logits = self._written(logits, self.writer, where)
         targets = self.windows.targets(number)
         if self.base is not None:
-            return self.base.scores(number, logits, targets, where)
+            return self.base.scores(logits, targets, where)
         return scores(logits, targets, where)
 
     def _written(
@@ -158,9 +168,3 @@ class _Scorer:
             found = Likelihood.of(part, where)
             writer.add(part.cpu().numpy(), found.log_sum.float().cpu().numpy())
             yield part
-
-
-def check_save(windows: Windows) -> None:
-    """`ArgumentError` for windows that a logits file cannot hold."""
-    if windows.first != windows.num_ctx // 2:
-        raise ArgumentError("a logits file holds the second half of each window: leave out stride")

@@ -21,17 +21,20 @@ def mean(values: Floats) -> Mean:
     value = float(values.mean())
     if len(values) < 2:
         return Mean(value, 0.0)
+    if not math.isfinite(value):
+        return Mean(value, math.nan)
     return Mean(value, float(np.sqrt(values.var() / (len(values) - 1))))
 
 
 def perplexity(nll: Floats) -> Mean:
     """exp of the mean of `nll`, with its error to first order."""
     found = mean(nll)
-    value = _exp(found.value)
+    value = exp(found.value)
     return Mean(value, value * found.error)
 
 
-def _exp(value: float) -> float:
+def exp(value: float) -> float:
+    """e to the power of `value`; infinity where that is too large for a float."""
     try:
         return math.exp(value)
     except OverflowError:
@@ -72,7 +75,7 @@ class Sums:
     def perplexity(self) -> Mean:
         """That of the values a."""
         found = self.mean_a()
-        value = _exp(found.value)
+        value = exp(found.value)
         return Mean(value, value * found.error)
 
     def _mean(self, total: float, squares: float) -> Mean:

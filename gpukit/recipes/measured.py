@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import gpukit_kernels as kernels
-from gpukit.conversion.checks import check_device, check_plan
+from gpukit.conversion.checks import check_plan
 from gpukit.errors import ArgumentError
 from gpukit.evaluation.subjects import Subject, check_same_vocabulary, look, marks
 from gpukit.evaluation.windows import (
@@ -28,6 +28,10 @@ from gpukit.formats.outputs import check_output
 from gpukit.recipes.chosen import Word, chosen, located
 from gpukit.recipes.references import Reference, locate
 from gpukit.sources.merged import Chosen, Merge
+from gpukit.sources.opening import PRE_FOR_FOLDERS
+
+# What a file system takes for one name.
+LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ def opened(asked: Asked, stack: ExitStack, report: Report) -> Ready:
         against = _subject(base, asked, Merge(()), report)
     elif file is None and len(subjects) > 1:
         against = subjects[0]
+    everyone = [*subjects, *([against] if isinstance(against, Subject) else [])]
+    if asked.pre is not None and not any(each.path.is_dir() for each in everyone):
+        raise ArgumentError(f"{subjects[0].name}: {PRE_FOR_FOLDERS}")
     windows = _windows(subjects, against, asked, text, report)
     return Ready(
         subjects=tuple(subjects),
@@ -114,7 +121,6 @@ def _check(asked: Asked, stack: ExitStack) -> LogitsFile | None:
     for kind in asked.types:
         check_plan(kind)
     check_plan(None, asked.pre)
-    check_device(asked.device)
     kernels.device(asked.device)
     check_window(asked.num_ctx if asked.num_ctx is not None else NUM_CTX, asked.chunks,
                  asked.stride)  # fmt: skip
@@ -138,7 +144,9 @@ def _check(asked: Asked, stack: ExitStack) -> LogitsFile | None:
 
 
 def _check_save(asked: Asked) -> None:
-    inputs = [Path(each) for each in (asked.text, asked.against) if isinstance(each, Path)]
+    inputs = [Path(word) for word in (*asked.models, asked.against) if word is not None]
+    if isinstance(asked.text, Path):
+        inputs.append(asked.text)
     check_output(Path(str(asked.save_logits)), inputs)
     if asked.stride is not None:
         raise ArgumentError("a logits file has the second half of each window: leave out stride")
@@ -154,7 +162,13 @@ def _text(asked: Asked, file: LogitsFile | None) -> str | None:
         if file is None:
             raise ArgumentError("no text; name a file with one, such as wiki.test.raw")
         return None
-    return read_text(asked.text) if isinstance(asked.text, Path) else asked.text
+    if isinstance(asked.text, Path):
+        return read_text(asked.text)
+    if len(asked.text) <= LONGEST_NAME and "\0" not in asked.text and Path(asked.text).is_file():
+        raise ArgumentError(
+            f"{asked.text}: the name of a file, not its text; for that give Path({asked.text!r})"
+        )
+    return asked.text
 
 
 def _subject(
@@ -168,7 +182,7 @@ def _subject(
     found = reference.open(report)
     stored = tuple(map(Chosen, found.adapters))
     adapters = replace(merge, adapters=(*stored, *merge.adapters))
-    # A GGUF has a pre-tokenizer of its own; one that is named is for the folders among the models.
+    # A GGUF has a pre-tokenizer of its own: one that is named is for the folders among the models.
     return look(
         found.gguf,
         reference.word if kind is None else f"{reference.word} as {kind.upper()}",
@@ -176,7 +190,7 @@ def _subject(
         imatrix=imatrix,
         adapters=adapters if adapters.adapters else None,
         called=(found.name.model,) if found.name else (),
-        pre=asked.pre if found.gguf.is_dir() or len(asked.models) == 1 else None,
+        pre=asked.pre if found.gguf.is_dir() else None,
     )
 
 
