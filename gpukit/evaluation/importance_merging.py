@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, one_line
 from gpukit.evaluation.importance import in_all
 from gpukit.formats.gguf_fields import TensorSpec
 from gpukit.formats.imatrix import Collection, Floats, Sums
@@ -31,6 +31,11 @@ def merged(parts: Sequence[Named], chunk_size: int) -> Collection:
                 entries[name] = _added(entries[name], sums, name, (first[name], where))
             else:
                 entries[name], first[name] = sums, where
+    for name, sums in entries.items():
+        if not np.isfinite(sums.squares[sums.counts > 0]).all():
+            raise ArgumentError(
+                f"{one_line(name)}: the sum of all is too large for float32; add up fewer"
+            )
     datasets = tuple(name for _, found in whole for name in found.datasets)
     result = Collection(entries, datasets, 0, size)
     return Collection(entries, datasets, in_all(result), size)
@@ -49,10 +54,11 @@ def _in_rows(found: Collection, chunk_size: int) -> Collection:
     """The older form's means times calls as sums over rows, whose number is an estimate."""
     if found.chunk_size:
         return found
-    entries = {
-        name: Sums(sums.squares * np.float32(chunk_size), sums.counts * chunk_size)
-        for name, sums in found.entries.items()
-    }
+    with np.errstate(over="ignore"):
+        entries = {
+            name: Sums(sums.squares * np.float32(chunk_size), sums.counts * chunk_size)
+            for name, sums in found.entries.items()
+        }
     return Collection(entries, found.datasets, found.chunks, chunk_size)
 
 
@@ -65,8 +71,8 @@ def _check_alike(parts: Sequence[Named]) -> None:
             name = min(lacking)
             has, lacks = (parts[0][0], where) if name in names[0] else (where, parts[0][0])
             raise ArgumentError(
-                f"{lacks}: has nothing on {name}, {has} has: importance of different models does "
-                "not go together"
+                f"{lacks}: has nothing on {one_line(name)}, {has} has: importance of different "
+                "models does not go together"
             )
 
 
@@ -89,7 +95,8 @@ def _added(one: Sums, other: Sums, name: str, where: tuple[str, str]) -> Sums:
 
 
 def _sum(a: Floats, b: Floats) -> Floats:
-    return (a.astype(np.float64) + b).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return (a.astype(np.float64) + b).astype(np.float32)
 
 
 def _spread(sums: Sums, matrices: int) -> Sums:
@@ -105,8 +112,8 @@ def _spread(sums: Sums, matrices: int) -> Sums:
 
 def _unlike(name: str, where: tuple[str, str], one: int, other: int, what: str) -> ArgumentError:
     return ArgumentError(
-        f"{where[1]}: {name} has {other} {what}, {one} in {where[0]}: importance of different "
-        "models does not go together"
+        f"{where[1]}: {one_line(name)} has {other} {what}, {one} in {where[0]}: importance of "
+        "different models does not go together"
     )
 
 
@@ -117,11 +124,12 @@ def check_fits(part: Named, tensors: Mapping[str, TensorSpec], model: str) -> No
         spec = tensors.get(name)
         if spec is None:
             raise ArgumentError(
-                f"{where}: {name} is no tensor of {model}: it was made for another model"
+                f"{where}: {one_line(name)} is no tensor of {model}: it was made for another model"
             )
         matrices = spec.ne[2] if len(spec.ne) > 2 else 1
         if sums.squares.size != spec.ne[0] * matrices or len(sums.counts) not in (1, matrices):
             raise ArgumentError(
-                f"{where}: {name} has {sums.squares.size} columns of {len(sums.counts)} matrices, "
-                f"{model} has {spec.ne[0] * matrices} of {matrices}: it was made for another model"
+                f"{where}: {one_line(name)} has {sums.squares.size} columns of "
+                f"{len(sums.counts)} matrices, {model} has {spec.ne[0] * matrices} of {matrices}: "
+                "it was made for another model"
             )

@@ -63,7 +63,8 @@ class TensorStatistics:
 
     def values(self) -> Floats:
         """float32 `[12]`: what a file holds of it, in the order of `SCHEMA`."""
-        return np.array([getattr(self, name) for name in SCHEMA], np.float32)
+        with np.errstate(over="ignore"):
+            return np.array([getattr(self, name) for name in SCHEMA], np.float32)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,12 +73,13 @@ class TensorStatistics:
 def statistics(entries: Mapping[str, Sums]) -> dict[str, TensorStatistics]:
     """The statistics of every weight by name, layers in order; weights without data have none."""
     found: dict[str, TensorStatistics] = {}
-    for name in sorted(entries, key=_place):
-        if not entries[name].counts.any():
-            continue
-        alone = _alone(name, entries[name])
-        before = _before(name, found)
-        found[name] = alone if before is None else _beside(alone, before, entries)
+    with np.errstate(all="ignore"):  # what is no sum of squares gives NaN
+        for name in sorted(entries, key=_place):
+            if not entries[name].counts.any():
+                continue
+            alone = _alone(name, entries[name])
+            before = _before(name, found)
+            found[name] = alone if before is None else _beside(alone, before, entries)
     return found
 
 

@@ -87,15 +87,7 @@ def read_imatrix(path: Path) -> Imatrix:
     What llama-quantize makes of it: sums over counts, 1 for experts that nothing came to.
     """
     found = read_collection(path, squares_only=True)
-    imatrix = as_imatrix(found, Path(path))
-    for name, values in imatrix.entries.items():
-        if not np.isfinite(values).all():
-            column = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise FormatError(
-                f"{path}: {one_line(name)}: value {column} of {values.size} is {values[column]}; "
-                "make the importance matrix again"
-            )
-    return imatrix
+    return as_imatrix(found, Path(path))
 
 
 def as_imatrix(found: Collection, path: Path) -> Imatrix:
@@ -125,6 +117,15 @@ def read_collection(path: Path, *, squares_only: bool = False) -> Collection:
     found = _read_gguf(path, squares_only) if is_gguf(path) else _read_dat(path)
     if not found.entries:
         raise FormatError(f"{path}: an importance matrix without entries")
+    for name, sums in found.entries.items():
+        # What stands where nothing came is not looked at, as in llama.cpp.
+        wrong = ~np.isfinite(sums.squares) & ((sums.counts > 0)[:, None] | (not found.chunk_size))
+        if wrong.any():
+            column = int(np.flatnonzero(wrong)[0])
+            raise FormatError(
+                f"{path}: {one_line(name)}: value {column} of {wrong.size} is "
+                f"{sums.squares.reshape(-1)[column]}; make the importance matrix again"
+            )
     return found
 
 
@@ -198,6 +199,8 @@ def _read_dat(path: Path) -> Collection:
         raise FormatError(f"{path}: no importance matrix: {count} entries in {len(data)} bytes")
     for index in range(count):
         name = reader.text(f"the name of entry {index}")
+        if not name.isprintable():
+            reader.fail(f"the name of entry {index} is {name[:80]!r}")
         calls = reader.number(f"{name}: calls")
         values = reader.floats(f"{name}: values")
         if name in entries:

@@ -86,7 +86,7 @@ def test_routers_and_fused_maps_are_collected(tmp_path: Path) -> None:
 
 def test_going_on_gives_the_same_bits(tmp_path: Path) -> None:
     whole, first, second = Collector(), Collector(), Collector()
-    for collector, parts in ((whole, [range(6)]), (first, [range(2)]), (second, [range(2, 6)])):
+    for collector, parts in ((whole, [range(3)]), (first, [range(1)]), (second, [range(1, 3)])):
         model, windows = loaded("mixtral-12", tmp_path / f"{id(collector)}", collector)
         if collector is second:
             collector.begin(first.entries)

@@ -1,7 +1,9 @@
 """Importance matrices from texts and from each other; runs that are killed; what cannot be."""
 
 import json
+import random
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import checkpoints, zoo_build
 from support.checkpoints import DATA
+from support.fuzz_formats import change
 
 import gpukit
-from gpukit.formats.imatrix import read_collection, read_imatrix
+from gpukit.formats.imatrix import Collection, Sums, read_collection, read_imatrix
+from gpukit.formats.imatrix_writer import write_dat, write_gguf
 from gpukit.recipes.imatrix import describe
 
 TINY = DATA / "tiny-shakespeare"
@@ -119,17 +123,17 @@ def test_another_run_does_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         made(out, chunks=6, save_every=2, report=killer(4 * 64))
     state = (tmp_path / "x.gguf.unfinished").read_bytes()
-    other = changed(tmp_path / "other", "model.layers.3.mlp.up_proj.weight", 1.5)
+    model = changed(tmp_path / "other", "model.layers.3.mlp.up_proj.weight", 1.5)
     (tmp_path / "text.txt").write_text(TEXT.read_text()[:-20] + "something else there")
-    for change, told in (
+    for other, told in (
         ({"text": tmp_path / "text.txt"}, "of another text or tokenizer; finish that"),
         ({"num_ctx": 32}, "with num_ctx 64, not 32; finish that as it was begun, name another"),
         ({"chunks": 1}, "of 4 chunks already, 1 are asked for"),
         ({"process_output": True}, "of another choice of process_output"),
-        ({"model": other}, "of another model"),
+        ({"model": model}, "of another model"),
     ):
         with pytest.raises(gpukit.ArgumentError, match=rf"x\.gguf\.unfinished: .*{told}"):
-            made(out, **{"chunks": 6, **change})
+            made(out, **{"chunks": 6, **other})
     assert (tmp_path / "x.gguf.unfinished").read_bytes() == state
     for bad, error in ((b"junk", "entries|malformed"), (TEXT.read_bytes(), "no importance")):
         (tmp_path / "x.gguf.unfinished").write_bytes(bad)
@@ -228,8 +232,37 @@ def test_experts_that_nothing_came_to_are_told(tmp_path: Path) -> None:
     assert read_imatrix(tmp_path / "x.gguf").entries["blk.0.ffn_up_exps.weight"].size == 12 * 96
 
 
+def test_mutants_are_refused_in_a_line_or_read(tmp_path: Path) -> None:
+    chooser = random.Random(7)
+    squares = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
+    found = Collection({
+        "blk.0.a.weight": Sums(squares[:1], np.array([7]), squares[:1]),
+        "blk.1.b_exps.weight": Sums(squares, np.array([3, 0, 9]), squares),
+    }, ("a",), 2, 5)  # fmt: skip
+    write_gguf(tmp_path / "good.gguf", found)
+    write_dat(tmp_path / "good.dat", found)
+    outcomes = Counter[str]()
+    for number in range(400):
+        kind = ("gguf", "dat")[number % 2]
+        data = bytearray((tmp_path / f"good.{kind}").read_bytes())
+        for _ in range(chooser.choice((1, 1, 2, 3))):
+            change(chooser, data, False)
+        (tmp_path / "x").write_bytes(data)
+        try:
+            describe(tmp_path / "x")
+            outcomes["described"] += 1
+            files = [tmp_path / "x", tmp_path / "good.gguf"]
+            gpukit.imatrix(None, None, tmp_path / "out.gguf", in_files=files)
+            read_imatrix(tmp_path / "out.gguf")
+            outcomes["added"] += 1
+        except gpukit.GpukitError as error:
+            outcomes["refused" if "\n" not in str(error) else "in several lines"] += 1
+    assert set(outcomes) == {"described", "added", "refused"}
+    assert min(outcomes.values()) > 40
+
+
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("changes", "told"),
     [
         ({"text": None}, "no text for the model to read; give one with --file"),
         ({"model": None}, "no model to read the text; name one"),
@@ -254,9 +287,9 @@ def test_experts_that_nothing_came_to_are_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_written(
-    change: dict[str, Any], told: str, tmp_path: Path
+    changes: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
-    words = {"model": TINY, "text": TEXT, **change}
+    words = {"model": TINY, "text": TEXT, **changes}
     with pytest.raises(gpukit.GpukitError, match=told) as caught:
         gpukit.imatrix(
             words.pop("model"), words.pop("text"), tmp_path / "x.gguf",

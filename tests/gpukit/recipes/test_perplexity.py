@@ -49,6 +49,8 @@ BESIDE = {
 }  # fmt: skip
 # Half a step of llama.cpp's 16-bit codes, the most that ln p of the reference is off.
 HALF_STEP = 8 / 65535
+# With AMX a product of weights in blocks is off by so much at most; perplexities are seen to be, too.
+TILED = 3 * 2.0**-16
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def beside(files: dict[str, Path]) -> gpukit.Perplexity:
 def test_windows_beside_llama_perplexity(files: dict[str, Path]) -> None:
     found = gpukit.perplexity(files["f32"], TEXT, num_ctx=32, chunks=8, device="cpu")
     assert found.running == pytest.approx(F32_RUNNING, abs=5.1e-5)
-    assert found.perplexity == found.running[-1]
+    assert found.perplexity == pytest.approx(found.running[-1], rel=1e-12)
     assert found.error == pytest.approx(3.56475, abs=5.1e-6)
     assert (found.chunks, found.tokens, found.num_ctx) == (8, 120, 32)
     assert found.divergence is None
@@ -86,7 +88,7 @@ def test_a_stride_beside_llama_perplexity(files: dict[str, Path]) -> None:
 
 
 def test_a_divergence_beside_llama_perplexity(beside: gpukit.Perplexity) -> None:
-    assert beside.running == pytest.approx(Q2_RUNNING, abs=5.1e-5)
+    assert beside.running == pytest.approx(Q2_RUNNING, abs=5.1e-5, rel=TILED)
     found = beside.as_json()
     for key, printed in BESIDE.items():
         # Both half a step of its codes, and the digits that it prints.
@@ -99,7 +101,7 @@ def test_an_exact_type_is_the_decoded_weights(
     files: dict[str, Path], beside: gpukit.Perplexity
 ) -> None:
     found = gpukit.perplexity(files["q2_k_f32"], TEXT, num_ctx=32, chunks=8, device="cpu")
-    assert found.running == pytest.approx(beside.running, rel=1e-6)
+    assert found.running == pytest.approx(beside.running, rel=TILED)
     assert found.nbytes > 9 * beside.nbytes
 
 
