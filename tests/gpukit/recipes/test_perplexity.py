@@ -49,7 +49,7 @@ BESIDE = {
 }  # fmt: skip
 # Half a step of llama.cpp's 16-bit codes, the most that ln p of the reference is off.
 HALF_STEP = 8 / 65535
-# With AMX a product of weights in blocks is off by so much at most; perplexities are seen to be, too.
+# With AMX a product of weights in blocks is off by so much at most; perplexities were not more.
 TILED = 3 * 2.0**-16
 
 
