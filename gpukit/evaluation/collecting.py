@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from gpukit.errors import ArgumentError, FormatError
 from gpukit.evaluation.importance import Collector
@@ -262,7 +263,7 @@ def _heard(
     for number, ids in enumerate(reading.inputs(done), 1):
         states = model.decoder.states(ids, model.decoder.cache(size))
         if reading.process_output:
-            for part in states.split(slice_rows(model.decoder.config.vocab_size)):
+            for part in torch.split(states, slice_rows(model.decoder.config.vocab_size)):
                 model.decoder.head(part)
         collector.end_chunk()
         yield done + number
