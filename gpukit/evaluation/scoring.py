@@ -82,7 +82,7 @@ class Clock:
         started = time.monotonic()
         slices = next(windows)
         while (part := next(slices, None)) is not None:
-            part.view(-1)[0].item()  # waits for the device
+            part[0, 0].item()  # waits for the device
             self.seconds += time.monotonic() - started
             yield part
             started = time.monotonic()
