@@ -1,1 +1,1 @@
-"""What quantising cost: perplexity, and the divergence of two models, over windows of a text."""
+"""What quantising cost, and how important columns of weights are, over windows of a text."""

@@ -15,10 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from gpukit.errors import ArgumentError, FormatError
 from gpukit.evaluation.importance import Collector
-from gpukit.evaluation.windows import Windows, check_window, cut_ids, read_text, text_ids
+from gpukit.evaluation.importance_merging import check_fits
+from gpukit.evaluation.scoring import slice_rows
+from gpukit.evaluation.windows import (
+    Windows,
+    check_window,
+    cut_ids,
+    lost_bytes,
+    read_text,
+    text_ids,
+)
 from gpukit.events import Report, Status, Step, Warned, ignore
 from gpukit.formats.gguf_fields import Field, TensorSpec, boolean, string
 from gpukit.formats.gguf_reader import GGUFFile
@@ -112,6 +122,12 @@ def prepare(
         windows = _windows(ids, where, bos, num_ctx, chunks)
         tensors = {tensor.name: tensor for tensor in source.tensors}
         model, files = _model_digest(source, adapters), source.files
+    for text in found:
+        if lost := lost_bytes(text, about.tokenizer):
+            report(Warned(
+                f"{name}: {lost} of {len(text.encode())} bytes of the text have no token in its "
+                "vocabulary and are not seen"
+            ))  # fmt: skip
     if num_ctx > about.config.n_ctx:
         report(Warned(
             f"{name}: windows of {num_ctx} tokens, the model was made for {about.config.n_ctx}: "
@@ -180,7 +196,8 @@ def saved(path: Path, reading: Reading) -> Collection | None:
     found = read_collection(path)
     with GGUFFile(path) as file:
         theirs = {key: file.get(key) for key in (MODEL, TEXT, OUTPUT)}
-    if None in theirs.values():
+    without = [name for name, sums in found.entries.items() if sums.sums is None]
+    if None in theirs.values() or without:
         raise FormatError(f"{path}: no state of gpukit imatrix; {INSTEAD}")
     for what, key, ours in (
         ("model", MODEL, reading.model),
@@ -199,6 +216,7 @@ def saved(path: Path, reading: Reading) -> Collection | None:
             f"{path}: an unfinished run of {found.chunks} chunks already, {reading.chunks} are "
             f"asked for; {INSTEAD}"
         )
+    check_fits((str(path), found), reading.tensors, reading.name)
     return found
 
 
@@ -243,9 +261,10 @@ def _heard(
     total = (reading.chunks - done) * size
     report(Step(TITLE, 0, total, "tokens"))
     for number, ids in enumerate(reading.inputs(done), 1):
-        # Without a head to hear, the logits behind one token are enough.
-        cache = model.decoder.cache(size)
-        model.decoder.forward(ids, cache, every=reading.process_output)
+        (states,) = model.decoder.states(torch.tensor([ids]))
+        if reading.process_output:
+            for part in torch.split(states, slice_rows(model.decoder.config.vocab_size)):
+                model.decoder.head(part)
         collector.end_chunk()
         yield done + number
         report(Step(TITLE, number * size, total, "tokens"))

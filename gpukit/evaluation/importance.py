@@ -78,7 +78,8 @@ class _Heard:
 
 def _added(total: Sums | None, heard: _Heard, name: str) -> Sums:
     sums, counts = heard.sums.cpu().numpy(), heard.counts
-    if total is not None and total.sums is not None:
+    if total is not None:
+        assert total.sums is not None  # whoever goes on has them
         sums = sums + np.stack((total.squares, total.sums))
         counts = counts + total.counts
     with np.errstate(over="ignore"):

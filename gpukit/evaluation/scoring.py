@@ -77,7 +77,7 @@ class Passes:
         states = self._states.pop(number)
         for part in torch.split(states, slice_rows(self._decoder.config.vocab_size)):
             logits = self._decoder.head(part)
-            logits.view(-1)[0].item()  # waits for the device
+            logits[0, 0].item()  # waits for the device
             self.seconds += time.monotonic() - started
             yield logits
             started = time.monotonic()

@@ -16,6 +16,7 @@ from support.checkpoints import DATA
 from support.fuzz_formats import change
 
 import gpukit
+from gpukit.evaluation.collecting import collect, prepare
 from gpukit.formats.imatrix import Collection, Sums, read_collection, read_imatrix
 from gpukit.formats.imatrix_writer import write_dat, write_gguf
 from gpukit.recipes.imatrix import describe
@@ -320,3 +321,17 @@ def test_a_model_that_computes_nothing_sensible(tmp_path: Path) -> None:
     with pytest.raises(gpukit.GpukitError, match=r"blk\.1\.ffn_down\.weight: column 0 has a sum"):
         made(tmp_path / "x.gguf", model=folder, chunks=2)
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_state_of_other_tensors(tmp_path: Path) -> None:
+    reading = prepare(TINY, [TEXT], 64, chunks=3)
+    x = np.ones((1, 256), np.float32)
+    for name, sums, error, told in (
+        ("blk.9.attn_q.weight", x, gpukit.ArgumentError, "is no tensor of .*tiny-shakespeare"),
+        ("blk.0.ffn_down.weight", x, gpukit.ArgumentError, "has 256 columns of 1 matrices"),
+        ("blk.0.attn_q.weight", None, gpukit.FormatError, "no state of gpukit imatrix"),
+    ):
+        found = Collection({name: Sums(x, np.array([64]), sums)}, (), 1, 64)
+        write_gguf(tmp_path / "state", found, more=reading.fields())
+        with pytest.raises(error, match=told):
+            collect(reading, "cpu", state=tmp_path / "state")
