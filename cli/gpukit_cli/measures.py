@@ -121,14 +121,13 @@ def print_rows(found: "Sequence[Perplexity]") -> None:
     """A row a model."""
     from gpukit_cli.progress import human_bytes
 
-    head = ("model", "type", "size", "bits", "PPL", "±", "ΔPPL", "KLD", "±", "99.9 %", "same top",
-            "tokens/s")  # fmt: skip
+    head = ("model", "type", "size", "bits", "PPL", "ΔPPL", "KLD", "99.9 %", "same top", "tokens/s")
     rows: list[tuple[str, ...]] = [head]
     for each in found:
         speed = each.tokens_per_second
         rows.append((
             each.model, each.type, human_bytes(each.nbytes), f"{each.bits_per_weight:.2f}",
-            f"{each.perplexity:.4f}", f"{each.error:.4f}", *_beside(each.divergence),
+            f"{each.perplexity:.4f} ± {each.error:.4f}", *_beside(each.divergence),
             "-" if speed is None else f"{speed:.0f}",
         ))  # fmt: skip
     print_table(rows)
@@ -140,9 +139,11 @@ def print_rows(found: "Sequence[Perplexity]") -> None:
 
 def _beside(found: "Divergence | None") -> tuple[str, ...]:
     if found is None:
-        return ("-",) * 5
+        return ("-",) * 4
+    change, kld = found.difference, found.kld
     return (
-        f"{found.difference.value:+.4f}", f"{found.kld.mean.value:.6f}",
-        f"{found.kld.mean.error:.6f}", f"{found.kld.at['999']:.4f}",
+        f"{change.value:+.4f} ± {change.error:.4f}",
+        f"{kld.mean.value:.6f} ± {kld.mean.error:.6f}",
+        f"{kld.at['999']:.4f}",
         f"{100 * found.same_top.value:.2f} %",
-    )  # fmt: skip
+    )
