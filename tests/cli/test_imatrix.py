@@ -90,3 +90,18 @@ def test_a_run_that_is_killed_outright_goes_on(tmp_path: Path) -> None:
     assert f"going on behind chunk {before} of 51, from {state}" in done.stderr
     assert read_imatrix(out).chunks == 51
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_create_with_a_text(tmp_path: Path) -> None:
+    (tmp_path / "Modelfile").write_text(f"FROM {TINY}\n")
+    words = ("create", "tiny", "-f", tmp_path / "Modelfile", "--calibrate", TEXT)
+    store = {"GPUKIT_MODELS": str(tmp_path / "models")}
+    done = gpukit(*words, "-q", "Q2_K_S", "--device", "cpu", **store)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.index("collecting importance") < done.stderr.index("quantizing BF16 model")
+    assert "warning" not in done.stderr
+    planned = gpukit(*words, "-q", "Q2_K_S", "--dry-run", **store)
+    assert (planned.returncode, planned.stderr) == (0, "")
+    refused = gpukit(*words, **store)
+    assert refused.returncode == 2
+    assert "importance is for quantising; add -q TYPE" in refused.stderr
