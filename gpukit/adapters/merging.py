@@ -76,5 +76,7 @@ def factors_of(record: LowRank, begin: int, end: int) -> Factors[Floats]:
     first, count, lengths = begin - record.first, end - begin, None
     if record.magnitude is not None:
         lengths = record.magnitude.array(first, count).reshape(count)
-    a = record.a.array(0, record.rank)
-    return Factors(record.b.array(first, count), a, record.scale, lengths)
+    # Contiguous once, not for every part of a slab.
+    b = np.ascontiguousarray(record.b.array(first, count))
+    a = np.ascontiguousarray(record.a.array(0, record.rank))
+    return Factors(b, a, record.scale, lengths)

@@ -48,6 +48,13 @@ def why_not(part: Part, group: int) -> str | None:
     return None if moves else "changes its layout in a way that is not known"
 
 
+def narrows(part: Part, kind: str, line: bool) -> bool:
+    """Whether making float type `kind` of `part`, which is a `line` where its tensor has one
+    dimension, takes the program: all that rounds does, and adding deltas."""
+    given = "F32" if line and part.transform is not None and part.dtype == "BF16" else part.dtype
+    return bool(part.records) or kind not in ("F32", given)
+
+
 @dataclass(frozen=True)
 class _Stored:
     """A part and its bytes, the first row of which is row `at` of the piece; a `line` is one row
@@ -70,9 +77,11 @@ class _Stored:
 
     def laid_out(self, values: Array) -> Array:
         """`values` in the layout of the model."""
-        # Lines are few: what changes numbers, not only their places, needs numbers.
-        values = widened(values).reshape(1, -1) if self.line else values
-        return values if self.part.transform is None else np.asarray(self.part.transform(values))
+        values = values.reshape(1, -1) if self.line else values
+        if self.part.transform is None:
+            return values
+        # Lines are few, and their transforms may compute, which takes numbers, not bits.
+        return np.asarray(self.part.transform(widened(values) if self.line else values))
 
 
 class Rows:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpukit.conversion.arrays import Rows, why_not
+from gpukit.conversion.arrays import Rows, narrows, why_not
 from gpukit.conversion.audit import SAMPLE, Audit, Bytes
 from gpukit.conversion.engine import Buffer
 from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
@@ -34,7 +34,7 @@ def plain_conversion(
     if source.only_torch is not None:
         return source.only_torch
     programs: dict[str, Program] = {}
-    narrows = False
+    merges = False
     for output in outputs:
         moved = passes(source, output)
         if moved and output.source_type not in type_facts():
@@ -46,19 +46,19 @@ def plain_conversion(
                 return f"{output.spec.name} {why}"
         if moved:
             continue
-        narrows |= any(part.records for part in parts)
-        if output.spec.type in FLOATS:
-            if output.spec.type not in type_facts():
-                return f"{output.spec.name} cannot become {output.spec.type}"
-            narrows |= output.spec.type not in ("F32", *(part.dtype for part in parts))
+        kind, line = output.spec.type, len(tensor.ne) < 2
+        merges |= any(narrows(part, kind if kind in FLOATS else "F32", line) for part in parts)
+        if kind in FLOATS:
+            if kind not in type_facts():
+                return f"{output.spec.name} cannot become {kind}"
             continue
         name = _program_name(output)
         program = kept(name)
         if program is None:
             return f"there is no program for {name} yet"
         programs[name] = program
-    merger = kept_library(MERGE, Merger) if narrows else None
-    if narrows and merger is None:
+    merger = kept_library(MERGE, Merger) if merges else None
+    if merges and merger is None:
         return "there is no program for merging yet"
     return PlainConversion(source, outputs, programs, merger=merger)
 

@@ -185,10 +185,15 @@ def _compare_merger(found: Merger) -> None:
 
 def _compare_conversions(found: Merger, random: torch.Generator) -> None:
     """Raise where `found` does not make the numbers of 16 bits, NaN apart, float32 as torch does,
-    or rounds float32 to others."""
+    rounds float32 to others, or finds another largest magnitude."""
     bits = torch.arange(1 << 16).to(torch.int16)
     floats = torch.randint(-(1 << 31), 1 << 31, (CONVERTED,), generator=random).to(torch.int32)
     values = floats.view(torch.float32)
+    finite = values[values.isfinite()]
+    for some in (values, finite, finite[:3]):
+        most = torch.tensor(found.largest(some.numpy())).view(torch.int32)
+        wanted = (some.view(torch.int32) & 0x7FFFFFFF).max()
+        _refuse(MERGE, int(most != wanted), f"magnitudes of {len(some)} values")
     for dtype in (torch.bfloat16, torch.float16):
         numbers, got = bits.view(dtype), torch.empty(1 << 16)
         wide, narrow = numbers.float(), values.to(dtype)

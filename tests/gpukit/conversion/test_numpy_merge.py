@@ -15,10 +15,12 @@ from support.zoo_build import build
 import gpukit
 from gpukit.conversion import pipeline
 from gpukit.conversion.arrays import order_of
-from gpukit.conversion.folder import FolderResult, merge_folder
+from gpukit.conversion.engine import Wish
+from gpukit.conversion.folder import FolderOptions, FolderResult, merge_folder, write_folder
 from gpukit.conversion.numpy_engine import plain_conversion
 from gpukit.conversion.run import Result, run_plan
 from gpukit.errors import CheckpointError
+from gpukit.formats.checkpoint import Checkpoint
 from gpukit.models.gemma import plus_one
 from gpukit.planning.changes import ChangeTotal
 from gpukit.planning.plan import Options
@@ -208,6 +210,29 @@ def test_a_copy_needs_no_torch(tmp_path: Path) -> None:
             for engine in ("torch", "numpy")
         )
     assert one.path.read_bytes() == two.path.read_bytes()
+
+
+@pytest.mark.parametrize("to", [None, "BF16", "F16"])
+def test_a_folder_of_several_dtypes_copied(to: str | None, tmp_path: Path) -> None:
+    base = base_of("gemma3", tmp_path)
+    tensors = load_file(base / "model.safetensors")
+    for number, name in enumerate(sorted(tensors)):
+        tensors[name] = tensors[name].to(list(DTYPES.values())[number % 3])
+    save_file(tensors, base / "model.safetensors")
+    one, two = (
+        (tmp_path / engine).joinpath("model.safetensors").read_bytes()
+        for engine in ("torch", "numpy")
+        if copied(base, tmp_path / engine, to, engine)
+    )
+    assert one == two
+    as_gguf(base, chosen(adapter(base, tmp_path)), to, tmp_path)
+
+
+def copied(base: Path, out: Path, to: str | None, engine: Wish) -> FolderResult:
+    with Checkpoint(base) as checkpoint:
+        return write_folder(
+            checkpoint, out, options=FolderOptions(dtype=to), device="cpu", engine=engine
+        )
 
 
 @pytest.mark.parametrize("end", ["A", "B"])
