@@ -26,7 +26,7 @@ from gpukit.adapters.base import EMBEDDING, canonical
 from gpukit.adapters.delta import Delta, LowRank, Replaced
 from gpukit.adapters.mixing import METHODS, Combining, Mixer, Sign, split, split_whole
 from gpukit.adapters.ties import same_numbers
-from gpukit.adapters.values import Values
+from gpukit.adapters.values import Numbers, Values
 from gpukit.errors import AdapterError, ArgumentError
 
 # The order of modules in a layer as transformers builds it, which chance is drawn in.
@@ -173,13 +173,13 @@ def _record(site: _Site, parts: Sequence[_Part], how: _Combination) -> LowRank:
 
 
 def _held(name: str, path: Path, tensor: Tensor) -> Values:
-    values = tensor.contiguous().to("cpu")
+    values = tensor.contiguous().cpu().numpy()
 
-    def fetch(first: int, count: int) -> Tensor:
+    def fetch(first: int, count: int) -> Numbers:
         return values[first : first + count]
 
-    kind = "F64" if values.dtype is torch.float64 else "F32"
-    return Values(name, path, kind, tuple(values.shape), fetch)
+    kind = "F64" if tensor.dtype is torch.float64 else "F32"
+    return Values(name, path, kind, values.shape, fetch)
 
 
 def _sites(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[_Site, list[_Part]]:

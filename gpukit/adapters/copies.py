@@ -8,17 +8,18 @@ from dataclasses import replace
 from functools import partial
 from math import prod
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import Base
 from gpukit.adapters.delta import Delta, LowRank, Replaced
 from gpukit.adapters.ties import COMPARED
-from gpukit.adapters.values import Values
+from gpukit.adapters.values import Numbers, Values
 from gpukit.errors import one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.dtypes import TORCH_TYPES
+from gpukit.formats.floats import FLOATS, widened
 from gpukit.formats.safetensors import StoredTensor
 
 Records = tuple[Delta, ...]
@@ -62,27 +63,31 @@ def _is_copy(
 
 
 def stored_values(checkpoint: Checkpoint) -> Mapping[str, Values]:
-    """The tensors of `checkpoint` whose numbers torch has."""
+    """The tensors of `checkpoint` whose numbers are floats."""
     return {
         t.name: Values(t.name, t.path, t.dtype, t.shape, partial(_fetch, checkpoint, t))
         for t in checkpoint
-        if t.dtype in TORCH_TYPES and t.shape
+        if t.dtype in FLOATS and t.shape
     }
 
 
-def _fetch(checkpoint: Checkpoint, tensor: StoredTensor, first: int, count: int) -> Tensor:
+def _fetch(checkpoint: Checkpoint, tensor: StoredTensor, first: int, count: int) -> Numbers:
     each = tensor.nbytes // max(1, tensor.shape[0])
-    data = torch.empty(count * each, dtype=torch.uint8)
+    data = np.empty(count * each, dtype=np.uint8)
     if len(data):
-        checkpoint.read_into(tensor, data.numpy().data, first * each)
-    return data.view(TORCH_TYPES[tensor.dtype]).view(count, *tensor.shape[1:])
+        checkpoint.read_into(tensor, data.data, first * each)
+    return widened(data.view(FLOATS[tensor.dtype])).reshape(count, *tensor.shape[1:])
 
 
 def _same(copy: Values, stored: Values) -> bool:
     """Whether `copy` is `stored`, rounded to its dtype; a slab of rows is read at a time."""
+    dtype = TORCH_TYPES.get(copy.dtype, torch.float32)
     step = max(1, COMPARED // max(1, prod(copy.shape[1:])))
     for at in range(0, copy.shape[0], step):
-        rows = copy.fetch(at, min(step, copy.shape[0] - at))
-        if not stored.fetch(at, len(rows)).to(rows.dtype).equal(rows):
+        rows, known = (
+            torch.from_numpy(values.fetch(at, min(step, copy.shape[0] - at))).to(dtype)
+            for values in (copy, stored)
+        )
+        if not known.equal(rows):
             return False
     return True

@@ -10,13 +10,14 @@ own rounding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from gpukit.adapters.values import Values
 from gpukit.errors import AdapterError
-from gpukit_kernels.merge import lengths, low_rank
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,18 @@ class Added:
 Delta = LowRank | Replaced | ReplacedRows | Added
 
 
-def merged(weight: Tensor, records: Sequence[Delta], dtype: torch.dtype = torch.float32) -> Tensor:
-    """`weight` with `records` applied in their order, computed in `dtype`, not rounded after.
+def merged(
+    weight: "Tensor", records: Sequence[Delta], dtype: "torch.dtype | None" = None
+) -> "Tensor":
+    """`weight` with `records` applied in their order, computed in `dtype`, float32 without one, not
+    rounded after.
 
     `AdapterError` for numbers of an adapter that are NaN or infinite.
     """
-    shape, rows = weight.shape, weight.to(dtype).reshape(-1, _width(weight.shape))
+    import torch
+
+    shape = weight.shape
+    rows = weight.to(dtype or torch.float32).reshape(-1, _width(weight.shape))
     for record in records:
         if isinstance(record, Replaced) and record.values.shape != shape:
             shape = torch.Size(record.values.shape)
@@ -86,7 +93,7 @@ def merged(weight: Tensor, records: Sequence[Delta], dtype: torch.dtype = torch.
     return merged_rows(rows, 0, records).view(shape)
 
 
-def merged_rows(rows: Tensor, first: int, records: Sequence[Delta]) -> Tensor:
+def merged_rows(rows: "Tensor", first: int, records: Sequence[Delta]) -> "Tensor":
     """The same for `rows` `[count, width]`, float32 or float64, those from `first` on of a weight
     that `records` concern. Stacked matrices are counted through, and a tensor of one dimension has
     rows of one value. The result is on the same device.
@@ -111,16 +118,20 @@ def merged_rows(rows: Tensor, first: int, records: Sequence[Delta]) -> Tensor:
     return found
 
 
-def product(record: LowRank, first: int, count: int, like: Tensor) -> Tensor:
+def product(record: LowRank, first: int, count: int, like: "Tensor") -> "Tensor":
     """`count` rows of scale * B·A from `first` on `[count, width]`, summed as the module says, in
     the dtype and on the device of `like`."""
+    from gpukit_kernels.merge import low_rank
+
     b = record.b.read_rows(first, count, like.dtype).to(like.device)
     a = record.a.read(like.dtype).to(like.device)
     return low_rank(b, a, record.scale)
 
 
-def _add(found: Tensor, base: Tensor, first: int, record: LowRank) -> None:
+def _add(found: "Tensor", base: "Tensor", first: int, record: LowRank) -> None:
     """Add to those of the rows `found` that `record` concerns; unmerged they were `base`."""
+    from gpukit_kernels.merge import lengths
+
     within, at, count = _common(record.first, record.rows, first, len(found))
     if not count:
         return
@@ -148,7 +159,7 @@ def _common(begin: int, size: int, first: int, count: int) -> tuple[slice, int, 
     return slice(start - first, start - first + common), start - begin, common
 
 
-def _part(values: Values, first: int, count: int, like: Tensor) -> Tensor:
+def _part(values: Values, first: int, count: int, like: "Tensor") -> "Tensor":
     """Rows of `values` as they count in a weight, as `like` is."""
     if len(values.shape) > 2:
         whole = values.read(like.dtype).view(-1, values.shape[-1])
@@ -156,8 +167,10 @@ def _part(values: Values, first: int, count: int, like: Tensor) -> Tensor:
     return values.read_rows(first, count, like.dtype).view(count, -1).to(like.device)
 
 
-def _number(scale: float, like: Tensor) -> Tensor:
+def _number(scale: float, like: "Tensor") -> "Tensor":
     """`scale`, rounded into the dtype of `like`."""
+    import torch
+
     return torch.tensor(scale, dtype=like.dtype, device=like.device)
 
 

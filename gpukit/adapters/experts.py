@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
-from torch import Tensor
-
 from gpukit.adapters.fit import Fit
 from gpukit.adapters.peft_config import Settings
 from gpukit.adapters.places import Stack, stack
-from gpukit.adapters.values import Values
+from gpukit.adapters.values import Numbers, Values
 
 # The order of the parameters in a module of experts.
 ORDER = ("gate_up_proj", "down_proj")
@@ -101,14 +99,15 @@ def _add(
     scale = settings.scale(name)
     for expert, places in enumerate(to.experts):
         one_a = a.rows(expert * rank, rank)
-        one_b = b.changed(partial(_expert, expert=expert, count=count, by_expert=by_expert))
+        change = partial(_expert, expert=expert, count=count, by_expert=by_expert)
+        one_b = b.changed(change, (b.shape[0], rank))
         if swapped:
             one_a, one_b = one_b.t, one_a.t
         for place in places:
             fit.placed(place, one_b, one_a, scale)
 
 
-def _expert(b: Tensor, expert: int, count: int, by_expert: bool) -> Tensor:
+def _expert(b: Numbers, expert: int, count: int, by_expert: bool) -> Numbers:
     """B of one expert `[rows, rank]`."""
     if by_expert:
         return b.reshape(b.shape[0], count, -1)[:, expert]

@@ -118,7 +118,7 @@ class Extractor:
         """Each expert's matrix of a stack by itself."""
         pairs = [self._nothing(base)] * base.shape[0]
         for number in range(base.shape[0]):
-            one, other = (each.rows(number, 1).changed(_only) for each in (tuned, base))
+            one, other = (each.matrix(number) for each in (tuned, base))
             d = Difference(one, other, device)
             if d.energy:
                 factors = factorise(d, self.rank)
@@ -174,10 +174,6 @@ class Extractor:
             targets.append(HEAD)
             settings["ensure_weight_tying"] = True
         return writing.config(self.rank, targets, base, **settings)
-
-
-def _only(values: Tensor) -> Tensor:
-    return torch.squeeze(values, 0)
 
 
 def _end(module: str) -> str:

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from functools import partial
 from math import isfinite
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from gpukit.adapters.base import Base
 from gpukit.adapters.delta import LowRank
 from gpukit.adapters.fit import Fit
-from gpukit.adapters.values import Values
+from gpukit.adapters.values import Numbers, Values
 from gpukit.errors import GGUFError
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import GGUFModel
@@ -156,13 +156,9 @@ def _add_pair(fit: Fit, rule: Rule, a: Values, b: Values, alpha: float) -> None:
         for done in range(0, span.rows, rows):
             part = span._replace(first=span.first + done, rows=rows)
             matrix, row = divmod(at + done, each)
-            whole = (a, b) if len(shape) == 2 else (_matrix(a, matrix), _matrix(b, matrix))
+            whole = (a, b) if len(shape) == 2 else (a.matrix(matrix), b.matrix(matrix))
             _add_span(fit, part, row, *whole, scale)
         at += span.rows
-
-
-def _matrix(values: Values, number: int) -> Values:
-    return values.rows(number, 1).changed(_only)
 
 
 def _add_span(fit: Fit, span: Span, row: int, a: Values, b: Values, scale: float) -> None:
@@ -180,20 +176,16 @@ def _add_span(fit: Fit, span: Span, row: int, a: Values, b: Values, scale: float
     fit.add(tensor, LowRank(part, a, scale, span.first))
 
 
-def _only(values: Tensor) -> Tensor:
-    return torch.squeeze(values, 0)
-
-
-def _order(fit: Fit, span: Span) -> Tensor:
+def _order(fit: Fit, span: Span) -> NDArray[np.intp]:
     """For each row of the checkpoint the one of the GGUF that holds it."""
     assert span.transform is not None
-    numbers = torch.arange(span.rows, dtype=torch.float64).view(-1, 1)
-    moved = span.transform(numbers).view(-1)
-    order = moved.argsort()
-    if not moved[order].equal(numbers.view(-1)):
+    numbers = np.arange(span.rows, dtype=np.float64)[:, None]
+    moved = span.transform(numbers).reshape(-1)
+    order: NDArray[np.intp] = moved.argsort()
+    if not np.array_equal(moved[order], numbers[:, 0]):
         raise fit.fail(f"{span.source}: a GGUF has changed its values; no delta can be moved back")
     return order
 
 
-def _back(values: Tensor, order: Tensor) -> Tensor:
-    return values[order.to(values.device)] if not values.is_meta else values
+def _back(values: Numbers, order: NDArray[np.intp]) -> Numbers:
+    return np.take(values, order, 0)

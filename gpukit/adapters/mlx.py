@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gpukit.adapters.base import canonical
 from gpukit.adapters.fit import Fit
 from gpukit.adapters.places import stack
@@ -145,11 +142,7 @@ def _add_switch(fit: Fit, module: str, a: Values, b: Values, settings: MLXSettin
             f"{list(each)} and {[count, to.rows, rank]} belong to the base and the rank"
         )
     for number, places in enumerate(to.experts):
-        one_a = a.rows(number * rank, rank) if a.shape == flat else a.rows(number, 1).changed(_only)
-        one_b = b.rows(number, 1).changed(_only)
+        one_a = a.rows(number * rank, rank) if a.shape == flat else a.matrix(number)
+        one_b = b.matrix(number)
         for place in places:
             fit.placed(place, one_b, one_a, settings.scale)
-
-
-def _only(values: Tensor) -> Tensor:
-    return torch.squeeze(values, 0)

@@ -4,19 +4,17 @@ For a base that is a GGUF, and for writing GGUF adapters. Rows that an import mo
 in B, in lengths, and in what takes the place of a tensor.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from torch import Tensor
+import numpy as np
 
 from gpukit.adapters.delta import Added, Delta, LowRank, Replaced, ReplacedRows
-from gpukit.adapters.values import Values
+from gpukit.adapters.values import Numbers, Values
 from gpukit.errors import AdapterError
-from gpukit.models.rules import Span
-
-Transform = Callable[[Tensor], Tensor]
+from gpukit.models.rules import Span, Transform
 
 
 class Made(Protocol):
@@ -102,9 +100,8 @@ def _through(values: Values, transform: Transform) -> Values:
     return values.changed(partial(_apply, transform=transform))
 
 
-def _apply(values: Tensor, transform: Transform) -> Tensor:
+def _apply(values: Numbers, transform: Transform) -> Numbers:
     """A matrix, or a tensor of one dimension, which is one row, through a transform of an import;
     numbers of float64 stay so."""
-    if values.is_meta:
-        return values
-    return transform(values.view(1, -1) if values.dim() == 1 else values).view(values.shape)
+    lines = values.reshape(1, -1) if values.ndim == 1 else values
+    return np.asarray(transform(lines)).reshape(values.shape)

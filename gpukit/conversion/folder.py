@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gpukit.conversion.checks import check_device
+from gpukit.conversion.engine import Wish
 from gpukit.conversion.pipeline import run_pipeline
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.atomic import target_of
 from gpukit.formats.carried import CARD, CONFIG, carried_files, changed_config
 from gpukit.formats.checkpoint import Checkpoint
-from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.formats.folder import model_name, read_text
 from gpukit.formats.model_card import Origin, merged_card
 from gpukit.formats.new_folder import check_folder, new_folder, small_size, write_small
@@ -24,7 +24,8 @@ from gpukit.sources.merged import Merge, MergedCheckpoint
 from gpukit.sources.steps import Step
 from gpukit.sources.stored import UNCHANGED, Changes, StoredSource
 
-DTYPES = ("F32", "F16", "BF16")
+# The types of a folder's floats, and what config.json calls them.
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def write_folder(
     inputs: Iterable[Path] = (),
     device: str = "auto",
     budget: int = 4 << 30,
+    engine: Wish = "auto",
     report: Report = ignore,
 ) -> FolderResult:
     """Write the model of the open `checkpoint` with `steps` applied to folder `out`, whole or not
@@ -100,9 +102,9 @@ def write_folder(
 
     Weights go through `steps` row by row and are rounded to nearest even into their type, as
     `StoredSource` says it. `inputs` are other folders that are read, which `out` must not lie in;
-    `device` and `budget` are those of `run_plan`. `ArgumentError` where `out` is no place for a
-    folder, `CheckpointError` for values that are not finite and for what of the checkpoint cannot
-    be used, `DiskError` where the disk refuses.
+    `device`, `budget` and `engine` are those of `run_plan`. `ArgumentError` where `out` is no place
+    for a folder, `CheckpointError` for values that are not finite and for what of the checkpoint
+    cannot be used, `DiskError` where the disk refuses.
     """
     started = time.monotonic()
     check_device(device)
@@ -119,7 +121,7 @@ def write_folder(
         with ShardsWriter(folder, shards) as writer:
             title = "merging" if steps else "copying"
             outputs = _outputs(source, shards)
-            passed = run_pipeline(source, outputs, writer, title, device, budget, report, "torch")
+            passed = run_pipeline(source, outputs, writer, title, device, budget, report, engine)
         report(Status("verifying"))
         _check_written(folder, shards)
     totals = change_totals([output.spec for output in outputs], passed.changes)
@@ -141,6 +143,7 @@ def merge_folder(
     base: str | None = None,
     device: str = "auto",
     budget: int = 4 << 30,
+    engine: Wish = "auto",
     report: Report = ignore,
 ) -> FolderResult:
     """Write the model in `folder` with the adapters of `merge` to folder `out`, as `write_folder`;
@@ -161,7 +164,8 @@ def merge_folder(
         return write_folder(
             checkpoint, out, [*checkpoint.base_steps, checkpoint.step],
             changes=Changes(changed=checkpoint.changed, merged=checkpoint.step.records),
-            options=options, inputs=inputs, device=device, budget=budget, report=report,
+            options=options, inputs=inputs, device=device, budget=budget, engine=engine,
+            report=report,
         )  # fmt: skip
 
 
@@ -175,7 +179,7 @@ def _beside(
             checkpoint.config,
             vocabulary=options.vocabulary,
             untied=options.untied,
-            dtype=options.dtype and str(TORCH_TYPES[options.dtype]).removeprefix("torch."),
+            dtype=options.dtype and DTYPES[options.dtype],
         )
     }
     files = carried_files(folder, options.tokenizer)

@@ -7,51 +7,60 @@ is kept, this engine does without; bytes, checks and sums are those of `torch_en
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from gpukit.conversion.arrays import Rows, narrows, why_not
 from gpukit.conversion.audit import SAMPLE, Audit, Bytes
 from gpukit.conversion.engine import Buffer
 from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
+from gpukit.formats.floats import FLOATS
 from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
 from gpukit_kernels import type_facts
 from gpukit_kernels.cpu import plain
-from gpukit_kernels.cpu.program import Program, kept, program_name
-
-# Of each float type the arrays that hold its values.
-FLOATS: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(np.uint16),
-}
+from gpukit_kernels.cpu.merger import Floats, Merger, narrowed
+from gpukit_kernels.cpu.program import MERGE, Program, kept, kept_library, program_name
 
 
 def plain_conversion(
     source: Source, outputs: Sequence[PlannedOutput], device: str
 ) -> "PlainConversion | str":
-    """The engine for a plan from a GGUF of floats on the CPU, or why it cannot do all of it."""
+    """The engine for a plan from floats on the CPU, or why it cannot do all of it."""
     if not plain.is_cpu(device):
         return f"only device cpu can be used, not {device}"
-    if source.is_checkpoint:
-        return "no checkpoint can be imported"
-    if source.merges:
-        return "no adapter can be merged"
+    if source.only_torch is not None:
+        return source.only_torch
     programs: dict[str, Program] = {}
+    merges = False
     for output in outputs:
-        if output.source_type not in FLOATS:
-            return f"{output.spec.name} cannot be decoded from {output.source_type}"
-        if passes(source, output):
+        moved = passes(source, output)
+        if moved and output.source_type not in type_facts():
+            continue
+        parts = list(source.made_of(output.index, 0, output.spec.rows))
+        tensor = source.tensors[output.index]
+        for part in parts:
+            if why := why_not(part, tensor.row_group):
+                return f"{output.spec.name} {why}"
+        if moved:
+            continue
+        kind, line = output.spec.type, len(tensor.ne) < 2
+        merges |= any(narrows(part, kind if kind in FLOATS else "F32", line) for part in parts)
+        if kind in FLOATS:
+            if kind not in type_facts():
+                return f"{output.spec.name} cannot become {kind}"
             continue
         name = _program_name(output)
         program = kept(name)
         if program is None:
             return f"there is no program for {name} yet"
         programs[name] = program
-    return PlainConversion(source, outputs, programs)
+    merger = kept_library(MERGE, Merger) if merges else None
+    if merges and merger is None:
+        return "there is no program for merging yet"
+    return PlainConversion(source, outputs, programs, merger=merger)
 
 
 def _program_name(output: PlannedOutput) -> str:
@@ -75,7 +84,7 @@ class _Done:
 
 
 class PlainConversion:
-    """The engine of `programs`, by their names."""
+    """The engine of `programs`, by their names, and of `merger` for deltas and rounding."""
 
     def __init__(
         self,
@@ -83,6 +92,7 @@ class PlainConversion:
         outputs: Sequence[PlannedOutput],
         programs: Mapping[str, Program],
         threads: int | None = None,
+        merger: Merger | None = None,
     ) -> None:
         self.source = source
         self.outputs = outputs
@@ -90,7 +100,7 @@ class PlainConversion:
         threads = threads or plain.cpu_threads()
         self.lanes = [PlainLane()] * min(threads, plain.CPU_LANES)
         self._threads = max(threads // len(self.lanes), 1)
-        self._programs = programs
+        self._programs, self._merger = programs, merger
 
     def fidelity(self) -> tuple[Fidelity, ...]:
         return self._audit.fidelity()
@@ -118,32 +128,85 @@ class PlainConversion:
         """The piece's bytes, checked."""
         output = self.outputs[piece.output]
         stored = data[piece.begin : piece.begin + piece.stored]
-        ne = self.source.tensors[output.index].ne
-        values = stored.view(FLOATS[output.source_type]).reshape(piece.rows, ne[0] if ne else 1)
-        moved = passes(self.source, output)
-        blocks = stored if moved else self._quantized(piece, values)
+        moved, kind = passes(self.source, output), output.spec.type
+        if moved and output.source_type not in type_facts():
+            return stored
+        tensor = self.source.tensors[output.index]
+        parts = list(self.source.made_of(output.index, piece.row, piece.rows))
+        line = len(tensor.ne) < 2
+        rows = Rows(parts, stored, tensor.row_group, line, self._merger, self._threads)
+        values, largest = rows.made(FLOATS[kind] if kind in FLOATS and not moved else None)
+        if moved:
+            blocks = stored
+        elif kind in FLOATS:
+            blocks = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        else:
+            values = np.ascontiguousarray(values)
+            blocks = self._quantized(output, values, self._importance(piece, values.shape[1]))
         if values.size:
-            self._audit.finite(piece, plain.largest(values), blocks, data)
-            if not moved:
-                self._compare(piece, values, blocks)
+            self._audit.finite(piece, largest, blocks, data)
+            if kind != output.source_type:
+                self._compare(piece, rows, blocks, values.shape)
+            if self.source.changes(output.index):
+                self._change(piece, rows, blocks, values.shape)
         return blocks
 
-    def _quantized(self, piece: Piece, values: plain.Array) -> Bytes:
-        output = self.outputs[piece.output]
+    def _importance(self, piece: Piece, width: int) -> Floats | None:
+        return importance_of(piece, self.outputs[piece.output], width)
+
+    def _quantized(
+        self, output: PlannedOutput, values: plain.Array, columns: Floats | None
+    ) -> Bytes:
         facts, program = type_facts()[output.spec.type], self._programs[_program_name(output)]
-        columns = importance_of(piece, output, values.shape[1])
         return plain.quantize_rows(values, facts, program, columns, self._threads).reshape(-1)
 
-    def _compare(self, piece: Piece, values: plain.Array, blocks: Bytes) -> None:
+    def _compare(self, piece: Piece, rows: Rows, blocks: Bytes, shape: tuple[int, ...]) -> None:
         """Add up what some of the rows lost."""
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        step = max(values.size // SAMPLE, 1)
-        some = plain.as_float32(values[::step])
-        kind = GGMLQuantizationType[self.outputs[piece.output].spec.type]
-        again = dequantize(blocks.reshape(len(values), -1)[::step], kind)
+        step = max(shape[0] * shape[1] // SAMPLE, 1)
+        some = rows.some(np.arange(0, shape[0], step))
+        again = _decoded(blocks.reshape(shape[0], -1)[::step], self.outputs[piece.output].spec.type)
         with np.errstate(all="ignore"):
             error = float(np.square(some - again).sum(dtype=np.float64))
             square = float(np.square(some).sum(dtype=np.float64))
         self._audit.lost(piece, error, square, some.size)
+
+    def _change(self, piece: Piece, rows: Rows, blocks: Bytes, shape: tuple[int, ...]) -> None:
+        """Add up what adapters did to some of the rows; as `torch_engine`."""
+        output = self.outputs[piece.output]
+        columns = self._importance(piece, shape[1])
+        step = max(shape[0] * shape[1] // SAMPLE, 1)
+        # Rows of one matrix: of experts each has an importance of its own.
+        count = shape[0] if columns is None else shape[0] // len(columns)
+        picks = np.arange(0, count, step)
+        before, x = rows.some(picks, merged=False), rows.some(picks)
+        if np.array_equal(before, x):
+            picks = np.arange(count)
+            before, x = rows.some(picks, merged=False), rows.some(picks)
+        kind = output.spec.type
+        if kind in FLOATS:
+            was = self._rounded(before, kind)
+        else:
+            one = None if columns is None else columns[:1]
+            was = _decoded(self._quantized(output, before, one).reshape(len(before), -1), kind)
+        delta = x - before
+        moved = _decoded(blocks.reshape(shape[0], -1)[picks], kind) - was
+        pairs = ((before, before), (delta, delta), (moved, moved), (moved, delta))
+        weight, change, stored, along = (float((a.astype(np.float64) * b).sum()) for a, b in pairs)
+        self._audit.changed(piece, Change(weight, change, stored, along, delta.size))
+
+    def _rounded(self, values: Floats, kind: str) -> Floats:
+        if kind == "F32":
+            return values
+        assert self._merger is not None
+        return plain.as_float32(narrowed(values, FLOATS[kind], self._merger))
+
+
+def _decoded(blocks: Bytes, kind: str) -> Floats:
+    """float32 `[rows, n]` of `blocks` `[rows, row_bytes]`."""
+    if kind in FLOATS:
+        return plain.as_float32(np.ascontiguousarray(blocks).view(FLOATS[kind]))
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    found: Floats = dequantize(blocks, GGMLQuantizationType[kind])
+    return found

@@ -1,38 +1,35 @@
 """Puts a decoder together from the weights of a file; an architecture says in a `Style` how."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from gpukit.models.attention import Attention
 from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Block, Decoder
-from gpukit.models.layers import Experts, GatedFeedForward, RMSNorm, Rope, rotate_halves
+from gpukit.models.layers import (
+    Experts,
+    GatedFeedForward,
+    RMSNorm,
+    Rope,
+    rotate_halves,
+    rotate_pairs,
+)
 from gpukit.models.rope import yarn_divisors, yarn_magnitude
+from gpukit.models.style import Style
 from gpukit.models.weights import Embedding, Weights
 
-
-@dataclass(frozen=True)
-class Style:
-    """How an architecture does what all of them do.
-
-    rotate      the pairs of a head that RoPE turns
-    qk_norms    a norm over each head of queries and keys, before RoPE
-    activation  of the gate
-    scaled      embeddings times the root of their width
-    post_norms  a norm behind attention and behind feed forward, too
-    fused       attn_qkv holds queries, keys and values, ffn_up gate and up
-    """
-
-    rotate: Callable[[Tensor, Tensor], Tensor] = rotate_halves
-    qk_norms: bool = False
-    activation: Callable[[Tensor], Tensor] = silu
-    scaled: bool = False
-    post_norms: bool = False
-    fused: bool = False
+ROTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "halves": rotate_halves,
+    "pairs": rotate_pairs,
+}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+}
 
 
 def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
@@ -132,7 +129,7 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         o=weights.linear(f"{at}.attn_output", embd, q),
         head_dim=head_dim,
         scale=config.attention_scale or head_dim**-0.5,
-        rotate=style.rotate,
+        rotate=ROTATIONS[style.rotate],
         window=config.window_of(layer),
         cap=config.attention_cap,
         norms=norms,
@@ -154,7 +151,7 @@ def _feed_forward(
         gate=gate,
         up=up,
         down=weights.linear(f"{at}.ffn_down", embd, ff),
-        activation=style.activation,
+        activation=ACTIVATIONS[style.activation],
     )
 
 
@@ -169,7 +166,8 @@ def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Ex
     return Experts(
         router=weights.linear(f"{at}.ffn_gate_inp", count, embd),
         experts=tuple(
-            GatedFeedForward(gate, up, down, style.activation) for gate, up, down in maps
+            GatedFeedForward(gate, up, down, ACTIVATIONS[style.activation])
+            for gate, up, down in maps
         ),
         used=config.n_expert_used,
     )

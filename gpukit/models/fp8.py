@@ -10,10 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gpukit.errors import CheckpointError, one_line
 from gpukit.events import Report, Warned, ignore
@@ -21,13 +18,14 @@ from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.values import section
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PLAIN = ("BF16", "F16", "F32", "F64")
 MODELOPT = "hf_quant_config.json"
-FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-SCALES = {
-    "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
-    "F8_E8M0": torch.float8_e8m0fnu,
-}  # fmt: skip
+# The types of weights and of scales, and what torch calls them.
+FP8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+SCALES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E8M0": "float8_e8m0fnu"}
 
 # The scale of `X.weight` by its name's end instead of `weight`, in the order of preference.
 SCALE_NAMES = ("weight_scale_inv", "weight_scale", "qscale_weight")
@@ -181,17 +179,22 @@ def _blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
     return tuple(-(-size // part) for size, part in zip(shape, block, strict=True))
 
 
-def read_scale(checkpoint: Checkpoint, scale: Scale) -> Tensor:
+def read_scale(checkpoint: Checkpoint, scale: Scale) -> "Tensor":
     """float32 `[blocks of rows, blocks of columns]`."""
+    import torch
+
     data = bytearray(scale.tensor.nbytes)
     checkpoint.read_into(scale.tensor, memoryview(data))
-    values = torch.frombuffer(data, dtype=SCALES[scale.tensor.dtype]).to(torch.float32)
+    dtype = getattr(torch, SCALES[scale.tensor.dtype])
+    values = torch.frombuffer(data, dtype=dtype).to(torch.float32)
     return values.view(-1, scale.tensor.shape[-1] if len(scale.tensor.shape) == 2 else 1)
 
 
-def scaled(stored: Tensor, row: int, scale: Scale, scales: Tensor) -> Tensor:
+def scaled(stored: "Tensor", row: int, scale: Scale, scales: "Tensor") -> "Tensor":
     """float32 `[rows, width]` of 8-bit floats `[rows, width]`, the first being row `row` of the
     weight; `scales` as `read_scale` gives them."""
+    import torch
+
     scales = scales.to(stored.device)
     rows = torch.arange(row, row + stored.shape[0]).div(scale.rows, rounding_mode="floor")
     columns = torch.arange(stored.shape[1]).div(scale.columns, rounding_mode="floor")

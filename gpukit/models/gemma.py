@@ -7,22 +7,19 @@ llama.cpp's converter (its own list of metadata) and loader (RoPE of base 10000)
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.functional import gelu
+import numpy as np
 
 from gpukit.errors import CheckpointError
 from gpukit.formats.file_types import FILE_TYPE
 from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models import tables
-from gpukit.models.assemble import Style
 from gpukit.models.config import ModelConfig
 from gpukit.models.registry import Architecture
 from gpukit.models.rules import Rule
 from gpukit.models.sizes import check_activation, read_sizes
+from gpukit.models.style import Style
 from gpukit.models.tables import ATTENTION, FEED_FORWARD, OUTPUT_BIAS, QKV_BIASES, decoder_rules
 from gpukit.tokenizer import gemma_vocabulary
 
@@ -35,7 +32,6 @@ DEFAULTS = {
 
 # The first configurations said gelu and meant this approximation.
 GELU_TANH = ("gelu_pytorch_tanh", "gelu")
-gelu_tanh = partial(gelu, approximate="tanh")
 
 # A copy of the embedding, or nothing.
 SKIPPED = (*tables.SKIPPED, "lm_head.weight")
@@ -75,8 +71,12 @@ def shifted(rules: Sequence[Rule]) -> list[Rule]:
     ]
 
 
-def plus_one(slab: Tensor) -> Tensor:
+def plus_one(slab: Any) -> Any:
     """`slab` + 1: float16 in half precision, as in llama.cpp's converter, the others in float32."""
+    if isinstance(slab, np.ndarray):
+        return (slab if slab.dtype == np.float16 else slab.astype(np.float32)) + 1
+    import torch
+
     return (slab if slab.dtype is torch.float16 else slab.to(torch.float32)) + 1
 
 
@@ -118,7 +118,7 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=gemma_vocabulary,
-        style=Style(activation=gelu_tanh, scaled=True),
+        style=Style(activation="gelu_tanh", scaled=True),
         skipped=SKIPPED,
     ),
 )

@@ -11,14 +11,12 @@ from math import sqrt
 from typing import Any
 
 from gpukit.formats.gguf_fields import Field, ValueType, array, f32, u32
-from gpukit.models.assemble import Style
 from gpukit.models.config import ModelConfig
 from gpukit.models.gemma import (
     GELU_TANH,
     SKIPPED,
     attention_rows,
     checked_tied,
-    gelu_tanh,
     gemma_fields,
     shifted,
     theta_fields,
@@ -26,6 +24,7 @@ from gpukit.models.gemma import (
 from gpukit.models.registry import Architecture
 from gpukit.models.rules import Rule
 from gpukit.models.sizes import check_activation, read_sizes, restore_sizes
+from gpukit.models.style import Style
 from gpukit.models.tables import FEED_FORWARD_IN_NORMS, decoder_rules
 from gpukit.models.values import real, whole
 from gpukit.models.windows import windowed_layers
@@ -124,7 +123,7 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=gemma2_vocabulary,
-        style=Style(activation=gelu_tanh, scaled=True, post_norms=True),
+        style=Style(activation="gelu_tanh", scaled=True, post_norms=True),
         restoring=restore,
         skipped=SKIPPED,
     ),

@@ -12,13 +12,13 @@ from typing import Any
 
 from gpukit.errors import CheckpointError
 from gpukit.formats.gguf_fields import Field, f32, u32
-from gpukit.models.assemble import Style
 from gpukit.models.config import ModelConfig
-from gpukit.models.gemma import GELU_TANH, attention_rows, gelu_tanh, shifted
+from gpukit.models.gemma import GELU_TANH, attention_rows, shifted
 from gpukit.models.gemma2 import pattern_fields, periodic, scale_fields, usual_scale
 from gpukit.models.registry import Architecture
 from gpukit.models.rules import Rule
 from gpukit.models.sizes import check_activation, read_sizes, restore_sizes, size_fields
+from gpukit.models.style import Style
 from gpukit.models.tables import FEED_FORWARD_IN_NORMS, QK_NORMS, decoder_rules
 from gpukit.models.values import real, section, whole
 from gpukit.models.windows import windowed_layers
@@ -122,7 +122,7 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=gemma2_vocabulary,
-        style=Style(activation=gelu_tanh, scaled=True, post_norms=True, qk_norms=True),
+        style=Style(activation="gelu_tanh", scaled=True, post_norms=True, qk_norms=True),
         restoring=restore,
         skipped_parts=VISION,
         renamed=renamed,

@@ -8,16 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from gpukit.formats.gguf_fields import Field, u32
-from gpukit.models.assemble import Style
 from gpukit.models.config import ModelConfig
-from gpukit.models.layers import rotate_pairs
 from gpukit.models.registry import Architecture
 from gpukit.models.rope import rope_divisors
 from gpukit.models.rules import PlannedTensor, Rule
 from gpukit.models.sizes import SILU, check_activation, read_sizes, size_fields
+from gpukit.models.style import Style
 from gpukit.models.tables import (
     ATTENTION,
     FEED_FORWARD,
@@ -35,7 +32,7 @@ DEFAULTS = {
 }  # fmt: skip
 
 SCALINGS = ("linear", "llama3", "yarn")
-STYLE = Style(rotate=rotate_pairs)
+STYLE = Style(rotate="pairs")
 
 # Rotated tensors: Hugging Face rotates halves of a head, GGUF neighbouring pairs.
 ROTATED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
@@ -79,14 +76,14 @@ def rotated(rules: Sequence[Rule], config: ModelConfig) -> list[Rule]:
     ]
 
 
-def to_pairs(slab: Tensor, head_dim: int) -> Tensor:
+def to_pairs(slab: Any, head_dim: int) -> Any:
     """Rows of whole heads, from halves (x, x + d/2) to neighbouring pairs (2x, 2x + 1).
 
     `[k * head_dim, n]`, or a bias: one row that holds all heads. The result has the same shape.
     """
     width = slab.shape[1] if slab.shape[0] > 1 else 1
-    heads = slab.view(-1, 2, head_dim // 2, width)
-    return heads.transpose(1, 2).reshape(slab.shape)
+    heads = slab.reshape(-1, 2, head_dim // 2, width)
+    return heads.swapaxes(1, 2).reshape(slab.shape)
 
 
 def fields(config: ModelConfig) -> list[Field]:
@@ -102,7 +99,7 @@ def computed(config: ModelConfig) -> Sequence[PlannedTensor]:
     """rope_freqs.weight for Llama 3.1 and later: what each frequency is divided by."""
     if config.rope_scaling != "llama3":
         return ()
-    factors = rope_divisors(config)
+    factors = rope_divisors(config).numpy()
     return (PlannedTensor("rope_freqs.weight", (len(factors),), (), "F32", values=factors),)
 
 

@@ -12,17 +12,17 @@ from functools import partial
 from math import isclose, log, sqrt
 from typing import Any
 
-import torch
+import numpy as np
 
 from gpukit.errors import CheckpointError
 from gpukit.formats.file_types import FILE_TYPE
 from gpukit.formats.gguf_fields import Field, f32, u32
-from gpukit.models.assemble import Style
 from gpukit.models.config import ModelConfig
 from gpukit.models.registry import Architecture
 from gpukit.models.rope import PLAIN, rope_kind
 from gpukit.models.rules import PlannedTensor, Rule
 from gpukit.models.sizes import SILU, check_activation, check_square, read_sizes, restore_sizes
+from gpukit.models.style import Style
 from gpukit.models.tables import FUSED, decoder_rules
 from gpukit.models.values import real, section, whole
 from gpukit.tokenizer import phi3_vocabulary
@@ -137,7 +137,7 @@ def computed(config: ModelConfig) -> Sequence[PlannedTensor]:
     return [
         PlannedTensor(
             f"rope_factors_{name}.weight", (len(values),), (), "F32",
-            values=torch.tensor(values, dtype=torch.float32),
+            values=np.array(values, dtype=np.float32),
         )
         for name, values in named
         if values

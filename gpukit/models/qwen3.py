@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpukit.formats.gguf_fields import Field
-from gpukit.models.assemble import Style
 from gpukit.models.config import ModelConfig
 from gpukit.models.qwen2 import DEFAULTS, with_qwen_window
 from gpukit.models.registry import Architecture
 from gpukit.models.rules import Rule
 from gpukit.models.sizes import SILU, check_activation, read_sizes, size_fields
+from gpukit.models.style import Style
 from gpukit.models.tables import (
     ATTENTION,
     FEED_FORWARD,

@@ -7,18 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.events import Report, ignore
 from gpukit.formats.gguf_fields import Field
-from gpukit.models.assemble import Style, assemble
 from gpukit.models.config import ModelConfig
-from gpukit.models.decoder import Decoder
 from gpukit.models.rules import PlannedTensor, Rule
 from gpukit.models.sizes import restore_sizes
+from gpukit.models.style import Style
 from gpukit.models.tables import SKIPPED
-from gpukit.models.weights import Weights
+
+if TYPE_CHECKING:
+    from gpukit.models.decoder import Decoder
+    from gpukit.models.weights import Weights
 
 
 class Vocabulary(Protocol):
@@ -46,7 +48,7 @@ class Architecture:
     vocabulary  the vocabulary of a folder as metadata
     style     how its decoder does what all of them do
     restoring  metadata and name -> ModelConfig
-    building  configuration, weights of a file and style -> a decoder that runs
+    building  configuration, weights of a file and style -> a decoder that runs; `assemble` without
     computed  tensors that no checkpoint holds, such as RoPE factors
     skipped   endings of the names of tensors that are left out: copies, and what is computed anew
     skipped_parts  beginnings of names: the parts of a larger model that are not text
@@ -63,7 +65,7 @@ class Architecture:
     vocabulary: Vocabulary
     style: Style = field(default_factory=Style)
     restoring: Callable[[Mapping[str, Field], str], ModelConfig] = restore_sizes
-    building: Callable[[ModelConfig, Weights, Style], Decoder] = assemble
+    building: "Callable[[ModelConfig, Weights, Style], Decoder] | None" = None
     computed: Callable[[ModelConfig], Sequence[PlannedTensor]] = lambda _config: ()
     first_fields: Callable[[ModelConfig], Sequence[Field]] = lambda _config: ()
     skipped: tuple[str, ...] = SKIPPED
@@ -75,13 +77,20 @@ class Architecture:
         makes no sense, or cannot be run."""
         return self.restoring(found, self.name)
 
-    def build(self, config: ModelConfig, weights: Weights) -> Decoder:
+    def build(self, config: ModelConfig, weights: "Weights") -> "Decoder":
         """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
-        return self.building(config, weights, self.style)
+        # Who only imports a model needs no torch.
+        from gpukit.models.assemble import assemble
+
+        return (self.building or assemble)(config, weights, self.style)
 
     def leaves_out(self, name: str) -> bool:
         """Whether the tensor `name` of a checkpoint has no place in a GGUF."""
         return name.endswith(self.skipped) or name.startswith(self.skipped_parts)
+
+
+# What runs a model or undoes a quantisation, by torch: no architecture is there.
+COMPUTING = ("assemble", "attention", "cache", "decoder", "layers", "nf4", "weights")
 
 
 @cache
@@ -90,8 +99,10 @@ def architectures() -> tuple[Architecture, ...]:
     from gpukit import models
 
     found: list[Architecture] = []
-    for module in pkgutil.iter_modules(models.__path__, models.__name__ + "."):
-        found.extend(getattr(importlib.import_module(module.name), "ARCHITECTURES", ()))
+    for module in pkgutil.iter_modules(models.__path__):
+        if module.name not in COMPUTING:
+            name = f"{models.__name__}.{module.name}"
+            found.extend(getattr(importlib.import_module(name), "ARCHITECTURES", ()))
     return tuple(found)
 
 

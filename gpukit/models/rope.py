@@ -6,15 +6,15 @@ Facts: transformers' modeling_rope_utils (which of several values counts), llama
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, f32, string, u32
 from gpukit.models.config import ModelConfig
 from gpukit.models.values import real, section, stored, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Kinds that need nothing but their base.
 PLAIN = ("default", "none")
@@ -100,12 +100,14 @@ def rope_fields(config: ModelConfig) -> list[Field]:
     return found
 
 
-def rope_divisors(config: ModelConfig) -> Tensor:
+def rope_divisors(config: ModelConfig) -> "Tensor":
     """What llama3 divides each frequency by: float32 `[head_dim / 2]`.
 
     1 for short wavelengths, the factor for long ones, between them a smooth passage; every step is
     rounded to float32, as in the converter, which works on tensors of no dimension.
     """
+    import torch
+
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     short = config.rope_original_ctx / config.rope_high
     long = config.rope_original_ctx / config.rope_low
@@ -123,12 +125,14 @@ def rope_divisors(config: ModelConfig) -> Tensor:
     return torch.tensor(divisors, dtype=torch.float32)
 
 
-def yarn_divisors(config: ModelConfig) -> Tensor:
+def yarn_divisors(config: ModelConfig) -> "Tensor":
     """What YaRN divides each frequency by: float32 `[head_dim / 2]`.
 
     1 for frequencies that turn `beta_fast` times and more in the original context, the factor for
     those that turn less than `beta_slow` times, between them a share of each.
     """
+    import torch
+
     dim, settings = config.head_dim, dict(config.rope_yarn)
 
     def place(turns: float) -> float:

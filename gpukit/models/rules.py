@@ -4,15 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gpukit.formats.gguf_fields import Field
 from gpukit.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gpukit.models.fp8 import Scales
+
+# Rows -> as many in the layout of a GGUF; tensors of torch or arrays of NumPy.
+Transform = Callable[[Any], Any]
 
 
 # A tuple: a model with many experts has a million, and they are made many times as fast.
@@ -27,19 +31,19 @@ class Span(NamedTuple):
     shape: tuple[int, ...]
     first: int
     rows: int
-    transform: "Callable[[Tensor], Tensor] | None" = None
+    transform: Transform | None = None
 
     @classmethod
     def whole(
         cls,
         source: str,
         shape: tuple[int, ...],
-        transform: "Callable[[Tensor], Tensor] | None" = None,
+        transform: Transform | None = None,
     ) -> "Span":
         """Every row of `source`."""
         return cls(source, shape, 0, rows_of(shape), transform)
 
-    def changed_by(self, transform: "Callable[[Tensor], Tensor] | None") -> "Span":
+    def changed_by(self, transform: Transform | None) -> "Span":
         """The span with `transform`, if it has none of its own."""
         return self if transform is None or self.transform else self._replace(transform=transform)
 
@@ -68,7 +72,7 @@ class Rule:
     shape: tuple[int, ...]
     required: bool = True
     row_group: int = 1
-    transform: "Callable[[Tensor], Tensor] | None" = None
+    transform: Transform | None = None
     stack: int = 0
     group: str = ""
 
@@ -116,7 +120,7 @@ class PlannedTensor:
     spans: tuple[Span, ...]
     dtype: str
     row_group: int = 1
-    values: "Tensor | None" = None
+    values: NDArray[np.float32] | None = None
 
     @property
     def n_elements(self) -> int:

@@ -63,7 +63,7 @@ def chosen(
         return None
     parts = located([words] if isinstance(words, str | Path) else words)
     found = [(fetched_adapter(place, report), weight) for place, weight in parts]
-    # What loads adapters computes with torch.
+    # Reading adapters takes time to import.
     from gpukit.adapters.experts import Layout
     from gpukit.sources.merged import BASES, Chosen, Merge
 

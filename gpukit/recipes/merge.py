@@ -73,7 +73,7 @@ def merge(
     path = reference.fetch(report)
     if not path.is_dir():
         raise ArgumentError(f"{path}: a GGUF becomes a GGUF: name a .gguf file, not {out}")
-    # What merges computes with torch.
+    # Reading adapters takes time to import.
     from gpukit.conversion.folder import merge_folder
 
     return merge_folder(

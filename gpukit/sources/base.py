@@ -1,9 +1,13 @@
 """Where values come from: a Hugging Face folder or a GGUF model, row slab by row slab."""
 
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_fields import Field, TensorSpec
@@ -11,7 +15,9 @@ from gpukit.formats.gguf_fields import Field, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gpukit.adapters.delta import Delta
     from gpukit.adapters.target import Target
+    from gpukit.models.rules import Transform
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,22 @@ class SourceTensor(TensorSpec):
     would give it, and how many rows a slab must hold a multiple of."""
 
     row_group: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some rows of a tensor are made of: stored are `rows` of `width` values of `dtype`, the
+    first of them row `first` of a weight that `records` are for; `transform` brings them into the
+    layout of the model. Of what is computed there are the float32 `values`, and nothing is stored.
+    """
+
+    dtype: str
+    rows: int
+    width: int
+    first: int = 0
+    records: "Sequence[Delta]" = ()
+    transform: "Transform | None" = None
+    values: NDArray[np.float32] | None = None
 
 
 class Source(Closing):
@@ -83,6 +105,17 @@ class Source(Closing):
     @abstractmethod
     def read(self, index: int, row: int, buffer: memoryview) -> None:
         """Fill `buffer` with the stored bytes from `row` on."""
+
+    @abstractmethod
+    def made_of(self, index: int, row: int, rows: int) -> Iterator[Part]:
+        """What makes `rows` rows of tensor `index` from `row` on, in the order of the rows and of
+        what `read` leaves."""
+
+    @property
+    def only_torch(self) -> str | None:
+        """What of it `values` does and `made_of` does not tell, in words; None where that is
+        nothing."""
+        return None
 
     @abstractmethod
     def values(

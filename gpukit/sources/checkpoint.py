@@ -2,26 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from gpukit.adapters.base import Base
+from gpukit.adapters.delta import Delta
 from gpukit.adapters.target import Target
 from gpukit.errors import one_line
 from gpukit.formats.checkpoint import Checkpoint
-from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.formats.file_types import float_type
 from gpukit.formats.folder import read_files
-from gpukit.models.fp8 import FP8
+from gpukit.formats.safetensors import DTYPE_BITS
 from gpukit.models.importer import plan_import, some
 from gpukit.models.rules import ImportPlan, PlannedTensor, Span, auto_type
-from gpukit.sources.base import Source, SourceTensor
+from gpukit.sources.base import Part, Source, SourceTensor
 from gpukit.sources.merged import Merge, MergedCheckpoint
-from gpukit.sources.steps import Scaling, Step
-from gpukit_kernels.bits import viewed
+from gpukit.sources.steps import Scaling, Step, torch_type
 
-STORED_TYPES = {**TORCH_TYPES, **FP8}
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CheckpointSource(Source):
@@ -111,14 +109,14 @@ class CheckpointSource(Source):
                 yield span, span.first + first, last - first
             at += span.rows
 
-    def _dtype(self, span: Span) -> torch.dtype:
-        return STORED_TYPES[self._checkpoint.tensors[span.source].dtype]
+    def _dtype(self, span: Span) -> str:
+        return self._checkpoint.tensors[span.source].dtype
 
     def _width(self, span: Span) -> int:
         return span.shape[-1] if len(span.shape) > 1 else 1
 
     def _nbytes(self, span: Span, rows: int) -> int:
-        return rows * self._width(span) * self._dtype(span).itemsize
+        return rows * self._width(span) * DTYPE_BITS[self._dtype(span)] // 8
 
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:
         return sum(self._nbytes(span, count) for span, _, count in self._cut(index, row, rows))
@@ -144,16 +142,39 @@ class CheckpointSource(Source):
         records = self._checkpoint.step.records
         return any(span.source in records for span in self._planned[index].spans)
 
-    def values(
-        self, index: int, row: int, rows: int, data: Tensor, *, merged: bool = True
-    ) -> Tensor:
+    @property
+    def only_torch(self) -> str | None:
+        for step in self._steps:
+            return f"{type(step).__name__} cannot be done"
+        return None
+
+    def made_of(self, index: int, row: int, rows: int) -> Iterator[Part]:
         planned = self._planned[index]
         if planned.values is not None:
-            return planned.values.view(-1, planned.ne[0])[row : row + rows].to(data.device)
+            values = planned.values.reshape(-1, planned.ne[0])[row : row + rows]
+            yield Part("F32", rows, planned.ne[0], values=values)
+        for span, first, count in self._cut(index, row, rows):
+            records: Sequence[Delta] = ()
+            if isinstance(self._checkpoint, MergedCheckpoint):
+                records = self._checkpoint.step.records.get(span.source, ())
+            width = self._width(span)
+            yield Part(self._dtype(span), count, width, first, records, span.transform)
+
+    def values(
+        self, index: int, row: int, rows: int, data: "Tensor", *, merged: bool = True
+    ) -> "Tensor":
+        import torch
+
+        from gpukit_kernels.bits import viewed
+
+        planned = self._planned[index]
+        if planned.values is not None:
+            values = planned.values.reshape(-1, planned.ne[0])[row : row + rows]
+            return torch.from_numpy(values).to(data.device)
         found, done = [], 0
         for span, first, count in self._cut(index, row, rows):
             size = self._nbytes(span, count)
-            part = viewed(data[done : done + size], self._dtype(span))
+            part = viewed(data[done : done + size], torch_type(self._dtype(span)))
             part = self._scaling(span.source, first, part.view(count, self._width(span)))
             for step in self._steps:
                 part = step(span.source, first, part)
@@ -168,11 +189,12 @@ class CheckpointSource(Source):
         self._checkpoint.close()
 
 
-def _finished(rows: Tensor, span: Span, planned: PlannedTensor) -> Tensor:
+def _finished(rows: "Tensor", span: Span, planned: PlannedTensor) -> "Tensor":
     """Rows of a span behind all steps in the type of the kernels that `planned` has, or in float32,
     and in the layout of a GGUF."""
     if len(planned.ne) == 1:
         rows = rows.view(1, -1)
-    if rows.dtype is not torch.float32:
-        rows = rows.to(TORCH_TYPES[planned.dtype])
-    return rows if span.transform is None else span.transform(rows)
+    if rows.dtype is not torch_type("F32"):
+        rows = rows.to(torch_type(planned.dtype))
+    found: Tensor = rows if span.transform is None else span.transform(rows)
+    return found

@@ -1,12 +1,13 @@
 """A GGUF model as a source."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpukit_kernels as kernels
 from gpukit.formats.gguf_fields import TensorInfo
 from gpukit.formats.gguf_split import GGUFModel
-from gpukit.sources.base import Source, SourceTensor
+from gpukit.sources.base import Part, Source, SourceTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,7 @@ class GGUFSource(Source):
         self.tensors = tuple(SourceTensor(i.name, i.ne, i.type, 1) for i in self._infos)
 
     def _opened(self, merge: "Merge") -> "MergedGGUF":
-        # What adds deltas computes with torch.
+        # Reading adapters takes time to import.
         from gpukit.sources.merged_gguf import MergedGGUF
 
         try:
@@ -68,7 +69,7 @@ class GGUFSource(Source):
         return self._merged is not None and self._infos[index].name in self._merged.step.records
 
     def target(self) -> "Target":
-        # What reads adapters computes with torch.
+        # Reading adapters takes time to import.
         from gpukit.adapters.gguf import gguf_base
         from gpukit.adapters.target import Target
 
@@ -80,6 +81,11 @@ class GGUFSource(Source):
 
     def read(self, index: int, row: int, buffer: memoryview) -> None:
         self._model.read_into(self._infos[index], buffer, self.stored_bytes(index, row))
+
+    def made_of(self, index: int, row: int, rows: int) -> Iterator[Part]:
+        info = self._infos[index]
+        records = self._merged.step.records.get(info.name, ()) if self._merged is not None else ()
+        yield Part(info.type, rows, info.ne[0] if info.ne else 1, row, records)
 
     def values(
         self, index: int, row: int, rows: int, data: "Tensor", *, merged: bool = True

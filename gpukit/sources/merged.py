@@ -4,22 +4,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import Base
-from gpukit.adapters.combine import combine
 from gpukit.adapters.delta import Delta
 from gpukit.adapters.experts import Layout
 from gpukit.adapters.merging import merge_rows
-from gpukit.adapters.mixing import Combining
 from gpukit.adapters.opening import open_adapter
 from gpukit.adapters.together import combined, weighted
 from gpukit.errors import AdapterError, one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.safetensors import StoredTensor
-from gpukit.sources.nf4 import NF4
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gpukit.adapters.mixing import Combining
+    from gpukit.sources.nf4 import NF4
 
 BASES = ("full", "nf4", "nf4-single")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -46,7 +48,7 @@ class Merge:
     adapters: tuple[Chosen, ...]
     strict: bool = False
     layout: Layout | None = None
-    combining: Combining | None = None
+    combining: "Combining | None" = None
     base: str = "full"
 
 
@@ -56,7 +58,7 @@ class Deltas:
 
     records: Mapping[str, Sequence[Delta]]
 
-    def __call__(self, name: str, row: int, rows: Tensor, /) -> Tensor:
+    def __call__(self, name: str, row: int, rows: "Tensor", /) -> "Tensor":
         records = self.records.get(name)
         return merge_rows(rows, row, records) if records else rows
 
@@ -90,6 +92,9 @@ def records_of(merge: Merge, adapters: Sequence[Adapter]) -> Mapping[str, tuple[
     how = merge.combining
     if how is None:
         return combined(list(map(weighted, adapters, weights)))
+    # What makes one of several computes with torch.
+    from gpukit.adapters.combine import combine
+
     return combine(
         adapters, weights, how.method, density=how.density, rank=how.rank, seed=how.seed,
         majority_sign=how.majority_sign,
@@ -172,8 +177,12 @@ class MergedCheckpoint(Checkpoint):
         self._all.close()
 
 
-def _base_steps(checkpoint: Checkpoint, base: str) -> tuple[NF4, ...]:
-    return () if base == "full" else (NF4(checkpoint, double=base == "nf4"),)
+def _base_steps(checkpoint: Checkpoint, base: str) -> "tuple[NF4, ...]":
+    if base == "full":
+        return ()
+    from gpukit.sources.nf4 import NF4
+
+    return (NF4(checkpoint, double=base == "nf4"),)
 
 
 def _inserted(

@@ -35,7 +35,7 @@ def open_source(path: Path, pre: str | None = None, merge: "Merge | None" = None
     are merged on the way.
     """
     if path.is_dir():
-        # What imports checkpoints computes with torch.
+        # Every architecture takes time to import.
         from gpukit.sources.checkpoint import CheckpointSource
 
         return CheckpointSource(path, pre, merge)

@@ -2,13 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from gpukit.formats.checkpoint import Checkpoint
+from gpukit.formats.floats import FLOATS
 from gpukit.models.fp8 import FP8, Scale, read_scale, scaled
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# The types that steps can see the numbers of.
+STORED = frozenset((*FLOATS, *FP8))
+
+
+def torch_type(dtype: str) -> "torch.dtype":
+    """What torch has for one of `STORED`."""
+    import torch
+
+    from gpukit.formats.dtypes import TORCH_TYPES
+
+    found: torch.dtype = TORCH_TYPES.get(dtype) or getattr(torch, FP8[dtype])
+    return found
 
 
 class Step(Protocol):
@@ -20,7 +35,7 @@ class Step(Protocol):
     nothing to do, else float32 on the same device. Several threads call at a time.
     """
 
-    def __call__(self, name: str, row: int, rows: Tensor, /) -> Tensor: ...
+    def __call__(self, name: str, row: int, rows: "Tensor", /) -> "Tensor": ...
 
 
 @dataclass(frozen=True)
@@ -30,10 +45,10 @@ class Scaling:
     checkpoint: Checkpoint
     scales: Mapping[str, Scale]
 
-    def __call__(self, name: str, row: int, rows: Tensor, /) -> Tensor:
-        if rows.dtype not in FP8.values():
+    def __call__(self, name: str, row: int, rows: "Tensor", /) -> "Tensor":
+        if rows.element_size() > 1:
             return rows
         scale = self.scales.get(name)
         if scale is None:
-            return rows.to(torch.float32)
+            return rows.float()
         return scaled(rows, row, scale, read_scale(self.checkpoint, scale))

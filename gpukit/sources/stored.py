@@ -4,21 +4,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from gpukit.adapters.delta import Delta, Replaced
 from gpukit.errors import CheckpointError
 from gpukit.events import Event, Warned
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.folder import read_files
-from gpukit.formats.safetensors import StoredTensor
+from gpukit.formats.safetensors import DTYPE_BITS, StoredTensor
 from gpukit.formats.safetensors_writer import Entry
 from gpukit.models.fp8 import FP8, find_scales
-from gpukit.sources.base import Source, SourceTensor
-from gpukit.sources.checkpoint import STORED_TYPES
-from gpukit.sources.steps import Scaling, Step
+from gpukit.sources.base import Part, Source, SourceTensor
+from gpukit.sources.merged import Deltas
+from gpukit.sources.steps import STORED, Scaling, Step, torch_type
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What becomes of 8-bit floats: their scales go into the values.
 DEQUANTIZED = "BF16"
@@ -76,7 +77,7 @@ class _Tensor:
     @property
     def row_bytes(self) -> int:
         """Bytes of such a row as it is stored."""
-        return self.width * STORED_TYPES[self.stored.dtype].itemsize
+        return self.width * DTYPE_BITS[self.stored.dtype] // 8
 
 
 class StoredSource(Source):
@@ -129,7 +130,7 @@ class StoredSource(Source):
     def _tensor(self, name: str, stored: StoredTensor, dtype: str | None) -> _Tensor:
         rows = self._changes.resized.get(name)
         shape = stored.shape if rows is None else (rows, *stored.shape[1:])
-        if stored.dtype not in STORED_TYPES or not prod(shape):
+        if stored.dtype not in STORED or not prod(shape):
             return _Tensor(Entry(name, stored.dtype, shape), stored, True)
         own = DEQUANTIZED if stored.dtype in FP8 else stored.dtype
         return _Tensor(Entry(name, dtype or own, shape), stored, False)
@@ -190,12 +191,29 @@ class StoredSource(Source):
         tensor = self._tensors[index]
         return not tensor.raw and tensor.entry.name in self._changes.merged
 
-    def values(
-        self, index: int, row: int, rows: int, data: Tensor, *, merged: bool = True
-    ) -> Tensor:
+    @property
+    def only_torch(self) -> str | None:
+        for step in self._steps[1:]:
+            if not isinstance(step, Deltas):
+                return f"{type(step).__name__} cannot be done"
+        resized = (t.entry.name for t in self._tensors if t.entry.shape != t.stored.shape)
+        return next((f"{name} cannot be resized" for name in resized), None)
+
+    def made_of(self, index: int, row: int, rows: int) -> Iterator[Part]:
         tensor = self._tensors[index]
         first, count = self._values_of(index, row, rows)
-        part = data.view(STORED_TYPES[tensor.stored.dtype]).view(-1, tensor.width)
+        deltas = [step.records for step in self._steps if isinstance(step, Deltas)]
+        records = [r for found in deltas for r in found.get(tensor.entry.name, ())]
+        yield Part(tensor.stored.dtype, count, tensor.width, first, records)
+
+    def values(
+        self, index: int, row: int, rows: int, data: "Tensor", *, merged: bool = True
+    ) -> "Tensor":
+        import torch
+
+        tensor = self._tensors[index]
+        first, count = self._values_of(index, row, rows)
+        part = data.view(torch_type(tensor.stored.dtype)).view(-1, tensor.width)
         if len(part) < count:
             part = torch.cat((part, part.new_zeros(count - len(part), tensor.width)))
         for step in self._steps if merged else self._steps[:-1]:

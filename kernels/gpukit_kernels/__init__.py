@@ -11,10 +11,10 @@ from gpukit_kernels.lazy import lazily
 
 if TYPE_CHECKING:
     from gpukit_kernels.counting import operations
+    from gpukit_kernels.factors import Factors
     from gpukit_kernels.facts import TypeFacts, type_facts
     from gpukit_kernels.hardware import device, device_list, devices, issue_rate, timed
     from gpukit_kernels.memory import keep_memory
-    from gpukit_kernels.merge import Factors
     from gpukit_kernels.merge_op import merge_lora
     from gpukit_kernels.ops import dequantize, matmul, plan_backend, quantize
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 # The module of each name. None is called as one of its names: importing it would hide that.
 _MODULES = {
     "counting": ["operations"],
+    "factors": ["Factors"],
     "facts": ["TypeFacts", "type_facts"],
     "memory": ["keep_memory"],
     "hardware": ["device", "device_list", "devices", "issue_rate", "timed"],
-    "merge": ["Factors"],
     "merge_op": ["merge_lora"],
     "ops": ["dequantize", "matmul", "plan_backend", "quantize"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],

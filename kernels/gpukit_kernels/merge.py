@@ -12,36 +12,14 @@ reading the weight.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gpukit_kernels.factors import Factors
+
 # Sums of squares that are kept side by side: two of the widest vectors.
 LANES = 32
-
-
-class Factors(NamedTuple):
-    """What one adapter adds to a weight `[..., rows, width]`: scale * b·a, float32 `b`
-    `[..., rows, rank]` and `a` `[..., rank, width]`; where there is a `magnitude` (DoRA), float32
-    `[..., rows]`, each row is then brought to it."""
-
-    b: Tensor
-    a: Tensor
-    scale: float = 1.0
-    magnitude: Tensor | None = None
-
-    def part(self, first: int, count: int) -> "Factors":
-        """The same for some rows of a weight of two dimensions."""
-        lengths = self.magnitude
-        if lengths is not None:
-            lengths = lengths[first : first + count]
-        return self._replace(b=self.b[first : first + count], magnitude=lengths)
-
-    def of(self, matrix: int) -> "Factors":
-        """The same for one weight of several."""
-        lengths = None if self.magnitude is None else self.magnitude[matrix]
-        return self._replace(b=self.b[matrix], a=self.a[matrix], magnitude=lengths)
 
 
 def low_rank(b: Tensor, a: Tensor, scale: float) -> Tensor:
@@ -65,7 +43,7 @@ def lengths(rows: Tensor) -> Tensor:
     return total[..., 0].to(torch.float64).sqrt().to(rows.dtype)
 
 
-def merge(weight: Tensor, factors: Sequence[Factors]) -> Tensor:
+def merge(weight: Tensor, factors: Sequence[Factors[Tensor]]) -> Tensor:
     """float32 `[..., rows, width]`: `weight` with the deltas of all `factors`."""
     found = weight.clone()
     for b, a, scale, magnitude in factors:

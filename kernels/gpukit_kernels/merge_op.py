@@ -12,7 +12,7 @@ from torch import Tensor
 from gpukit_kernels import merge
 from gpukit_kernels.cpu import compiled, merge as cpu_merge, tiles
 from gpukit_kernels.errors import QuantError
-from gpukit_kernels.merge import Factors
+from gpukit_kernels.factors import Factors
 from gpukit_kernels.merge_triton import merge_triton
 from gpukit_kernels.ops import checked_backend, usual_backend
 from gpukit_kernels.table import FLOATS, QuantType, by_name

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gpukit_kernels import QUANTS, Factors, QuantError, dequantize, merge_lora, quantize
 from gpukit_kernels.cpu import compiled
+from gpukit_kernels.cpu.merge import by_program
 from gpukit_kernels.merge import lengths, low_rank, merge
 
 BACKENDS = ["eager", "compiled", "triton"]
@@ -139,10 +140,10 @@ def test_narrow_vectors(
 ) -> None:
     monkeypatch.setenv("GPUKIT_CFLAGS", flags)
     monkeypatch.setenv("GPUKIT_CACHE", str(tmp_path_factory.mktemp("programs")))
-    merger = compiled._made_merger()
+    add = by_program(compiled._made_merger())
     for rows, width in ((1, 3), (4, 64), (11, 300)):
         weight, some = drawn(rows, width), factors((rows, width), [5, 9], dora=True)
-        assert same(merger.merge(weight.clone(), some), merge(weight, some))
+        assert same(add(weight.clone(), some), merge(weight, some))
 
 
 def test_many_rows_on_several_threads() -> None:

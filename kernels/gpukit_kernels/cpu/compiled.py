@@ -21,7 +21,8 @@ from torch import Tensor
 from gpukit_kernels import merge
 from gpukit_kernels.cpu import cache as code_cache, products, tiles
 from gpukit_kernels.cpu.build import build, compiler, has_tiles
-from gpukit_kernels.cpu.merge import Merger, Steps
+from gpukit_kernels.cpu.merge import Steps, by_program
+from gpukit_kernels.cpu.merger import Merger
 from gpukit_kernels.cpu.program import (
     MERGE,
     POOL,
@@ -37,7 +38,7 @@ from gpukit_kernels.cpu.program import (
     program_name,
 )
 from gpukit_kernels.cpu.recording import HERE, Form, record, record_decoder
-from gpukit_kernels.merge import Factors
+from gpukit_kernels.factors import Factors
 from gpukit_kernels.table import QuantType
 from gpukit_kernels.turns import alone
 
@@ -53,6 +54,8 @@ DECODED_BLOCKS = 100
 
 # Rows and columns of a weight that deltas are added to both ways: of every kind of tile some.
 MERGED = (7, 257)
+# Numbers of any bits that are rounded both ways, not divided by vectors.
+CONVERTED = (1 << 16) + 5
 
 # Weights in a tile of a program: 16 KiB as float32, which twenty search steps pass over.
 TILE = 1 << 12
@@ -147,7 +150,7 @@ def merging(row: QuantType) -> Steps:
         else:
             products.decode(blocks, by, None, out)
 
-    return Steps(decode, merge.merge if add is None else add.merge, encode)
+    return Steps(decode, merge.merge if add is None else by_program(add), encode)
 
 
 def _made_merger() -> Merger:
@@ -174,9 +177,34 @@ def _compare_merger(found: Merger) -> None:
     ]
     with alone():
         wanted = merge.merge(weight, factors)
-    got = found.merge(weight.clone(), factors)
+    got = by_program(found)(weight.clone(), factors)
     wrong = (got.view(torch.int32) != wanted.view(torch.int32)).any(dim=1)
     _refuse(MERGE, int(wrong.sum()), f"{rows} rows")
+    _compare_conversions(found, random)
+
+
+def _compare_conversions(found: Merger, random: torch.Generator) -> None:
+    """Raise where `found` does not make the numbers of 16 bits, NaN apart, float32 as torch does,
+    rounds float32 to others, or finds another largest magnitude."""
+    bits = torch.arange(1 << 16).to(torch.int16)
+    floats = torch.randint(-(1 << 31), 1 << 31, (CONVERTED,), generator=random).to(torch.int32)
+    values = floats.view(torch.float32)
+    finite = values[values.isfinite()]
+    for some in (values, finite, finite[:3]):
+        most = torch.tensor(found.largest(some.numpy())).view(torch.int32)
+        wanted = (some.view(torch.int32) & 0x7FFFFFFF).max()
+        _refuse(MERGE, int(most != wanted), f"magnitudes of {len(some)} values")
+    for dtype in (torch.bfloat16, torch.float16):
+        numbers, got = bits.view(dtype), torch.empty(1 << 16)
+        wide, narrow = numbers.float(), values.to(dtype)
+        rounded = torch.empty(CONVERTED, dtype=torch.int16)
+        kind = "uint16" if dtype is torch.bfloat16 else "float16"
+        found.widen(bits.numpy().view(kind), got.numpy())
+        found.narrow(values.numpy(), rounded.numpy().view(kind))
+        wrong = (got.view(torch.int32) != wide.view(torch.int32)) & ~wide.isnan()
+        _refuse(MERGE, int(wrong.sum()), f"{1 << 16} values of {dtype}")
+        wrong = (rounded != narrow.view(torch.int16)) & ~values.isnan()
+        _refuse(MERGE, int(wrong.sum()), f"{CONVERTED} values rounded to {dtype}")
 
 
 def _program(row: QuantType, weighted: bool) -> Program | None:

@@ -1,4 +1,5 @@
-/* Low-rank deltas added to float32 rows, with the sums of `merge.py`. Before it stands `vectors.h`. */
+/* Low-rank deltas added to float32 rows, with the sums of `merge.py`, and floats of 16 bits made
+   float32 and back. Before it stands `vectors.h`. */
 #define COLUMNS (4 * WIDTH)
 /* Floats of `a` that stay in the second-level cache while rows go by. */
 #define KEPT (1 << 16)
@@ -90,4 +91,62 @@ void lengths(const float *w, const float *delta, float *out, int64_t rows, int64
                 sums[i] = sums[2 * i] + sums[2 * i + 1];
         out[r] = __builtin_sqrtf(sums[0]);
     }
+}
+
+/* Values of 16 bits, kind 1 bfloat16, 2 float16 as in `encode.h`, as float32 and back. */
+typedef uint16_t vh __attribute__((vector_size(2 * WIDTH), aligned(1), may_alias));
+
+ANY vf wide(vh v, int64_t kind) {
+    vi x = __builtin_convertvector(v, vi);
+    return kind == 1 ? (vf)(x << 16) : of_half(x);
+}
+
+/* To the nearest, of two the even one. */
+ANY vh narrowed(vf v, int64_t kind) {
+    vi x = (vi)v, even = (vi)((vu)x >> 16) & 1;
+    vi short_float = choose_i(ne_f(v, v), splat_i(0x7FC0), (vi)((vu)(x + 0x7FFF + even) >> 16));
+    return __builtin_convertvector(kind == 1 ? short_float : half_of(v), vh);
+}
+
+ANY void widen_kind(const uint16_t *from, float *to, int64_t count, int64_t kind) {
+    for (; count >= WIDTH; count -= WIDTH, from += WIDTH, to += WIDTH)
+        put(to, wide(*(const vh *)from, kind));
+    uint16_t last[WIDTH] = {};
+    float values[WIDTH];
+    memcpy(last, from, 2 * count);
+    put(values, wide(*(const vh *)last, kind));
+    memcpy(to, values, 4 * count);
+}
+
+ANY void narrow_kind(const float *from, uint16_t *to, int64_t count, int64_t kind) {
+    for (; count >= WIDTH; count -= WIDTH, from += WIDTH, to += WIDTH)
+        *(vh *)to = narrowed(loose(from), kind);
+    float last[WIDTH] = {};
+    uint16_t values[WIDTH];
+    memcpy(last, from, 4 * count);
+    *(vh *)values = narrowed(loose(last), kind);
+    memcpy(to, values, 2 * count);
+}
+
+/* The bits of the largest magnitude: without their signs floats are in the order of their bits,
+   infinity and NaN last. */
+int64_t largest(const float *values, int64_t count) {
+    vi most = {};
+    for (; count >= WIDTH; count -= WIDTH, values += WIDTH)
+        most = max_i(most, (vi)abs_f(loose(values)));
+    float last[WIDTH] = {};
+    memcpy(last, values, 4 * count);
+    most = max_i(most, (vi)abs_f(loose(last)));
+    int32_t found = 0;
+    for (int i = 0; i < WIDTH; i++)
+        found = most[i] > found ? most[i] : found;
+    return found;
+}
+
+void widen(const void *from, int64_t kind, void *to, int64_t count) {
+    kind == 1 ? widen_kind(from, to, count, 1) : widen_kind(from, to, count, 2);
+}
+
+void narrow(const void *from, int64_t kind, void *to, int64_t count) {
+    kind == 1 ? narrow_kind(from, to, count, 1) : narrow_kind(from, to, count, 2);
 }

@@ -1,66 +1,39 @@
 """Deltas merged on the CPU, a few rows at a time: decoded, summed and encoded within the cache."""
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gpukit_kernels.bits import viewed
 from gpukit_kernels.cpu import tiles
-from gpukit_kernels.cpu.program import Library
-from gpukit_kernels.merge import Factors
+from gpukit_kernels.cpu.merger import Floats, Merger
+from gpukit_kernels.factors import Factors
 from gpukit_kernels.table import FLOATS, QuantType
 
 # Weights that a thread has in hand: 256 KiB as float32.
 CHUNK = 1 << 16
 
-Sum = Callable[[Tensor, Sequence[Factors]], Tensor]
+Sum = Callable[[Tensor, Sequence[Factors[Tensor]]], Tensor]
 # Fill the second from the first: values `[blocks, block]` from blocks `[blocks, nbytes]`, and back.
 Decode = Callable[[Tensor, QuantType, Tensor], None]
 Encode = Callable[[Tensor, QuantType, Tensor], None]
 
 
-class _Delta(ctypes.Structure):
-    _fields_ = (
-        ("w", ctypes.c_void_p), ("b", ctypes.c_void_p), ("a", ctypes.c_void_p),
-        ("width", ctypes.c_int64), ("rank", ctypes.c_int64), ("scale", ctypes.c_float),
-        ("adds", ctypes.c_int32),
-    )  # fmt: skip
+def by_program(merger: Merger) -> Sum:
+    """The sums of `merger`, in place."""
 
+    def arrays(factors: Factors[Tensor]) -> Factors[Floats]:
+        lengths = factors.magnitude
+        b, a = factors.b.numpy(), factors.a.numpy()
+        return Factors(b, a, factors.scale, None if lengths is None else lengths.numpy())
 
-class Merger(Library):
-    """The sums of `merge.c`."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._delta = self._function("delta", "pnn")
-        self._lengths = self._function("lengths", "pppnn")
-
-    def merge(self, weight: Tensor, factors: Sequence[Factors]) -> Tensor:
-        """`weight`, contiguous float32 `[rows, width]`, changed in place; as `merge.merge`."""
-        needed = any(f.magnitude is not None for f in factors)
-        base = weight.clone() if needed and len(factors) > 1 else weight
-        for b, a, scale, magnitude in factors:
-            if magnitude is None:
-                self._add(weight, b, a, scale, adds=True)
-                continue
-            delta, found = torch.empty_like(weight), torch.empty(len(weight))
-            self._add(delta, b, a, scale, adds=False)
-            places = (base.data_ptr(), delta.data_ptr(), found.data_ptr())
-            self._lengths(*places, *weight.shape)
-            weight += delta
-            weight *= (magnitude / found).unsqueeze(-1)
+    def add(weight: Tensor, factors: Sequence[Factors[Tensor]]) -> Tensor:
+        merger.merge(weight.numpy(), [arrays(f) for f in factors])
         return weight
 
-    def _add(self, weight: Tensor, b: Tensor, a: Tensor, scale: float, *, adds: bool) -> None:
-        b, a = b.contiguous(), a.contiguous()
-        job = _Delta(
-            weight.data_ptr(), b.data_ptr(), a.data_ptr(), weight.shape[1], b.shape[1], scale, adds
-        )
-        self._delta(ctypes.byref(job), 0, len(weight))
+    return add
 
 
 @dataclass(frozen=True)
@@ -75,7 +48,7 @@ class Steps:
 def merge_rows(
     weight: Tensor,
     row: QuantType,
-    factors: Sequence[Factors],
+    factors: Sequence[Factors[Tensor]],
     out: Tensor,
     kind: QuantType,
     steps: Steps,

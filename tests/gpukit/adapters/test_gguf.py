@@ -41,7 +41,8 @@ def _step(adapter: Adapter) -> Any:
 
 
 def _values(numbers: Tensor) -> Any:
-    return Values("x", Path("x"), "F32", tuple(numbers.shape), lambda f, n: numbers[f : f + n])
+    values = numbers.numpy()
+    return Values("x", Path("x"), "F32", values.shape, lambda f, n: values[f : f + n])
 
 
 def _check(folder: Path, arch: str, names: Sequence[str], alpha: float = 6.0) -> None:

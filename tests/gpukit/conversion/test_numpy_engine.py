@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
-from support import checkpoints, gguf_models
+from support import forms, gguf_models
 
 from gpukit.conversion import pipeline
 from gpukit.conversion.choice import choose_engine
@@ -250,7 +250,10 @@ def test_what_numpy_declines_goes_to_torch_unless_numpy_was_asked_for(tmp_path: 
         assert plain_conversion(source, plan.outputs, "cuda:0") == why
     for path, why in (
         (blocks, f"{NAME} cannot be decoded from Q4_0"),
-        (checkpoints.build("plain", tmp_path), "no checkpoint can be imported"),
+        (
+            forms.build("fp8-alone", tmp_path),
+            "blk.0.ffn_up.weight cannot be decoded from F8_E5M2",
+        ),
     ):
         with open_source(path) as source:
             plan = plan_quantize(source, "F32", Options(allow_requantize=True))
