@@ -1,6 +1,6 @@
 """A model that speaks: what is loaded, with what a Modelfile set beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, Unpack
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from gpukit.chat import Message
 from gpukit.errors import ArgumentError, did_you_mean
 from gpukit.events import Report, ignore
-from gpukit.generation import generate
+from gpukit.generation import generate, prompts
 from gpukit.generation.generate import Generation, Stream
 from gpukit.generation.loading import LoadedModel
 from gpukit.models.decoder import Decoder
@@ -36,6 +36,14 @@ class Parameters(TypedDict, total=False):
     stop: str | Sequence[str] | None
     num_predict: int | None
     num_ctx: int | None
+
+
+def check_names(given: Iterable[str]) -> None:
+    """`ArgumentError` for a name that is none of `Parameters`."""
+    known = Parameters.__annotations__
+    if unknown := sorted(set(given) - known.keys()):
+        hint = did_you_mean(unknown[0], known)
+        raise ArgumentError(f"unknown parameter {unknown[0]!r}; known: {', '.join(known)}{hint}")
 
 
 @dataclass(frozen=True)
@@ -93,14 +101,9 @@ class Model:
             for piece in model.stream([{"role": "user", "content": "Why?"}], seed=1):
                 print(piece, end="")
         """
-        known = Parameters.__annotations__
-        if unknown := sorted(parameters.keys() - known):
-            hint = did_you_mean(unknown[0], known)
-            raise ArgumentError(
-                f"unknown parameter {unknown[0]!r}; known: {', '.join(known)}{hint}"
-            )
+        check_names(parameters)
         options = generate.options_from(self.params, parameters, report)
-        ids = generate.prompt_ids(
+        ids = prompts.prompt_ids(
             self.loaded,
             prompt,
             system=self.system if system is None else system,

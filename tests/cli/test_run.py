@@ -20,8 +20,8 @@ from gpukit.conversion.run import run_plan
 from gpukit.formats.gguf_fields import string
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
+from gpukit_cli.answer import duration
 from gpukit_cli.app import main
-from gpukit_cli.run import duration
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = DATA / "tiny-shakespeare"
