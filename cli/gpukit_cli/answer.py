@@ -25,6 +25,8 @@ def write(text: str) -> None:
 
 def tell(told: "list[Event]", quiet: bool) -> None:
     """Report what has waited until the text was out, and forget it."""
+    if not told:
+        return
     with reporter(quiet) as report:
         for event in told:
             report(event)

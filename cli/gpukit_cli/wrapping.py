@@ -59,10 +59,10 @@ class Wrapper:
             self._column = 0
             return part
         word, width = part.lstrip(), terminal_width()
-        if 0 < width < self._column + columns(part) and word and self._column:
-            self._column = columns(word) % width
-            return "\n" + word
-        self._column += columns(part)
-        if width:
-            self._column %= width
-        return part
+        # What goes on with a word that is wider than a line has no blank before it.
+        breaks = 0 < width < self._column + columns(part) and word != part and word and self._column
+        shown, before = ("\n" + word, 0) if breaks else (part, self._column)
+        self._column = before + columns(shown.lstrip("\n"))
+        if 0 < width < self._column:  # the terminal has broken it; in its last column it waits
+            self._column = (self._column - 1) % width + 1
+        return shown

@@ -43,7 +43,8 @@ class Session:
         self.model = model
         self.system = model.system if system is None else system
         self.messages: list[Message] = [dict(message) for message in model.messages]
-        self.parameters = {key: value for key, value in parameters.items() if value is not None}
+        given: dict[str, Any] = dict(parameters)
+        self.parameters = {key: value for key, value in given.items() if value is not None}
         self._report = report
         self._memory = Memory()
         self._dropped = 0
