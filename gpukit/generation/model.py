@@ -48,7 +48,8 @@ def check_names(given: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """A model on its device, and the parameters, system text and messages that it begins with.
+    """A model on its device, and the parameters, system text and messages that it begins with;
+    `template` is its TEMPLATE in Go's syntax, which goes before the tokenizer's own.
 
     `decoder` and `tokenizer` are its parts. Nothing of a generation stays in it.
     """
@@ -57,6 +58,7 @@ class Model:
     params: Mapping[str, Value] = field(default_factory=dict)
     system: str = ""
     messages: tuple[Message, ...] = ()
+    template: str = ""
 
     @property
     def decoder(self) -> Decoder:
@@ -108,6 +110,7 @@ class Model:
             prompt,
             system=self.system if system is None else system,
             messages=self.messages,
+            template=self.template,
             report=report,
         )
         return generate.stream(self.loaded, ids, options, report)

@@ -116,7 +116,7 @@ class Session:
         system = [{"role": "system", "content": self.system}] if self.system else []
         old = (turn for turn in self.messages[:dropped] if turn["role"] == "system")
         turns = joined([*system, *old, *self.messages[dropped:]])
-        return prompts.turn_ids(self.model.loaded, turns)
+        return prompts.turn_ids(self.model.loaded, turns, self.model.template)
 
 
 def joined(turns: Iterable[Message]) -> list[Message]:

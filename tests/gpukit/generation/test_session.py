@@ -35,9 +35,9 @@ def prompt(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]]]:
     """The turns of every prompt that is made, the latest last."""
     seen: list[Any] = []
 
-    def turn_ids(model: LoadedModel, turns: Any) -> list[int]:
+    def turn_ids(model: LoadedModel, turns: Any, template: str) -> list[int]:
         seen.append(turns)
-        return real(model, turns)
+        return real(model, turns, template)
 
     real = prompts.turn_ids
     monkeypatch.setattr(prompts, "turn_ids", turn_ids)
