@@ -138,12 +138,17 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                 raise SecurityError(f"the method {name} of a text")
             if name == "join" and len(args) == 1:
                 args = (list(counted(args[0])),)
-            CURRENT.get().fits(guards.METHODS[name](owner, *args, **kwargs))
+            CURRENT.get().fits(guards.METHODS[name](owner, *args, **_own(kwargs)))
         elif isinstance(owner, bytes | int | float) and name not in guards.NUMBER_METHODS:
             raise SecurityError(f"the method {name} of a number")
         elif obj is Namespace:
-            weigh([args, kwargs])
+            weigh([args, _own(kwargs)])
         return admitted(super().call(context, obj, *args, **kwargs))
+
+
+def _own(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a template gives a function by name, without what jinja2 adds in loops and blocks."""
+    return {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
 
 
 @pass_context

@@ -195,3 +195,11 @@ def test_many_turns_are_no_attack() -> None:
         "{% endif %}{% endfor %}"
     )
     assert render(template, turns).count(";") == 1999
+
+
+def test_what_loops_have_around_a_call_is_no_part_of_it() -> None:
+    template = (
+        "{% for m in messages %}{% set ns = namespace(l=[]) %}{% set old = namespace(n=1) %}"
+        "{% set ns = namespace(n=old.n) %}{{ '{}{}'.format(ns.n, m.role) }}{% endfor %}"
+    )
+    assert render(template, MESSAGES) == "1user1assistant"
