@@ -183,8 +183,14 @@ class Talker:
             case "wordwrap" | "nowordwrap", _:
                 self.begun = replace(self.begun, wraps=word == "wordwrap")
                 print(f"Set '{word}' mode.")
+            case "format", ["json"]:
+                self._session.set("format", "json")
+                print("Set format to 'json' mode.")
             case "format", _:
-                raise ArgumentError("this version answers freely only: it knows no formats")
+                print("Invalid or missing format. For 'json' mode use '/set format json'")
+            case "noformat", _:
+                self._session.set("format", None)
+                print("Disabled format.")
             case "verbose" | "quiet", _:
                 self.begun = replace(self.begun, verbose=word == "verbose")
                 print(f"Set '{word}' mode.")
@@ -251,7 +257,8 @@ class Talker:
         return Modelfile(
             source=self.begun.word,
             folder=Path.cwd(),
-            parameters=dict(session.parameters),
+            # The form of answers belongs to the session alone, as in Ollama.
+            parameters={k: v for k, v in session.parameters.items() if k != "format"},
             system=session.system,
             messages=tuple(
                 Message(str(turn["role"]), str(turn["content"])) for turn in session.messages

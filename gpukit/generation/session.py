@@ -51,8 +51,11 @@ class Session:
         generate.options_from(model.params, self.parameters, report)
 
     def set(self, name: str, value: Any) -> None:
-        """Set a parameter from here on; `ArgumentError` for one that makes no sense."""
+        """Set a parameter from here on, None as the model has it; `ArgumentError` for a value that
+        makes no sense."""
         parameters = {**self.parameters, name: value}
+        if value is None:
+            del parameters[name]
         generate.options_from(self.model.params, parameters, self._report)
         self.parameters = parameters
 
