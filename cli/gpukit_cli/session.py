@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gpukit.errors import ArgumentError, GpukitError, NotFoundError
 from gpukit_cli import answer, session_help
 from gpukit_cli.line_editor import Interrupted, LineEditor, history_file, interruptible
-from gpukit_cli.progress import reporter
+from gpukit_cli.progress import reporter, without_statuses
 from gpukit_cli.session_show import shown
 from gpukit_cli.wrapping import Wrapper
 
@@ -247,7 +247,9 @@ class Talker:
         if self.begun.adapted:
             raise ArgumentError("a session with --adapter cannot be saved: create a model with it")
         with reporter(self.begun.quiet) as report:
-            gpukit.Store().create(name, self._modelfile(), hub=self.begun.hub, report=report)
+            gpukit.Store().create(
+                name, self._modelfile(), hub=self.begun.hub, report=without_statuses(report)
+            )
         print(f"Created new model '{name}'")
 
     def _modelfile(self) -> "Modelfile":
