@@ -54,6 +54,7 @@ def test_every_verb_of_the_face_has_an_example() -> None:
         "perplexity",
         "perplexities",
         "imatrix",
+        "Session",
         "Store",
         "Modelfile",
         "Options",

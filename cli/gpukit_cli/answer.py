@@ -39,7 +39,7 @@ def print_times(result: "Generation") -> None:
     answer, new = len(result.tokens), result.prompt_tokens - result.remembered_tokens
     rows: list[tuple[str, str]] = [
         ("total duration:", duration(result.total_seconds)),
-        ("load duration:", duration(result.load_seconds)),
+        *([("load duration:", duration(result.load_seconds))] if result.load_seconds else []),
         ("prompt eval count:", f"{result.prompt_tokens} token(s)"),
         ("prompt eval duration:", duration(result.prompt_seconds)),
         ("prompt eval rate:", _rate(new, result.prompt_seconds)),

@@ -7,6 +7,7 @@ EXAMPLES = {
         "gpukit create llama3.2:1b -q Q3_K_S --calibrate calibration.txt",
     ),
     "run": (
+        "gpukit run llama3.2:1b",
         'gpukit run llama3.2:1b "Why is the sky blue?"',
         'gpukit run llama.gguf --system "Answer in one sentence." < question.txt',
         'gpukit run llama3.2:1b --adapter my-lora:0.8 "Why is the sky blue?"',

@@ -35,6 +35,11 @@ def reporter(quiet: bool = False, *, bars: bool = True) -> Iterator[Report]:
         yield _PlainLines()
 
 
+def without_statuses(report: Report) -> Report:
+    """Hears of everything but what is begun: bars and warnings."""
+    return lambda event: None if isinstance(event, Status) else report(event)
+
+
 class _PlainLines:
     """One line a status; of a long stage, its start, its end and a line every ten seconds."""
 

@@ -1,6 +1,8 @@
 """`gpukit run`: a model speaks."""
 
+import json as jsonlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +25,7 @@ from gpukit_cli.progress import reporter
 
 if TYPE_CHECKING:
     from gpukit.events import Event
+    from gpukit.generation.form import Format
     from gpukit.generation.generate import Generation
     from gpukit.generation.model import Model, Parameters
 
@@ -101,6 +104,15 @@ def run(
         int | None,
         _parameter("--num-ctx", "N", "Tokens of context.", "4096 or what the model has, if less"),
     ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="json, or a file with a JSON schema that the answer fits; needs gpukit[format].",
+            show_default="any text",
+        ),
+    ] = None,
     adapter: Adapters = None,
     strict: Strict = False,
     moe_layout: MoeLayout = None,
@@ -132,6 +144,7 @@ def run(
         "stop": stop,
         "num_predict": num_predict,
         "num_ctx": num_ctx,
+        "format": _format(format),
     }
     adapters = adapter or []
     _check(model, given, adapters, device, pre, hub)
@@ -172,6 +185,23 @@ def _prompt(words: list[str]) -> str:
     if not text:
         raise ArgumentError('no prompt; give one, as in gpukit run MODEL "Once upon a time"')
     return text
+
+
+def _format(word: str | None) -> "Format | None":
+    """`json` itself, or the schema in the file that is named."""
+    if word is None or word == "json":
+        return word
+    try:
+        schema = jsonlib.loads(Path(word).read_bytes())
+    except OSError as error:
+        raise ArgumentError(
+            f"--format {word}: {error.strerror}: json or a file is wanted"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"--format {word}: this is no JSON schema: {error}") from None
+    if not isinstance(schema, dict):
+        raise ArgumentError(f"--format {word}: this is no JSON schema: an object is wanted")
+    return schema
 
 
 def _check(

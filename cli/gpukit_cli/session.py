@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gpukit.errors import ArgumentError, GpukitError, NotFoundError
 from gpukit_cli import answer, session_help
 from gpukit_cli.line_editor import Interrupted, LineEditor, history_file, interruptible
-from gpukit_cli.progress import reporter
+from gpukit_cli.progress import reporter, without_statuses
 from gpukit_cli.session_show import shown
 from gpukit_cli.wrapping import Wrapper
 
@@ -183,8 +183,14 @@ class Talker:
             case "wordwrap" | "nowordwrap", _:
                 self.begun = replace(self.begun, wraps=word == "wordwrap")
                 print(f"Set '{word}' mode.")
+            case "format", ["json"]:
+                self._session.set("format", "json")
+                print("Set format to 'json' mode.")
             case "format", _:
-                raise ArgumentError("this version answers freely only: it knows no formats")
+                print("Invalid or missing format. For 'json' mode use '/set format json'")
+            case "noformat", _:
+                self._session.set("format", None)
+                print("Disabled format.")
             case "verbose" | "quiet", _:
                 self.begun = replace(self.begun, verbose=word == "verbose")
                 print(f"Set '{word}' mode.")
@@ -241,7 +247,9 @@ class Talker:
         if self.begun.adapted:
             raise ArgumentError("a session with --adapter cannot be saved: create a model with it")
         with reporter(self.begun.quiet) as report:
-            gpukit.Store().create(name, self._modelfile(), hub=self.begun.hub, report=report)
+            gpukit.Store().create(
+                name, self._modelfile(), hub=self.begun.hub, report=without_statuses(report)
+            )
         print(f"Created new model '{name}'")
 
     def _modelfile(self) -> "Modelfile":
@@ -251,7 +259,8 @@ class Talker:
         return Modelfile(
             source=self.begun.word,
             folder=Path.cwd(),
-            parameters=dict(session.parameters),
+            # The form of answers belongs to the session alone, as in Ollama.
+            parameters={k: v for k, v in session.parameters.items() if k != "format"},
             system=session.system,
             messages=tuple(
                 Message(str(turn["role"]), str(turn["content"])) for turn in session.messages

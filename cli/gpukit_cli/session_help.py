@@ -22,6 +22,8 @@ Available Commands:
   /set nohistory                  Do not remember it
   /set wordwrap                   Break lines between words
   /set nowordwrap                 Let the terminal break lines
+  /set format json                Answer in JSON
+  /set noformat                   Answer freely
   /set verbose                    Show times after each answer
   /set quiet                      Show none
 """

@@ -68,8 +68,9 @@ def _parameters(found: "ModelDetails | None", session: "Session") -> Iterator[st
     for key, value in rows:
         yield f"  {key:<30} {value}"
     yield ""
-    if session.parameters:
+    given = {key: value for key, value in session.parameters.items() if key != "format"}
+    if given:
         yield "User defined parameters:"
-        for key, word in words(session.parameters):
+        for key, word in words(given):
             yield f"  {key:<30} {word}"
         yield ""

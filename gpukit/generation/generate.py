@@ -8,6 +8,7 @@ from typing import Any
 
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.events import Report, Warned, ignore
+from gpukit.generation.form import Form, Format, grammar_of
 from gpukit.generation.loading import LoadedModel
 from gpukit.generation.memory import Memory
 from gpukit.generation.sampling import Sampler, SamplingOptions
@@ -30,12 +31,13 @@ MACHINE_PARAMETERS = frozenset({
 @dataclass(frozen=True)
 class GenerateOptions:
     """What a generation may do: `num_predict` tokens at most (negative: until the model ends or the
-    context is full), a context of `num_ctx` tokens, texts that stop it."""
+    context is full), a context of `num_ctx` tokens, texts that stop it, the form of its text."""
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     num_predict: int = -1
     num_ctx: int | None = None
     stop: tuple[str, ...] = ()
+    format: Format | None = None
 
     def __post_init__(self) -> None:
         if self.num_ctx is not None and self.num_ctx < 1:
@@ -89,7 +91,9 @@ def options_from(
     merged = {**params, **{key: value for key, value in given.items() if value is not None}}
     known = {f.name for f in fields(SamplingOptions)}
     sampling: dict[str, Any] = {key: merged.pop(key) for key in known & merged.keys()}
-    stop = merged.pop("stop", ())
+    stop, form = merged.pop("stop", ()), merged.pop("format", None)
+    if form is not None:
+        grammar_of(form)
     own = {key: merged.pop(key) for key in OWN & merged.keys()}
     for key in sorted(merged.keys() - MACHINE_PARAMETERS):
         report(Warned(f"parameter {key} is not used by gpukit run"))
@@ -101,7 +105,9 @@ def options_from(
     stop = (stop,) if isinstance(stop, str) else stop
     if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
         raise ArgumentError(f"stop has a value of the wrong kind: {stop!r}, not a list of texts")
-    return GenerateOptions(sampling=SamplingOptions(**sampling), stop=tuple(stop), **own)
+    return GenerateOptions(
+        sampling=SamplingOptions(**sampling), stop=tuple(stop), format=form, **own
+    )
 
 
 class Stream(Iterator[str]):
@@ -176,20 +182,23 @@ def _pieces(
     decoder, tokenizer = model.decoder, model.tokenizer
     count, remembered = len(seen), cache.length
     sampler = Sampler(options.sampling)
+    form = None if options.format is None else Form(options.format, tokenizer)
     text, decoded = StopWatch(options.stop), tokenizer.stream().continued()
     started = time.monotonic()
     logits = decoder.forward(seen[remembered:], cache)
     reason = "length"
     prompted = time.monotonic()
     while options.num_predict < 0 or len(seen) - count < options.num_predict:
-        token = sampler.pick(logits, seen)
+        token = sampler.pick(form.masked(logits) if form else logits, seen)
         seen.append(token)
         if token in tokenizer.eog_ids:
             reason = "stop"
             break
         if piece := text.push(decoded.push(token)):
             yield piece
-        if text.stopped:
+        if form:
+            form.take(token)
+        if text.stopped or (form and form.done):
             reason = "stop"
             break
         if cache.length == cache.n_ctx:

@@ -10,6 +10,7 @@ from gpukit.chat import Message
 from gpukit.errors import ArgumentError, did_you_mean
 from gpukit.events import Report, ignore
 from gpukit.generation import generate, prompts
+from gpukit.generation.form import Format
 from gpukit.generation.generate import Generation, Stream
 from gpukit.generation.loading import LoadedModel
 from gpukit.models.decoder import Decoder
@@ -20,7 +21,8 @@ from gpukit.tokenizer import Tokenizer
 class Parameters(TypedDict, total=False):
     """How a model speaks, by Ollama's names; None is the model's own, else Ollama's default.
 
-    What each does: `SamplingOptions` and `GenerateOptions`.
+    What each does: `SamplingOptions` and `GenerateOptions`. `format`, "json" or a JSON schema,
+    needs the extra `gpukit[format]`.
     """
 
     temperature: float | None
@@ -36,6 +38,7 @@ class Parameters(TypedDict, total=False):
     stop: str | Sequence[str] | None
     num_predict: int | None
     num_ctx: int | None
+    format: Format | None
 
 
 def check_names(given: Iterable[str]) -> None:

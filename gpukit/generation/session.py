@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Generator, Iterable
+from dataclasses import replace
 from typing import Any, Unpack
 
 from gpukit.chat import Message
@@ -47,12 +48,16 @@ class Session:
         self.parameters = {key: value for key, value in given.items() if value is not None}
         self._report = report
         self._memory = Memory()
+        self._load_seconds = model.loaded.seconds
         self._dropped = 0
         generate.options_from(model.params, self.parameters, report)
 
     def set(self, name: str, value: Any) -> None:
-        """Set a parameter from here on; `ArgumentError` for one that makes no sense."""
+        """Set a parameter from here on, None as the model has it; `ArgumentError` for a value that
+        makes no sense."""
         parameters = {**self.parameters, name: value}
+        if value is None:
+            del parameters[name]
         generate.options_from(self.model.params, parameters, self._report)
         self.parameters = parameters
 
@@ -92,7 +97,9 @@ class Session:
             pieces.close()
             if said:
                 self.messages.append({"role": "assistant", "content": "".join(said)})
-        return pieces.result
+        # The model was loaded once, for the first answer.
+        load, self._load_seconds = self._load_seconds, 0.0
+        return replace(pieces.result, load_seconds=load)
 
     def _fitted(self, options: GenerateOptions) -> list[int]:
         """The tokens of the conversation, without as many old messages as the context asks for."""

@@ -171,6 +171,21 @@ def test_a_template_of_the_modelfile_goes_first(
     assert "TEMPLATE: (line 1): can't evaluate field X" in run("broken", "x", code=1).stderr
 
 
+def test_an_answer_fits_a_schema(run: Caller, home: Path) -> None:
+    (home / "bad.json").write_text("{")
+    (home / "list.json").write_text("[]")
+    for word, told in (
+        ("none.json", "--format none.json: No such file or directory: json or a file is wanted"),
+        ("bad.json", "--format bad.json: this is no JSON schema"),
+        ("list.json", "--format list.json: this is no JSON schema: an object is wanted"),
+    ):
+        assert told in run("tiny.gguf", "x", "--format", word, code=2).stderr
+    pytest.importorskip("llguidance")
+    (home / "schema.json").write_text('{"enum": ["yes, sir", "no"]}')
+    done = run("tiny.gguf", "First Citizen:", *FAST, "--format", "schema.json")
+    assert json.loads(done.stdout) in ("yes, sir", "no")
+
+
 def test_a_folder_runs(run: Caller) -> None:
     assert run(str(TINY), "First Citizen:", *FAST).stdout == GREEDY + "\n\n"
 

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MAIN = "from gpukit_cli.app import main; main()"
 FAST = ("--temperature", "0", "--num-predict", "12", "--device", "cpu")
 GREEDY = "\nHe has a power to be authority"
+# llguidance is an extra.
+FORMAT = "Set format to 'json' mode." if find_spec("llguidance") else "error: format needs"
 # Says the whole conversation, so that answers depend on all of it.
 TEMPLATE = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
 
@@ -95,7 +98,9 @@ def test_messages_commands_and_history(home: Path) -> None:
             ("/set parameter temperature -1", "temperature is -1"),
             ("/set parameter stop a b", "Set parameter 'stop' to 'a, b'"),
             ("/set nowordwrap", "Set 'nowordwrap' mode."),
-            ("/set format json", "error: "),
+            ("/set format", "Invalid or missing format."),
+            ("/set format json", FORMAT),
+            ("/set noformat", "Disabled format."),
             ("/show parameters", f"  {'stop':<30} a\n  {'stop':<30} b\n"),
             ("/show template", TEMPLATE),
             ("/show license", "No license was specified for this model."),

@@ -1,5 +1,6 @@
 """Chat templates as transformers renders them, and what the sandbox refuses."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,34 @@ def test_renders_as_transformers(name: str) -> None:
         MESSAGES, chat_template=TEMPLATES[name], tokenize=False, add_generation_prompt=True
     )
     assert render(TEMPLATES[name], MESSAGES, bos_token="<s>", eos_token="</s>") == wanted
+
+
+# Where scripts/bench unpacks llama.cpp's source package.
+PEERS = Path(__file__).resolve().parents[2] / ".venv-peers" / "source"
+PUBLISHED = sorted(PEERS.glob("llama_cpp_python-*/vendor/llama.cpp/models/templates/*.jinja"))
+
+
+@pytest.mark.peer
+@pytest.mark.thorough
+@pytest.mark.skipif(not PUBLISHED, reason="no templates: scripts/bench fetches them")
+def test_every_template_of_llama_cpp_renders_as_in_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(SENTENCEPIECE)
+    other, refused = [], 0
+    for path, turns in itertools.product(PUBLISHED, (MESSAGES[1:2], MESSAGES)):
+        try:
+            wanted = tokenizer.apply_chat_template(
+                turns, chat_template=path.read_text(), tokenize=False, add_generation_prompt=True
+            )
+        except Exception:  # each template refuses in its own way
+            refused += 1
+            with pytest.raises(CheckpointError):
+                render(path.read_text(), turns, bos_token="<s>", eos_token="</s>")
+            continue
+        if render(path.read_text(), turns, bos_token="<s>", eos_token="</s>") != wanted:
+            other.append(path.name)
+    assert not other
+    assert refused < len(PUBLISHED) / 2
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,13 @@ def test_what_both_prompts_have_is_computed_once(templated: Model, computed: lis
     session = Session(templated, **FAST)
     first = session.say("Hi, who are you?").result
     assert (computed[0], first.remembered_tokens) == (first.prompt_tokens, 0)
+    assert first.load_seconds == templated.loaded.seconds
     computed.clear()
     second = session.say("And why?").result
     # All but the newest turn, and the last token of the answer, which nothing came behind.
     assert second.remembered_tokens >= first.prompt_tokens + len(first.tokens) - 2
     assert computed[0] == second.prompt_tokens - second.remembered_tokens
+    assert second.load_seconds == 0
     fresh = Session(templated, **FAST)
     fresh.messages = session.messages[:-2]
     assert fresh.say("And why?").result.tokens == second.tokens
