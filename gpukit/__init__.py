@@ -5,7 +5,9 @@
     write_adapter               a GGUF LoRA adapter from one of PEFT, MLX or llama.cpp
     extract_adapter             a PEFT adapter from a tuned model and its base
     load                        a model that speaks
+    perplexity, perplexities    how well models expect a text, and what quantising them cost
     inspect                     what is inside a file or a folder
+    imatrix                     how important the columns of a model's weights are
     Store, Modelfile            the models on disk, laid out as Ollama's
     Options, make_overrides     what a quantisation may be told besides a type
     Status, Step, Warned        what a `report` hears
@@ -66,12 +68,21 @@ if TYPE_CHECKING:
         Extraction as Extraction,
         extract_adapter as extract_adapter,
     )
+    from gpukit.recipes.imatrix import (
+        ImatrixResult as ImatrixResult,
+        imatrix as imatrix,
+    )
     from gpukit.recipes.inspect import (
         Inspection as Inspection,
         inspect as inspect,
     )
     from gpukit.recipes.load import load as load
     from gpukit.recipes.merge import merge as merge
+    from gpukit.recipes.perplexity import (
+        Perplexity as Perplexity,
+        perplexities as perplexities,
+        perplexity as perplexity,
+    )
     from gpukit.recipes.store import Store as Store
     from gpukit.store.modelfile import Modelfile as Modelfile
 
@@ -106,9 +117,11 @@ _MODULES = {
     "recipes.adapter": ["AdapterResult", "write_adapter"],
     "recipes.convert": ["Plan", "convert", "plan", "quantize"],
     "recipes.extract": ["Extraction", "extract_adapter"],
+    "recipes.imatrix": ["ImatrixResult", "imatrix"],
     "recipes.inspect": ["Inspection", "inspect"],
     "recipes.load": ["load"],
     "recipes.merge": ["merge"],
+    "recipes.perplexity": ["Perplexity", "perplexities", "perplexity"],
     "recipes.store": ["Store"],
     "store.modelfile": ["Modelfile"],
 }

@@ -27,10 +27,11 @@ class Status(_Told):
 
 @dataclass(frozen=True)
 class Step(_Told):
-    """`done` of `total` bytes of the stage `text` are behind us."""
+    """`done` of `total` of the stage `text` are behind us: bytes, or what `unit` names."""
 
     done: int
     total: int
+    unit: str = "bytes"
 
 
 @dataclass(frozen=True)

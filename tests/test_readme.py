@@ -37,7 +37,8 @@ def test_the_examples_run(
     assert names["y"].shape == (2, 64)
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {
-        "tiny-shakespeare", "tiny.gguf", "tiny-q4.gguf", "models", "tiny-lora", "merged.gguf"
+        "tiny-shakespeare", "tiny.gguf", "tiny-q4.gguf", "models", "tiny-lora", "merged.gguf",
+        "imatrix.gguf", "tiny-q2.gguf",
     }  # fmt: skip
 
 
@@ -50,6 +51,9 @@ def test_every_verb_of_the_face_has_an_example() -> None:
         "plan",
         "load",
         "inspect",
+        "perplexity",
+        "perplexities",
+        "imatrix",
         "Store",
         "Modelfile",
         "Options",

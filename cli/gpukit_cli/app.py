@@ -44,7 +44,18 @@ def _root(
 
 def command_line() -> typer.Typer:
     """Every command with its help."""
-    from gpukit_cli import adapter, bench, convert, doctor, inspect, merge, run, store
+    from gpukit_cli import (
+        adapter,
+        bench,
+        convert,
+        doctor,
+        evaluate,
+        imatrix,
+        inspect,
+        merge,
+        run,
+        store,
+    )
 
     app = typer.Typer(
         name="gpukit",
@@ -66,6 +77,8 @@ def command_line() -> typer.Typer:
         "quantize": convert.quantize,
         "merge": merge.merge,
         "adapter": adapter.adapter,
+        "perplexity": evaluate.perplexity,
+        "imatrix": imatrix.imatrix,
         "inspect": inspect.inspect,
         "bench": bench.bench,
         "doctor": doctor.doctor,

@@ -4,6 +4,7 @@ EXAMPLES = {
     "create": (
         "gpukit create llama3.2:1b -f Modelfile -q Q4_K_M",
         "gpukit create llama3.2:1b -q Q4_K_M --dry-run",
+        "gpukit create llama3.2:1b -q Q3_K_S --calibrate calibration.txt",
     ),
     "run": (
         'gpukit run llama3.2:1b "Why is the sky blue?"',
@@ -29,6 +30,14 @@ EXAMPLES = {
     "adapter": (
         "gpukit adapter my-lora my-lora.gguf --base Llama-3.2-1B-Instruct",
         "gpukit adapter my-lora --base Llama-3.2-1B-Instruct --extract my-tuned-llama --rank 16",
+    ),
+    "perplexity": (
+        "gpukit perplexity llama-q4.gguf -f wiki.test.raw --against llama-f16.gguf",
+        "gpukit perplexity Llama-3.2-1B-Instruct -f wiki.test.raw --types Q8_0,Q4_K_M,Q2_K",
+    ),
+    "imatrix": (
+        "gpukit imatrix llama-f16.gguf -f calibration.txt -o imatrix.gguf",
+        "gpukit imatrix --in-file imatrix.gguf --show-statistics",
     ),
     "inspect": ("gpukit inspect llama.gguf", "gpukit inspect Llama-3.2-1B-Instruct --tensors"),
     "bench": ("gpukit bench quantize --type Q4_K --type Q8_0", "gpukit bench dequantize"),

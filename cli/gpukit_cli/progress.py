@@ -16,14 +16,15 @@ PLAIN_SECONDS = 10.0
 
 
 @contextmanager
-def reporter(quiet: bool = False) -> Iterator[Report]:
+def reporter(quiet: bool = False, *, bars: bool = True) -> Iterator[Report]:
     """A `Report` that draws on stderr until the block ends; stdout is left to the result.
 
-    A `quiet` one draws nothing, warnings neither.
+    A `quiet` one draws nothing, warnings neither; one without `bars` leaves a terminal to what is
+    printed meanwhile.
     """
     if quiet:
         yield ignore
-    elif sys.stderr.isatty():
+    elif bars and sys.stderr.isatty():
         with _bars() as report:
             yield report
     else:
@@ -44,49 +45,53 @@ class _PlainLines:
                 self._begin(text)
             case Warned(text):
                 _line(f"warning: {text}")
-            case Step(text, done, total):
+            case Step(text):
                 if text != self._stage:
                     self._begin(text)
-                self._step(text, done, total)
+                self._step(event)
 
     def _begin(self, text: str) -> None:
         self._stage = text
         self._started = self._printed = time.monotonic()
         _line(text)
 
-    def _step(self, text: str, done: int, total: int) -> None:
+    def _step(self, step: Step) -> None:
         now = time.monotonic()
         if now - self._printed < PLAIN_SECONDS:
             return
         self._printed = now
-        rate = done / max(now - self._started, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        share = 100 * done // max(total, 1)
-        _line(f"{text}: {share} %, {human_bytes(done)} of {human_bytes(total)}, "
-              f"{human_bytes(int(rate))}/s{left}")  # fmt: skip
+        rate = step.done / max(now - self._started, 1e-9)
+        left = f", {(step.total - step.done) / rate:.0f} s left" if rate > 0 else ""
+        share = 100 * step.done // max(step.total, 1)
+        _line(f"{step.text}: {share} %, {_amount(step.done, step.total, step.unit)}, "
+              f"{_speed(rate, step.unit)}{left}")  # fmt: skip
+
+
+def _amount(done: int, total: int, unit: str) -> str:
+    if unit != "bytes":
+        return f"{done} of {total} {unit}"
+    return f"{human_bytes(done)} of {human_bytes(total)}"
+
+
+def _speed(rate: float, unit: str) -> str:
+    if unit == "bytes":
+        return f"{human_bytes(int(rate))}/s"
+    return f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
 
 
 @contextmanager
 def _bars() -> Iterator[Report]:
-    """A bar a stage with bytes, rate and time left; finished stages stay on the screen."""
+    """A bar a stage with amount, rate and time left; finished stages stay on the screen."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}", markup=False),
         TextColumn("{task.percentage:>3.0f}%"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        TextColumn("{task.fields[amount]}", markup=False, style="progress.download"),
+        TextColumn("{task.fields[speed]}", markup=False, style="progress.data.speed"),
         TimeRemainingColumn(),
     )
     bars: dict[str, TaskID] = {}
@@ -109,13 +114,18 @@ def _bars() -> Iterator[Report]:
                 case Warned(text):
                     settle()
                     console.print(f"warning: {text}", markup=False, style="yellow")
-                case Step(text, done, total):
+                case Step(text, done, total, unit):
                     if text == waiting:
                         waiting = None
                     settle()
                     if text not in bars:
-                        bars[text] = progress.add_task(text, total=total)
-                    progress.update(bars[text], completed=done, total=total)
+                        bars[text] = progress.add_task(text, total=total, amount="", speed="")
+                    task = progress.tasks[list(bars).index(text)]
+                    rate = task.finished_speed or task.speed or 0.0
+                    progress.update(
+                        bars[text], completed=done, total=total,
+                        amount=_amount(done, total, unit), speed=_speed(rate, unit),
+                    )  # fmt: skip
 
         try:
             yield report

@@ -69,6 +69,15 @@ def create(
     pre: Pre = None,
     hub: Hub = False,
     imatrix: ImatrixFile = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="TEXT",
+            help="Instead of --imatrix: the model reads this text first, in chunks of 512 tokens.",
+            show_default="none",
+        ),
+    ] = None,
     device: Devices = "auto",
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -89,14 +98,16 @@ def create(
         with reporter(quiet) as report:
             planned = plan_create(
                 gpukit.Store(), name, parsed, quantize,
-                pre=pre, imatrix=imatrix, hub=hub, merge=merge, report=report,
+                pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
+                report=report,
             )  # fmt: skip
         _print_planned(planned, json)
         return
     with reporter(quiet) as report:
         made = gpukit.Store().create(
             name, source, quantize,
-            device=device, pre=pre, imatrix=imatrix, hub=hub, merge=merge, report=report,
+            device=device, pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
+            report=report,
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})

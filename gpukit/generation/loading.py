@@ -1,7 +1,8 @@
 """From a path to a model on its device, with its tokenizer."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import gpukit_kernels as kernels
 from gpukit.errors import AdapterError, CheckpointError, GGUFError
 from gpukit.events import Report, ignore
 from gpukit.generation.adapted import adapted
+from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
-from gpukit.models.registry import architecture_of
+from gpukit.models.registry import Architecture, architecture_of
 from gpukit.models.weights import Observer, Weight, Weights
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
@@ -53,25 +55,54 @@ def load_model(
     started = time.monotonic()
     place = kernels.device(device)
     with open_source(path, pre) as source:
-        metadata = {f.key: f for f in source.fields}
-        arch = architecture_of(source.get("general.architecture"), str(path))
-        try:
+        found = Description.of(source)
+        with at_path(path):
+            with adapted(source, adapters, place, names=names, report=report) as beside:
+                taken = beside.changed(_weights(source, place))
+                weights = Weights(taken, observe, beside.pairs_of(taken))
+            decoder = found.build(weights)
+    return LoadedModel(decoder, found.tokenizer, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the metadata of a model that can be run say."""
+
+    arch: Architecture
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+    @staticmethod
+    def of(source: Source) -> "Description":
+        """That of an open model; `GGUFError` and `CheckpointError` for what is missing or
+        unknown."""
+        metadata = {field.key: field for field in source.fields}
+        arch = architecture_of(source.get("general.architecture"), str(source.path))
+        with at_path(source.path):
             tokenizer = Tokenizer.from_fields(metadata)
             config = arch.restore(metadata)
-            with adapted(source, adapters, place, names=names, report=report) as found:
-                taken = found.changed(_weights(source, place))
-                weights = Weights(taken, observe, found.pairs_of(taken))
-            decoder = arch.build(config, weights)
-            weights.check_all_taken()
-        except AdapterError:  # says where
-            raise
-        except (GGUFError, CheckpointError) as error:
-            raise type(error)(f"{path}: {error}") from None
-    if tokenizer.n_vocab > config.vocab_size:
-        raise GGUFError(
-            f"{path}: {tokenizer.n_vocab} tokens for {config.vocab_size} rows of token_embd.weight"
-        )
-    return LoadedModel(decoder, tokenizer, time.monotonic() - started)
+        return Description(arch, config, tokenizer)
+
+    def build(self, weights: Weights) -> Decoder:
+        """The decoder that runs; `GGUFError`, within `at_path`, for weights that are missing, too
+        many or of another shape, and for more tokens than there are rows."""
+        decoder = self.arch.build(self.config, weights)
+        weights.check_all_taken()
+        tokens, rows = self.tokenizer.n_vocab, self.config.vocab_size
+        if tokens > rows:
+            raise GGUFError(f"{tokens} tokens for {rows} rows of token_embd.weight")
+        return decoder
+
+
+@contextmanager
+def at_path(path: Path) -> Iterator[None]:
+    """Put `path` in front of what is wrong with a model in the block."""
+    try:
+        yield
+    except AdapterError:  # says where
+        raise
+    except (GGUFError, CheckpointError) as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def _weights(source: Source, place: torch.device) -> dict[str, Weight]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gpukit.models.cache import KVCache
+from gpukit.models.cache import KVCache, Unrelated
 from gpukit.models.weights import Linear
 
 
@@ -79,11 +79,16 @@ class Attention:
     cap: float = 0.0
     norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
 
-    def __call__(self, x: Tensor, turns: Tensor, cache: KVCache) -> Tensor:
+    def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
         heads = (len(x), -1, self.head_dim)
         q, k = self.q(x).view(heads), self.k(x).view(heads)
         if self.norms is not None:
             q, k = self.norms[0](q), self.norms[1](k)
-        keys, values = cache.extend(self.layer, self.rotate(k, turns), self.v(x).view(heads))
-        q = self.rotate(q, turns)
-        return self.o(attend(q, keys, values, self.scale, self.window, self.cap))
+        q, k, v = self.rotate(q, turns), self.rotate(k, turns), self.v(x).view(heads)
+        out = [
+            attend(
+                queries, *cache.extend(self.layer, keys, values), self.scale, self.window, self.cap
+            )
+            for queries, keys, values in zip(*map(cache.apart, (q, k, v)), strict=True)
+        ]
+        return self.o(out[0] if len(out) == 1 else torch.cat(out))

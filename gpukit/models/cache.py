@@ -1,4 +1,8 @@
-"""The key-value cache of a generation: one place a layer, filled from the front."""
+"""The key-value cache of a generation: one place a layer, filled from the front; and sequences that
+need none.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +43,10 @@ class KVCache:
             return f"--num-ctx can be raised to {self._most}"
         return f"the model was made for no more than {self._most}"
 
+    def apart(self, x: Tensor) -> Sequence[Tensor]:
+        """`x` `[count, ...]` of new positions, each sequence for itself: there is one."""
+        return (x,)
+
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put `[count, kv_heads, head_dim]` behind what is there; all keys and values so far."""
         end = self.length + k.shape[0]
@@ -57,3 +65,19 @@ class KVCache:
         new = old.new_empty((old.shape[0], size, old.shape[2]))
         new[:, : self.length] = old[:, : self.length]
         return new
+
+
+class Unrelated:
+    """Takes a cache's place for sequences of `length` tokens that pass through the layers together,
+    each from its first position on; nothing is kept."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def apart(self, x: Tensor) -> Sequence[Tensor]:
+        """`x` `[sequences * length, ...]`, each sequence for itself."""
+        return torch.split(x, self._length)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Keys and values `[kv_heads, length, head_dim]` of one sequence, which has no others."""
+        return k.transpose(0, 1), v.transpose(0, 1)

@@ -4,7 +4,7 @@ An architecture's file puts one together from the pieces in `layers.py`, or from
 takes and gives what they take and give.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError
-from gpukit.models.cache import KVCache
+from gpukit.models.cache import KVCache, Unrelated
 from gpukit.models.config import ModelConfig
 from gpukit.models.layers import Rope
 
@@ -22,7 +22,7 @@ from gpukit.models.layers import Rope
 PREFILL = 512
 
 # (x `[count, n_embd]`, turns of `Rope`, cache) -> x
-BlockFunction = Callable[[Tensor, Tensor, KVCache], Tensor]
+BlockFunction = Callable[[Tensor, Tensor, KVCache | Unrelated], Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Block:
     feed_forward_norm: Callable[[Tensor], Tensor]
     feed_forward: Callable[[Tensor], Tensor]
 
-    def __call__(self, x: Tensor, turns: Tensor, cache: KVCache) -> Tensor:
+    def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
         x = x + self.attention(self.attention_norm(x), turns, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
@@ -74,7 +74,13 @@ class Decoder:
             return self._forward(ids, cache, every)
 
     def _forward(self, ids: Sequence[int], cache: KVCache, every: bool) -> Tensor:
-        parts = []
+        if every:
+            return torch.cat([self.head(x) for x in self._states(ids, cache)])
+        *_, last = self._states(ids, cache)
+        return self.head(last[-1])
+
+    def _states(self, ids: Sequence[int], cache: KVCache) -> Iterator[Tensor]:
+        """What comes out of the blocks, `PREFILL` of `ids` at a time."""
         for chunk in torch.split(torch.tensor(ids, device=self.device), PREFILL):
             x = self.embed(chunk)
             turns = {
@@ -83,6 +89,22 @@ class Decoder:
             for block, rope in zip(self.blocks, self.ropes, strict=True):
                 x = block(x, turns[rope], cache)
             cache.advance(len(chunk))
-            if every:
-                parts.append(self.head(x))
-        return torch.cat(parts) if every else self.head(x[-1])
+            yield x
+
+    @torch.inference_mode()
+    def states(self, sequences: Tensor) -> Tensor:
+        """float32 `[count, length, n_embd]`, of which `head` makes the logits behind each token of
+        int64 `sequences` `[count, length]`; each begins at position 0 and sees itself alone.
+
+        `ArgumentError` where there are none.
+        """
+        count, length = sequences.shape
+        if not sequences.numel():
+            raise ArgumentError("no tokens; at least one is needed")
+        x, together = self.embed(sequences.flatten().to(self.device)), Unrelated(length)
+        turns = {
+            rope: rope.turns(0, length, length).repeat(count, 1, 1) for rope in set(self.ropes)
+        }
+        for block, rope in zip(self.blocks, self.ropes, strict=True):
+            x = block(x, turns[rope], together)
+        return x.view(count, length, -1)

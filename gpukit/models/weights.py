@@ -71,11 +71,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Site:
-    """Where the weights of a linear map lie: `rows` rows of tensor `name` from `first` on."""
+    """Where the weights of a linear map lie: `rows` rows of tensor `name` from `first` on.
+
+    `matrices` is how many maps of so many rows the tensor has, each with inputs of its own.
+    """
 
     name: str
     first: int
     rows: int
+    matrices: int = 1
 
 
 # Hears of each input of a linear map before the product: the rows that it meets, and float32
@@ -181,7 +185,11 @@ class Weights:
     def experts(self, name: str, count: int, rows: int, width: int) -> tuple[Linear, ...]:
         """`name`.weight as `count` maps of `rows` rows, each of an input of its own."""
         parts = self._parts(Site(f"{name}.weight", 0, count * rows), [rows] * count, width)
-        return tuple(replace(part, observe=self._heard_at(part.site)) for part in parts)
+        sites = [replace(part.site, matrices=count) for part in parts]
+        return tuple(
+            replace(part, site=site, observe=self._heard_at(site))
+            for part, site in zip(parts, sites, strict=True)
+        )
 
     def _parts(self, whole: Site, counts: Sequence[int], width: int) -> list[Linear]:
         weight = self.matrix(whole.name, whole.rows, width)

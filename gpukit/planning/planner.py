@@ -1,7 +1,6 @@
 """Plans what a model becomes: metadata, the type of every tensor, the files; nothing is written."""
 
 from collections.abc import Sequence
-from math import prod
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import (
@@ -13,10 +12,11 @@ from gpukit.formats.file_types import (
     float_type,
     with_file_type,
 )
-from gpukit.formats.gguf_fields import FLOATS, Field, TensorSpec, string, u32
+from gpukit.formats.gguf_fields import FLOATS, Field, TensorSpec, u32
 from gpukit.formats.gguf_split import parts_by_size
-from gpukit.formats.imatrix import Floats, Imatrix
-from gpukit.planning.mixes import Choice, choose, needs_importance, output_order
+from gpukit.formats.imatrix import Imatrix
+from gpukit.planning.importance import check_wanted, importance_of, noted, some, unheard
+from gpukit.planning.mixes import Choice, choose, output_order
 from gpukit.planning.overrides import Overrides, pattern_option
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.sources.base import Source, SourceTensor
@@ -41,7 +41,7 @@ def plan_quantize(
     """
     options = options or Options()
     chosen = _file_type(source, file_type)
-    unheard: list[str] = []
+    idle: list[str] = []
     if chosen is None:
         outputs = [
             _output(source, i, t.ne, Choice(t.type, t.type)) for i, t in enumerate(source.tensors)
@@ -51,7 +51,7 @@ def plan_quantize(
         if source.is_checkpoint and chosen.name in CONVERTED and options.overrides is None:
             fields, outputs = _converted(source, chosen)
         else:
-            fields, outputs, unheard = _quantized(source, chosen, options)
+            fields, outputs, idle = _quantized(source, chosen, options)
         _refuse_lossy(source, outputs, options)
         same = source.label == chosen.name or file_type is None
         shown = (file_type or "").upper()
@@ -59,9 +59,9 @@ def plan_quantize(
     parts = _parts(source, outputs, options)
     warnings = (
         *source.warnings,
-        *unheard,
+        *idle,
         *_unfitting(outputs),
-        *_unmatched(outputs, options.imatrix),
+        *unheard(outputs, options.imatrix, chosen),
     )
     return QuantizePlan(chosen, title, tuple(fields), tuple(outputs), parts, warnings)
 
@@ -95,37 +95,13 @@ def _quantized(
         _output(source, index, _trimmed(tensor), choice, imatrix)
         for index, tensor, choice in zip(order, tensors, choices, strict=True)
     ]
-    for output in outputs:
-        changed = output.spec.type != output.source_type
-        if changed and output.importance is None and needs_importance(
-            output.spec.name, output.spec.type, chosen
-        ):  # fmt: skip
-            where = f"{imatrix.path} has none for it" if imatrix else "give --imatrix FILE"
-            raise ArgumentError(
-                f"{source.path}: {output.spec.name}: {chosen.name} needs importance weights for "
-                f"{output.spec.type}: {where}, or choose Q2_K"
-            )
-    noted = _noted(imatrix)
-    dropped = {VERSION_KEY, FILE_TYPE, "general.alignment", *(note.key for note in noted)}
+    check_wanted(outputs, chosen, imatrix, source.path)
+    notes = noted(imatrix)
+    dropped = {VERSION_KEY, FILE_TYPE, "general.alignment", *(note.key for note in notes)}
     fields = [entry for entry in source.fields if entry.key not in dropped]
-    fields += [u32(VERSION_KEY, QUANTIZATION_VERSION), u32(FILE_TYPE, chosen.number), *noted]
-    unheard = _unheard(tensors, choices, options.overrides) if options.overrides else []
-    return fields, outputs, unheard
-
-
-def _noted(imatrix: Imatrix | None) -> list[Field]:
-    """What llama-quantize writes into a file about the importance that it used."""
-    if imatrix is None:
-        return []
-    cut = [text.encode()[:NOTED].decode("utf-8", "ignore") for text in
-           (str(imatrix.path), imatrix.dataset)]  # fmt: skip
-    fields = [string("quantize.imatrix.file", cut[0])]
-    if cut[1]:
-        fields.append(string("quantize.imatrix.dataset", cut[1]))
-    fields.append(u32("quantize.imatrix.entries_count", len(imatrix.entries)))
-    if imatrix.chunks > 0:
-        fields.append(u32("quantize.imatrix.chunks_count", imatrix.chunks))
-    return fields
+    fields += [u32(VERSION_KEY, QUANTIZATION_VERSION), u32(FILE_TYPE, chosen.number), *notes]
+    idle = _idle(tensors, choices, options.overrides) if options.overrides else []
+    return fields, outputs, idle
 
 
 def _output(
@@ -136,28 +112,11 @@ def _output(
     stored = source.stored_type(index)
     importance = None
     if imatrix is not None and kind != stored:
-        importance = _importance(spec, imatrix)
+        importance = importance_of(spec, imatrix)
     return PlannedOutput(index, spec, stored, importance, choice.wanted)
 
 
-def _importance(spec: TensorSpec, imatrix: Imatrix) -> Floats | None:
-    """The importance of a tensor's columns, of each matrix its own; None where nobody looks."""
-    values = imatrix.entries.get(spec.name)
-    facts = type_facts().get(spec.type)
-    if values is None or facts is None or not facts.takes_importance:
-        return None
-    wanted = spec.ne[0] * prod(spec.ne[2:3])
-    if values.size == wanted:
-        return values
-    if spec.name == "token_embd.weight":  # as llama-quantize has it
-        return None
-    raise ArgumentError(
-        f"{imatrix.path}: {spec.name} has {values.size} values, the tensor takes {wanted}; "
-        "this importance matrix was made for another model"
-    )
-
-
-def _unheard(
+def _idle(
     tensors: Sequence[TensorSpec], choices: Sequence[Choice], overrides: Overrides
 ) -> list[str]:
     """Lines about options that decide the type of no tensor."""
@@ -170,7 +129,7 @@ def _unheard(
         pattern = patterns.get(option)
         matched = [t.name for t in tensors if pattern is not None and pattern.search(t.name)]
         if matched:
-            why = f"what it fits, {_some(matched)}, stays as it is or follows another option"
+            why = f"what it fits, {some(matched)}, stays as it is or follows another option"
         else:
             why = f"fits none of the {len(tensors)} tensors"
         lines.append(f"{option} changes nothing: {why}; --dry-run shows their names")
@@ -185,32 +144,10 @@ def _unfitting(outputs: Sequence[PlannedOutput]) -> list[str]:
             key = (output.spec.ne[0], output.wanted, output.spec.type)
             groups.setdefault(key, []).append(output.spec.name)
     return [
-        f"{_some(names)}: rows of {width} are no multiple of {type_facts()[wanted].block}, "
+        f"{some(names)}: rows of {width} are no multiple of {type_facts()[wanted].block}, "
         f"{kind} instead of {wanted}"
         for (width, wanted, kind), names in groups.items()
     ]
-
-
-def _some(names: Sequence[str]) -> str:
-    """How many tensors, and the names of the first."""
-    what = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
-    return f"{what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-
-
-def _unmatched(outputs: Sequence[PlannedOutput], imatrix: Imatrix | None) -> tuple[str, ...]:
-    """Lines about tensors that are quantised without importance although there is some."""
-    if imatrix is None:
-        return ()
-    takes = {name for name, facts in type_facts().items() if facts.takes_importance}
-    changed = [o for o in outputs if o.spec.type in takes and o.spec.type != o.source_type]
-    if not changed:
-        return (f"{imatrix.path} is not used: no tensor becomes a type that takes importance",)
-    without = [o.spec.name for o in changed if o.importance is None]
-    # llama-imatrix does not look at the ends of a model by default.
-    without = [name for name in without if name.startswith("blk.")]
-    if not without:
-        return ()
-    return (f"{imatrix.path} has nothing on {_some(without)}: quantised without importance",)
 
 
 def _trimmed(tensor: SourceTensor) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gpukit.formats.file_types import file_type_name
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import QuantizePlan
 from gpukit.recipes.adapter_lines import check_digests, locate_line, to_merge
+from gpukit.recipes.calibration import calibrated, check_calibration
 from gpukit.recipes.references import Reference, fetched_adapter, locate
 from gpukit.store import blobs, gojson, parameters
 from gpukit.store.changes import change
@@ -36,6 +38,7 @@ def create(
     budget: int = 4 << 30,
     pre: str | None = None,
     imatrix: Path | None = None,
+    calibrate: str | Path | None = None,
     hub: bool = False,
     merge: bool = False,
     report: Report = ignore,
@@ -45,21 +48,22 @@ def create(
     `quantize` is a file type such as `Q4_K_M`; without one a checkpoint keeps its own type and
     a GGUF its bytes. `budget` bounds host memory, in bytes; `pre` names the pre-tokenizer of a
     checkpoint that is not recognised; `imatrix` is a file with importance weights for the
-    quantisation; with `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the weights
-    as they are, in layers of their own; with `quantize` or `merge` they, and those that FROM has
-    already, are merged into the weights on the way. Everything that can be checked
-    is checked before the first byte is fetched or written; a failed or killed run leaves the store
-    as it was.
+    quantisation, `calibrate` a text, or the `Path` of one, from which they are collected; with
+    `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the weights as they are, in
+    layers of their own; with `quantize` or `merge` they, and those that FROM has already, are
+    merged into the weights on the way. Everything that can be checked is checked before the first
+    byte is fetched or written; a failed or killed run leaves the store as it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
     there, `AdapterError` for an adapter that was made for another base, DiskError, and the errors
     of the readers of the weights.
     """
     model = store.find(name)
     check_device(device)
+    check_calibration(calibrate, quantize, imatrix)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
     work = replace(work, device=device, budget=budget)
     with (
-        _opened(store, modelfile, work, hub, merge) as (base, origin, new),
+        _opened(store, modelfile, work, hub, merge, calibrate) as (base, origin, new),
         change(store) as changes,
     ):
         # Adapters first: they are small, and what is wrong with them shows at once.
@@ -117,14 +121,16 @@ def plan_create(
     *,
     pre: str | None = None,
     imatrix: Path | None = None,
+    calibrate: str | Path | None = None,
     hub: bool = False,
     merge: bool = False,
     report: Report = ignore,
 ) -> PlannedModel:
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
     model = store.find(name)
+    check_calibration(calibrate, quantize, imatrix)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    with _opened(store, modelfile, work, hub, merge) as (base, origin, new):
+    with _opened(store, modelfile, work, hub, merge, calibrate, dry=True) as (base, origin, new):
         foreseen = origin.foresee()
         start = (*foreseen.layers, *(adapter.foresee() for adapter in new))
         layers = _layers(_imagined, start, base, modelfile)
@@ -160,7 +166,14 @@ def _wishes(
 
 @contextmanager
 def _opened(
-    store: Store, modelfile: Modelfile, work: Wishes, hub: bool, merge: bool
+    store: Store,
+    modelfile: Modelfile,
+    work: Wishes,
+    hub: bool,
+    merge: bool,
+    calibrate: str | Path | None,
+    *,
+    dry: bool = False,
 ) -> "Iterator[tuple[_Base, Origin, tuple[NewAdapter, ...]]]":
     """What the model takes over, its weights, checked and planned, and its new adapters."""
     found = _source(store, modelfile, hub=hub)
@@ -171,9 +184,13 @@ def _opened(
     base = _base(store, source)
     paths = [fetched_adapter(adapter, work.report) for adapter in adapters]
     merged = to_merge(store, source, paths, work.file_type, merge=merge)
+    work = replace(work, merge=merged)
+    if calibrate is not None:
+        path = source if isinstance(source, Path) else store.open(source).gguf
+        opened = partial(open_origin, store, source)
+        work = calibrated(path, work, calibrate, opened, dry=dry)
     with ExitStack() as stack:
-        opened = open_origin(store, source, replace(work, merge=merged))
-        origin = stack.enter_context(closing(opened))
+        origin = stack.enter_context(closing(open_origin(store, source, work)))
         new: tuple[NewAdapter, ...] = ()
         if paths and merged is None:
             new = stack.enter_context(opened_adapters(paths, origin.target(), work.report))

@@ -32,6 +32,7 @@ class Store(store.Store):
         quantize: str | None = None,
         *,
         imatrix: str | Path | None = None,
+        calibrate: str | Path | None = None,
         pre: str | None = None,
         hub: bool = False,
         merge: bool = False,
@@ -42,8 +43,9 @@ class Store(store.Store):
         """Make the model that `source`, a Modelfile or the path of one, describes, and put it here.
 
         `quantize` is a file type such as Q4_K_M; with it or `merge` adapters go into the weights,
-        without they stay beside them. The other arguments are those of
-        `gpukit.convert`. A failed or killed run leaves the store as it was.
+        without they stay beside them. `calibrate` is a text, or as a `Path` a file of it, that the
+        model reads first: what it hears is the importance of its weights. The other arguments are
+        those of `gpukit.convert`. A failed or killed run leaves the store as it was.
         """
         self.find(name)  # before anything is read
         described = source if isinstance(source, Modelfile) else modelfile.read(Path(source))
@@ -59,6 +61,7 @@ class Store(store.Store):
             budget=memory,
             pre=pre,
             imatrix=Path(imatrix) if imatrix is not None else None,
+            calibrate=calibrate,
             hub=hub,
             merge=merge,
             report=report,

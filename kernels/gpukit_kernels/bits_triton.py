@@ -9,10 +9,8 @@ zero the wrong sign: floats are negated by `negated_tl`.
 `at` is an int32 `[TILE]` of byte offsets of blocks; blocks are a uint8 pointer.
 """
 
-import triton
-import triton.language as tl
-
 from gpukit_kernels import bits
+from gpukit_kernels.jit import tl, triton
 
 _MAGIC = tl.constexpr(bits.ROUND_MAGIC)
 _LOWEST = tl.constexpr(float("-inf"))

@@ -11,11 +11,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import load_byte_tl
+from gpukit_kernels.jit import tl, triton
 
 # The codebooks in the order of the file, and their rows.
 SIZES = {"IQ2_XXS": 256, "IQ2_XS": 512, "IQ2_S": 1024, "IQ3_XXS": 256, "IQ3_S": 512, "IQ1_S": 2048}

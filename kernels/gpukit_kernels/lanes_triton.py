@@ -1,7 +1,6 @@
 """Tiles as lanes, one a block or group, in Triton, and back."""
 
-import triton
-import triton.language as tl
+from gpukit_kernels.jit import tl, triton
 
 
 @triton.jit

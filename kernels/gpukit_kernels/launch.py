@@ -1,12 +1,11 @@
 """Launches the Triton kernels of any type over whole tensors."""
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
 from gpukit_kernels.errors import QuantError
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.table import QuantType, TritonPair
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import triton  # noqa: F401 - before the kernels, which are Triton's then (`jit`)
+
 from gpukit_kernels import launch, merge_triton, products_triton
 from gpukit_kernels.merge import LANES
 from gpukit_kernels.table import FLOATS, QuantType, by_name
@@ -168,6 +170,7 @@ def _products(row: QuantType) -> Iterator[Kernel]:
         ("rows", "width"),
         {**decoder, **tile},
         False,
+        products_triton.few_warps(row),
     )
     if pair.few:
         yield Kernel(
@@ -179,7 +182,7 @@ def _products(row: QuantType) -> Iterator[Kernel]:
             False,
         )
     for count in sorted({products_triton.many_tile(row, count)[1] for count in (16, 64)}):
-        rows, _, step = products_triton.many_tile(row, count)
+        rows, _, step, warps = products_triton.many_tile(row, count)
         yield Kernel(
             f"{row.name} matmul {count}",
             products_triton.matmul_many_kernel,
@@ -187,6 +190,6 @@ def _products(row: QuantType) -> Iterator[Kernel]:
             ("count", "rows", "width"),
             {**decoder, "COUNT": count, "ROWS": rows, "STEP": step},
             False,
-            products_triton.MANY_WARPS,
+            warps,
             1,
         )

@@ -7,12 +7,11 @@ them. The sums are those of `merge.py`.
 from collections.abc import Sequence
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
 from gpukit_kernels.factors import Factors
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.launch import decode_blocks_tl, decode_triton, device_table, triton_pair
 from gpukit_kernels.merge import LANES
 from gpukit_kernels.table import FLOATS, QuantType, by_name

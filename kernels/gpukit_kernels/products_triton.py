@@ -5,10 +5,9 @@ sum in float32.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.launch import MAGIC, decode_blocks_tl, device_table, triton_pair
 from gpukit_kernels.table import QuantType
 
@@ -151,10 +150,11 @@ def matmul_triton(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
             grid = (triton.cdiv(rows, VECTOR_ROWS), count)
             step = VECTOR_WIDTH // row.block
             matmul_few_kernel[grid](
-                x, blocks, table, out, rows, width, **shape, ROWS=VECTOR_ROWS, STEP=step
-            )
+                x, blocks, table, out, rows, width, **shape, ROWS=VECTOR_ROWS, STEP=step,
+                num_warps=few_warps(row),
+            )  # fmt: skip
         else:
-            side, tile, step = many_tile(row, count)
+            side, tile, step, warps = many_tile(row, count)
             grid = (triton.cdiv(rows, side), triton.cdiv(count, tile))
             matmul_many_kernel[grid](
                 x,
@@ -168,14 +168,22 @@ def matmul_triton(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
                 COUNT=tile,
                 ROWS=side,
                 STEP=step,
-                num_warps=MANY_WARPS,
+                num_warps=warps,
                 num_stages=1,
             )
     return out
 
 
-def many_tile(row: QuantType, count: int) -> tuple[int, int, int]:
-    """Rows of W, of x, and blocks of a row in a tile of the second kernel; x has `count` rows."""
-    side = TILE_K if row.block == 256 else TILE
+def few_warps(row: QuantType) -> int:
+    """Warps of a program of the first kernel: looking values up takes registers."""
+    return 8 if triton_pair(row).table else 4
+
+
+def many_tile(row: QuantType, count: int) -> tuple[int, int, int, int]:
+    """Rows of W, of x, blocks of a row, and warps, of a tile of the second kernel; x has `count`
+    rows."""
+    side, warps = TILE_K if row.block == 256 else TILE, MANY_WARPS
     tile = 16 if count <= 16 else side
-    return side, tile, max(1, 64 // row.block)
+    if count <= 16 and triton_pair(row).narrow:
+        side, warps = side // 2, warps // 2
+    return side, tile, max(1, 64 // row.block), warps

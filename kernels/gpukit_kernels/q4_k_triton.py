@@ -4,10 +4,8 @@ A thread takes 16 bytes of levels, which hold 16 values of each of two groups, a
 before the levels of their block: the scales. Nothing crosses a lane before the end.
 """
 
-import triton
-import triton.language as tl
-
 from gpukit_kernels.bits_triton import store_float_tl
+from gpukit_kernels.jit import tl, triton
 
 
 @triton.jit

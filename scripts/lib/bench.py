@@ -4,6 +4,7 @@
     quantize   gpukit quantize beside llama-quantize, from a BF16 GGUF, and beside copying that file
     merge      an adapter of rank 16 into the model, beside PEFT and what follows it; bench_merge.py
     run        tokens a second of a prompt and of what follows it, beside llama.cpp, on the CPU
+    perplexity  tokens a second of a text, beside llama-perplexity, on the CPU
 
 Reports nothing unless every tensor's bytes agree. See scripts/bench for the command.
 """
@@ -13,7 +14,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,9 +44,12 @@ TYPES = {
     "quantize": "Q4_K_M,Q5_K_M,Q2_K,Q6_K,IQ4_XS,Q3_K_M,Q4_0,Q8_0,Q5_1",
     "run": "Q4_K_M",
     "merge": "folder,Q4_K_M,F16",
+    "perplexity": "BF16,Q4_K_M",
 }
 # Tokens of the prompt, and tokens that follow it one at a time.
 PROMPT, FOLLOWING = 256, 48
+# Windows of 512 tokens whose perplexity is measured.
+CHUNKS = 8
 
 QUANTIZE = """
 import ctypes, sys, llama_cpp
@@ -128,7 +134,7 @@ def _bench(args: argparse.Namespace, work: Path) -> dict[str, object]:
     weights = sum(map(prod, _shapes(size).values()))
     compare = {
         "convert": _compare_convert, "quantize": _compare_quantize, "run": _compare_run,
-        "merge": _compare_merge,
+        "merge": _compare_merge, "perplexity": _compare_perplexity,
     }[args.what]  # fmt: skip
     report: dict[str, object] = {
         "command": f"scripts/bench {args.what} --size {args.size} --types {args.types}",
@@ -219,6 +225,43 @@ def _compare_run(peers: Path, work: Path, folder: Path, name: str) -> dict[str, 
         "gpukit_mib_beside_the_file": memory - (model.stat().st_size >> 20),
         "prompt_ratio": round(prompt / peer_prompt, 2),
         "ratio": round(token / peer_token, 2),
+    }
+
+
+def _compare_perplexity(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
+    model, text = work / f"{name}.gguf", work / "text.txt"
+    _timed([sys.executable, "-m", "gpukit_cli", "convert", folder, model, "--type", name])
+    text.write_text("\n".join(page.read_text() for page in sorted(ROOT.glob("docs/*.md"))))
+    asked = [str(word) for word in ("-f", text, "--chunks", CHUNKS)]
+    peer = [str(peers / "bin" / "llama-perplexity"), "-m", str(model), *asked]
+    peer += ["-t", str(os.cpu_count())]
+    done = subprocess.run(peer, capture_output=True, text=True, check=False)
+    repacked = done.returncode != -signal.SIGILL  # its code for AMX, on some virtual machines
+    if not repacked:
+        done = subprocess.run([*peer, "--no-repack"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"llama-perplexity: failed with status {done.returncode}")
+    said = done.stdout + done.stderr
+    (value,) = re.findall(r"Final estimate: PPL = ([\d.]+)", said)
+    # Minutes, seconds and thousandths of either line stand before it.
+    begin, end = (
+        60 * int(found[0]) + int(found[1]) + int(found[2]) / 1000
+        for found in re.findall(
+            r"(\d+)\.(\d+)\.(\d+)\.\d+ I (?:perplexity: calculating|Final)", said
+        )
+    )
+    rate = CHUNKS * 512 / (end - begin)
+    command = [sys.executable, "-m", "gpukit_cli", "perplexity", str(model), *asked, "--json"]
+    found, memory = _said(command)
+    return {
+        "type": name,
+        "peer_repacked": repacked,
+        "peer_perplexity": float(value),
+        "gpukit_perplexity": round(found["perplexity"], 4),
+        "peer_tokens_s": round(rate, 1),
+        "gpukit_tokens_s": round(found["tokens_per_second"], 1),
+        "gpukit_mib_beside_the_file": memory - (model.stat().st_size >> 20),
+        "ratio": round(found["tokens_per_second"] / rate, 2),
     }
 
 

@@ -119,7 +119,8 @@ def test_an_option_is_the_same_in_every_command(commands: dict[str, Any]) -> Non
 def test_what_shows_progress_can_be_quiet(commands: dict[str, Any]) -> None:
     quiet = {n for n, c in commands.items() if "quiet" in {p.name for p in c.params}}
     assert quiet == {
-        "adapter", "create", "run", "list", "convert", "quantize", "merge", "inspect"
+        "adapter", "create", "run", "list", "convert", "quantize", "merge", "imatrix", "inspect",
+        "perplexity",
     }  # fmt: skip
 
 

@@ -7,10 +7,15 @@
 #define WORDS ((BYTES + 3) / 4)
 /* Rows of x whose sums are kept at a time. */
 #define CHUNK 128
+/* The same of `tiles.h`, and rows of W. */
+#define TILED_X 512
+#define TILED_W 256
 typedef struct {
     float words[(WORDS + WIDTH) * LANES] __attribute__((aligned(64)));
     float values[TILE * LANES] __attribute__((aligned(64)));
     float sums[CHUNK * LANES] __attribute__((aligned(64)));
+    char split[2][2 * (TILE / 32)][1024] __attribute__((aligned(64)));
+    float tiled[TILED_W / 32][TILED_X / 32][1024] __attribute__((aligned(64)));
 } Arena;
 const int64_t gpukit_arena = sizeof(Arena), gpukit_lanes = LANES, gpukit_panel = WIDTH == 16 ? 16 : 8;
 

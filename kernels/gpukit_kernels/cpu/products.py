@@ -3,7 +3,8 @@
 A product decodes 256 values of 16 rows of W at a time and multiplies them with every row of x,
 sixteen rows of W side by side in a vector; of one row of x the values stay in registers, for more
 they lie in the first-level cache. Sums are float32, of four parts for a single row of x. Threads
-share the rows of W.
+share the rows of W. Where the processor has tiles (AMX), many rows of x go through them
+(`tiles.h`).
 """
 
 from functools import cache
@@ -18,6 +19,8 @@ from gpukit_kernels.cpu.program import Decoder, Pool
 SHARE = 1 << 16
 # Parts of the rows of W for each thread at most, so that all end together.
 PARTS = 8
+# Rows of x from which on a product goes through the processor's tiles, which take 32.
+TILED = 16
 # Values that a thread decodes at a time.
 DECODED = 1 << 17
 
@@ -43,17 +46,31 @@ def multiply(x: Tensor, blocks: Tensor, decoder: Decoder, pool: Pool | None) -> 
     blocks = blocks if blocks.stride(1) == 1 else blocks.contiguous()
     (count, width), rows = x.shape, blocks.shape[0]
     out = torch.empty((count, rows))
-    panels = _panels(x, decoder.panel)
     begin, row_bytes = blocks.data_ptr(), blocks.stride(0)
     end = begin + (rows - 1) * row_bytes + blocks.shape[1]
     work = count * width * rows
     threads = min(_threads(), max(work // SHARE, 1))
     parts = min(threads * PARTS, max(work // SHARE, 1))
-    step = -(-rows // parts // decoder.lanes) * decoder.lanes
+    pool = pool if threads > 1 else None
+    tiled = decoder.tiled and count >= TILED
+    if tiled:
+        given, lanes = _tiles(x, decoder, pool, threads), 2 * decoder.lanes
+    else:
+        given, lanes = _panels(x, decoder.panel), decoder.lanes
+    step = -(-rows // parts // lanes) * lanes
     decoder.multiply(
-        begin, row_bytes, rows, width, end, panels.data_ptr(), count, out.data_ptr(),
-        pool if threads > 1 else None, step, threads,
+        begin, row_bytes, rows, width, end, given.data_ptr(), count, out.data_ptr(),
+        pool, step, threads, tiled,
     )  # fmt: skip
+    return out
+
+
+def _tiles(x: Tensor, decoder: Decoder, pool: Pool | None, threads: int) -> Tensor:
+    """bfloat16 `[blocks, steps, 2, 16, 32]`: the rows of `x` in tiles, see `tiles.h`."""
+    (count, width), x = x.shape, x.contiguous()
+    shape = ((count + 31) // 32 * 2, (width + 31) // 32, 2, 16, 32)
+    out = torch.empty(shape, dtype=torch.bfloat16)
+    decoder.tile(x.data_ptr(), count, width, out.data_ptr(), pool, threads)
     return out
 
 

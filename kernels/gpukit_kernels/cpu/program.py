@@ -100,6 +100,13 @@ class _Decoding(ctypes.Structure):
     )  # fmt: skip
 
 
+class _Tiling(ctypes.Structure):
+    _fields_ = (
+        ("arenas", ctypes.c_void_p), ("x", ctypes.c_void_p), ("count", ctypes.c_int64),
+        ("width", ctypes.c_int64), ("out", ctypes.c_void_p),
+    )  # fmt: skip
+
+
 class _Product(ctypes.Structure):
     _fields_ = (
         ("arenas", ctypes.c_void_p), ("blocks", ctypes.c_void_p), ("row_bytes", ctypes.c_int64),
@@ -133,10 +140,15 @@ class Decoder(Library):
         # Rows of W that are decoded at a time.
         self.lanes = self._number("lanes")
         # Each job's function, and its address: a product calls it hundreds of times a token.
-        self._parts: dict[type, tuple[Callable[..., Any], ctypes.c_void_p]] = {}
-        for kind, name in ((_Decoding, "decode"), (_Product, "multiply")):
+        self._parts: dict[str, tuple[Callable[..., Any], ctypes.c_void_p]] = {}
+        # Whether products of many rows can go through the processor's tiles.
+        self.tiled = bool(self._number("tiled")) and bool(
+            self._function("may_tile", "", ctypes.c_int64)()
+        )
+        names = ("decode", "multiply", *(("tile", "multiply_tiled") if self.tiled else ()))
+        for name in names:
             address = ctypes.cast(getattr(self._found, name), ctypes.c_void_p)
-            self._parts[kind] = (self._function(name, "pnnn"), address)
+            self._parts[name] = (self._function(name, "pnnn"), address)
         self._lock = threading.Lock()
         self._arenas: NDArray[numpy.uint8] = numpy.empty(0, dtype=numpy.uint8)
 
@@ -144,25 +156,35 @@ class Decoder(Library):
         self, blocks: int, count: int, out: int, pool: Pool | None, step: int, threads: int
     ) -> None:
         """Fill float32 `[count, block]` at `out` from `count` blocks at `blocks`."""
-        self._run(_Decoding(None, blocks, count, out), count, pool, step, threads)
+        self._run("decode", _Decoding(None, blocks, count, out), count, pool, step, threads)
 
     def multiply(
         self, blocks: int, row_bytes: int, rows: int, width: int, end: int, x: int, count: int,
-        y: int, pool: Pool | None, step: int, threads: int,
+        y: int, pool: Pool | None, step: int, threads: int, tiled: bool = False,
     ) -> None:  # fmt: skip
         """Fill float32 `[count, rows]` at `y`: x W^T.
 
         W is `rows` rows of `width` values in blocks, `row_bytes` apart, from `blocks` on; nothing
-        is read from `end` on. `x` is float32 x in panels (see `decode.h`).
+        is read from `end` on. `x` is float32 x in panels (see `decode.h`), or what `tile` has made
+        of it, `tiled`.
         """
         job = _Product(None, blocks, row_bytes, width, end, x, count, y, rows)
-        self._run(job, rows, pool, step, threads)
+        self._run("multiply_tiled" if tiled else "multiply", job, rows, pool, step, threads)
+
+    def tile(
+        self, x: int, count: int, width: int, out: int, pool: Pool | None, threads: int
+    ) -> None:
+        """Fill bfloat16 tiles `[blocks of 16 rows, steps of 32 elements, 2, 16, 32]` at `out`, an
+        even number of blocks, from float32 `[count, width]` at `x`."""
+        blocks = (count + 31) // 32 * 2
+        self._run("tile", _Tiling(None, x, count, width, out), blocks, pool, 1, threads)
 
     def _run(
-        self, job: ctypes.Structure, count: int, pool: Pool | None, step: int, threads: int
-    ) -> None:
+        self, name: str, job: ctypes.Structure, count: int, pool: Pool | None, step: int,
+        threads: int,
+    ) -> None:  # fmt: skip
         """The parts of `job` by `pool`, or by this thread where it has none or is busy."""
-        part, address = self._parts[type(job)]
+        part, address = self._parts[name]
         if pool is not None and self._lock.acquire(blocking=False):
             try:
                 job.arenas = self._shared(threads)

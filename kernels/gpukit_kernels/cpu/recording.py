@@ -125,7 +125,7 @@ def record_decoder(decode: Callable[[Tensor], Tensor], block: int, nbytes: int) 
     return "\n".join([
         *defines(facts), (HERE / "vectors.h").read_text(),
         stored, found.text, multiplied, found.text.replace("values_of", "dots_of"),
-        (HERE / "decode.h").read_text(),
+        (HERE / "decode.h").read_text(), (HERE / "tiles.h").read_text(),
     ])  # fmt: skip
 
 

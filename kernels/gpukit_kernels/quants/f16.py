@@ -6,14 +6,13 @@ Source: ggml_compute_fp32_to_fp16 in llama.cpp's ggml-impl.h.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_bits, half_value
 from gpukit_kernels.bits_triton import given_half_bits_tl, store_word16_tl
 from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.table import QuantType, TritonPair
 
 

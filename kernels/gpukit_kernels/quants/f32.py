@@ -1,14 +1,13 @@
 """F32: four bytes a value, IEEE binary32, little endian."""
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import byte_word
 from gpukit_kernels.bits_triton import store_word32_tl
 from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.table import QuantType, TritonPair
 
 

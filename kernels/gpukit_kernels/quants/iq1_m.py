@@ -12,13 +12,12 @@ Source: block_iq1_m, dequantize_row_iq1_m in llama.cpp's ggml-quants.c.
 from functools import partial
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits_triton import load_byte_tl
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.table import QuantType, TritonPair
 
 # The codebook of IQ1_S.

@@ -11,14 +11,13 @@ Source: block_iq2_xs, dequantize_row_iq2_xs in llama.cpp's ggml-quants.c.
 
 from functools import partial
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.table import QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ2_XS")
@@ -44,4 +43,11 @@ def decode_tl(blocks, at, mask, table):
     return grids.scaled_tl(step, grids.signed_tl(levels, grids.eight_signs_tl(word >> 9)))
 
 
-ROWS = (QuantType(FACTS["IQ2_XS"], None, decode, TritonPair(None, decode_tl, table=GRID)),)
+ROWS = (
+    QuantType(
+        FACTS["IQ2_XS"],
+        None,
+        decode,
+        TritonPair(None, decode_tl, table=GRID, narrow=True),
+    ),
+)

@@ -11,14 +11,13 @@ Source: block_iq2_xxs, dequantize_row_iq2_xxs in llama.cpp's ggml-quants.c.
 from functools import partial
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.table import QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ2_XXS")

@@ -8,8 +8,6 @@ Source: block_iq4_nl, quantize_row_iq4_nl_impl in llama.cpp's ggml-quants.c.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import (
@@ -29,6 +27,7 @@ from gpukit_kernels.bits_triton import (
     store_word16_tl,
 )
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import lanes_tl
 from gpukit_kernels.search.codebook import codebook_search, codebook_values, nearest_code
 from gpukit_kernels.search.codebook_triton import (
@@ -103,7 +102,7 @@ ROWS = (
         FACTS["IQ4_NL"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=128),
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=128, narrow=True),
         weighted=weighted,
     ),
 )

@@ -10,8 +10,6 @@ Source: block_iq4_xs, quantize_row_iq4_nl_impl in llama.cpp's ggml-quants.c.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import divide, half_bits, half_value, nearest_int, word_bytes
@@ -25,6 +23,7 @@ from gpukit_kernels.bits_triton import (
     store_words32_tl,
 )
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import lanes_tl
 from gpukit_kernels.search.codebook import codebook_search, codebook_values, nearest_code
 from gpukit_kernels.search.codebook_triton import (

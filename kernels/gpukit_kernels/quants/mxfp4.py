@@ -9,13 +9,12 @@ OCP Microscaling Formats specification, version 1.0.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import pack_nibbles, unpack_nibbles
 from gpukit_kernels.bits_triton import load_byte_tl, load_nibbles_tl
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 

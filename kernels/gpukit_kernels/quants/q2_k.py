@@ -10,8 +10,6 @@ Source: block_q2_K, quantize_row_q2_K_ref and quantize_row_q2_K_impl in llama.cp
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import (
@@ -34,6 +32,7 @@ from gpukit_kernels.bits_triton import (
     store_words32_tl,
 )
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, spread_tl
 from gpukit_kernels.search.affine import (
     WITH_IMPORTANCE,

@@ -12,8 +12,6 @@ Source: block_q3_K, quantize_row_q3_K_ref and quantize_row_q3_K_impl in llama.cp
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import (
@@ -41,6 +39,7 @@ from gpukit_kernels.bits_triton import (
     store_halves_tl,
 )
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, rows_tl, spread_tl
 from gpukit_kernels.search.common import (
     first_largest,

@@ -9,8 +9,6 @@ Source: block_q4_1, quantize_row_q4_1_ref in llama.cpp's ggml-quants.c.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
@@ -23,6 +21,7 @@ from gpukit_kernels.bits_triton import (
     store_word32_tl,
 )
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.search.affine import WITH_IMPORTANCE, affine_search, found_levels
 from gpukit_kernels.search.affine_triton import offset_search_tl
 from gpukit_kernels.search.common import importance_weights, low_int8, offset_levels, offset_scale

@@ -9,8 +9,6 @@ Source: block_q5_0, quantize_row_q5_0_ref in llama.cpp's ggml-quants.c.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
@@ -23,6 +21,7 @@ from gpukit_kernels.bits_triton import (
     store_nibbles_tl,
 )
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.search.common import importance_weights, signed_levels, signed_scale
 from gpukit_kernels.search.common_triton import signed_levels_tl
 from gpukit_kernels.search.scale import scale_search, searched_levels

@@ -10,8 +10,6 @@ Source: block_q5_1, quantize_row_q5_1_ref in llama.cpp's ggml-quants.c.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import (
@@ -30,6 +28,7 @@ from gpukit_kernels.bits_triton import (
     store_words32_tl,
 )
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.search.affine import WITH_IMPORTANCE, affine_search, found_levels
 from gpukit_kernels.search.affine_triton import offset_search_tl
 from gpukit_kernels.search.common import importance_weights, offset_levels, offset_scale

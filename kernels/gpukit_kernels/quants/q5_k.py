@@ -11,13 +11,12 @@ Source: block_q5_K, quantize_row_q5_K_ref in llama.cpp's ggml-quants.c.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import unpack_scales6
 from gpukit_kernels.bits_triton import load_byte_tl, store_words32_tl
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.search.affine import (
     WITH_IMPORTANCE,
     affine_search,

@@ -11,8 +11,6 @@ Source: block_q6_K, quantize_row_q6_K_ref in llama.cpp's ggml-quants.c.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import (
@@ -39,6 +37,7 @@ from gpukit_kernels.bits_triton import (
     store_words16_tl,
 )
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, spread_tl
 from gpukit_kernels.search.common import GROUP_EPS, first_largest, low_int8
 from gpukit_kernels.search.common_triton import first_largest_tl

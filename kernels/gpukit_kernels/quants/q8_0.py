@@ -8,8 +8,6 @@ Source: block_q8_0, quantize_row_q8_0_ref in llama.cpp's ggml-quants.c.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import divide, half_bits, half_value, round_away, word_bytes
@@ -25,6 +23,7 @@ from gpukit_kernels.bits_triton import (
 )
 from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 

@@ -11,13 +11,12 @@ Source: block_tq1_0, dequantize_row_tq1_0 in llama.cpp's ggml-quants.c.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from gpukit_kernels.bits import half_value
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.table import QuantType, TritonPair
 
 

@@ -1,8 +1,5 @@
 """The Triton twin of affine.py."""
 
-import triton
-import triton.language as tl
-
 from gpukit_kernels.bits_triton import (
     clamped_level_tl,
     divide_tl,
@@ -17,6 +14,7 @@ from gpukit_kernels.bits_triton import (
     spilled6_tl,
     store_words32_tl,
 )
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, rows_tl, spread_tl
 from gpukit_kernels.search.common_triton import block_squares_tl, importance_weights_tl
 from gpukit_kernels.search.positive_triton import positive_codes_tl

@@ -1,9 +1,7 @@
 """The Triton twin of codebook.py: one lane a group."""
 
-import triton
-import triton.language as tl
-
 from gpukit_kernels.bits_triton import divide_tl, negated_tl
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_words_tl
 from gpukit_kernels.search import codebook, common
 from gpukit_kernels.search.common_triton import lanes_range_tl

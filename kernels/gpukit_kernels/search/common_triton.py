@@ -5,9 +5,6 @@ or 32 values in registers and adds along it in the order of the reference, so th
 reference's too.
 """
 
-import triton
-import triton.language as tl
-
 from gpukit_kernels.bits_triton import (
     divide_tl,
     inverse_tl,
@@ -15,6 +12,7 @@ from gpukit_kernels.bits_triton import (
     signed_byte_tl,
     truncate_tl,
 )
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import spread_tl
 
 

@@ -1,9 +1,7 @@
 """The Triton twin of positive.py."""
 
-import triton
-import triton.language as tl
-
 from gpukit_kernels.bits_triton import divide_tl, nearest_int_tl
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import lanes_tl, rows_tl
 from gpukit_kernels.search import common
 from gpukit_kernels.search.refine_triton import low_byte_tl, refined_tl

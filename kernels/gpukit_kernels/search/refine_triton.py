@@ -1,9 +1,7 @@
 """The Triton twin of refine.py: one lane a group, elements in tuples."""
 
-import triton
-import triton.language as tl
-
 from gpukit_kernels.bits_triton import nearest_int_tl, nearest_level_tl
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.search import refine
 
 _SWEEPS = tl.constexpr(refine.SWEEPS)

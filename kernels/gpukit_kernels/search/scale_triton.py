@@ -1,9 +1,7 @@
 """The Triton twin of scale.py: one lane a group."""
 
-import triton
-import triton.language as tl
-
 from gpukit_kernels.bits_triton import divide_tl, nearest_level_tl
+from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import lanes_tl, rows_tl
 from gpukit_kernels.search import common
 from gpukit_kernels.search.common_triton import importance_weights_tl, lanes_range_tl

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import gguf_models
 from support.checkpoints import DATA
@@ -10,6 +11,7 @@ from support.checkpoints import DATA
 from gpukit.conversion.run import run_plan
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import FILE_TYPES
+from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.imatrix import Imatrix
 from gpukit.planning.plan import Options
 from gpukit.planning.planner import plan_quantize
@@ -47,14 +49,39 @@ def test_tensors_equal_those_of_llama_quantize_with_importance(name: str, tmp_pa
     for kind, (_, wanted) in GOLDEN[name].items():
         out = tmp_path / "out.gguf"
         with open_source(model) as source:
-            if wanted is None:
-                with pytest.raises(ArgumentError, match="Q2_K_S needs importance weights for"):
-                    plan_quantize(source, kind, options)
+            if wanted is None:  # where llama-quantize refuses a line is told
+                (line,) = plan_quantize(source, kind, options).warnings
+                assert "wants importance: Q2_K without it, as in Q2_K" in line
                 continue
             run_plan(source, plan_quantize(source, kind, options), out)
         if gguf_models.tensors_digest(out) != wanted:
             different.append(kind)
     assert not different
+
+
+def test_what_an_importance_matrix_lacks_is_quantised_without_it(tmp_path: Path) -> None:
+    name, model = "blk.1.ffn_up.weight", gguf_models.build("eight-layers", tmp_path)
+    entries = gguf_models.importance("eight-layers")
+    with GGUFFile(model) as file:
+        entries |= {
+            n: np.ones(t.ne[0], np.float32)
+            for n, t in file.tensors.items()
+            if len(t.ne) > 1 and n.startswith("blk.") and n not in entries
+        }
+    del entries[name]
+    made = {}
+    for kind, imatrix in (("Q2_K_S", Imatrix(Path("i.dat"), entries)), ("Q2_K", None)):
+        with open_source(model) as source:
+            plan = plan_quantize(source, kind, Options(imatrix=imatrix))
+            run_plan(source, plan, tmp_path / kind)
+        with GGUFFile(tmp_path / kind) as file:
+            made[kind] = file.read(file.tensors[name]).tobytes()
+        if imatrix is not None:
+            assert plan.warnings == (
+                f"i.dat has nothing on 1 tensor ({name}), for which Q2_K_S wants importance: Q2_K "
+                "without it, as in Q2_K",
+            )
+    assert made["Q2_K_S"] == made["Q2_K"]
 
 
 def test_q2_k_s_asks_for_importance(tmp_path: Path) -> None:

@@ -75,6 +75,14 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     assert _error(torch.cat(parts), wanted) < TOLERANCE
     # The last position alone is the last row.
     assert _error(decoder.forward(tokens, decoder.cache(300)), wanted[-1]) < TOLERANCE
+    # Beside other sequences, of which it sees nothing.
+    three = torch.stack((ids.flip(0), ids, ids.roll(7)))
+    together = decoder.head(decoder.states(three))
+    assert _error(together[1], wanted) < TOLERANCE
+    assert (
+        _error(together[2], decoder.forward(three[2].tolist(), decoder.cache(300), every=True))
+        < TOLERANCE
+    )
 
 
 @pytest.mark.peer
@@ -158,3 +166,5 @@ def test_what_does_not_fit_into_the_cache_changes_nothing(tmp_path: Path) -> Non
     decoder.forward([4], cache)
     with pytest.raises(ArgumentError, match="no tokens"):
         decoder.forward([], cache)
+    with pytest.raises(ArgumentError, match="no tokens"):
+        decoder.states(torch.empty(0, 4, dtype=torch.int64))

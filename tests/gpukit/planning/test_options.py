@@ -105,6 +105,19 @@ def test_types_whose_blocks_do_not_fit(tmp_path: Path) -> None:
     )
 
 
+def test_matrices_that_nothing_came_to_are_told(tmp_path: Path) -> None:
+    model = gguf_models.build("eight-experts", tmp_path)
+    entries = gguf_models.importance("eight-experts")
+    silent = {"blk.0.ffn_up_exps.weight": 2, "blk.1.ffn_down_exps.weight": 1, "gone.weight": 5}
+    with open_source(model) as source:
+        imatrix = Imatrix(Path("i.gguf"), entries, silent=silent)
+        warnings = plan_quantize(source, "Q4_K_M", Options(imatrix=imatrix)).warnings
+    assert warnings[-1] == (
+        "i.gguf: nothing came to 3 matrices of 2 tensors (blk.0.ffn_up_exps.weight, "
+        "blk.1.ffn_down_exps.weight): quantised with an importance of 1 for each column"
+    )
+
+
 def test_importance_that_nothing_takes_is_told(tmp_path: Path) -> None:
     model, imatrix = gguf_models.build("tied", tmp_path), Imatrix(Path("i.dat"), {})
     for kind in ("F16", "Q8_0"):

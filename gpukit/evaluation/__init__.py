@@ -1,0 +1,1 @@
+"""What quantising cost, and how important columns of weights are, over windows of a text."""

@@ -1,0 +1,256 @@
+"""How well models expect a text, and what quantising them cost."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gpukit_kernels as kernels
+from gpukit.evaluation.divergence import Base, Divergence, FileBase, ModelBase
+from gpukit.evaluation.journal import Journal
+from gpukit.evaluation.measuring import Measurement, measure, stage
+from gpukit.evaluation.perplexity import Mean, perplexity as perplexity_of
+from gpukit.evaluation.scoring import Passes, Scores
+from gpukit.evaluation.subjects import Subject
+from gpukit.evaluation.windows import Windows
+from gpukit.events import Report, Status, ignore
+from gpukit.formats.logits import LogitsFile
+from gpukit.recipes.chosen import Word
+from gpukit.recipes.measured import Asked, opened
+
+# Of what is in a journal: another form gets another number.
+JOURNAL = "1"
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model expects a text, and, with a reference, how far its expectations are from the
+    reference's.
+
+    perplexity, error   exp of the mean of -ln p over the scored tokens, and its standard error
+    chunks, tokens      windows of `num_ctx` tokens, and how many tokens were scored in all
+    running             the perplexity of all windows up to and with each
+    nbytes              of the model's tensors
+    tokens_per_second   how fast tokens went through the model; None where a journal knew all
+    against             the reference; divergence: what there is to say beside it
+    scores              of every token: -ln p, and beside a reference -ln p of that, the divergence
+                        and whether both expect the same
+    """
+
+    model: str
+    type: str
+    nbytes: int
+    bits_per_weight: float
+    perplexity: float
+    error: float
+    chunks: int
+    tokens: int
+    num_ctx: int
+    stride: int | None
+    device: str
+    text_sha256: str | None
+    tokens_per_second: float | None
+    running: tuple[float, ...] = field(repr=False)
+    scores: Scores = field(repr=False, compare=False)
+    against: str | None = None
+    divergence: Divergence | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers as one JSON-ready document; sizes in bytes, shares from 0 to 1."""
+        found = {
+            "model": self.model,
+            "type": self.type,
+            "size": self.nbytes,
+            "bits_per_weight": self.bits_per_weight,
+            "perplexity": self.perplexity,
+            "error": self.error,
+            "chunks": self.chunks,
+            "tokens": self.tokens,
+            "num_ctx": self.num_ctx,
+            "stride": self.stride,
+            "device": self.device,
+            "text_sha256": self.text_sha256,
+            "tokens_per_second": self.tokens_per_second,
+            "running": list(self.running),
+        }
+        if self.divergence is not None:
+            found |= {"against": self.against, **self.divergence.as_json()}
+        return found
+
+
+def perplexity(
+    model: str | Path,
+    text: str | Path | None,
+    *,
+    num_ctx: int | None = None,
+    chunks: int | None = None,
+    stride: int | None = None,
+    against: str | Path | None = None,
+    adapters: Sequence[Word] | str | Path = (),
+    strict: bool = False,
+    moe_layout: str | None = None,
+    save_logits: str | Path | None = None,
+    journal: str | Path | None = None,
+    pre: str | None = None,
+    hub: bool = False,
+    device: str = "auto",
+    report: Report = ignore,
+) -> Perplexity:
+    """How well `model` expects `text`, as llama-perplexity counts it; with `against` beside that
+    model, or beside a logits file of llama-perplexity.
+
+    `text` is the text itself, or, as a `Path`, a file of it; None takes that of the logits file.
+    It is cut into windows of `num_ctx` tokens (512), at most `chunks` of them, and the second half
+    of each is scored; with `stride` windows begin every so many tokens, and only the last `stride`
+    of each are scored. `adapters` work beside the weights of `model`, not of `against`;
+    `save_logits` writes a logits file, `journal` is a file that a killed run goes on from. The
+    other arguments are as for `gpukit.load`; `report` hears a `Step` of every window.
+    `ArgumentError` for what cannot be asked for, a text shorter than two windows, and a model with
+    another vocabulary than `against`; `FormatError` for a logits file or a journal that is none;
+    `CheckpointError` for a model whose logits are no numbers; NotFoundError and the errors of
+    loading for models that are not there or cannot be run; `DiskError` where the disk refuses.
+
+        gpukit.perplexity("llama-q4.gguf", Path("wiki.test.raw"), against="llama-f16.gguf")
+    """
+    asked = Asked(
+        (model,), text, (), num_ctx=num_ctx, chunks=chunks, stride=stride, against=against,
+        adapters=adapters, strict=strict, moe_layout=moe_layout, save_logits=save_logits,
+        journal=journal, pre=pre, hub=hub, device=device,
+    )  # fmt: skip
+    (found,) = _measured(asked, report)
+    return found
+
+
+def perplexities(
+    models: Sequence[str | Path],
+    text: str | Path | None,
+    *,
+    types: Sequence[str] = (),
+    imatrix: str | Path | None = None,
+    num_ctx: int | None = None,
+    chunks: int | None = None,
+    stride: int | None = None,
+    against: str | Path | None = None,
+    adapters: Sequence[Word] | str | Path = (),
+    strict: bool = False,
+    moe_layout: str | None = None,
+    journal: str | Path | None = None,
+    pre: str | None = None,
+    hub: bool = False,
+    device: str = "auto",
+    report: Report = ignore,
+) -> tuple[Perplexity, ...]:
+    """`perplexity` of several models, one by one, each beside `against`, else beside the first.
+
+    With `types` there is one model, and what it becomes as each file type follows it: quantised in
+    memory, with importance from the file `imatrix`, `adapters` merged before. Arguments and errors
+    as `perplexity`, and those of `gpukit.quantize`.
+
+        [row.divergence for row in gpukit.perplexities(["llama-f16.gguf"], text, types=["Q4_K_M"])]
+    """
+    asked = Asked(
+        tuple(models), text, tuple(types), imatrix=imatrix, num_ctx=num_ctx, chunks=chunks,
+        stride=stride, against=against, adapters=adapters, strict=strict, moe_layout=moe_layout,
+        journal=journal, pre=pre, hub=hub, device=device,
+    )  # fmt: skip
+    return _measured(asked, report)
+
+
+def _measured(asked: Asked, report: Report) -> tuple[Perplexity, ...]:
+    with ExitStack() as stack:
+        ready = opened(asked, stack, report)
+        journal = None
+        if asked.journal is not None:
+            journal = stack.enter_context(Journal(Path(asked.journal), JOURNAL, ready.fingerprint))
+        reference = _Reference(ready.base, ready.base_windows, asked.device, report)
+        found: list[Perplexity] = []
+        # The first model stands beside itself in every pair: it is not run alone before them.
+        alone = ready.base is not None and ready.base is ready.subjects[0]
+        for number, subject in enumerate(ready.subjects):
+            if alone and number == 0:
+                continue
+            report(Status(stage(subject.name)))
+            measured = measure(
+                lambda: subject.load(asked.device, report),  # noqa: B023
+                ready.windows[number], subject.name,
+                base=reference.open if ready.base is not None else None,
+                journal=journal, part=str(number), report=report,
+                save=Path(asked.save_logits) if asked.save_logits else None,
+            )  # fmt: skip
+            if alone and not found:
+                found.append(_row(ready.subjects[0], asked, ready.text_sha256, ready.windows[0],
+                                  reference.measured(measured), None))  # fmt: skip
+            found.append(_row(subject, asked, ready.text_sha256, ready.windows[number],
+                              measured, reference.name))  # fmt: skip
+    return tuple(found)
+
+
+@dataclass
+class _Reference:
+    """The reference of a run, loaded when it is first asked for and then kept."""
+
+    base: Subject | LogitsFile | None
+    windows: Windows
+    device: str
+    report: Report
+    _open: Base | None = None
+
+    @property
+    def name(self) -> str | None:
+        match self.base:
+            case Subject():
+                return self.base.name
+            case LogitsFile():
+                return str(self.base.path)
+        return None
+
+    def open(self) -> Base:
+        if self._open is None:
+            if isinstance(self.base, LogitsFile):
+                self._open = FileBase(self.base)
+            else:
+                assert self.base is not None
+                model = self.base.load(self.device, self.report)
+                self._open = ModelBase(Passes(model, self.windows), self.base.name)
+        return self._open
+
+    def measured(self, beside: Measurement) -> Measurement:
+        """What the reference itself scored while `beside` was measured."""
+        nll = beside.scores.nll_base
+        assert nll is not None
+        each = len(nll) // len(beside.running)
+        running = [perplexity_of(nll[: each * (n + 1)]).value for n in range(len(beside.running))]
+        seconds = self._open.passes.seconds if isinstance(self._open, ModelBase) else 0.0
+        return Measurement(Scores(nll), tuple(running), beside.evaluated, seconds)
+
+
+def _row(
+    subject: Subject,
+    asked: Asked,
+    text_sha256: str | None,
+    windows: Windows,
+    found: Measurement,
+    against: str | None,
+) -> Perplexity:
+    value: Mean = perplexity_of(found.scores.nll)
+    beside = found.scores.nll_base is not None
+    return Perplexity(
+        model=subject.name,
+        type=subject.type,
+        nbytes=subject.nbytes,
+        bits_per_weight=subject.bits_per_weight,
+        perplexity=value.value,
+        error=value.error,
+        chunks=len(windows),
+        tokens=len(found.scores),
+        num_ctx=windows.num_ctx,
+        stride=asked.stride,
+        device=str(kernels.device(asked.device)),
+        text_sha256=text_sha256,
+        tokens_per_second=found.tokens_per_second,
+        running=found.running,
+        scores=found.scores,
+        against=against if beside else None,
+        divergence=Divergence.of(found.scores) if beside else None,
+    )
