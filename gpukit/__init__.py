@@ -5,6 +5,7 @@
     write_adapter               a GGUF LoRA adapter from one of PEFT, MLX or llama.cpp
     extract_adapter             a PEFT adapter from a tuned model and its base
     load                        a model that speaks
+    Session                     a conversation with one
     perplexity, perplexities    how well models expect a text, and what quantising them cost
     inspect                     what is inside a file or a folder
     imatrix                     how important the columns of a model's weights are
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         Stream as Stream,
     )
     from gpukit.generation.model import Model as Model
+    from gpukit.generation.session import Session as Session
     from gpukit.planning.overrides import make_overrides as make_overrides
     from gpukit.planning.plan import Options as Options
     from gpukit.recipes.adapter import (
@@ -112,6 +114,7 @@ _MODULES = {
     "events": ["Report", "Status", "Step", "Warned"],
     "generation.generate": ["Generation", "Stream"],
     "generation.model": ["Model"],
+    "generation.session": ["Session"],
     "planning.overrides": ["make_overrides"],
     "planning.plan": ["Options"],
     "recipes.adapter": ["AdapterResult", "write_adapter"],

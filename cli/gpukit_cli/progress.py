@@ -8,8 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from gpukit.events import Event, Report, Status, Step, Warned, ignore
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 # A log file should show that work goes on without filling up.
 PLAIN_SECONDS = 10.0
@@ -83,21 +87,13 @@ def _speed(rate: float, unit: str) -> str:
 def _bars() -> Iterator[Report]:
     """A bar a stage with amount, rate and time left; finished stages stay on the screen."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress, TaskID
 
     console = Console(stderr=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        TextColumn("{task.percentage:>3.0f}%"),
-        BarColumn(),
-        TextColumn("{task.fields[amount]}", markup=False, style="progress.download"),
-        TextColumn("{task.fields[speed]}", markup=False, style="progress.data.speed"),
-        TimeRemainingColumn(),
-    )
     bars: dict[str, TaskID] = {}
     waiting: str | None = None  # a status whose first step has not come: bar or plain line?
 
-    with Progress(*columns, console=console) as progress:
+    with Progress(*_columns(), console=console) as progress:
 
         def settle() -> None:
             nonlocal waiting
@@ -119,18 +115,39 @@ def _bars() -> Iterator[Report]:
                         waiting = None
                     settle()
                     if text not in bars:
-                        bars[text] = progress.add_task(text, total=total, amount="", speed="")
-                    task = progress.tasks[list(bars).index(text)]
-                    rate = task.finished_speed or task.speed or 0.0
-                    progress.update(
-                        bars[text], completed=done, total=total,
-                        amount=_amount(done, total, unit), speed=_speed(rate, unit),
-                    )  # fmt: skip
+                        bars[text] = progress.add_task(text, total=total, unit=unit)
+                    progress.update(bars[text], completed=done, total=total)
 
         try:
             yield report
         finally:
             settle()
+
+
+def _columns() -> "tuple[ProgressColumn, ...]":
+    """What stands in a row of the bars."""
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Amount(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            done, total = int(task.completed), int(task.total or 0)
+            return Text(_amount(done, total, task.fields["unit"]), style="progress.download")
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            rate = task.finished_speed or task.speed
+            shown = "?" if rate is None else _speed(rate, task.fields["unit"])
+            return Text(shown, style="progress.data.speed")
+
+    return (
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.percentage:>3.0f}%"),
+        BarColumn(),
+        Amount(),
+        Speed(),
+        TimeRemainingColumn(),
+    )
 
 
 def human_bytes(n: int) -> str:

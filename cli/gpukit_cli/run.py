@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpukit.errors import ArgumentError
+from gpukit_cli import answer
 from gpukit_cli.options import (
     Adapters,
     Device,
@@ -46,7 +47,7 @@ def run(
         typer.Argument(
             metavar="PROMPT",
             help="What to answer or continue; what stdin holds goes before it.",
-            show_default="stdin alone",
+            show_default="stdin alone, or a conversation",
         ),
     ] = None,
     system: Annotated[
@@ -109,10 +110,15 @@ def run(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Print times on stderr, --quiet or not.")
     ] = False,
+    nowordwrap: Annotated[
+        bool,
+        typer.Option("--nowordwrap", help="In a conversation, let the terminal break lines."),
+    ] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Run a model: print what it answers to PROMPT, or to what comes on stdin."""
+    """Run a model: print what it answers to PROMPT, or to what comes on stdin; on a terminal and
+    without either, talk with it."""
     import gpukit
 
     given: Parameters = {
@@ -129,18 +135,28 @@ def run(
     }
     adapters = adapter or []
     _check(model, given, adapters, device, pre, hub)
-    text = _prompt(prompt or [])
+    talks = not prompt and not json and sys.stdin.isatty() and sys.stdout.isatty()
+    text = "" if talks else _prompt(prompt or [])
     # The bars of a terminal are gone before the text comes.
     with reporter(quiet) as report:
         loaded = gpukit.load(
             model, device, pre=pre, hub=hub, adapters=adapters, strict=strict,
             moe_layout=moe_layout, report=report,
         )  # fmt: skip
+    if talks:
+        from gpukit_cli.session import Conversation, talk
+
+        begun = Conversation(
+            model, hub=hub, device=device, adapted=bool(adapters),
+            verbose=verbose, quiet=quiet, wraps=not nowordwrap,
+        )  # fmt: skip
+        talk(begun, loaded, system, given)
+        return
     result = _speak(loaded, text, system, given, quiet, shown=not json)
     if json:
         print_json({"model": model, **result.as_json()})
     if verbose:
-        _print_times(result)
+        answer.print_times(result)
 
 
 def _prompt(words: list[str]) -> str:
@@ -189,63 +205,10 @@ def _speak(
     """The whole answer; its text is printed as it comes if it is to be `shown`."""
     told: list[Event] = []
     pieces = model.stream(text, system=system, report=told.append, **given)
-    _tell(told, quiet)
-    if shown:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-    result = pieces.result
+    answer.tell(told, quiet)
+    result = answer.show(pieces, answer.write) if shown else pieces.result
     if shown:
         print("\n", flush=True)
     # What there was to say meanwhile has waited until the text is out.
-    _tell(told, quiet)
+    answer.tell(told, quiet)
     return result
-
-
-def _tell(told: "list[Event]", quiet: bool) -> None:
-    """Report and forget."""
-    with reporter(quiet) as report:
-        for event in told:
-            report(event)
-    told.clear()
-
-
-def _print_times(result: "Generation") -> None:
-    """Ollama's lines; what is zero is left out."""
-    answer = len(result.tokens)
-    rows: list[tuple[str, str]] = [
-        ("total duration:", duration(result.total_seconds)),
-        ("load duration:", duration(result.load_seconds)),
-        ("prompt eval count:", f"{result.prompt_tokens} token(s)"),
-        ("prompt eval duration:", duration(result.prompt_seconds)),
-        ("prompt eval rate:", _rate(result.prompt_tokens, result.prompt_seconds)),
-    ]
-    if answer:
-        rows += [
-            ("eval count:", f"{answer} token(s)"),
-            ("eval duration:", duration(result.seconds)),
-            ("eval rate:", _rate(answer, result.seconds)),
-        ]
-    for name, value in rows:
-        print(f"{name:<22}{value}", file=sys.stderr)
-
-
-def _rate(count: int, seconds: float) -> str:
-    return f"{count / max(seconds, 1e-9):.2f} tokens/s"
-
-
-def duration(seconds: float) -> str:
-    """A duration as Go spells it: 1h2m3.5s, 4.2s, 15.000001ms, 7µs."""
-    nanoseconds = round(seconds * 1e9)
-    for unit, size in (("ns", 1), ("µs", 1_000), ("ms", 1_000_000)):
-        if nanoseconds < 1000 * size:
-            return _plain(nanoseconds, size) + unit
-    minutes, rest = divmod(nanoseconds, 60 * 1_000_000_000)
-    hours, minutes = divmod(minutes, 60)
-    front = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    return f"{front}{_plain(rest, 1_000_000_000)}s"
-
-
-def _plain(nanoseconds: int, size: int) -> str:
-    whole, rest = divmod(nanoseconds, size)
-    digits = f"{rest:0{len(str(size)) - 1}d}".rstrip("0") if rest else ""
-    return f"{whole}.{digits}" if digits else str(whole)

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from gpukit.chat import Message, accepted, render
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.loading import LoadedModel
+from gpukit.generation.memory import Memory
 from gpukit.generation.sampling import Sampler, SamplingOptions
 from gpukit.generation.stopping import StopWatch
+from gpukit.models.cache import KVCache
 from gpukit.models.decoder import Decoder
 from gpukit.store.parameters import TYPES
-from gpukit.tokenizer import Tokenizer
 
 # The context that a generation gets unless it asks for another, as Ollama on small machines.
 DEFAULT_CONTEXT = 4096
@@ -44,7 +44,8 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class Generation:
-    """What came out: the text, the tokens, why it ended (stop or length), times in seconds."""
+    """What came out: the text, the tokens, why it ended (stop or length), times in seconds; of the
+    prompt's tokens `remembered_tokens` were computed before, for the last answer."""
 
     text: str
     tokens: tuple[int, ...]
@@ -53,6 +54,7 @@ class Generation:
     load_seconds: float
     prompt_seconds: float
     seconds: float
+    remembered_tokens: int = 0
 
     @property
     def total_seconds(self) -> float:
@@ -102,63 +104,6 @@ def options_from(
     return GenerateOptions(sampling=SamplingOptions(**sampling), stop=tuple(stop), **own)
 
 
-def prompt_ids(
-    model: LoadedModel,
-    prompt: str | Sequence[Message],
-    *,
-    system: str = "",
-    messages: Sequence[Message] = (),
-    report: Report = ignore,
-) -> list[int]:
-    """The tokens of a prompt: through the model's chat template when it has one, else as it is.
-
-    `prompt` is a text or messages (role and content each). `system` and `messages` come before it,
-    `system` only where the prompt brings none; without a template they cannot, which a warning
-    tells. `ArgumentError` for messages without a template, `CheckpointError` where it refuses them.
-    """
-    tokenizer = model.tokenizer
-    if tokenizer.chat_template is None:
-        if not isinstance(prompt, str):
-            raise ArgumentError("the model has no chat template; give a text instead of messages")
-        if system or messages:
-            report(Warned("the model has no chat template; SYSTEM and MESSAGE are not used"))
-        ids = tokenizer.encode(prompt)
-    else:
-        text = _conversation(tokenizer.chat_template, tokenizer, prompt, system, messages)
-        bos = _spelled(tokenizer, tokenizer.bos_id)
-        # Many templates write BOS themselves, and it must not stand there twice.
-        has_bos = bool(bos) and text.startswith(bos)
-        ids = tokenizer.encode(text, add_special=not has_bos, parse_special=True)
-    if tokenizer.add_eos and ids and ids[-1] == tokenizer.eos_id:
-        del ids[-1]  # An end behind the prompt would leave nothing to say.
-    return ids
-
-
-def _conversation(
-    template: str,
-    tokenizer: Tokenizer,
-    prompt: str | Sequence[Message],
-    system: str,
-    messages: Sequence[Message],
-) -> str:
-    """What the template makes of all turns."""
-    said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if not said:
-        raise ArgumentError("no messages; there is nothing to answer")
-    for number, turn in enumerate(said):
-        if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
-            raise ArgumentError(f"message {number} is {turn!r}; role and content are needed")
-    turns = [*messages, *said]
-    if system and said[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": system})
-    bos, eos = (_spelled(tokenizer, number) for number in (tokenizer.bos_id, tokenizer.eos_id))
-    return render(template, accepted(template, turns), bos_token=bos, eos_token=eos)
-
-
-def _spelled(tokenizer: Tokenizer, number: int | None) -> str:
-    return "" if number is None else tokenizer.token_text(number)
-
-
 class Stream(Iterator[str]):
     """The text of a generation, piece by piece as it becomes whole.
 
@@ -184,14 +129,20 @@ class Stream(Iterator[str]):
             raise GpukitError("the generation ended with an error; it has no result")
         return self._result
 
+    def close(self) -> None:
+        """End it here; without a result, if it had not ended."""
+        self._pieces.close()
+
 
 def stream(
     model: LoadedModel,
     ids: Sequence[int],
     options: GenerateOptions | None = None,
     report: Report = ignore,
+    memory: Memory | None = None,
 ) -> Stream:
-    """What continues the tokens `ids`, stop texts left out; it is computed as it is read.
+    """What continues the tokens `ids`, stop texts left out; it is computed as it is read, but for
+    what `memory` has of an earlier one.
 
     `ArgumentError` where the prompt is empty or, when the first piece is asked for, does not fit
     into the context.
@@ -199,21 +150,38 @@ def stream(
     options = options or GenerateOptions()
     if not ids:
         raise ArgumentError("the prompt is empty; there is nothing to continue")
-    return Stream(_pieces(model, ids, options, report))
+    return Stream(_remembering(model, ids, options, report, memory or Memory()))
+
+
+def _remembering(
+    model: LoadedModel,
+    ids: Sequence[int],
+    options: GenerateOptions,
+    report: Report,
+    memory: Memory,
+) -> Generator[str, None, Generation]:
+    cache = memory.begin(model.decoder, context_of(model.decoder, options, report), ids)
+    seen = list(ids)
+    try:
+        return (yield from _pieces(model, seen, options, report, cache))
+    finally:
+        # However it ends: what has its place in the cache is there.
+        memory.keep(seen)
 
 
 def _pieces(
-    model: LoadedModel, ids: Sequence[int], options: GenerateOptions, report: Report
+    model: LoadedModel, seen: list[int], options: GenerateOptions, report: Report, cache: KVCache
 ) -> Generator[str, None, Generation]:
+    """The pieces behind the tokens `seen`, which grow with them."""
     decoder, tokenizer = model.decoder, model.tokenizer
-    cache = decoder.cache(_context(decoder, options, report))
+    count, remembered = len(seen), cache.length
     sampler = Sampler(options.sampling)
     text, decoded = StopWatch(options.stop), tokenizer.stream().continued()
     started = time.monotonic()
-    logits = decoder.forward(ids, cache)
-    seen, reason = list(ids), "length"
+    logits = decoder.forward(seen[remembered:], cache)
+    reason = "length"
     prompted = time.monotonic()
-    while options.num_predict < 0 or len(seen) - len(ids) < options.num_predict:
+    while options.num_predict < 0 or len(seen) - count < options.num_predict:
         token = sampler.pick(logits, seen)
         seen.append(token)
         if token in tokenizer.eog_ids:
@@ -227,22 +195,24 @@ def _pieces(
         if cache.length == cache.n_ctx:
             report(Warned(f"the context of {cache.n_ctx} tokens is full; {cache.limit}"))
             break
-        if len(seen) - len(ids) != options.num_predict:
+        if len(seen) - count != options.num_predict:
             logits = decoder.forward([token], cache)
     if piece := text.push(decoded.flush()) + text.flush():
         yield piece
     return Generation(
         text=text.text,
-        tokens=tuple(seen[len(ids) :]),
+        tokens=tuple(seen[count:]),
         done_reason=reason,
-        prompt_tokens=len(ids),
+        prompt_tokens=count,
         load_seconds=model.seconds,
         prompt_seconds=prompted - started,
         seconds=time.monotonic() - prompted,
+        remembered_tokens=remembered,
     )
 
 
-def _context(decoder: Decoder, options: GenerateOptions, report: Report) -> int:
+def context_of(decoder: Decoder, options: GenerateOptions, report: Report = ignore) -> int:
+    """Tokens of the context that `options` get; a warning where the model was made for fewer."""
     most = decoder.config.n_ctx
     if options.num_ctx is None:
         return min(most, DEFAULT_CONTEXT)

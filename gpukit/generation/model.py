@@ -1,6 +1,6 @@
 """A model that speaks: what is loaded, with what a Modelfile set beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, Unpack
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from gpukit.chat import Message
 from gpukit.errors import ArgumentError, did_you_mean
 from gpukit.events import Report, ignore
-from gpukit.generation import generate
+from gpukit.generation import generate, prompts
 from gpukit.generation.generate import Generation, Stream
 from gpukit.generation.loading import LoadedModel
 from gpukit.models.decoder import Decoder
@@ -38,9 +38,18 @@ class Parameters(TypedDict, total=False):
     num_ctx: int | None
 
 
+def check_names(given: Iterable[str]) -> None:
+    """`ArgumentError` for a name that is none of `Parameters`."""
+    known = Parameters.__annotations__
+    if unknown := sorted(set(given) - known.keys()):
+        hint = did_you_mean(unknown[0], known)
+        raise ArgumentError(f"unknown parameter {unknown[0]!r}; known: {', '.join(known)}{hint}")
+
+
 @dataclass(frozen=True)
 class Model:
-    """A model on its device, and the parameters, system text and messages that it begins with.
+    """A model on its device, and the parameters, system text and messages that it begins with;
+    `template` is its TEMPLATE in Go's syntax, which goes before the tokenizer's own.
 
     `decoder` and `tokenizer` are its parts. Nothing of a generation stays in it.
     """
@@ -49,6 +58,7 @@ class Model:
     params: Mapping[str, Value] = field(default_factory=dict)
     system: str = ""
     messages: tuple[Message, ...] = ()
+    template: str = ""
 
     @property
     def decoder(self) -> Decoder:
@@ -93,18 +103,14 @@ class Model:
             for piece in model.stream([{"role": "user", "content": "Why?"}], seed=1):
                 print(piece, end="")
         """
-        known = Parameters.__annotations__
-        if unknown := sorted(parameters.keys() - known):
-            hint = did_you_mean(unknown[0], known)
-            raise ArgumentError(
-                f"unknown parameter {unknown[0]!r}; known: {', '.join(known)}{hint}"
-            )
+        check_names(parameters)
         options = generate.options_from(self.params, parameters, report)
-        ids = generate.prompt_ids(
+        ids = prompts.prompt_ids(
             self.loaded,
             prompt,
             system=self.system if system is None else system,
             messages=self.messages,
+            template=self.template,
             report=report,
         )
         return generate.stream(self.loaded, ids, options, report)

@@ -56,6 +56,10 @@ class KVCache:
             store[layer][:, self.length : end] = new.transpose(0, 1)
         return self._keys[layer][:, :end], self._values[layer][:, :end]
 
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` positions."""
+        self.length = min(self.length, length)
+
     def advance(self, count: int) -> None:
         """Count what every layer has put in."""
         self.length += count

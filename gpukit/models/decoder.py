@@ -76,8 +76,9 @@ class Decoder:
     def _forward(self, ids: Sequence[int], cache: KVCache, every: bool) -> Tensor:
         if every:
             return torch.cat([self.head(x) for x in self._states(ids, cache)])
-        *_, last = self._states(ids, cache)
-        return self.head(last[-1])
+        for last in self._states(ids, cache):
+            state = last[-1]
+        return self.head(state)
 
     def _states(self, ids: Sequence[int], cache: KVCache) -> Iterator[Tensor]:
         """What comes out of the blocks, `PREFILL` of `ids` at a time."""

@@ -1,11 +1,12 @@
 """From a word to a model that speaks."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from gpukit.conversion.checks import check_device, check_plan
-from gpukit.events import Report, Warned, ignore
+from gpukit.events import Report, ignore
 from gpukit.generation.loading import load_model
 from gpukit.generation.model import Model
 from gpukit.recipes.chosen import Word, chosen, located
@@ -27,8 +28,9 @@ def load(
     """The model on `device` (auto, cpu, cuda or cuda:N), its weights in blocks as they are stored.
 
     `model` is a name in the store, a GGUF, a folder from Hugging Face, or an id of the hub
-    (hf.co/org/name, or with `hub` org/name). A stored model brings its parameters, system text and
-    messages. `pre` names the pre-tokenizer of a folder where none is recognised.
+    (hf.co/org/name, or with `hub` org/name). A stored model brings its parameters, system text,
+    messages and TEMPLATE, which goes before the chat template of its weights unless the environment
+    has OLLAMA_GO_TEMPLATE=0. `pre` names the pre-tokenizer of a folder where none is recognised.
 
     `adapters` work beside the weights, which stay as they are: each is the path of an adapter of
     PEFT, mlx-lm or llama.cpp, or an id of the hub (hf.co/org/name), as it is, as "DIR:WEIGHT" or as
@@ -55,7 +57,12 @@ def load(
         names=(found.name.model,) if found.name else (),
         report=report,
     )  # fmt: skip
-    if found.template and loaded.tokenizer.chat_template is None:
-        report(Warned("TEMPLATE is in Go's syntax and is not used; the prompt goes in bare"))
     messages = tuple({"role": m.role, "content": m.content} for m in found.messages)
-    return Model(loaded, found.params, found.system, messages)
+    own = loaded.tokenizer.chat_template is not None and not _prefers_go()
+    return Model(loaded, found.params, found.system, messages, "" if own else found.template)
+
+
+def _prefers_go() -> bool:
+    """Whether TEMPLATE goes before a template of the weights' own, as Ollama has it unless
+    OLLAMA_GO_TEMPLATE says no."""
+    return os.environ.get("OLLAMA_GO_TEMPLATE", "").strip().lower() not in ("0", "f", "false")

@@ -81,7 +81,7 @@ def opened(asked: Asked, stack: ExitStack, report: Report) -> Ready:
     file = _check(asked, stack)
     text = _text(asked, file)
     references = [locate(word, hub=asked.hub) for word in asked.models]
-    base = None if file or asked.against is None else locate(asked.against, hub=asked.hub)
+    base = None if file or asked.against is None else locate(asked.against)
     located([asked.adapters] if isinstance(asked.adapters, str | Path) else asked.adapters)
     imatrix = read_imatrix(Path(asked.imatrix)) if asked.imatrix is not None else None
     merge = chosen(

@@ -105,7 +105,8 @@ def perplexity(
     of each is scored; with `stride` windows begin every so many tokens, and only the last `stride`
     of each are scored. `adapters` work beside the weights of `model`, not of `against`;
     `save_logits` writes a logits file, `journal` is a file that a killed run goes on from. The
-    other arguments are as for `gpukit.load`; `report` hears a `Step` of every window.
+    other arguments are as for `gpukit.load`, `hub` is of `model` alone; `report` hears a `Step` of
+    every window.
     `ArgumentError` for what cannot be asked for, a text shorter than two windows, and a model with
     another vocabulary than `against`; `FormatError` for a logits file or a journal that is none;
     `CheckpointError` for a model whose logits are no numbers; NotFoundError and the errors of

@@ -1,5 +1,6 @@
 """Whether a TEMPLATE is one that Ollama takes: the grammar of Go's text/template, with Ollama's
-functions (https://pkg.go.dev/text/template, ollama/template/template.go). Nothing is executed.
+functions (https://pkg.go.dev/text/template, ollama/template/template.go). Nothing is executed here:
+`parse` gives the tree, and `check` looks no further.
 
 An action is a control (`if`, `range`, `with`, `else`, `end`, `define`, `block`, `template`,
 `break`, `continue`) or a pipeline: declarations, then commands with `|` between them, each of
@@ -9,19 +10,21 @@ operands with blanks between them.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import NoReturn
 
+from gpukit.store.gotemplate_nodes import (
+    Control,
+    Invoke,
+    Jump,
+    Node,
+    Template,
+    Text,
+)
+from gpukit.store.gotemplate_pipelines import Reader
 from gpukit.store.gotemplate_tokens import TemplateError, Token, tokens, unquote
 
-__all__ = ["FUNCTIONS", "TemplateError", "check"]
+__all__ = ["TemplateError", "check", "parse"]
 
-BUILT_IN = ("and", "call", "eq", "ge", "gt", "html", "index", "js", "le", "len", "lt", "ne", "not",
-            "or", "print", "printf", "println", "slice", "urlquery")  # fmt: skip
-OLLAMAS = ("currentDate", "json", "toTypeScriptType", "yesterdayDate")
-FUNCTIONS = frozenset((*BUILT_IN, *OLLAMAS))
 END = "end of text"
-_LITERALS = frozenset((".", "nil", "bool", "number", "string"))
-_OPERANDS = _LITERALS | {"field", "variable", "word", "("}
 # What Go's bytes.TrimSpace takes away.
 _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
@@ -30,46 +33,55 @@ _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
 
 def check(text: str) -> None:
     """TemplateError, with the line, where Ollama refuses the template `text`."""
+    parse(text)
+
+
+def parse(text: str) -> Template:
+    """The tree of the template `text`; TemplateError, with the line, where Ollama refuses it."""
     end = Token(END, "", text.count("\n") + 1)
-    _Parser(chain(tokens(text), [end])).check()
+    return _Parser(chain(tokens(text), [end])).parse()
 
 
 @dataclass
 class _Scope:
     """What the root, a `define` or a `block` has of its own: the variables that are declared, how
-    many `range` are open, and whether it holds more than blanks."""
+    many `range` are open, whether it holds more than blanks, and its nodes."""
 
     name: str
     variables: list[str] = field(default_factory=lambda: ["$"])
     ranges: int = 0
     filled: bool = False
+    body: list[Node] = field(default_factory=list)
 
 
 @dataclass
 class _Open:
     """An action that waits for its `end`: the word and the line of it, how many variables there
-    were before it, and whether its last `else` has come."""
+    were before it, its node where it is a control, and whether its last `else` has come."""
 
     word: str
     line: int
     variables: int
+    control: Control | None = None
     is_last: bool = False
     of_else: bool = False
 
 
 class _Parser:
     def __init__(self, source: Iterator[Token]) -> None:
-        self._source = source
-        self._tokens: list[Token] = []
-        self._at = 0
         self._open: list[_Open] = []
         self._scopes = [_Scope("")]
         self._filled: set[str] = set()
+        self._definitions: dict[str, list[Node]] = {}
+        self._reader = Reader(source, self._scope.variables)
+        # Where the next node goes.
+        self._bodies = [self._scope.body]
 
-    def check(self) -> None:
-        while (token := self._next()).kind != END:
+    def parse(self) -> Template:
+        while (token := self._reader.next()).kind != END:
             if token.kind == "text":
                 self._scope.filled |= bool(token.text.strip(_SPACE))
+                self._bodies[-1].append(Text(token.text))
             else:
                 self._action()
         if self._open:
@@ -78,40 +90,14 @@ class _Parser:
                 last.line, f"{{{{{last.word}}}}} is never closed: {{{{end}}}} is missing"
             )
         self._close_scope(token.line)
+        return Template(self._definitions, frozenset(self._reader.fields))
 
     @property
     def _scope(self) -> _Scope:
         return self._scopes[-1]
 
-    def _next(self) -> Token:
-        if self._at == len(self._tokens):
-            self._tokens.append(next(self._source))
-        self._at += 1
-        return self._tokens[self._at - 1]
-
-    def _word(self) -> Token:
-        """The next token that is no space."""
-        while (token := self._next()).kind == "space":
-            pass
-        return token
-
-    def _peek(self) -> Token:
-        """The same, still to come."""
-        token = self._word()
-        self._at -= 1
-        return token
-
-    def _unexpected(self, token: Token, where: str) -> NoReturn:
-        raise TemplateError(token.line, f"{token.text or token.kind} cannot stand in {where}")
-
-    def _expect(self, kind: str, where: str) -> Token:
-        token = self._word()
-        if token.kind != kind:
-            self._unexpected(token, where)
-        return token
-
     def _action(self) -> None:
-        token = self._word()
+        token = self._reader.word()
         match token.kind, token.text:
             case "keyword", "if" | "range" | "with":
                 self._begin(token)
@@ -124,45 +110,52 @@ class _Parser:
             case "keyword", "template":
                 self._template(token)
             case "keyword", _:
-                self._expect("}}", f"{{{{{token.text}}}}}")
+                self._reader.expect("}}", f"{{{{{token.text}}}}}")
                 if not self._scope.ranges:
                     raise TemplateError(token.line, f"{{{{{token.text}}}}} outside {{{{range}}}}")
+                self._bodies[-1].append(Jump(token.text))
             case _:
-                self._at -= 1
-                self._pipeline("an action", "}}")
+                self._reader.back()
+                self._bodies[-1].append(self._reader.pipeline("an action", "}}"))
                 self._scope.filled = True
 
     def _begin(self, token: Token) -> None:
         begun = _Open(token.text, token.line, len(self._scope.variables))
-        self._pipeline(token.text, "}}")
+        body: list[Node] = []
+        begun.control = Control(token.text, [(self._reader.pipeline(token.text, "}}"), body)])
+        self._bodies[-1].append(begun.control)
+        self._bodies.append(body)
         self._scope.filled = True
         self._scope.ranges += token.text == "range"
         self._open.append(begun)
 
     def _else(self, token: Token) -> None:
         begun = self._open[-1] if self._open else None
-        if begun is None or begun.word in ("define", "block"):
+        if begun is None or begun.control is None:
             raise TemplateError(token.line, "{{else}} without {{if}}, {{range}} or {{with}}")
         if begun.is_last:
             raise TemplateError(token.line, f"a second {{{{else}}}} of {{{{{begun.word}}}}}")
         self._end_of_body(begun)
-        following = self._peek()
+        following = self._reader.peek()
         if following.text == begun.word and begun.word in ("if", "with"):
-            self._word()
-            self._pipeline(begun.word, "}}")
+            self._reader.word()
+            begun.control.branches.append((self._reader.pipeline(begun.word, "}}"), []))
+            self._bodies[-1] = begun.control.branches[-1][1]
         else:
-            self._expect("}}", "{{else}}")
+            self._reader.expect("}}", "{{else}}")
             begun.is_last = True
+            self._bodies[-1] = begun.control.otherwise
 
     def _end_of_body(self, begun: _Open) -> None:
         if begun.word == "range" and not begun.is_last:
             self._scope.ranges -= 1
 
     def _end(self, token: Token) -> None:
-        self._expect("}}", "{{end}}")
+        self._reader.expect("}}", "{{end}}")
         if not self._open:
             raise TemplateError(token.line, "{{end}} without anything that it ends")
         begun = self._open.pop()
+        self._bodies.pop()
         if begun.word in ("define", "block"):
             self._close_scope(token.line)
         else:
@@ -174,98 +167,33 @@ class _Parser:
         where = f"{{{{{token.text}}}}}"
         if token.text == "define" and self._open:
             raise TemplateError(token.line, f"{{{{define}}}} inside {{{{{self._open[-1].word}}}}}")
-        name = unquote(self._expect("string", where).text)
+        name = unquote(self._reader.expect("string", where).text)
         if token.text == "define":
-            self._expect("}}", where)
+            self._reader.expect("}}", where)
         else:
-            self._pipeline(where, "}}")
+            self._bodies[-1].append(Invoke(name, self._reader.pipeline(where, "}}")))
             self._scope.filled = True
         self._open.append(_Open(token.text, token.line, 0))
         self._scopes.append(_Scope(name))
+        self._bodies.append(self._scope.body)
+        self._reader.variables = self._scope.variables
 
     def _close_scope(self, line: int) -> None:
         scope = self._scopes.pop()
+        if self._scopes:
+            self._reader.variables = self._scope.variables
         if scope.filled and scope.name in self._filled:
             raise TemplateError(line, f'a second definition of "{scope.name[:40]}"')
         if scope.filled:
             self._filled.add(scope.name)
+        if scope.filled or scope.name not in self._definitions:
+            self._definitions[scope.name] = scope.body
 
     def _template(self, token: Token) -> None:
-        name = self._expect("string", "{{template}}").text[:40]
-        if self._peek().kind == "}}":
+        name = self._reader.expect("string", "{{template}}").text
+        if self._reader.peek().kind == "}}":
             # Go takes it, Ollama does not.
-            raise TemplateError(token.line, f"write what it is given: {{{{template {name} .}}}}")
-        self._pipeline("{{template}}", "}}")
+            shown = name[:40]
+            raise TemplateError(token.line, f"write what it is given: {{{{template {shown} .}}}}")
+        self._bodies[-1].append(Invoke(unquote(name), self._reader.pipeline("{{template}}", "}}")))
         self._scope.filled = True
-
-    def _pipeline(self, where: str, end: str) -> None:
-        """Declarations and commands up to `end`, which is taken."""
-        self._declarations(where)
-        count = 0
-        while (token := self._word()).kind != end:
-            if token.kind not in _OPERANDS:
-                self._unexpected(token, where)
-            self._at -= 1
-            kind = self._command()
-            count += 1
-            if count > 1 and kind in _LITERALS:
-                raise TemplateError(token.line, f"{token.text[:40]} behind | is no function")
-        if not count:
-            raise TemplateError(token.line, f"a value is missing in {where}")
-
-    def _declarations(self, where: str) -> None:
-        """`$x :=`, `$x =` or, of `range`, `$i, $x :=`."""
-        for number in (1, 2):
-            start = self._at
-            variable = self._word()
-            if variable.kind != "variable":
-                self._at = start
-                return
-            following = self._word()
-            if following.kind in (":=", "="):
-                self._scope.variables.append(variable.text)
-                return
-            if following.kind != ",":
-                self._at = start
-                return
-            self._scope.variables.append(variable.text)
-            if where != "range" or number == 2:
-                raise TemplateError(following.line, f"too many declarations in {where}")
-            if self._peek().kind not in ("variable", "}}", ")"):
-                raise TemplateError(following.line, "range can only declare variables")
-
-    def _command(self) -> str:
-        """Operands with blanks between them, and the `|` behind them; the kind of the first."""
-        kinds = []
-        while True:
-            if kind := self._operand():
-                kinds.append(kind)
-            token = self._next()
-            if token.kind == "space":
-                continue
-            if token.kind in ("}}", ")"):
-                self._at -= 1
-            elif token.kind != "|":
-                self._unexpected(token, "a command")
-            if not kinds:
-                raise TemplateError(token.line, f"nothing stands before {token.text}")
-            return kinds[0]
-
-    def _operand(self) -> str:
-        """A value and the fields of it that follow at once; its kind, '' where there is none."""
-        token = self._word()
-        if token.kind not in _OPERANDS:
-            self._at -= 1
-            return ""
-        if token.kind == "(":
-            self._pipeline("parentheses", ")")
-        elif token.kind == "word" and token.text not in FUNCTIONS:
-            known = ", ".join(sorted(FUNCTIONS))
-            raise TemplateError(token.line, f"no function {token.text[:40]}; known: {known}")
-        elif token.kind == "variable" and token.text not in self._scope.variables:
-            raise TemplateError(token.line, f"the variable {token.text[:40]} is not declared")
-        while self._next().kind == "field":
-            if token.kind in _LITERALS:
-                raise TemplateError(token.line, f"{token.text[:40]} has no fields")
-        self._at -= 1
-        return token.kind

@@ -269,3 +269,18 @@ def _is_float(text: str) -> bool:
     except OverflowError:
         return False
     return True
+
+
+def number_value(text: str) -> int | float | complex:
+    """What a number token that `is_number` stands for, a character its code point."""
+    if text.startswith("'"):
+        return ord(_ESCAPE.sub(lambda match: _rune(match, "'") or "", text[1:-1]))
+    plain = text.replace("_", "")
+    if plain.endswith("i"):
+        return 0j  # templates cannot compute with them
+    if _INTEGER.fullmatch(plain):
+        digits = plain.lstrip("+-").lower()
+        octal = len(digits) > 1 and digits[0] == "0" and digits[1] in "01234567"
+        number = int(digits, 8 if octal else 0)
+        return -number if plain.startswith("-") else number
+    return float.fromhex(plain) if "x" in plain.lower() else float(plain)

@@ -152,7 +152,7 @@ def test_what_is_wrong_is_one_line(words: tuple[object, ...], code: int, why: st
 
 @pytest.mark.peer
 def test_beside_llama_perplexity_itself(file: Path) -> None:
-    """Where it is built: as scripts/bench builds its peers, or installed."""
+    """Where it is built beside the other peers, or installed."""
     built = ROOT / ".venv-peers" / "bin" / "llama-perplexity"
     program = str(built) if built.exists() else shutil.which("llama-perplexity")
     if program is None:

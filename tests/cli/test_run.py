@@ -20,8 +20,8 @@ from gpukit.conversion.run import run_plan
 from gpukit.formats.gguf_fields import string
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
+from gpukit_cli.answer import duration
 from gpukit_cli.app import main
-from gpukit_cli.run import duration
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = DATA / "tiny-shakespeare"
@@ -148,6 +148,27 @@ def test_system_replaces_the_models(run: Caller, home: Path) -> None:
         run_plan(source, replace(plan, fields=fields), home / "chat.gguf")
     done = run("chat.gguf", "Citizen:", *FAST, "--system", "First ")
     assert (done.stdout, done.stderr) == (GREEDY + "\n\n", "")
+
+
+def test_a_template_of_the_modelfile_goes_first(
+    run: Caller, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_source(home / "tiny.gguf") as source:
+        plan = plan_quantize(source)
+        fields = (*plan.fields, string("tokenizer.chat_template", "{{ messages[-1].role }}"))
+        run_plan(source, replace(plan, fields=fields), home / "jinja.gguf")
+    for name in ("tiny", "jinja"):
+        template = "{{ .System }}{{ .Prompt }}{{ .Response }} never seen"
+        (home / "go").write_text(f'FROM ./{name}.gguf\nTEMPLATE """{template}"""\nSYSTEM First\n')
+        _gpukit(home, "create", f"{name}-go", "-f", "go")
+        done = run(f"{name}-go", " Citizen:", *FAST)
+        assert (done.stdout, done.stderr) == (GREEDY + "\n\n", "")
+    monkeypatch.setenv("OLLAMA_GO_TEMPLATE", "0")
+    assert run("tiny-go", " Citizen:", *FAST).stdout == GREEDY + "\n\n"
+    assert run("jinja-go", " Citizen:", *FAST).stdout == run("tiny.gguf", "user", *FAST).stdout
+    (home / "broken").write_text("FROM ./tiny.gguf\nTEMPLATE {{ .Prompt.X }}\n")
+    _gpukit(home, "create", "broken", "-f", "broken")
+    assert "TEMPLATE: (line 1): can't evaluate field X" in run("broken", "x", code=1).stderr
 
 
 def test_a_folder_runs(run: Caller) -> None:

@@ -20,10 +20,10 @@ from gpukit.generation.generate import (
     GenerateOptions,
     Generation,
     options_from,
-    prompt_ids,
     stream,
 )
 from gpukit.generation.loading import LoadedModel, load_model
+from gpukit.generation.prompts import prompt_ids
 from gpukit.generation.sampling import SamplingOptions
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source

@@ -1,10 +1,7 @@
-"""Renders a model's chat template (Jinja) as transformers does, in a sandbox."""
+"""Renders a model's chat template (Jinja) as transformers does, in a sandbox, within bounds."""
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cache
-from typing import Any, NoReturn
+from typing import Any
 
 from gpukit.errors import CheckpointError
 
@@ -24,24 +21,28 @@ def render(
 ) -> str:
     """The prompt that `template` makes of `messages` (role and content each).
 
-    `CheckpointError`, one line, for a template that is broken or refuses the messages.
+    `CheckpointError`, one line, for a template that is broken or refuses the messages, or wants
+    more than some seconds or some MiB; it holds in any thread.
     """
+    # Loaded where a template is: a model without one needs no jinja2.
     from jinja2.exceptions import SecurityError, TemplateError
 
+    from gpukit.chat import bounds, sandbox
+
+    variables = {
+        "messages": [dict(message) for message in messages],
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+        "add_generation_prompt": add_generation_prompt,
+        "tools": None,
+        "documents": None,
+    }
+    budget = bounds.Budget(bounds.MOST + 2 * bounds.size_of(messages))
+    token = bounds.CURRENT.set(budget)
     try:
-        text: str = (
-            _environment()
-            .from_string(template)
-            .render(
-                messages=[dict(message) for message in messages],
-                bos_token=bos_token,
-                eos_token=eos_token,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-            )
-        )
-        return text
+        return sandbox.rendered(template, variables)
+    except bounds.Exceeded as error:
+        raise CheckpointError(f"chat template: {error}") from None
     except SecurityError as error:
         raise CheckpointError(f"chat template: not allowed: {error}") from None
     except TemplateError as error:
@@ -50,6 +51,11 @@ def render(
         raise CheckpointError(f"chat template: {type(error).__name__}: {error}") from None
     except RecursionError:
         raise CheckpointError("chat template: it calls itself without end") from None
+    except (SyntaxError, MemoryError):
+        # What Python, which jinja2 compiles to, does not take.
+        raise CheckpointError("chat template: it is nested too deeply") from None
+    finally:
+        bounds.CURRENT.reset(token)
 
 
 def accepted(template: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -73,45 +79,3 @@ def _takes_system(template: str, turns: Sequence[dict[str, Any]]) -> bool:
         return MARK in render(template, marked)
     except CheckpointError:
         return False
-
-
-@cache
-def _environment() -> Any:
-    """Where templates run: in a sandbox, with what transformers gives them."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks for a trainer what the model said: what is inside is a part of
-        the text as any other."""
-
-        tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _now
-    return environment
-
-
-def _refuse(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, **how: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, **how)
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)

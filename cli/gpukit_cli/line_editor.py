@@ -1,0 +1,100 @@
+"""Lines that are typed: edited, remembered in Ollama's file, cut off by Ctrl-C."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+try:
+    import readline
+except ImportError:  # as on Windows
+    readline = None  # type: ignore[assignment]
+
+# Lines that are remembered.
+REMEMBERED = 100
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C; `line` is what stood in the line."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(line)
+        self.line = line
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises `Interrupted` in the block, each time."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(readline.get_line_buffer() if readline else "")
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def history_file() -> Path | None:
+    """Where Ollama keeps the history; None where there is no home or OLLAMA_NOHISTORY is set."""
+    if os.environ.get("OLLAMA_NOHISTORY", "").strip().lower() not in ("", "0", "f", "false"):
+        return None
+    try:
+        return Path.home() / ".ollama" / "history"
+    except RuntimeError:
+        return None
+
+
+class LineEditor:
+    """Reads lines from the terminal; with `path` they are remembered there."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.remembers = path is not None
+        self._lines = _read(path) if path else []
+        if readline:
+            readline.set_auto_history(False)
+            readline.clear_history()
+            for line in self._lines:
+                readline.add_history(line)
+
+    def line(self, prompt: str) -> str:
+        """The next line. `EOFError` for Ctrl-D, `Interrupted` for Ctrl-C, `UnicodeError` for what
+        the terminal sends in another encoding."""
+        line = input(prompt)
+        if self.remembers and line.strip():
+            self._remember(line)
+        return line
+
+    def _remember(self, line: str) -> None:
+        if readline:
+            readline.add_history(line)
+        self._lines = [*self._lines, line][-REMEMBERED:]
+        if self._path:
+            with suppress(OSError):  # a home that cannot be written to has no history
+                _write(self._path, self._lines)
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line][-REMEMBERED:]
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    """The file as a whole, for its owner only: a session that ends in between loses nothing."""
+    path.parent.mkdir(0o755, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".history-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.writelines(line + "\n" for line in lines)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
