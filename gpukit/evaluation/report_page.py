@@ -80,30 +80,31 @@ def percent(value: Any, digits: int = 2, sign: str = "") -> str:
     return f"{number(100 * value, digits, sign)} %"
 
 
-def _pair(model: Mapping[str, Any], key: str, digits: int, sign: str = "") -> str:
-    if key not in model:
-        return NONE
-    return f"{number(model[key], digits, sign)} ± {number(model[f'{key}_error'], digits)}"
-
-
 def _row(model: Mapping[str, Any], best: bool) -> dict[str, Any]:
-    """The cells of a model's row."""
+    """The cells of a model's row, values and errors."""
     speed = model["tokens_per_second"]
-    beside = "kld" in model
-    dp = f"{percent(model['dp'], 3, '+')} ± {percent(model['dp_error'], 3)}" if beside else NONE
+
+    def pair(key: str, places: int, sign: str = "") -> tuple[str, str]:
+        error = model.get(f"{key}_error")
+        return number(model.get(key), places, sign), "" if error is None else number(error, places)
+
+    def share(key: str, sign: str = "") -> tuple[str, str]:
+        error = model.get(f"{key}_error")
+        return percent(model.get(key), 2, sign), "" if error is None else percent(error)
+
     return {
-        "best": best and beside,
+        "best": best and "kld" in model,
         "cells": [
-            in_bytes(model["size"]),
-            number(model["bits_per_weight"], 2),
-            f"{number(model['perplexity'])} ± {number(model['error'])}",
-            _pair(model, "difference", 4, "+"),
-            _pair(model, "kld", 6),
-            *(number(model.get(key), 4) for key in ("kld_median", "kld_99", "kld_999", "kld_max")),
-            dp,
-            percent(model.get("dp_rms"), 2),
-            percent(model.get("same_top"), 2),
-            NONE if speed is None else number(speed, 0),
+            (in_bytes(model["size"]), ""),
+            (number(model["bits_per_weight"], 2), ""),
+            (number(model["perplexity"]), number(model["error"])),
+            pair("difference", 4, "+"),
+            pair("kld", 6),
+            *((number(model.get(f"kld_{end}")), "") for end in ("median", "99", "999", "max")),
+            share("dp", "+"),
+            share("dp_rms"),
+            share("same_top"),
+            (NONE if speed is None else number(speed, 0), ""),
         ],
     }
 

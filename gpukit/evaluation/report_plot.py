@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 480, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 50
 # About what a character of a label takes, and its height.
-LETTER, LINE = 7.0, 14.0
+LETTER, LINE = 7.6, 14.0
 # Beyond these ratios an axis is logarithmic.
 LOG_FROM = 3.0
 

@@ -120,9 +120,9 @@ def _recipe(subject: Subject) -> str:
     chosen = subject.adapters.adapters if subject.adapters is not None else ()
     how = "merged" if subject.as_type is not None else "beside"
     beside = [f"adapter {each.path.name} at {each.weight:g} {how}" for each in chosen]
-    words = [subject.name, *beside]
+    words = [subject.name if subject.as_type is None else "quantised in memory", *beside]
     if subject.imatrix is not None:
-        words.append(f"importance of {subject.imatrix.path.name}")
+        words.append("with importance")
     elif subject.as_type is None and (made := _made_with(subject)):
         words.append(f"made with importance of {made}")
     return ", ".join(words)
