@@ -1,7 +1,7 @@
 """The page of a report: one HTML file that asks nobody for anything, made of its document alone.
 
-What is in it of models and texts is hostile: the template escapes everything, the JSON has no "<",
-and a policy in the page forbids every script and every request.
+What is in it of models and texts is hostile: whatever the template puts out is made visible and
+escaped, the JSON has no "<", and a policy in the page forbids every script and every request.
 """
 
 import json
@@ -17,25 +17,30 @@ TEMPLATE = Path(__file__).with_name("report_page.html")
 # Shades of a map of errors.
 SHADES = 7
 NONE = "–"
-# Of a list in the head a page shows the first.
+# Of a longer word a page shows the beginning; the JSON has all of it.
 WORDS = 400
 
 
 def page(document: Mapping[str, Any]) -> str:
     """The page of what `gpukit.evaluation.report.document` gives."""
+    # What no report is asked for need not wait for.
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else _shown(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters["visible"] = visible
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     models: Sequence[Mapping[str, Any]] = document["models"]
     maps = error_maps(models)
     return template.render(
-        title=" ".join(visible(str(models[0]["model"])).split())[:WORDS],
+        title=models[0]["model"],
         build=document["build"],
-        facts=[(name, _words(value)) for name, value in document["facts"].items()],
+        facts=[(n, NONE if v is None else v) for n, v in document["facts"].items()],
         models=[(model, _row(model, n in document["pareto"])) for n, model in enumerate(models)],
         beside=any("kld" in model for model in models),
         plot=_plot(document),
@@ -59,8 +64,7 @@ def as_script(document: Mapping[str, Any]) -> Any:
     return Markup(text)
 
 
-def _words(value: Any) -> str:
-    text = NONE if value is None else str(value)
+def _shown(text: str) -> str:
     return visible(text if len(text) <= WORDS else f"{text[:WORDS]}…")
 
 

@@ -28,7 +28,7 @@ class Browser:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         found = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = found["sessionId"]
-        for room in ("Page", "Network", "Log"):
+        for room in ("Page", "Network", "Log", "DOM", "CSS"):
             self.call(f"{room}.enable")
 
     def call(self, method: str, **params: Any) -> Any:
@@ -59,7 +59,8 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        found = self.call("Page.navigate", url=path.resolve().as_uri())
+        assert "errorText" not in found, found
         while not any(each.get("method") == "Page.loadEventFired" for each in self.events):
             self.events.append(self._read())
 
@@ -77,6 +78,12 @@ class Browser:
         """Width and height of all that can be scrolled to."""
         found = self.call("Page.getLayoutMetrics")["cssContentSize"]
         return found["width"], found["height"]
+
+    def body(self) -> int:
+        """The number of the body among the page's nodes."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        found: int = self.call("DOM.querySelector", nodeId=root, selector="body")["nodeId"]
+        return found
 
     def screenshot(self) -> bytes:
         """The whole page as PNG."""
