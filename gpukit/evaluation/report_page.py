@@ -65,7 +65,8 @@ def as_script(document: Mapping[str, Any]) -> Any:
 
 
 def _shown(text: str) -> str:
-    return visible(text if len(text) <= WORDS else f"{text[:WORDS]}…")
+    found = visible(text[: WORDS + 1])
+    return found if len(found) <= WORDS else f"{found[:WORDS]}…"
 
 
 def number(value: Any, digits: int = 4, sign: str = "") -> str:

@@ -73,7 +73,8 @@ def _text(ids: list[int], tokenizer: Tokenizer) -> str:
 
 def visible(text: str) -> str:
     """`text` so that a reader sees all of it and nothing in it acts: control characters, those
-    that change the direction of what follows and those without a shape become signs or numbers."""
+    that change the direction of what follows and those without a shape become numbers, line
+    ends and tabs arrows."""
     found, marks = [], 0
     for character in text:
         kind = unicodedata.category(character)
@@ -87,8 +88,6 @@ def _shown(character: str, kind: str) -> str:
         return "↵"
     if character == "\t":
         return "⇥"
-    if character < " ":
-        return chr(0x2400 + ord(character))
     if kind in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
         return _number(character)
     return character

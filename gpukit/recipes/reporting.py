@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import gpukit_kernels as kernels
 from gpukit.evaluation.report import Measured, document
@@ -23,7 +24,9 @@ from gpukit.evaluation.worst_tokens import worst_tokens
 from gpukit.events import Report, Status
 from gpukit.formats.atomic import atomic_write, disk_errors
 from gpukit.formats.logits import LogitsFile
+from gpukit.planning.plan import QuantizePlan
 from gpukit.recipes.measured import Asked, Ready
+from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
 
 LIBRARIES = ("torch", "triton", "numpy", "tokenizers", "sentencepiece")
@@ -42,7 +45,7 @@ class ReportWriter:
     def heed(self, number: int) -> Heed:
         """What subject `number` is to be loaded with."""
 
-        def heed(source: Any, plan: Any, blocks: Any) -> None:
+        def heed(source: Source, plan: QuantizePlan, blocks: Sequence[Tensor]) -> None:
             self._errors[number] = errors_in_memory(source, plan, blocks, self._place)
 
         return heed

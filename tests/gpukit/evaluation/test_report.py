@@ -208,7 +208,7 @@ def test_hostile_words_stay_words() -> None:
 
 
 def test_what_cannot_be_seen_is_told() -> None:
-    assert visible("a\n\tb\x00\x7f") == "a↵⇥b␀⟨U+007F⟩"
+    assert visible("a\n\tb\x00\x7f") == "a↵⇥b⟨U+0000⟩⟨U+007F⟩"
     assert visible("\u202e\u200b\ud800\ue000\u2028") == "".join(
         f"⟨U+{n}⟩" for n in ("202E", "200B", "D800", "E000", "2028")
     )
