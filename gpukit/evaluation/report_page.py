@@ -46,6 +46,7 @@ def page(document: Mapping[str, Any]) -> str:
         plot=_plot(document),
         maps=maps["maps"],
         shades=maps["shades"],
+        most=_most(models)["model"],
         worst=[model for model in models if model["worst"] and "kld" in model]
         or [model for model in models if model["worst"]],
         number=number,
@@ -139,7 +140,15 @@ def _label(model: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str
     """Its type where that tells it from `others`, else the end of its name."""
     if sum(each["type"] == model["type"] for each in others) == 1:
         return visible(str(model["type"]))
-    return visible(Path(str(model["model"])).name[-16:])
+    name = Path(str(model["model"])).name.removesuffix(".gguf")
+    return visible(name if len(name) <= 16 else f"…{name[-15:]}")
+
+
+def _most(models: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The model that lost most, the last of those without a divergence."""
+    losses = [each.get("kld", 0.0) for each in models]
+    known = [loss if isinstance(loss, int | float) else math.inf for loss in losses]
+    return models[max(range(len(models)), key=lambda n: (known[n], n))]
 
 
 def error_maps(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -177,6 +177,8 @@ def _labels(points: Sequence[Point], x: Axis, y: Axis) -> list[Markup]:
             for dx, dy in (
                 (9, -LINE / 2), (-9 - wide, -LINE / 2), (-wide / 2, -9 - LINE), (-wide / 2, 9),
                 (7, -7 - LINE), (7, 7), (-7 - wide, -7 - LINE), (-7 - wide, 7),
+                (-9 - wide, -LINE), (-9 - wide, 0), (-9 - wide, -2 * LINE), (-9 - wide, LINE),
+                (9, -2 * LINE), (9, LINE), (-9 - wide, -3 * LINE), (-9 - wide, 2 * LINE),
             )
         ]  # fmt: skip
         boxes = [Box(left, top, left + wide, top + LINE) for left, top in corners]
@@ -188,8 +190,10 @@ def _labels(points: Sequence[Point], x: Axis, y: Axis) -> list[Markup]:
         free = [box for box in inside if not any(box.meets(other) for other in taken)]
         box = (free or inside or boxes)[0]
         taken.append(box)
-        found.append(Markup('<text class="label" x="{:.1f}" y="{:.1f}">{}</text>').format(
-            box.x0, box.y1 - 3, escape(label)))  # fmt: skip
+        # The width is a guess: a label begins or ends on the side of its point.
+        at, anchor = (box.x1, "end") if box.x1 < cx else (box.x0, "start")
+        text = Markup('<text class="label" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
+        found.append(text.format(at, box.y1 - 3, anchor, escape(label)))
     return found
 
 

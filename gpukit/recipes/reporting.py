@@ -161,7 +161,7 @@ def _reference(ready: Ready) -> str:
 def _importance(ready: Ready) -> str:
     found = next((each.imatrix for each in ready.subjects if each.imatrix is not None), None)
     if found is None:
-        return "none"
+        return "none given"
     with disk_errors(found.path), found.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     of = f", of {found.dataset} in {found.chunks} chunks" if found.dataset else ""
