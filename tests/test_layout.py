@@ -47,8 +47,9 @@ def test_wheel_top_level(tmp_path: Path) -> None:
         "gpukit_cli",
     }
     assert not [name for name in names if name.endswith(".pyc")]
-    # The files that are no modules: a table, C, and what tells type checkers to look.
+    # The files that are no modules: a table, a page, C, and what tells type checkers to look.
     assert "gpukit_kernels/grids.bin" in names
+    assert "gpukit/evaluation/report_page.html" in names
     c = {"vectors.h", "encode.h", "decode.h", "pool.c"}
     assert {f"gpukit_kernels/cpu/{name}" for name in c} <= {*names}
     assert {f"{top}/py.typed" for top in ("gpukit", "gpukit_kernels", "gpukit_cli")} <= {*names}

@@ -98,6 +98,15 @@ def perplexity(
             show_default="none",
         ),
     ] = None,
+    save_report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Write a page with the numbers, plots and the worst tokens, such as out.html.",
+            show_default="none",
+        ),
+    ] = None,
     journal: Annotated[
         Path | None,
         typer.Option(
@@ -135,8 +144,9 @@ def perplexity(
             found = gpukit.perplexities(
                 models, words, types=[kind.strip() for kind in kinds], imatrix=imatrix,
                 num_ctx=num_ctx, chunks=chunks, stride=stride, against=against,
-                adapters=adapter or [], strict=strict, moe_layout=moe_layout, journal=journal,
-                pre=pre, hub=hub, device=device, report=heard,
+                adapters=adapter or [], strict=strict, moe_layout=moe_layout,
+                save_report=save_report, journal=journal, pre=pre, hub=hub, device=device,
+                report=heard,
             )  # fmt: skip
         else:
             if imatrix is not None:
@@ -145,8 +155,8 @@ def perplexity(
                 gpukit.perplexity(
                     models[0], words, num_ctx=num_ctx, chunks=chunks, stride=stride,
                     against=against, adapters=adapter or [], strict=strict,
-                    moe_layout=moe_layout, save_logits=save_logits, journal=journal, pre=pre,
-                    hub=hub, device=device, report=heard,
+                    moe_layout=moe_layout, save_logits=save_logits, save_report=save_report,
+                    journal=journal, pre=pre, hub=hub, device=device, report=heard,
                 ),
             )  # fmt: skip
         printer.end()

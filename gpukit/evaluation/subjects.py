@@ -1,11 +1,14 @@
 """Models that are to be measured: what they are, looked at before their weights are loaded."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 import gpukit_kernels as kernels
 from gpukit.conversion.in_memory import planned_blocks
@@ -17,12 +20,15 @@ from gpukit.formats.imatrix import Imatrix
 from gpukit.formats.logits import LogitsFile
 from gpukit.generation.loading import Description, LoadedModel, at_path, load_model
 from gpukit.models.weights import Weight, Weights
-from gpukit.planning.plan import Options
+from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.base import Source
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import open_source
 from gpukit.tokenizer import Tokenizer
+
+# Hears what a model was quantised from, the plan, and the bytes of each of its outputs.
+Heed = Callable[[Source, QuantizePlan, Sequence[Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,11 @@ class Subject:
     def bits_per_weight(self) -> float:
         return 8 * self.nbytes / self.weights if self.weights else 0.0
 
-    def load(self, device: str = "auto", report: Report = ignore) -> LoadedModel:
-        """The model on `device`; the errors of `load_model`, and of quantising."""
+    def load(
+        self, device: str = "auto", report: Report = ignore, heed: Heed | None = None
+    ) -> LoadedModel:
+        """The model on `device`; `heed` hears what it was quantised from and to, if it was. The
+        errors of `load_model`, and of quantising."""
         if self.as_type is None:
             return load_model(
                 self.path, device, self.pre,
@@ -62,12 +71,10 @@ class Subject:
             )  # fmt: skip
         started = time.monotonic()
         place = kernels.device(device)
-        with open_source(self.path, self.pre, self.adapters) as source:
-            plan = plan_quantize(source, self.as_type, Options(imatrix=self.imatrix))
-            for line in plan.warnings:
-                report(Warned(line))
+        with self.quantised(device, report) as (source, plan, blocks):
             found = Description.of(source)
-            blocks = planned_blocks(source, plan, device=device, report=report)
+            if heed is not None:
+                heed(source, plan, blocks)
             weights = {
                 spec.name: Weight(part.to(place), spec.type, spec.ne[0] if spec.ne else 1)
                 for spec, part in zip(plan.specs, blocks, strict=True)
@@ -75,6 +82,18 @@ class Subject:
             with at_path(self.path):
                 decoder = found.build(Weights(weights))
         return LoadedModel(decoder, found.tokenizer, time.monotonic() - started)
+
+    @contextmanager
+    def quantised(
+        self, device: str = "auto", report: Report = ignore
+    ) -> Iterator[tuple[Source, QuantizePlan, list[Tensor]]]:
+        """The model before, what becomes of it as `as_type`, and the bytes of that."""
+        assert self.as_type is not None
+        with open_source(self.path, self.pre, self.adapters) as source:
+            plan = plan_quantize(source, self.as_type, Options(imatrix=self.imatrix))
+            for line in plan.warnings:
+                report(Warned(line))
+            yield source, plan, planned_blocks(source, plan, device=device, report=report)
 
     def identity(self) -> dict[str, Any]:
         """What tells this model from others, as JSON: its files with sizes and times."""

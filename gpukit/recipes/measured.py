@@ -53,6 +53,7 @@ class Asked:
     hub: bool
     device: str
     save_logits: str | Path | None = None
+    save_report: str | Path | None = None
     imatrix: str | Path | None = None
 
 
@@ -128,6 +129,8 @@ def _check(asked: Asked, stack: ExitStack) -> LogitsFile | None:
         _check_save(asked)
     if asked.journal is not None:
         check_output(Path(asked.journal))
+    if asked.save_report is not None:
+        _check_report(asked, Path(asked.save_report))
     if asked.against is None or not is_logits(Path(asked.against)):
         return None
     file = stack.enter_context(LogitsFile(Path(asked.against)))
@@ -143,11 +146,21 @@ def _check(asked: Asked, stack: ExitStack) -> LogitsFile | None:
     return file
 
 
-def _check_save(asked: Asked) -> None:
+def _inputs(asked: Asked) -> list[Path]:
     inputs = [Path(word) for word in (*asked.models, asked.against) if word is not None]
-    if isinstance(asked.text, Path):
-        inputs.append(asked.text)
-    check_output(Path(str(asked.save_logits)), inputs)
+    return [*inputs, asked.text] if isinstance(asked.text, Path) else inputs
+
+
+def _check_report(asked: Asked, path: Path) -> None:
+    imatrix = [Path(asked.imatrix)] if asked.imatrix is not None else []
+    check_output(path, [*_inputs(asked), *imatrix])
+    for other in (asked.journal, asked.save_logits):
+        if other is not None and path.resolve() == Path(other).resolve():
+            raise ArgumentError(f"{path}: two outputs of one name; write the report to another")
+
+
+def _check_save(asked: Asked) -> None:
+    check_output(Path(str(asked.save_logits)), _inputs(asked))
     if asked.stride is not None:
         raise ArgumentError("a logits file has the second half of each window: leave out stride")
     if asked.journal is not None:

@@ -18,6 +18,7 @@ from gpukit.events import Report, Status, ignore
 from gpukit.formats.logits import LogitsFile
 from gpukit.recipes.chosen import Word
 from gpukit.recipes.measured import Asked, opened
+from gpukit.recipes.reporting import ReportWriter
 
 # Of what is in a journal: another form gets another number.
 JOURNAL = "1"
@@ -91,6 +92,7 @@ def perplexity(
     strict: bool = False,
     moe_layout: str | None = None,
     save_logits: str | Path | None = None,
+    save_report: str | Path | None = None,
     journal: str | Path | None = None,
     pre: str | None = None,
     hub: bool = False,
@@ -104,9 +106,9 @@ def perplexity(
     It is cut into windows of `num_ctx` tokens (512), at most `chunks` of them, and the second half
     of each is scored; with `stride` windows begin every so many tokens, and only the last `stride`
     of each are scored. `adapters` work beside the weights of `model`, not of `against`;
-    `save_logits` writes a logits file, `journal` is a file that a killed run goes on from. The
-    other arguments are as for `gpukit.load`, `hub` is of `model` alone; `report` hears a `Step` of
-    every window.
+    `save_logits` writes a logits file, `save_report` a page with all of it, `journal` is a file
+    that a killed run goes on from. The other arguments are as for `gpukit.load`, `hub` is of
+    `model` alone; `report` hears a `Step` of every window.
     `ArgumentError` for what cannot be asked for, a text shorter than two windows, and a model with
     another vocabulary than `against`; `FormatError` for a logits file or a journal that is none;
     `CheckpointError` for a model whose logits are no numbers; NotFoundError and the errors of
@@ -117,7 +119,7 @@ def perplexity(
     asked = Asked(
         (model,), text, (), num_ctx=num_ctx, chunks=chunks, stride=stride, against=against,
         adapters=adapters, strict=strict, moe_layout=moe_layout, save_logits=save_logits,
-        journal=journal, pre=pre, hub=hub, device=device,
+        save_report=save_report, journal=journal, pre=pre, hub=hub, device=device,
     )  # fmt: skip
     (found,) = _measured(asked, report)
     return found
@@ -136,6 +138,7 @@ def perplexities(
     adapters: Sequence[Word] | str | Path = (),
     strict: bool = False,
     moe_layout: str | None = None,
+    save_report: str | Path | None = None,
     journal: str | Path | None = None,
     pre: str | None = None,
     hub: bool = False,
@@ -153,7 +156,7 @@ def perplexities(
     asked = Asked(
         tuple(models), text, tuple(types), imatrix=imatrix, num_ctx=num_ctx, chunks=chunks,
         stride=stride, against=against, adapters=adapters, strict=strict, moe_layout=moe_layout,
-        journal=journal, pre=pre, hub=hub, device=device,
+        save_report=save_report, journal=journal, pre=pre, hub=hub, device=device,
     )  # fmt: skip
     return _measured(asked, report)
 
@@ -164,6 +167,7 @@ def _measured(asked: Asked, report: Report) -> tuple[Perplexity, ...]:
         journal = None
         if asked.journal is not None:
             journal = stack.enter_context(Journal(Path(asked.journal), JOURNAL, ready.fingerprint))
+        page = ReportWriter(asked, ready, report) if asked.save_report is not None else None
         reference = _Reference(ready.base, ready.base_windows, asked.device, report)
         found: list[Perplexity] = []
         # The first model stands beside itself in every pair: it is not run alone before them.
@@ -173,7 +177,9 @@ def _measured(asked: Asked, report: Report) -> tuple[Perplexity, ...]:
                 continue
             report(Status(stage(subject.name)))
             measured = measure(
-                lambda: subject.load(asked.device, report),  # noqa: B023
+                lambda: subject.load(  # noqa: B023
+                    asked.device, report, page.heed(number) if page else None  # noqa: B023
+                ),
                 ready.windows[number], subject.name,
                 base=reference.open if ready.base is not None else None,
                 journal=journal, part=str(number), report=report,
@@ -184,6 +190,8 @@ def _measured(asked: Asked, report: Report) -> tuple[Perplexity, ...]:
                                   reference.measured(measured), None))  # fmt: skip
             found.append(_row(subject, asked, ready.text_sha256, ready.windows[number],
                               measured, reference.name))  # fmt: skip
+        if page is not None:
+            page.write([row.as_json() for row in found], [row.scores for row in found])
     return tuple(found)
 
 

@@ -100,6 +100,21 @@ def test_types_make_a_table(tmp_path: Path) -> None:
     assert f"against {TINY}" in last
 
 
+def test_a_report_is_a_page_beside_what_is_printed(tmp_path: Path) -> None:
+    out = tmp_path / "out.html"
+    words = ("perplexity", TINY, *SMALL, "--types", "q4_0", "--report", out)
+    done = gpukit(*words, "--json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    text = out.read_text(encoding="utf-8")
+    inside = re.findall(r'id="gpukit-report">(.*?)</script>', text, re.S)
+    both = (json.loads(text)["models"] for text in (done.stdout, inside[0]))
+    for told, kept in zip(*both, strict=True):
+        assert {key: kept[key] for key in told} == told
+    refused = gpukit("perplexity", TINY, *SMALL, "--report", tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == f"Error: {tmp_path}: a folder; name the file to write\n"
+
+
 def test_a_journal_is_gone_on_from(file: Path, tmp_path: Path) -> None:
     journal = tmp_path / "run.jsonl"
     first = gpukit("perplexity", file, *SMALL, "--journal", journal)
