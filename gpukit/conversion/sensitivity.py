@@ -6,9 +6,9 @@ what it computes:
     sum over rows and columns of importance * (w - decoded)^2 / the same of importance * w^2
 
 with the importance of the columns, the mean squares of what comes in, or 1 where there is none. It
-is a share, whatever the scale of a tensor; how much each counts is for `plan_target` to say. Of each matrix some rows are looked
-at, evenly spread; all types are encoded from one reading of them. Sums are exact, so that neither
-threads nor the size of a batch change a result.
+is a share, whatever the scale of a tensor; how much each counts is for `plan_target` to say. Of
+each matrix some rows are looked at, evenly spread; all types are encoded from one reading of them.
+Sums are exact, so that neither threads nor the size of a batch change a result.
 """
 
 from collections.abc import Iterator, Sequence
