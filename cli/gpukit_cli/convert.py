@@ -14,11 +14,14 @@ from gpukit_cli.options import (
     ImatrixFile,
     Input,
     Json,
+    Like,
     MoeLayout,
     Pre,
     Quiet,
     SplitMaxSize,
     Strict,
+    TargetBpw,
+    TargetSize,
     file_types,
     tensor_types,
 )
@@ -66,6 +69,9 @@ def convert(
     strict: Strict = False,
     moe_layout: MoeLayout = None,
     imatrix: ImatrixFile = None,
+    target_bpw: TargetBpw = None,
+    target_size: TargetSize = None,
+    like: Like = None,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
     hub: Hub = False,
@@ -80,18 +86,22 @@ def convert(
 
     adapters = adapter or []
     if dry_run:
-        options = _options(imatrix=imatrix, split_max_size=split_max_size)
+        options = _options(
+            imatrix=imatrix, split_max_size=split_max_size, target_bpw=target_bpw,
+            target_size=target_size, like=like,
+        )  # fmt: skip
         with reporter(quiet) as report:
             plan = gpukit.plan(
                 source, type, options=options, adapters=adapters, strict=strict,
-                moe_layout=moe_layout, pre=pre, hub=hub, report=report,
+                moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
             )  # fmt: skip
         _print_plan(plan, json)
         return
     with reporter(quiet) as report:
         result = gpukit.convert(
             source, out, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
-            imatrix=imatrix, split_max_size=size(split_max_size), pre=pre, hub=hub,
+            imatrix=imatrix, target_bpw=target_bpw, target_size=size(target_size), like=like,
+            split_max_size=size(split_max_size), pre=pre, hub=hub,
             device=device, report=report,
         )  # fmt: skip
     print_result(result, json)
@@ -101,12 +111,18 @@ def quantize(
     source: Input,
     out: Out,
     type: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="TYPE", help=f"File type: {FILE_TYPE_NAMES}.", autocompletion=file_types
+            metavar="[TYPE]",
+            help=f"File type: {FILE_TYPE_NAMES}.",
+            show_default="what --target-bpw, --target-size or --like choose",
+            autocompletion=file_types,
         ),
-    ],
+    ] = None,
     imatrix: ImatrixFile = None,
+    target_bpw: TargetBpw = None,
+    target_size: TargetSize = None,
+    like: Like = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all, no mix.")] = False,
     tensor_type: Annotated[
         list[str] | None,
@@ -115,6 +131,16 @@ def quantize(
             metavar="REGEX=TYPE",
             help="Type of the tensors that match; may be repeated, and the first match wins.",
             show_default="the mix's",
+        ),
+    ] = None,
+    tensor_type_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--tensor-type-file",
+            metavar="FILE",
+            help="REGEX=TYPE of tensors, as many as there are, with white space between; after "
+            "those of --tensor-type.",
+            show_default="none",
         ),
     ] = None,
     leave_output_tensor: Annotated[
@@ -156,14 +182,18 @@ def quantize(
 ) -> None:
     """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
     import gpukit
+    from gpukit.planning.overrides import read_patterns
 
     options = _options(
         imatrix=imatrix,
         split_max_size=split_max_size,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
+        target_bpw=target_bpw,
+        target_size=target_size,
+        like=like,
         overrides=gpukit.make_overrides(
-            tensor_type or [],
+            [*(tensor_type or []), *(read_patterns(tensor_type_file) if tensor_type_file else [])],
             pure=pure,
             leave_output=leave_output_tensor,
             output_type=output_tensor_type,
@@ -172,7 +202,9 @@ def quantize(
     )
     if dry_run:
         with reporter(quiet) as report:
-            plan = gpukit.plan(source, type, options=options, pre=pre, hub=hub, report=report)
+            plan = gpukit.plan(
+                source, type, options=options, pre=pre, hub=hub, device=device, report=report
+            )
         _print_plan(plan, json)
         return
     with reporter(quiet) as report:
@@ -182,13 +214,20 @@ def quantize(
     print_result(result, json)
 
 
-def _options(*, imatrix: Path | None, split_max_size: str | None, **others: Any) -> "Options":
+def _options(
+    *,
+    imatrix: Path | None,
+    split_max_size: str | None,
+    target_size: str | None,
+    **others: Any,
+) -> "Options":
     from gpukit.formats.imatrix import read_imatrix
     from gpukit.planning.plan import Options
 
     return Options(
         imatrix=read_imatrix(imatrix) if imatrix else None,
         split_max_size=size(split_max_size),
+        target_size=size(target_size),
         **others,
     )
 
@@ -221,6 +260,8 @@ def print_tensors(plan: "QuantizePlan") -> None:
         print(f"{output.spec.name:<{names}}  {shape:>{width}}  {output.source_type:>4} -> "
               f"{output.spec.type:<5} {human_bytes(output.spec.nbytes):>8}")  # fmt: skip
     _print_totals(plan.totals())
+    for line in plan.notes:
+        print(line)
     for line in plan.warnings:
         print(f"warning: {line}")
 

@@ -13,10 +13,13 @@ from gpukit_cli.options import (
     Hub,
     ImatrixFile,
     Json,
+    Like,
     MoeLayout,
     Pre,
     Quiet,
     Strict,
+    TargetBpw,
+    TargetSize,
     file_types,
     stored_names,
 )
@@ -107,6 +110,9 @@ def merge(
         ),
     ] = "full",
     imatrix: ImatrixFile = None,
+    target_bpw: TargetBpw = None,
+    target_size: TargetSize = None,
+    like: Like = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(
@@ -137,6 +143,7 @@ def merge(
     with reporter(quiet) as report:
         result = gpukit.merge(
             base, adapter or [], out, type, combine=how, merge_base=merge_base, imatrix=imatrix,
+            target_bpw=target_bpw, target_size=size(target_size), like=like,
             max_shard_size=size(max_shard_size),
             strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
         )  # fmt: skip

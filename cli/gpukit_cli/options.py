@@ -123,6 +123,34 @@ ImatrixFile = Annotated[
         show_default="none",
     ),
 ]
+TargetBpw = Annotated[
+    float | None,
+    typer.Option(
+        "--target-bpw",
+        metavar="BITS",
+        help="Instead of a type: the types of tensors that lose least within BITS per weight, all "
+        "tensors counted.",
+        show_default="none",
+    ),
+]
+TargetSize = Annotated[
+    str | None,
+    typer.Option(
+        "--target-size",
+        metavar="SIZE",
+        help="The same within a file of SIZE, as 500M or 5.5G.",
+        show_default="none",
+    ),
+]
+Like = Annotated[
+    Path | None,
+    typer.Option(
+        "--like",
+        metavar="FILE",
+        help="Instead of a type: each tensor's type as in another GGUF.",
+        show_default="none",
+    ),
+]
 Pre = Annotated[
     str | None,
     typer.Option(

@@ -12,10 +12,17 @@ from gpukit.tokenizer.recognition import check_pre
 SAFETENSORS = ".safetensors"
 
 
-def check_plan(file_type: str | None, pre: str | None = None) -> None:
-    """`ArgumentError` for a file type or a pre-tokenizer that nobody knows."""
+def check_plan(
+    file_type: str | None, pre: str | None = None, options: Options | None = None
+) -> None:
+    """`ArgumentError` for a file type or a pre-tokenizer that nobody knows, and for a file type
+    beside an option that takes its place."""
     if file_type is not None:
         file_type_of(file_type)
+        if options is not None and options.instead is not None:
+            raise ArgumentError(
+                f"{options.instead} chooses the types itself; leave {file_type} out"
+            )
     if pre is not None:
         check_pre(pre)
 
@@ -24,13 +31,16 @@ def check_run(out: Path, file_type: str | None, options: Options, device: str) -
     """`ArgumentError` for a place that no file can be written to, for a file that cannot hold what
     is asked for and for a device that is not here; `DiskError` where this user may not write."""
     if out.suffix == SAFETENSORS:
+        if options.instead is not None:
+            raise ArgumentError(f"{out}: {options.instead} is for a GGUF; name a .gguf file")
         if file_type is not None and not file_type_of(file_type).is_float:
             raise ArgumentError(
                 f"{out}: safetensors files cannot hold {file_type.upper()}; choose F32, F16 or BF16"
             )
         if options.keep_split or options.split_max_size:
             raise ArgumentError(f"{out}: only a GGUF is split; name a .gguf file or do not split")
-    check_output(out, [options.imatrix.path] if options.imatrix else [])
+    read = [options.imatrix.path] if options.imatrix else []
+    check_output(out, [*read, *([options.like] if options.like else [])])
     check_device(device)
 
 

@@ -7,6 +7,7 @@ Part k of n is `STEM-0000k-of-0000n.gguf`. All metadata stands in the first part
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +23,7 @@ from gpukit.formats.placed_writer import PlacedWriters
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 MOST_PARTS = 99_999
 _NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-_SIZE = re.compile(r"([0-9]{1,18})([KMG]?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)([KMG]?)B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -39,9 +40,9 @@ def part_of(name: str) -> tuple[str, int, int] | None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `500M`, `2G` and the like, decimal as in llama.cpp's tools."""
+    """Bytes of `500M`, `5.5G` and the like, decimal as in llama.cpp's tools."""
     match = _SIZE.fullmatch(text.strip())
-    size = int(match[1]) * _UNITS[match[2].upper()] if match else 0
+    size = int(Fraction(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if not size:
         raise ArgumentError(f"{text[:40]!r} is no size; write bytes, or K, M or G as in 500M or 2G")
     return size

@@ -216,6 +216,8 @@ def _mix(
 
 def _choose(tensor: TensorSpec, mix: Mix, overrides: Overrides) -> Choice:
     name = tensor.name
+    if name in overrides.exact:
+        return _exactly(tensor, overrides.exact[name], overrides.exact_option)
     if not quantizable(tensor, mix.arch):
         return Choice(tensor.type, tensor.type)
     if overrides.leave_output and name == OUTPUT:

@@ -2,8 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from gpukit.errors import ArgumentError, did_you_mean
 from gpukit_kernels import type_facts
@@ -11,13 +12,19 @@ from gpukit_kernels import type_facts
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a user decides: patterns (first match wins), and types of output and embedding."""
+    """What a user decides: patterns (first match wins), and types of output and embedding.
+
+    `exact` are types by the names of tensors, before all else; `exact_option` is where they are
+    from.
+    """
 
     patterns: tuple[tuple[re.Pattern[str], str], ...] = ()
     pure: bool = False
     leave_output: bool = False
     output_type: str | None = None
     embedding_type: str | None = None
+    exact: Mapping[str, str] = field(default_factory=dict)
+    exact_option: str = ""
 
     def options(self) -> list[str]:
         """Every option that decides types, as `Choice.option` names it."""
@@ -36,6 +43,20 @@ LEAVE_OUTPUT = "--leave-output-tensor"
 def pattern_option(pattern: re.Pattern[str], kind: str) -> str:
     """How a user wrote a pattern."""
     return f"--tensor-type {pattern.pattern}={kind}"
+
+
+def read_patterns(path: Path) -> list[str]:
+    """The patterns in a file of llama-quantize's `--tensor-type-file`: `REGEX=TYPE` each, with
+    white space between. `ArgumentError` for a file that cannot be read or holds none."""
+    try:
+        found = Path(path).read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{path}: no text: byte {error.start} is not UTF-8") from None
+    if not found:
+        raise ArgumentError(f"{path}: holds no REGEX=TYPE, such as ffn_down=Q6_K")
+    return found
 
 
 def make_overrides(

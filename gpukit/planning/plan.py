@@ -1,6 +1,7 @@
 """What a model becomes, tensor by tensor: the records of a plan."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gpukit.errors import ArgumentError
@@ -11,12 +12,17 @@ from gpukit.formats.imatrix import Floats, Imatrix
 from gpukit.planning.overrides import Overrides
 from gpukit.planning.totals import TypeTotal, type_totals
 
+# Of F32, the widest type.
+MOST_BITS = 32
+
 
 @dataclass(frozen=True)
 class Options:
     """What a user may ask for besides a file type.
 
-    `split_max_size` is in bytes; `keep_split` gives as many files as the source has.
+    `split_max_size` is in bytes; `keep_split` gives as many files as the source has. `target_bpw`
+    (bits per weight) or `target_size` (bytes of the file) choose the types that lose least within
+    it, `like` those of another GGUF; each takes the place of a file type.
     """
 
     overrides: Overrides | None = None
@@ -24,10 +30,50 @@ class Options:
     allow_requantize: bool = False
     keep_split: bool = False
     split_max_size: int | None = None
+    target_bpw: float | None = None
+    target_size: int | None = None
+    like: Path | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.keep_split and self.split_max_size:
             raise ArgumentError("--keep-split and --split-max-size exclude each other; give one")
+
+    @property
+    def target(self) -> str | None:
+        """The option that says how much there may be, with its value; None without."""
+        if self.target_bpw is not None:
+            return f"--target-bpw {self.target_bpw:g}"
+        return f"--target-size {self.target_size}" if self.target_size is not None else None
+
+    @property
+    def instead(self) -> str | None:
+        """The option that takes the place of a file type; None where there is none."""
+        return self.target or (f"--like {self.like}" if self.like is not None else None)
+
+    def _check_types(self) -> None:
+        """`ArgumentError` for several options that decide the same."""
+        given = [
+            name
+            for name, value in (
+                ("--target-bpw", self.target_bpw),
+                ("--target-size", self.target_size),
+                ("--like", self.like),
+            )
+            if value is not None
+        ]
+        if len(given) > 1:
+            raise ArgumentError(f"{given[0]} and {given[1]} exclude each other; give one")
+        if given and self.overrides is not None and self.overrides.pure:
+            raise ArgumentError(f"{given[0]} and --pure exclude each other; give one")
+        if self.like is not None and self.overrides is not None:
+            other = (self.overrides.options() or ["options for types"])[0]
+            raise ArgumentError(f"--like and {other} exclude each other; give one")
+        bits = self.target_bpw
+        if bits is not None and not 0 < bits <= MOST_BITS:
+            raise ArgumentError(
+                f"--target-bpw {bits:g}: from 0 to {MOST_BITS} bits per weight are possible"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,7 +95,8 @@ class PlannedOutput:
 class QuantizePlan:
     """Everything that will be written: metadata, tensors in file order, the size in bytes.
 
-    `parts` is the number of tensors in each file; `warnings` are lines for the user.
+    `parts` is the number of tensors in each file; `warnings` are lines for the user, `notes` those
+    that say how types were chosen.
     """
 
     file_type: FileType | None
@@ -58,6 +105,7 @@ class QuantizePlan:
     outputs: tuple[PlannedOutput, ...]
     parts: tuple[int, ...]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +130,7 @@ class QuantizePlan:
             "size": self.size,
             "files": len(self.parts),
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "tensors": [
                 {
                     "name": o.spec.name,

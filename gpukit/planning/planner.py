@@ -1,6 +1,7 @@
 """Plans what a model becomes: metadata, the type of every tensor, the files; nothing is written."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import (
@@ -19,6 +20,7 @@ from gpukit.planning.importance import check_wanted, importance_of, noted, some,
 from gpukit.planning.mixes import Choice, choose, output_order
 from gpukit.planning.overrides import Overrides, pattern_option
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
+from gpukit.planning.templates import types_like
 from gpukit.sources.base import Source, SourceTensor
 from gpukit_kernels import type_facts
 
@@ -40,8 +42,13 @@ def plan_quantize(
     and for options that contradict it.
     """
     options = options or Options()
-    chosen = _file_type(source, file_type)
     idle: list[str] = []
+    told: list[str] = []
+    chosen = _file_type(source, file_type)
+    if options.like is not None:
+        chosen, overrides, told = types_like(options.like, source.tensors, source.path)
+        options = replace(options, like=None, overrides=overrides)
+        file_type = chosen.name
     if chosen is None:
         outputs = [
             _output(source, i, t.ne, Choice(t.type, t.type)) for i, t in enumerate(source.tensors)
@@ -59,6 +66,7 @@ def plan_quantize(
     parts = _parts(source, outputs, options)
     warnings = (
         *source.warnings,
+        *told,
         *idle,
         *_unfitting(outputs),
         *unheard(outputs, options.imatrix, chosen),

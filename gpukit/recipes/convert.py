@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from gpukit.conversion.checks import check_plan, check_run
 from gpukit.conversion.run import Result, run_plan
+from gpukit.conversion.within import plan_within
+from gpukit.errors import ArgumentError
 from gpukit.events import Report, ignore
 from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import FileType
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
-from gpukit.planning.planner import plan_quantize
 from gpukit.planning.totals import TypeTotal
 from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.references import locate
@@ -99,16 +100,17 @@ def plan(
     moe_layout: str | None = None,
     pre: str | None = None,
     hub: bool = False,
+    device: str = "auto",
     report: Report = ignore,
 ) -> Plan:
     """What `model` becomes as `type`; nothing is written. Arguments and errors as `convert`, with
-    the options of `quantize`.
+    the options of `quantize`. `device` measures where a target asks for it.
 
     with gpukit.plan("llama", "Q4_K_M") as plan:
         print(plan.size)
         plan.write("llama.gguf")
     """
-    check_plan(type, pre)
+    check_plan(type, pre, options)
     reference = locate(model, hub=hub)
     merge = chosen(
         adapters, combine=combine, merge_base=merge_base, strict=strict, moe_layout=moe_layout,
@@ -116,7 +118,7 @@ def plan(
     )  # fmt: skip
     source = open_source(reference.fetch(report), pre, merge)
     try:
-        return Plan(source, plan_quantize(source, type, options))
+        return Plan(source, plan_within(source, type, options, device, report))
     except BaseException:
         source.close()
         raise
@@ -133,6 +135,9 @@ def convert(
     strict: bool = False,
     moe_layout: str | None = None,
     imatrix: str | Path | None = None,
+    target_bpw: float | None = None,
+    target_size: int | None = None,
+    like: str | Path | None = None,
     split_max_size: int | None = None,
     pre: str | None = None,
     hub: bool = False,
@@ -150,10 +155,11 @@ def convert(
     and `merge_base` are as for `merge`. With `strict` one that
     names another base is refused, not only warned about; `moe_layout` (peft, peft-0.18, unsloth)
     tells how tensors of experts lie where that cannot be seen. `imatrix` is a file with importance
-    weights, .gguf or .dat; `split_max_size` (bytes) splits the output; `pre` names the
-    pre-tokenizer of a folder where none is recognised; `device` is auto, cpu, cuda, cuda:N or
-    several with commas; `memory` bounds buffers on the host, in bytes; `report` hears progress and
-    warnings.
+    weights, .gguf or .dat; `target_bpw` (bits per weight), `target_size` (bytes of the file) and
+    `like` (a GGUF whose tensors' types are taken) stand in for `type`; `split_max_size` (bytes)
+    splits the output; `pre` names the pre-tokenizer of a folder where none is recognised; `device`
+    is auto, cpu, cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in
+    bytes; `report` hears progress and warnings.
     `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
     `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
     `AdapterError` for an adapter that does not fit it or contradicts another,
@@ -162,12 +168,15 @@ def convert(
         gpukit.convert("Llama-3.2-1B-Instruct", "llama.gguf", "Q4_K_M").size
     """
     weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
-    options = Options(imatrix=weights, split_max_size=split_max_size)
+    options = Options(
+        imatrix=weights, split_max_size=split_max_size, target_bpw=target_bpw,
+        target_size=target_size, like=Path(like) if like is not None else None,
+    )  # fmt: skip
     # Whatever the model, this can be wrong: looked at before that is fetched.
     check_run(Path(out), type, options, device)
     with plan(
         model, type, options=options, adapters=adapters, combine=combine, merge_base=merge_base,
-        strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, report=report,
+        strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
     ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, report=report)
 
@@ -175,7 +184,7 @@ def convert(
 def quantize(
     model: str | Path,
     out: str | Path,
-    type: str,
+    type: str | None = None,
     *,
     options: Options = PLAIN,
     pre: str | None = None,
@@ -186,11 +195,17 @@ def quantize(
 ) -> Result:
     """Write `model` to the GGUF `out` as file type `type`, as llama-quantize does.
 
-    As `convert`, but with all `options`: types of single tensors, importance weights, what may be
-    quantised again, how the output is split.
+    As `convert`, but with all `options`: types of single tensors, importance weights, a target or
+    a template instead of a type, what may be quantised again, how the output is split.
 
         gpukit.quantize("llama-f16.gguf", "llama-q6.gguf", "Q6_K", device="cpu").totals
     """
+    if type is None and options.instead is None:
+        raise ArgumentError(
+            "no type; give a file type such as Q4_K_M, or --target-bpw, --target-size or --like"
+        )
     check_run(Path(out), type, options, device)
-    with plan(model, type, options=options, pre=pre, hub=hub, report=report) as planned:
+    with plan(
+        model, type, options=options, pre=pre, hub=hub, device=device, report=report
+    ) as planned:
         return planned.write(out, device=device, memory=memory, report=report)

@@ -1,6 +1,6 @@
 """Adapters merged into their base: a Hugging Face folder, or a GGUF of any type, in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,9 @@ def merge(
     combine: "Combining | None" = None,
     merge_base: str = "full",
     imatrix: str | Path | None = None,
+    target_bpw: float | None = None,
+    target_size: int | None = None,
+    like: str | Path | None = None,
     max_shard_size: int | None = None,
     strict: bool = False,
     moe_layout: str | None = None,
@@ -42,9 +45,9 @@ def merge(
     """Write `base` with `adapters` merged to `out`: paths, size, seconds, and what changed.
 
     `base` is what the command line takes for a model, `adapters` as `convert` takes them. `out` is
-    a .gguf, as `convert` writes it with `type` and `imatrix`, or else a folder that transformers
-    loads, its weights of float type `type` (their own without), in files of at most
-    `max_shard_size` bytes; it appears whole or not at all. `combine` says how several adapters
+    a .gguf, as `convert` writes it with `type`, `imatrix`, a target or `like`, or else a folder
+    that transformers loads, its weights of float type `type` (their own without), in files of at
+    most `max_shard_size` bytes; it appears whole or not at all. `combine` says how several adapters
     become one; without it the deltas are added up. `merge_base` is what they are added to: the
     weights as they are (full), or what QLoRA's NF4 makes of them, its scales in eight bits (nf4) or
     not (nf4-single). Errors as `convert`.
@@ -59,10 +62,14 @@ def merge(
             raise ArgumentError(f"{out}: shards are parts of a folder; name a folder")
         return convert(
             base, out, type, adapters=adapters, combine=combine, merge_base=merge_base,
-            imatrix=imatrix, strict=strict, moe_layout=moe_layout, pre=pre, hub=hub,
+            imatrix=imatrix, target_bpw=target_bpw, target_size=target_size, like=like,
+            strict=strict, moe_layout=moe_layout, pre=pre, hub=hub,
             device=device, memory=memory, report=report,
         )  # fmt: skip
-    _check_folder(out, type, imatrix, pre)
+    _check_folder(out, type, {
+        "imatrix": imatrix, "pre": pre, "target_bpw": target_bpw, "target_size": target_size,
+        "like": like,
+    })  # fmt: skip
     check_device(device)
     reference = locate(base, hub=hub)
     wanted = chosen(
@@ -88,13 +95,13 @@ def _id(reference: Reference) -> str | None:
     return model.repo if isinstance(model, HubModel) else None
 
 
-def _check_folder(out: Path, type: str | None, imatrix: str | Path | None, pre: str | None) -> None:
-    """`ArgumentError` for what only a GGUF can have."""
+def _check_folder(out: Path, type: str | None, others: Mapping[str, object]) -> None:
+    """`ArgumentError` for what only a GGUF can have, by name in `others`."""
     check_plan(type)
     if type is not None and not file_type_of(type).is_float:
         raise ArgumentError(
             f"{out}: a folder's weights are F32, F16, BF16, not {type}; name a .gguf file for it"
         )
-    for what, value in (("imatrix", imatrix), ("pre", pre)):
+    for what, value in others.items():
         if value is not None:
             raise ArgumentError(f"{out}: {what} is for a GGUF; name a .gguf file, or leave it out")

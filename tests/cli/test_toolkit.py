@@ -242,3 +242,43 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "x.gguf").exists()
     assert "Usage" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("Error: ")]) == 1
+
+
+def test_a_target_a_template_and_a_file_of_types(file: Path, tmp_path: Path) -> None:
+    out, types = tmp_path / "x.gguf", tmp_path / "types.txt"
+    done = gpukit("quantize", file, out, "--target-bpw", "9.5", "--dry-run", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "--target-bpw 9.5: types chosen for the least squared error, plain" in done.stdout
+    assert "nothing was written" in done.stdout
+    assert not out.exists()
+    words = ("--target-size", "0.1M", "--device", "cpu", "--dry-run")
+    assert "--target-size 100000 cannot be reached" in gpukit("quantize", file, out, *words).stderr
+    types.write_text("attn_v=Q8_0\nffn_down=Q6_K ")
+    done = gpukit("quantize", file, out, "Q4_0", "--tensor-type-file", types, "--json")
+    assert {"Q8_0", "Q4_0"} <= set(json.loads(done.stdout)["types"])
+    again = tmp_path / "again.gguf"
+    done = gpukit("quantize", file, again, "--like", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "no type; give a file type such as Q4_K_M, or --target-bpw, --target-size or --like"),
+        (("Q4_0", "--target-bpw", "4"), "--target-bpw 4 chooses the types itself; leave Q4_0 out"),
+        (("--target-bpw", "0.1"), "--target-bpw 0.1 cannot be reached: from "),
+        (("--target-size", "1e9"), "'1e9' is no size"),
+        (("--like", "nowhere.gguf"), "nowhere.gguf"),
+        (("Q4_0", "--tensor-type-file", "nowhere"), "nowhere: cannot be read"),
+    ],
+)
+def test_targets_that_cannot_be_are_one_line(
+    words: tuple[str, ...], told: str, file: Path, tmp_path: Path
+) -> None:
+    done = gpukit("quantize", file, tmp_path / "x.gguf", *words, "--device", "cpu")
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("Error: ")]) == 1
+    assert list(tmp_path.iterdir()) == []

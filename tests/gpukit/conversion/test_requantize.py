@@ -141,10 +141,11 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
         quantize(model, tmp_path / "x.gguf", "Q8_0", keep_split=True)
     with pytest.raises(ArgumentError, match="exclude each other"):
         quantize(model, tmp_path / "x.gguf", "Q8_0", keep_split=True, split_max_size=5)
-    for text in ("", "2T", "-1", "0", "1.5G", "9" * 19, "9" * 5000):
+    for text in ("", "2T", "-1", "0", "1.G", ".5G", "1e3", "0.1", "9" * 19, "9" * 5000):
         with pytest.raises(ArgumentError, match="is no size"):
             parse_size(text)
     assert parse_size("500m") == 500_000_000
+    assert parse_size("5.5G") == 5_500_000_000
 
 
 def test_parts_appear_together_or_not_at_all(
