@@ -30,12 +30,14 @@ MACHINE_PARAMETERS = frozenset({
 @dataclass(frozen=True)
 class GenerateOptions:
     """What a generation may do: `num_predict` tokens at most (negative: until the model ends or the
-    context is full), a context of `num_ctx` tokens, texts that stop it."""
+    context is full), a context of `num_ctx` tokens, texts that stop it, and tokens that do beside
+    those of the model."""
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     num_predict: int = -1
     num_ctx: int | None = None
     stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.num_ctx is not None and self.num_ctx < 1:
@@ -207,7 +209,7 @@ def _pieces(
 ) -> Generator[str, None, Generation]:
     decoder, tokenizer = model.decoder, model.tokenizer
     cache = decoder.cache(_context(decoder, options, report))
-    sampler = Sampler(options.sampling)
+    sampler, ends = Sampler(options.sampling), tokenizer.eog_ids | options.stop_ids
     text, decoded = StopWatch(options.stop), tokenizer.stream().continued()
     started = time.monotonic()
     logits = decoder.forward(ids, cache)
@@ -216,7 +218,7 @@ def _pieces(
     while options.num_predict < 0 or len(seen) - len(ids) < options.num_predict:
         token = sampler.pick(logits, seen)
         seen.append(token)
-        if token in tokenizer.eog_ids:
+        if token in ends:
             reason = "stop"
             break
         if piece := text.push(decoded.push(token)):
