@@ -136,11 +136,12 @@ class GpukitLM(TemplateLM):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """ln p of each text, in windows as lm_eval cuts them: each token is expected once."""
+        """ln p of each text, in windows as lm_eval cuts them: each token is expected once. As in
+        its own classes the BOS that a vocabulary puts in front is scored, too."""
         windows: list[tuple[None, list[int], list[int]]] = []
         counts = []
         for (text,) in (request.args for request in requests):
-            ids = self.tok_encode(text, add_special_tokens=False)
+            ids = self.tok_encode(text)
             cut = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
             made = [(None, *make_disjoint_window(pair)) for pair in cut]
             windows.extend(made)
