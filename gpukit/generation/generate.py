@@ -31,13 +31,15 @@ MACHINE_PARAMETERS = frozenset({
 @dataclass(frozen=True)
 class GenerateOptions:
     """What a generation may do: `num_predict` tokens at most (negative: until the model ends or the
-    context is full), a context of `num_ctx` tokens, texts that stop it, the form of its text."""
+    context is full), a context of `num_ctx` tokens, texts that stop it, the form of its text, and
+    tokens that end it beside those of the model."""
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     num_predict: int = -1
     num_ctx: int | None = None
     stop: tuple[str, ...] = ()
     format: Format | None = None
+    stop_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.num_ctx is not None and self.num_ctx < 1:
@@ -181,7 +183,7 @@ def _pieces(
     """The pieces behind the tokens `seen`, which grow with them."""
     decoder, tokenizer = model.decoder, model.tokenizer
     count, remembered = len(seen), cache.length
-    sampler = Sampler(options.sampling)
+    sampler, ends = Sampler(options.sampling), tokenizer.eog_ids | options.stop_ids
     form = None if options.format is None else Form(options.format, tokenizer)
     text, decoded = StopWatch(options.stop), tokenizer.stream().continued()
     started = time.monotonic()
@@ -191,7 +193,7 @@ def _pieces(
     while options.num_predict < 0 or len(seen) - count < options.num_predict:
         token = sampler.pick(form.masked(logits) if form else logits, seen)
         seen.append(token)
-        if token in tokenizer.eog_ids:
+        if token in ends:
             reason = "stop"
             break
         if piece := text.push(decoded.push(token)):
