@@ -147,9 +147,10 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a small file whole: `path` holds the old content or `data`, never less. Where it is
-    a link, this is true of the file that it leads to."""
+@contextmanager
+def appearing(path: Path, mode: int = 0o644) -> Iterator[int]:
+    """The descriptor of a new file, which is at `path` at the end of the block, whole, or not at
+    all. Where `path` is a link, this is true of the file that it leads to."""
     path = target_of(path)
     temporary = temporary_name(path)
     with disk_errors(path):
@@ -157,7 +158,7 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             try:
-                write_at(fd, memoryview(data), 0)
+                yield fd
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -165,3 +166,9 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
         except BaseException:
             remove(temporary)
             raise
+
+
+def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a small file whole: `path` holds the old content or `data`, never less."""
+    with appearing(path, mode) as fd:
+        write_at(fd, memoryview(data), 0)

@@ -24,15 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpukit.errors import FormatError
-from gpukit.formats.atomic import (
-    disk_errors,
-    need_room,
-    put_in_place,
-    remove,
-    remove_abandoned,
-    target_of,
-    temporary_name,
-)
+from gpukit.formats.atomic import appearing, disk_errors, need_room, target_of
 from gpukit.formats.closing import Closing
 from gpukit.formats.positioned import open_to_read, read_at, write_all
 
@@ -200,23 +192,10 @@ def writing(path: Path, ids: Ids, vocab_size: int) -> Iterator[LogitsWriter]:
     the end of the block, whole, or not at all; `DiskError` where the disk refuses."""
     chunks, num_ctx = ids.shape
     shape = Shape(num_ctx, vocab_size, chunks)
-    path = target_of(path)
-    need_room(path, shape.size)
-    temporary = temporary_name(path)
-    with disk_errors(path):
-        remove_abandoned(path.parent)
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            try:
-                head = HEADER.pack(MAGIC, num_ctx, vocab_size, chunks)
-                write_all(fd, memoryview(head + ids.astype("<i4").tobytes()))
-                yield LogitsWriter(fd)
-                if (size := os.fstat(fd).st_size) != shape.size:
-                    raise AssertionError(f"{path}: {size} of {shape.size} bytes")
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            put_in_place(temporary, path)
-        except BaseException:
-            remove(temporary)
-            raise
+    need_room(target_of(path), shape.size)
+    with appearing(path) as fd:
+        head = HEADER.pack(MAGIC, num_ctx, vocab_size, chunks)
+        write_all(fd, memoryview(head + ids.astype("<i4").tobytes()))
+        yield LogitsWriter(fd)
+        if (size := os.fstat(fd).st_size) != shape.size:
+            raise AssertionError(f"{path}: {size} of {shape.size} bytes")
