@@ -10,8 +10,6 @@ go to the earlier tensor and the smaller type, so that the same input always has
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpukit.errors import ArgumentError
-
 
 @dataclass(frozen=True)
 class Option:
@@ -30,7 +28,7 @@ class Item:
     options: tuple[Option, ...]
 
 
-class BudgetError(ArgumentError):
+class BudgetError(ValueError):
     """A budget that nothing fits: `least` and `most` are the bytes that are possible."""
 
     def __init__(self, budget: int, least: int, most: int) -> None:
