@@ -58,7 +58,7 @@ def _losses(
     energies: list[float] = []
     errors: dict[str, list[float]] = {kind: [] for kind in tensor.types}
     for matrix, ranges in _batches(source, tensor):
-        x = _values(source, tensor, ranges).to(place)
+        x = _values(source, tensor, ranges, place)
         columns = _importance(tensor, matrix, place)
         if not bool(torch.isfinite(x).all()):
             raise CheckpointError(
@@ -98,14 +98,11 @@ def _importance(tensor: Candidate, matrix: int, place: torch.device) -> Tensor |
     return torch.from_numpy(columns[matrix % len(columns)].copy()).to(place)
 
 
-def _values(source: Source, tensor: Candidate, ranges: Sequence[Range]) -> Tensor:
-    """float32 `[rows, ne0]`: the rows of `ranges`, one after another."""
-    parts = []
-    for row, rows in _joined(ranges):
-        stored = torch.empty(source.stored_bytes(tensor.index, rows, row), dtype=torch.uint8)
-        source.read(tensor.index, row, stored.numpy().data)
-        parts.append(source.values(tensor.index, row, rows, stored).to(torch.float32))
-    return torch.cat(parts)
+def _values(
+    source: Source, tensor: Candidate, ranges: Sequence[Range], place: torch.device
+) -> Tensor:
+    """float32 `[rows, ne0]` on `place`: the rows of `ranges`, one after another."""
+    return torch.cat([source.float_rows(tensor.index, *part, place) for part in _joined(ranges)])
 
 
 def _joined(ranges: Sequence[Range]) -> list[Range]:

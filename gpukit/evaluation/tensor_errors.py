@@ -71,7 +71,7 @@ def errors_in_memory(
         tensor, sums = source.tensors[output.index], _Sums()
         for row, rows in _slabs(tensor):
             ours = kernels.dequantize(part[row : row + rows].to(place), output.spec.type)
-            theirs = _values(source, output.index, row, rows, place)
+            theirs = source.float_rows(output.index, row, rows, place)
             sums.add(theirs, ours, _importance(output, tensor, row, rows, place))
         found.append(sums.error(output.spec.name, output.spec.type))
     return tuple(found)
@@ -88,8 +88,8 @@ def errors_beside(base: Source, model: Source, place: torch.device) -> tuple[Ten
         sums = _Sums()
         group = math.lcm(tensor.row_group, base.tensors[other].row_group)
         for row, rows in _slabs(tensor, group):
-            ours = _values(model, index, row, rows, place)
-            sums.add(_values(base, other, row, rows, place), ours, None)
+            ours = model.float_rows(index, row, rows, place)
+            sums.add(base.float_rows(other, row, rows, place), ours, None)
         found.append(sums.error(tensor.name, kind))
     return tuple(found)
 
@@ -131,13 +131,6 @@ def _slabs(tensor: SourceTensor, group: int | None = None) -> Iterator[tuple[int
     step = max(SLAB // width // group, 1) * group
     for row in range(0, tensor.rows, step):
         yield row, min(step, tensor.rows - row)
-
-
-def _values(source: Source, index: int, row: int, rows: int, place: torch.device) -> Tensor:
-    """float32 `[rows, ne0]` on `place`."""
-    data = torch.empty(source.stored_bytes(index, rows, row), dtype=torch.uint8)
-    source.read(index, row, data.numpy().data)
-    return source.values(index, row, rows, data.to(place)).float().view(rows, -1)
 
 
 def _importance(

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import gpukit_kernels as kernels
 from gpukit.evaluation.divergence import Base, Divergence, FileBase, ModelBase
 from gpukit.evaluation.journal import Journal
 from gpukit.evaluation.measuring import Measurement, measure, stage
-from gpukit.evaluation.perplexity import Mean, perplexity as perplexity_of
+from gpukit.evaluation.perplexity import Mean, Sums, perplexity as perplexity_of
 from gpukit.evaluation.scoring import Passes, Scores
 from gpukit.evaluation.subjects import Subject
 from gpukit.evaluation.windows import Windows
@@ -176,10 +179,9 @@ def _measured(asked: Asked, report: Report) -> tuple[Perplexity, ...]:
             if alone and number == 0:
                 continue
             report(Status(stage(subject.name)))
+            heed = page.heed(number) if page else None
             measured = measure(
-                lambda: subject.load(  # noqa: B023
-                    asked.device, report, page.heed(number) if page else None  # noqa: B023
-                ),
+                partial(subject.load, asked.device, report, heed),
                 ready.windows[number], subject.name,
                 base=reference.open if ready.base is not None else None,
                 journal=journal, part=str(number), report=report,
@@ -228,8 +230,10 @@ class _Reference:
         """What the reference itself scored while `beside` was measured."""
         nll = beside.scores.nll_base
         assert nll is not None
-        each = len(nll) // len(beside.running)
-        running = [perplexity_of(nll[: each * (n + 1)]).value for n in range(len(beside.running))]
+        sums, running = Sums(), []
+        for part in np.split(nll, len(beside.running)):
+            sums.add(part)
+            running.append(sums.perplexity().value)
         seconds = self._open.passes.seconds if isinstance(self._open, ModelBase) else 0.0
         return Measurement(Scores(nll), tuple(running), beside.evaluated, seconds)
 

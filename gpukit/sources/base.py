@@ -13,6 +13,7 @@ from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_fields import Field, TensorSpec
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from gpukit.adapters.delta import Delta
@@ -127,3 +128,14 @@ class Source(Closing):
         They are where `data` is, and may share its memory. `QuantError` for types that gpukit
         cannot decode.
         """
+
+    def float_rows(
+        self, index: int, row: int, rows: int, place: "torch.device | str" = "cpu"
+    ) -> "Tensor":
+        """float32 `[rows, ne0]` on `place`: rows of a tensor, read and decoded; errors as those of
+        `read` and `values`."""
+        import torch
+
+        data = torch.empty(self.stored_bytes(index, rows, row), dtype=torch.uint8)
+        self.read(index, row, data.numpy().data)
+        return self.values(index, row, rows, data.to(place)).float().view(rows, -1)
