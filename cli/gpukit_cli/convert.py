@@ -95,7 +95,7 @@ def convert(
                 source, type, options=options, adapters=adapters, strict=strict,
                 moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
             )  # fmt: skip
-        _print_plan(plan, json)
+        _print_plan(plan, json=json, quiet=quiet)
         return
     with reporter(quiet) as report:
         result = gpukit.convert(
@@ -104,7 +104,7 @@ def convert(
             split_max_size=size(split_max_size), pre=pre, hub=hub,
             device=device, report=report,
         )  # fmt: skip
-    print_result(result, json)
+    print_result(result, json=json, quiet=quiet)
 
 
 def quantize(
@@ -205,13 +205,13 @@ def quantize(
             plan = gpukit.plan(
                 source, type, options=options, pre=pre, hub=hub, device=device, report=report
             )
-        _print_plan(plan, json)
+        _print_plan(plan, json=json, quiet=quiet)
         return
     with reporter(quiet) as report:
         result = gpukit.quantize(
             source, out, type, options=options, pre=pre, hub=hub, device=device, report=report
         )
-    print_result(result, json)
+    print_result(result, json=json, quiet=quiet)
 
 
 def _options(
@@ -239,20 +239,21 @@ def size(text: str | None) -> int | None:
     return parse_size(text) if text is not None else None
 
 
-def _print_plan(plan: "Plan", json: bool) -> None:
+def _print_plan(plan: "Plan", *, json: bool, quiet: bool) -> None:
     """Print what `plan` would write, and close it."""
     with plan:
         if json:
             print_json(plan.as_json())
             return
-        print_tensors(plan.records)
+        print_tensors(plan.records, quiet=quiet)
         name = f"{plan.file_type.name}: " if plan.file_type else ""
         files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
         print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
 
 
-def print_tensors(plan: "QuantizePlan") -> None:
-    """Print what each tensor becomes, the sums by type, and what there is to warn of."""
+def print_tensors(plan: "QuantizePlan", *, quiet: bool) -> None:
+    """Print what each tensor becomes, the sums by type, and what there is to warn of unless it is
+    to be `quiet`."""
     names = max((len(o.spec.name) for o in plan.outputs), default=0)
     shapes = [" x ".join(map(str, o.spec.ne)) for o in plan.outputs]
     width = max(map(len, shapes), default=0)
@@ -260,15 +261,19 @@ def print_tensors(plan: "QuantizePlan") -> None:
         print(f"{output.spec.name:<{names}}  {shape:>{width}}  {output.source_type:>4} -> "
               f"{output.spec.type:<5} {human_bytes(output.spec.nbytes):>8}")  # fmt: skip
     _print_totals(plan.totals())
+    if quiet:
+        return
     for line in plan.notes:
         print(line)
     for line in plan.warnings:
         print(f"warning: {line}")
 
 
-def print_result(result: "Result", json: bool) -> None:
+def print_result(result: "Result", *, json: bool, quiet: bool) -> None:
+    """Print what was written and what it cost; `quiet`, nothing but JSON that is asked for."""
     if json:
         print_json(result.as_json())
+    if json or quiet:
         return
     _print_classes(result)
     print_changes(result.changes)

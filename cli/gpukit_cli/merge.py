@@ -148,14 +148,15 @@ def merge(
             strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
         )  # fmt: skip
     if isinstance(result, gpukit.Result):
-        print_result(result, json)
+        print_result(result, json=json, quiet=quiet)
     else:
-        _print_folder(result, json)
+        _print_folder(result, json=json, quiet=quiet)
 
 
-def _print_folder(result: "FolderResult", json: bool) -> None:
+def _print_folder(result: "FolderResult", *, json: bool, quiet: bool) -> None:
     if json:
         print_json(result.as_json())
+    if json or quiet:
         return
     print_changes(result.changes)
     print(f"{result.path}: {len(result.paths)} files, {human_bytes(result.size)} in "

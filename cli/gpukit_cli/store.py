@@ -101,7 +101,7 @@ def create(
                 pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
                 report=report,
             )  # fmt: skip
-        _print_planned(planned, json)
+        _print_planned(planned, json=json, quiet=quiet)
         return
     with reporter(quiet) as report:
         made = gpukit.Store().create(
@@ -113,14 +113,14 @@ def create(
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})
 
 
-def _print_planned(planned: "PlannedModel", json: bool) -> None:
+def _print_planned(planned: "PlannedModel", *, json: bool, quiet: bool) -> None:
     from gpukit_cli.convert import print_tensors
     from gpukit_cli.progress import human_bytes
 
     if json:
         print_json(planned.as_json())
         return
-    print_tensors(planned.weights)
+    print_tensors(planned.weights, quiet=quiet)
     table = [("LAYER", "SIZE", "DIGEST", "IN THE STORE")]
     for layer in planned.layers:
         digest = layer.digest.removeprefix("sha256:")[:12] or "when written"

@@ -45,6 +45,8 @@ def test_json_and_quiet(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["format"], found["chunks"], found["size"]) == ("dat", 12, out.stat().st_size)
     assert found["statistics"][0]["gain"] == "NaN"
+    done = gpukit(*words[:-1], "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     again = json.loads(gpukit("imatrix", "--in-file", out, "--show-statistics", "--json").stdout)
     assert again["statistics"][0]["tensor"] == "blk.0.attn_k.weight"
 
