@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpukit_cli.convert import print_changes, print_result, size
+from gpukit_cli.convert import size
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
     Adapters,
@@ -25,6 +25,7 @@ from gpukit_cli.options import (
 )
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
+from gpukit_cli.results import print_changes, print_result
 
 if TYPE_CHECKING:
     from gpukit.conversion.folder import FolderResult

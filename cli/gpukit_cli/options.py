@@ -127,6 +127,15 @@ ImatrixFile = Annotated[
         show_default="none",
     ),
 ]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate",
+        metavar="TEXT",
+        help="Instead of --imatrix: the model reads this text first, in chunks of 512 tokens.",
+        show_default="none",
+    ),
+]
 TargetBpw = Annotated[
     float | None,
     typer.Option(

@@ -9,6 +9,7 @@ import typer
 from gpukit_cli.details import parameter_rows, print_details
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
+    Calibrate,
     Devices,
     DryRun,
     Hub,
@@ -69,15 +70,7 @@ def create(
     pre: Pre = None,
     hub: Hub = False,
     imatrix: ImatrixFile = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibrate",
-            metavar="TEXT",
-            help="Instead of --imatrix: the model reads this text first, in chunks of 512 tokens.",
-            show_default="none",
-        ),
-    ] = None,
+    calibrate: Calibrate = None,
     device: Devices = "auto",
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -114,8 +107,8 @@ def create(
 
 
 def _print_planned(planned: "PlannedModel", *, json: bool, quiet: bool) -> None:
-    from gpukit_cli.convert import print_tensors
     from gpukit_cli.progress import human_bytes
+    from gpukit_cli.results import print_tensors
 
     if json:
         print_json(planned.as_json())

@@ -94,6 +94,19 @@ def test_a_run_that_is_killed_outright_goes_on(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
 
 
+def test_quantize_with_a_text(tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    words = ("quantize", TINY, out, "Q2_K_S", "--calibrate", TEXT, "--device", "cpu")
+    done = gpukit(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.index("collecting importance") < done.stderr.index("quantizing BF16 model")
+    assert "warning" not in done.stderr
+    refused = gpukit(*words, "--imatrix", PEER / "tiny-shakespeare.gguf")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"Error: --calibrate and --imatrix {PEER}")
+    assert len(refused.stderr.splitlines()) == 1
+
+
 def test_create_with_a_text(tmp_path: Path) -> None:
     (tmp_path / "Modelfile").write_text(f"FROM {TINY}\n")
     words = ("create", "tiny", "-f", tmp_path / "Modelfile", "--calibrate", TEXT)
