@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpukit_cli.convert import print_changes, print_result, size
+from gpukit_cli.convert import size
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
     Adapters,
@@ -25,6 +25,7 @@ from gpukit_cli.options import (
 )
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
+from gpukit_cli.results import print_changes, print_result
 
 if TYPE_CHECKING:
     from gpukit.conversion.folder import FolderResult
@@ -148,14 +149,15 @@ def merge(
             strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
         )  # fmt: skip
     if isinstance(result, gpukit.Result):
-        print_result(result, json)
+        print_result(result, json=json, quiet=quiet)
     else:
-        _print_folder(result, json)
+        _print_folder(result, json=json, quiet=quiet)
 
 
-def _print_folder(result: "FolderResult", json: bool) -> None:
+def _print_folder(result: "FolderResult", *, json: bool, quiet: bool) -> None:
     if json:
         print_json(result.as_json())
+    if json or quiet:
         return
     print_changes(result.changes)
     print(f"{result.path}: {len(result.paths)} files, {human_bytes(result.size)} in "

@@ -9,6 +9,7 @@ import typer
 from gpukit_cli.details import parameter_rows, print_details
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
+    Calibrate,
     Devices,
     DryRun,
     Hub,
@@ -69,15 +70,7 @@ def create(
     pre: Pre = None,
     hub: Hub = False,
     imatrix: ImatrixFile = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibrate",
-            metavar="TEXT",
-            help="Instead of --imatrix: the model reads this text first, in chunks of 512 tokens.",
-            show_default="none",
-        ),
-    ] = None,
+    calibrate: Calibrate = None,
     device: Devices = "auto",
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -101,7 +94,7 @@ def create(
                 pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
                 report=report,
             )  # fmt: skip
-        _print_planned(planned, json)
+        _print_planned(planned, json=json, quiet=quiet)
         return
     with reporter(quiet) as report:
         made = gpukit.Store().create(
@@ -113,14 +106,14 @@ def create(
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})
 
 
-def _print_planned(planned: "PlannedModel", json: bool) -> None:
-    from gpukit_cli.convert import print_tensors
+def _print_planned(planned: "PlannedModel", *, json: bool, quiet: bool) -> None:
     from gpukit_cli.progress import human_bytes
+    from gpukit_cli.results import print_tensors
 
     if json:
         print_json(planned.as_json())
         return
-    print_tensors(planned.weights)
+    print_tensors(planned.weights, quiet=quiet)
     table = [("LAYER", "SIZE", "DIGEST", "IN THE STORE")]
     for layer in planned.layers:
         digest = layer.digest.removeprefix("sha256:")[:12] or "when written"

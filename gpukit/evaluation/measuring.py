@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from gpukit.evaluation.divergence import Base
+from gpukit.evaluation.divergence import Base, Slice, alone
 from gpukit.evaluation.journal import Journal
 from gpukit.evaluation.perplexity import Mean, Sums
-from gpukit.evaluation.scoring import Likelihood, Passes, Scores, joined, scores
+from gpukit.evaluation.scoring import Passes, Scores, joined, scores
 from gpukit.evaluation.windows import Windows
 from gpukit.events import Report, Status, Step, ignore
 from gpukit.formats.logits import LogitsWriter, writing
@@ -146,20 +147,21 @@ class _Scorer:
     def vocab_size(self) -> int:
         return self.model.decoder.config.vocab_size
 
+    @torch.inference_mode()
     def scores(self, number: int) -> Scores:
         where = f"{self.name}: chunk {number + 1}"
-        logits = self.passes.logits(number)
-        if self.writer is not None:
-            logits = self._written(logits, self.writer, where)
-        targets = self.windows.targets(number)
+        logits, targets = self.passes.logits(number), self.windows.targets(number)
+        if self.base is None and self.writer is None:
+            return scores(logits, targets, where)
+        slices = self._slices(logits, where)
         if self.base is not None:
-            return self.base.scores(number, logits, targets, where)
-        return scores(logits, targets, where)
+            return self.base.scores(number, slices, targets)
+        return alone(slices, targets)
 
-    def _written(
-        self, logits: Iterator[Tensor], writer: LogitsWriter, where: str
-    ) -> Iterator[Tensor]:
+    def _slices(self, logits: Iterator[Tensor], where: str) -> Iterator[Slice]:
         for part in logits:
-            found = Likelihood.of(part, where)
-            writer.add(part.cpu().numpy(), found.log_sum.float().cpu().numpy())
-            yield part
+            found = Slice(part, where)
+            if self.writer is not None:
+                log_sum = found.likelihood.log_sum
+                self.writer.add(part.cpu().numpy(), log_sum.float().cpu().numpy())
+            yield found

@@ -13,6 +13,7 @@ from gpukit.events import Report, ignore
 from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import FileType
 from gpukit.formats.imatrix import read_imatrix
+from gpukit.formats.outputs import check_output
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.totals import TypeTotal
 from gpukit.recipes.chosen import Word, chosen
@@ -93,6 +94,7 @@ def plan(
     type: str | None = None,
     *,
     options: Options = PLAIN,
+    calibrate: str | Path | None = None,
     adapters: Sequence[Word] = (),
     combine: "Combining | None" = None,
     merge_base: str = "full",
@@ -104,19 +106,28 @@ def plan(
     report: Report = ignore,
 ) -> Plan:
     """What `model` becomes as `type`; nothing is written. Arguments and errors as `convert`, with
-    the options of `quantize`. `device` measures where a target asks for it.
+    the options and `calibrate` of `quantize`. `device` measures where a target asks for it, and
+    reads the text.
 
     with gpukit.plan("llama", "Q4_K_M") as plan:
         print(plan.size)
         plan.write("llama.gguf")
     """
     check_plan(type, pre, options)
+    _check_calibration(calibrate, options)
     reference = locate(model, hub=hub)
     merge = chosen(
         adapters, combine=combine, merge_base=merge_base, strict=strict, moe_layout=moe_layout,
         report=report,
     )  # fmt: skip
-    source = open_source(reference.fetch(report), pre, merge)
+    path = reference.fetch(report)
+    if calibrate is not None:
+        from gpukit.recipes.calibration import options_with  # its models need torch
+
+        options = options_with(
+            path, calibrate, options, type, pre=pre, merge=merge, device=device, report=report
+        )
+    source = open_source(path, pre, merge)
     try:
         return Plan(source, plan_within(source, type, options, device, report))
     except BaseException:
@@ -187,6 +198,7 @@ def quantize(
     type: str | None = None,
     *,
     options: Options = PLAIN,
+    calibrate: str | Path | None = None,
     pre: str | None = None,
     hub: bool = False,
     device: str = "auto",
@@ -196,7 +208,9 @@ def quantize(
     """Write `model` to the GGUF `out` as file type `type`, as llama-quantize does.
 
     As `convert`, but with all `options`: types of single tensors, importance weights, a target or
-    a template instead of a type, what may be quantised again, how the output is split.
+    a template instead of a type, what may be quantised again, how the output is split. `calibrate`
+    is a text, or the `Path` of one, that the model reads first; the importance that it has then
+    stands in for that of `options`.
 
         gpukit.quantize("llama-f16.gguf", "llama-q6.gguf", "Q6_K", device="cpu").totals
     """
@@ -205,7 +219,17 @@ def quantize(
             "no type; give a file type such as Q4_K_M, or --target-bpw, --target-size or --like"
         )
     check_run(Path(out), type, options, device)
+    if isinstance(calibrate, Path):
+        check_output(Path(out), [calibrate])
     with plan(
-        model, type, options=options, pre=pre, hub=hub, device=device, report=report
-    ) as planned:
+        model, type, options=options, calibrate=calibrate, pre=pre, hub=hub, device=device,
+        report=report,
+    ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, report=report)
+
+
+def _check_calibration(text: str | Path | None, options: Options) -> None:
+    if text is not None and options.imatrix is not None:
+        raise ArgumentError(
+            f"--calibrate and --imatrix {options.imatrix.path}: both are importance; give one"
+        )

@@ -29,6 +29,7 @@ from statistics import median
 from typing import Any
 
 from gpukit.formats.file_types import FILE_TYPES
+from gpukit_kernels.facts import MATCHED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOKENIZER = ROOT / "tests" / "data" / "tiny-shakespeare"
@@ -140,7 +141,7 @@ def _bench(args: argparse.Namespace, work: Path) -> dict[str, object]:
         "command": f"scripts/bench {args.what} --size {args.size} --types {args.types}",
         "machine": f"{_cpu()}, {os.cpu_count()} cores, {_vectors()}",
         "versions": {n: importlib.metadata.version(n) for n in ("torch", "gguf", "gpukit")},
-        "peer": "llama-cpp-python 0.3.36 (llama.cpp 0c1e5709)",
+        "peer": f"llama-cpp-python 0.3.36 ({MATCHED})",
         "weights": weights,
         "source_bytes": sum(p.stat().st_size for p in folder.glob("*.safetensors")),
         "rows": [],

@@ -111,6 +111,10 @@ def test_messages_commands_and_history(home: Path) -> None:
             ("/load nobody", "Couldn't find model 'nobody'"),
             ("/save", "Usage:\n  /save <modelname>"),
             ("/save a//b", "error: The model name 'a//b' is invalid"),
+            ("/set think", 'warning: model "chat.gguf" does not support thinking output\nSet '
+             "'think' mode."),
+            ("/set think low", "Set 'think' mode to 'low'."),
+            ("/set nothink", "Set 'nothink' mode."),
             ("/set verbose", "Set 'verbose' mode."),
         ):  # fmt: skip
             assert told in terminal.say(typed), typed

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpukit.errors import CheckpointError
 from gpukit.evaluation import divergence as divergences, scoring
-from gpukit.evaluation.divergence import Divergence
+from gpukit.evaluation.divergence import Divergence, Slice
 from gpukit.evaluation.perplexity import Sums, mean, perplexity
 from gpukit.evaluation.scoring import Likelihood, Scores, joined, scores
 
@@ -31,7 +31,8 @@ def _log_p(logits: Tensor) -> F64:
 
 
 def _beside(base: Tensor, ours: Tensor, targets: list[int]) -> Scores:
-    parts = divergences._beside(base, ours, torch.tensor(targets), ("base", "ours"))
+    slices = Slice(base, "base"), Slice(ours, "ours")
+    parts = divergences._beside(*slices, torch.tensor(targets))
     return Scores(*(part.numpy() for part in parts))
 
 
