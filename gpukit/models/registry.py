@@ -103,8 +103,8 @@ def architectures() -> tuple[Architecture, ...]:
 
 
 def _names_architectures(name: str) -> bool:
-    """Whether the code of module `name` has ARCHITECTURES, seen without running it: what runs a model
-    imports torch, and who only imports one needs none."""
+    """Whether the code of module `name` has ARCHITECTURES, seen without running it: what runs a
+    model imports torch, and who only imports one needs none."""
     spec = importlib.util.find_spec(name)
     if spec is None or not isinstance(spec.loader, importlib.abc.InspectLoader):
         return True
