@@ -20,7 +20,7 @@ from gpukit.formats.gguf_fields import UNQUANTIZED
 from gpukit.formats.imatrix import Imatrix
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize
-from gpukit.sources.base import Source
+from gpukit.sources.base import ModelSource
 from gpukit.sources.gguf import GGUFSource
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import check_whole, open_source
@@ -125,7 +125,7 @@ class _Copied:
 class _Converted:
     """A checkpoint or a GGUF on its way to another type, planned tensor by tensor."""
 
-    source: Source
+    source: ModelSource
     plan: QuantizePlan
     work: Wishes
     opening: str

@@ -259,7 +259,7 @@ def test_a_target_a_template_and_a_file_of_types(file: Path, tmp_path: Path) -> 
     out, types = tmp_path / "x.gguf", tmp_path / "types.txt"
     done = gpukit("quantize", file, out, "--target-bpw", "9.5", "--dry-run", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "--target-bpw 9.5: types chosen for the least squared error, plain" in done.stdout
+    assert "--target-bpw 9.5: types chosen for the least squared error, without" in done.stdout
     assert "nothing was written" in done.stdout
     assert not out.exists()
     words = ("--target-size", "0.1M", "--device", "cpu", "--dry-run")
