@@ -7,7 +7,6 @@ from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import file_type_of
 from gpukit.formats.outputs import check_output
 from gpukit.planning.plan import Options
-from gpukit.tokenizer.recognition import check_pre
 
 SAFETENSORS = ".safetensors"
 
@@ -24,6 +23,9 @@ def check_plan(
                 f"{options.instead} chooses the types itself; leave {file_type} out"
             )
     if pre is not None:
+        # Those that are known take time to import.
+        from gpukit.tokenizer.recognition import check_pre
+
         check_pre(pre)
 
 

@@ -28,8 +28,8 @@ DEEP = 3
 class Turn:
     """One piece of work on its way through a device."""
 
-    # Whether decoding results costs as much as making them: then look at a sample only.
-    sparing = True
+    # Whether results are there when a call returns: then they may decide what is done next.
+    at_once = True
 
     def put(self, host: Tensor) -> Tensor:
         """`host` on the device; it must not change before `wait` returns."""
@@ -55,7 +55,7 @@ class Turn:
 
 
 class _StreamTurn(Turn):
-    sparing = False
+    at_once = False
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream

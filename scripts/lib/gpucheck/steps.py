@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpucheck import checks, merging, pipeline, rates
+from gpucheck import checks, host, merging, pipeline, rates
 from gpucheck.base import (
     NEXT,
     TOP,
@@ -38,10 +38,11 @@ STEPS = (
     "turns",
     "small",
     "big",
+    "host",
 )
 TURNS = ("Q4_K", "Q8_0")
 # Seconds that must be left when a step begins.
-COSTS = {"small": 30.0, "big": 25.0}
+COSTS = {"small": 30.0, "big": 25.0, "host": 20.0}
 COST = 6.0
 # Seconds without a job's result after which a step does without it.
 PATIENCE = 60.0
@@ -112,6 +113,8 @@ def steps(plan: Plan) -> list[Step]:
         needs = tuple(jobs(plan))
         step = Step(f"big {kind}", lambda k=kind: pipeline.time_big(plan, k), needs)
         found.append(step)
+    if "host" in plan.steps:
+        found.append(Step("host", lambda: host.time_host(plan), tuple(jobs(plan))))
     for name in plan.types:
         if name not in ordered:
             found += _of_type(plan, name)
