@@ -93,7 +93,7 @@ class Talker:
             line = self._editor.line(PROMPT)
             if line.startswith(QUOTES):
                 self._say(self._block(line.removeprefix(QUOTES)))
-            elif line.startswith("/"):
+            elif line.startswith("/") and "\n" not in line:
                 self._command(line)
             elif line:
                 self._say(line)
