@@ -13,10 +13,8 @@ def dot4_tl(x, levels, start, SIGNED: tl.constexpr):
     """int32: `start` plus the four bytes of `levels` times the int16 of the pair of words `x`."""
     if INTERPRETED:
         for i in tl.static_range(4):
-            if SIGNED:
-                level = (levels << (24 - 8 * i)) >> 24
-            else:
-                level = (levels >> (8 * i)) & 255
+            signed = (levels << (24 - 8 * i)) >> 24
+            level = signed if SIGNED else signed & 255
             start += ((x[i // 2] << (16 - 16 * (i % 2))) >> 16) * level
         return start
     low: tl.constexpr = "s32" if SIGNED else "u32"
@@ -41,10 +39,7 @@ def dot4_tl(x, levels, start, SIGNED: tl.constexpr):
 @triton.jit
 def load_tl(pointer, mask):
     """What lies at `pointer`, 0 where masked; `mask` None masks nothing."""
-    if mask is None:
-        return tl.load(pointer)
-    else:
-        return tl.load(pointer, mask=mask, other=0)
+    return tl.load(pointer, mask=mask, other=None if mask is None else 0)
 
 
 @triton.jit
@@ -77,3 +72,16 @@ def load_word_tl(halves, mask):
 def half_value_tl(word):
     """float32 of the fp16 in the low bits of `word`."""
     return word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def spread_bits_tl(v):
+    """int32: the low four bits of `v`, a byte each."""
+    return ((v & 15) * 0x00204081) & 0x01010101
+
+
+@triton.jit
+def byte_value_tl(word, b: tl.constexpr, SIGNED: tl.constexpr):
+    """float32 of byte `b` of `word`."""
+    level = (word << (24 - 8 * b)) >> 24 if SIGNED else (word >> (8 * b)) & 255
+    return level.to(tl.float32)

@@ -59,7 +59,7 @@ def store_prepared_tl(x, levels, steps, sums, group, mask):
     For kernels that have computed x: groups count from the first of the first row on.
     """
     N: tl.constexpr = x.shape[0]
-    top = tl.max(tl.abs(x), axis=1)
+    top = tl.max(tl.where(x == x, tl.abs(x), 0.0), axis=1)
     # A maximum may forget a NaN; a sum does not, and an infinity less itself is one.
     spoilt = tl.sum(x - x, axis=1) != 0.0
     some = top >= 7.888609052210118e-31  # 2^-100

@@ -140,8 +140,34 @@ def place_tl(part):
     return part // 2 * 16 + part % 2 * 4
 
 
+@triton.jit
+def q5_k_read_tl(blocks, first, block, part, _, mask):
+    """Twelve words: as `read_tl`, and the high bits of the levels, eight groups a byte."""
+    at = blocks.to(tl.pointer_type(tl.int32)) + first * 44 + block * 44
+    levels = load4_tl(at + 12 + part * 4, mask)
+    return levels + load4_tl(at, mask) + load4_tl(at + 4 + part % 2 * 4, mask)
+
+
+@triton.jit
+def q5_k_unpack_tl(found, part):
+    """As `unpack_tl`."""
+    shift = part // 2 * 2
+    low, high = (), ()
+    for i in tl.static_range(4):
+        bits = found[8 + i] >> shift
+        low = low + ((found[i] & 0x0F0F0F0F) | ((bits & 0x01010101) << 4),)  # noqa: RUF005
+        bits = (bits << 3) & 0x10101010
+        high = high + (((found[i] >> 4) & 0x0F0F0F0F) | bits,)  # noqa: RUF005
+    steps = steps_tl((found[4], found[5], found[6], found[7]), part // 2)
+    return low + high, (steps[0], steps[1]), (steps[2], steps[3])
+
+
+Q5_K_VECTORS = VectorParts(
+    q5_k_read_tl, q5_k_unpack_tl, place_tl,
+    parts=8, pieces=2, stride=8, words=4, top=31, minima=True, align=4,
+)  # fmt: skip
 VECTORS = VectorParts(
-    read_tl, unpack_tl, place_tl, parts=8, pieces=2, stride=8, words=4, minima=True, align=4
+    read_tl, unpack_tl, place_tl, parts=8, pieces=2, stride=8, words=4, top=15, minima=True, align=4
 )
 
 

@@ -29,6 +29,7 @@ class VectorParts:
     words    words of four values of a piece, `word_stride` fours apart
     center   what is taken off each level, which is unsigned then
     signed   whether levels are signed bytes
+    top      the largest magnitude of a level, less the center
     align    what the address of blocks must be a multiple of
     """
 
@@ -39,6 +40,7 @@ class VectorParts:
     pieces: int
     stride: int
     words: int
+    top: int
     word_stride: int = 1
     center: int = 0
     minima: bool = False
