@@ -64,25 +64,24 @@ def q4_0_unpack_tl(found, _):
 
 @triton.jit
 def q5_0_read_tl(blocks, first, block, part, _, mask):
-    """Two words of low bits; the block's d, and its high bits, of levels 0-15 and 16-31."""
+    """A word of low bits; the block's d, and its high bits, of levels 0-15 and 16-31."""
     at = _halves_tl(blocks, first, block, 11)
     head = load_tl(at, mask), load_tl(at + 1, mask), load_tl(at + 2, mask)
-    return _two_words_tl(at + 3, part, mask) + head
+    return (load_word_tl(at + 3 + part * 2, mask),) + head  # noqa: RUF005
 
 
 @triton.jit
 def q5_0_unpack_tl(found, part):
-    low = _nibbles_tl((found[0], found[1]))
-    first = found[3].to(tl.int32) >> (part * 8)
-    second = found[4].to(tl.int32) >> (part * 8)
-    words = (
-        low[0] | (spread_bits_tl(first) << 4),
-        low[1] | (spread_bits_tl(first >> 4) << 4),
-        low[2] | (spread_bits_tl(second) << 4),
-        low[3] | (spread_bits_tl(second >> 4) << 4),
-    )
-    d = half_value_tl(found[2])
-    return words, (d, d), ()
+    low = spread_bits_tl(found[2].to(tl.int32) >> (part * 4)) << 4
+    high = spread_bits_tl(found[3].to(tl.int32) >> (part * 4)) << 4
+    words = (found[0] & 0x0F0F0F0F) | low, ((found[0] >> 4) & 0x0F0F0F0F) | high
+    return words, (half_value_tl(found[1]),), ()
+
+
+@triton.jit
+def one_word_tl(part):
+    """Parts of four values follow one another; with two words some version of Triton spills."""
+    return part
 
 
 @triton.jit
@@ -134,8 +133,8 @@ Q4_0 = VectorParts(
     parts=2, pieces=2, stride=4, words=2, top=8, center=8,
 )  # fmt: skip
 Q5_0 = VectorParts(
-    q5_0_read_tl, q5_0_unpack_tl, two_words_tl,
-    parts=2, pieces=2, stride=4, words=2, top=16, center=16,
+    q5_0_read_tl, q5_0_unpack_tl, one_word_tl,
+    parts=4, pieces=1, stride=0, words=2, top=16, word_stride=4, center=16,
 )  # fmt: skip
 Q6_K = VectorParts(
     q6_k_read_tl, q6_k_unpack_tl, q6_k_place_tl,

@@ -119,7 +119,7 @@ def multiply_prepared(
     if add is not None and (add.shape != out.shape or not add.is_contiguous()):
         raise QuantError(f"add is {list(add.shape)}, the product is {list(out.shape)}")
     rows, m = blocks.shape[0], p.rows
-    shape = launch_shape(parts, row, p.width, m, rows)
+    shape = launch_shape(parts, row, p.width, m)
     grid = (triton.cdiv(m, shape["M"]), triton.cdiv(rows, shape["ROWS"]))
     with torch.cuda.device_of(blocks):
         multiply_kernel[grid](
@@ -149,7 +149,7 @@ def gated(
     if not out.numel():
         return out
     rows, m = gate.shape[0], p.rows
-    shape = launch_shape(parts, row, p.width, m, rows)
+    shape = launch_shape(parts, row, p.width, m)
     grid = (triton.cdiv(m, shape["M"]), triton.cdiv(rows, shape["ROWS"] // 2))
     with torch.cuda.device_of(gate):
         gated_kernel[grid](
@@ -183,19 +183,16 @@ def _checked(
 
 
 def launch_shape(
-    parts: VectorParts,
-    row: QuantType,
-    width: int,
-    m: int,
-    rows: int,  # noqa: ARG001
+    parts: VectorParts, row: QuantType, width: int, m: int, tile: tuple[int, int] = (ROWS, THREADS)
 ) -> dict[str, Any]:
-    """The constants and options that a kernel is launched with."""
-    threads = THREADS
+    """The constants and options that a kernel is launched with: `tile` is the rows of W that a
+    program has, and its threads."""
+    rows, threads = tile
     return {
         **parts.constants(row.block),
         "EVEN": width // row.block * parts.parts % threads == 0,
         "M": min(m, TOGETHER),
-        "ROWS": ROWS,
+        "ROWS": rows,
         "THREADS": threads,
         "num_warps": threads // 32,
     }
