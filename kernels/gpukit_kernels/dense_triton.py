@@ -87,7 +87,7 @@ def parts_kernel(blocks, out, powers, rows, width,
     levels are read once."""
     row = tl.program_id(0).to(tl.int64)
     per_row = width // BLOCK
-    count = rows.to(tl.int64) * per_row
+    count = tl.cast(rows, tl.int64) * per_row
     out += row * width
     top = tl.zeros((THREADS,), tl.float32)
     for first in range(0, per_row * PARTS, THREADS):

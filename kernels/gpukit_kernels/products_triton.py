@@ -114,8 +114,7 @@ def _multiply_exactly(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
     pair = triton_pair(row)
     with torch.cuda.device_of(x):
         if pair.few and blocks.data_ptr() % 4 == 0:
-            # Neighbours take the same rows of W, which are read from memory once.
-            pair.few[(count, triton.cdiv(rows, VECTOR_ROWS))](
+            pair.few[(triton.cdiv(rows, VECTOR_ROWS), count)](
                 x, blocks, out, rows, width, MAGIC, ROWS=VECTOR_ROWS, QUADS=QUADS
             )
             return out

@@ -120,7 +120,7 @@ def multiply_prepared(
         raise QuantError(f"add is {list(add.shape)}, the product is {list(out.shape)}")
     rows, m = blocks.shape[0], p.rows
     shape = launch_shape(parts, row, p.width, m)
-    grid = (triton.cdiv(m, shape["M"]), triton.cdiv(rows, shape["ROWS"]))
+    grid = (triton.cdiv(m, shape["M"]) * triton.cdiv(rows, shape["ROWS"]),)
     with torch.cuda.device_of(blocks):
         multiply_kernel[grid](
             p.levels, p.steps, p.sums, blocks, add, out, m, rows, p.width, **shape
@@ -150,7 +150,7 @@ def gated(
         return out
     rows, m = gate.shape[0], p.rows
     shape = launch_shape(parts, row, p.width, m)
-    grid = (triton.cdiv(m, shape["M"]), triton.cdiv(rows, shape["ROWS"] // 2))
+    grid = (triton.cdiv(m, shape["M"]) * triton.cdiv(rows, shape["ROWS"] // 2),)
     with torch.cuda.device_of(gate):
         gated_kernel[grid](
             p.levels, p.steps, p.sums, gate, up, out, m, rows, p.width,

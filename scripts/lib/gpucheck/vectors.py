@@ -119,6 +119,6 @@ def _multiply(
     p = ready or prepare(x)
     rows, width = len(blocks), x.shape[1]
     shape = launch_shape(parts, row, width, 1, tile)
-    multiply_kernel[(1, -(-rows // tile[0]))](
+    multiply_kernel[(-(-rows // tile[0]),)](
         p.levels, p.steps, p.sums, blocks, None, out, 1, rows, width, **shape
     )
