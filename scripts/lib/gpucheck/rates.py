@@ -120,7 +120,7 @@ def time_row(plan: Plan, row: QuantType) -> dict[str, Any]:
 
 def time_products(plan: Plan, row: QuantType) -> dict[str, Any]:
     """Products with a square weight, beside torch's bf16 product with the decoded weight."""
-    side, copies = plan.side, 4
+    side, copies = plan.side, 4 if plan.cuda else 1
     width = max(side, 256)
     blocks = [weight(plan, row, side, width) for _ in range(copies)]
     dense = [dequantize(b, row, torch.bfloat16, backend="triton") for b in blocks[:2]]
@@ -129,7 +129,7 @@ def time_products(plan: Plan, row: QuantType) -> dict[str, Any]:
         x = torch.randn(count, width, device=plan.device)
         y = x.bfloat16()
         took = seconds(plan, lambda i, x=x: product(plan, x, blocks[i], row), copies)
-        beside = seconds(plan, lambda i, y=y: y @ dense[i].t())
+        beside = seconds(plan, lambda i, y=y: y @ dense[i].t(), len(dense))
         moved = blocks[0].nbytes + 4 * count * (side + width)
         rates.append(
             {
