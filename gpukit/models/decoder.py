@@ -13,7 +13,7 @@ from torch import Tensor
 
 import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError
-from gpukit.models.cache import KVCache, Unrelated
+from gpukit.models.cache import KVCache, Unrelated, kept_dtype
 from gpukit.models.config import ModelConfig
 from gpukit.models.layers import Rope
 
@@ -83,6 +83,7 @@ class Decoder:
     def _states(self, ids: Sequence[int], cache: KVCache) -> Iterator[Tensor]:
         """What comes out of the blocks, `PREFILL` of `ids` at a time."""
         for chunk in torch.split(torch.tensor(ids, device=self.device), PREFILL):
+            cache.reserve(len(chunk))
             x = self.embed(chunk)
             turns = {
                 rope: rope.turns(cache.length, len(chunk), cache.n_ctx) for rope in set(self.ropes)
@@ -102,7 +103,8 @@ class Decoder:
         count, length = sequences.shape
         if not sequences.numel():
             raise ArgumentError("no tokens; at least one is needed")
-        x, together = self.embed(sequences.flatten().to(self.device)), Unrelated(length)
+        x = self.embed(sequences.flatten().to(self.device))
+        together = Unrelated(length, kept_dtype(self.device))
         turns = {
             rope: rope.turns(0, length, length).repeat(count, 1, 1) for rope in set(self.ropes)
         }

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from gpukit_kernels.counting import operations
     from gpukit_kernels.factors import Factors
     from gpukit_kernels.facts import TypeFacts, type_facts
+    from gpukit_kernels.forward_ops import attention, gated, rms_norm, rotate
     from gpukit_kernels.hardware import device, device_list, devices, issue_rate, timed
     from gpukit_kernels.memory import keep_memory
     from gpukit_kernels.merge_op import merge_lora
     from gpukit_kernels.ops import dequantize, matmul, plan_backend, quantize
+    from gpukit_kernels.rows import Activation
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
     from gpukit_kernels.turns import Lane, Turn, alone, lanes, sharing
 
@@ -25,16 +27,19 @@ _MODULES = {
     "counting": ["operations"],
     "factors": ["Factors"],
     "facts": ["TypeFacts", "type_facts"],
+    "forward_ops": ["attention", "gated", "rms_norm", "rotate"],
     "memory": ["keep_memory"],
     "hardware": ["device", "device_list", "devices", "issue_rate", "timed"],
     "merge_op": ["merge_lora"],
     "ops": ["dequantize", "matmul", "plan_backend", "quantize"],
+    "rows": ["Activation"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
     "turns": ["Lane", "Turn", "alone", "lanes", "sharing"],
 }
 
 __all__ = [
     "QUANTS",
+    "Activation",
     "Factors",
     "Lane",
     "QuantError",
@@ -42,12 +47,14 @@ __all__ = [
     "Turn",
     "TypeFacts",
     "alone",
+    "attention",
     "by_id",
     "by_name",
     "dequantize",
     "device",
     "device_list",
     "devices",
+    "gated",
     "issue_rate",
     "keep_memory",
     "lanes",
@@ -56,6 +63,8 @@ __all__ = [
     "operations",
     "plan_backend",
     "quantize",
+    "rms_norm",
+    "rotate",
     "sharing",
     "timed",
     "type_facts",
