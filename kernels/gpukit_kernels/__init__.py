@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gpukit_kernels.counting import operations
     from gpukit_kernels.factors import Factors
     from gpukit_kernels.facts import TypeFacts, type_facts
-    from gpukit_kernels.forward_ops import attention, gated, rms_norm, rotate
+    from gpukit_kernels.forward_ops import attention, gated, likelihood, rms_norm, rotate
     from gpukit_kernels.hardware import device, device_list, devices, issue_rate, timed
     from gpukit_kernels.memory import keep_memory
     from gpukit_kernels.merge_op import merge_lora
@@ -27,7 +27,7 @@ _MODULES = {
     "counting": ["operations"],
     "factors": ["Factors"],
     "facts": ["TypeFacts", "type_facts"],
-    "forward_ops": ["attention", "gated", "rms_norm", "rotate"],
+    "forward_ops": ["attention", "gated", "likelihood", "rms_norm", "rotate"],
     "memory": ["keep_memory"],
     "hardware": ["device", "device_list", "devices", "issue_rate", "timed"],
     "merge_op": ["merge_lora"],
@@ -58,6 +58,7 @@ __all__ = [
     "issue_rate",
     "keep_memory",
     "lanes",
+    "likelihood",
     "matmul",
     "merge_lora",
     "operations",

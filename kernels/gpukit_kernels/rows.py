@@ -40,3 +40,13 @@ def rotate_reference(x: Tensor, turns: Tensor, *, neighbours: bool) -> Tensor:
         return turned if x.shape[-1] == 2 * n else torch.cat((turned, x[..., 2 * n :]), -1)
     pairs = torch.complex(x[..., :n], x[..., n : 2 * n]) * turns
     return torch.cat((pairs.real, pairs.imag, x[..., 2 * n :]), -1)
+
+
+def likelihood_reference(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row of float32 logits `[rows, vocab]`: its largest, float32; float64 ln of the sum of
+    exp(logit - largest); the logit of its target, int64 `[rows]`; the first place of the largest,
+    int32. Where a logit is NaN the largest is."""
+    top, likeliest = logits.max(-1)
+    log_sum = (logits - top[:, None]).exp_().sum(-1, dtype=torch.float64).log_()
+    wanted = logits.gather(-1, targets[:, None])[:, 0]
+    return top, log_sum, wanted, likeliest.int()
