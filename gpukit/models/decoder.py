@@ -20,6 +20,12 @@ from gpukit.models.layers import Rope
 # Tokens of a prompt that pass through the layers together: decoding a weight pays for 512 products,
 # and an intermediate of 16 384 values a token stays at 32 MiB.
 PREFILL = 512
+# Off the CPU, where there is memory: decoding is a tenth of 4096 products, and attention's cost
+# grows with each further chunk.
+LARGE_PREFILL = 4096
+# The part of free memory that intermediates may take, and how many there are of the width of the
+# model and of its feed forward at a time: float32, rounded to 16 bits, and what comes out.
+SHARE, WIDE, WIDEST = 4, 12, 4
 
 # (x `[count, n_embd]`, turns of `Rope`, cache) -> x
 BlockFunction = Callable[[Tensor, Tensor, KVCache | Unrelated], Tensor]
@@ -59,6 +65,17 @@ class Decoder:
         """An empty cache for `n_ctx` positions."""
         return KVCache(self.config, n_ctx, self.device)
 
+    def together(self, least: int, most: int) -> int:
+        """Tokens that should pass through the layers at a time: `least` on the CPU, elsewhere
+        `most`, halved until their intermediates fit into a quarter of the free memory."""
+        if self.device.type == "cpu":
+            return least
+        each = 4 * (WIDE * self.config.n_embd + WIDEST * self.config.n_ff)
+        free = kernels.free_bytes(self.device) // SHARE
+        while most > least and most * each > free:
+            most //= 2
+        return most
+
     @torch.inference_mode()
     def forward(self, ids: Sequence[int], cache: KVCache, *, every: bool = False) -> Tensor:
         """float32 logits behind the last of `ids` `[vocab]`, or behind every one `[count, vocab]`.
@@ -81,8 +98,9 @@ class Decoder:
         return self.head(state)
 
     def _states(self, ids: Sequence[int], cache: KVCache) -> Iterator[Tensor]:
-        """What comes out of the blocks, `PREFILL` of `ids` at a time."""
-        for chunk in torch.split(torch.tensor(ids, device=self.device), PREFILL):
+        """What comes out of the blocks, some of `ids` at a time."""
+        size = PREFILL if len(ids) <= PREFILL else self.together(PREFILL, LARGE_PREFILL)
+        for chunk in torch.split(torch.tensor(ids, device=self.device), size):
             cache.reserve(len(chunk))
             x = self.embed(chunk)
             turns = {

@@ -43,6 +43,14 @@ def devices() -> list[tuple[str, str, int, int]]:
     return found
 
 
+def free_bytes(where: torch.device) -> int:
+    """Memory in bytes that tensors can still have on `where`, with what torch keeps for them."""
+    if where.type != "cuda":
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free, _ = torch.cuda.mem_get_info(where)
+    return free + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+
+
 def timed(call: Callable[[], object], where: torch.device, repeats: int = 5) -> float:
     """Least seconds of `repeats` calls, after one that warms up; all work on the device counts."""
     least = float("inf")

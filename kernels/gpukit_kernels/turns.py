@@ -86,6 +86,11 @@ class _StreamTurn(Turn):
         self._context.__exit__(kind, error, trace)
 
 
+def turn_on(device: torch.device) -> Turn:
+    """A turn among whatever else the thread launches on `device`, in its order."""
+    return _StreamTurn(torch.cuda.current_stream(device)) if device.type == "cuda" else Turn()
+
+
 def lanes(device: torch.device) -> "list[Lane]":
     """The lanes that keep all of `device` busy."""
     count = min(torch.get_num_threads(), CPU_LANES) if device.type == "cpu" else 1
