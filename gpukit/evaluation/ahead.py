@@ -79,10 +79,9 @@ class Ahead:
 
     def _of(self, states: Tensor, targets: Tensor) -> Tensor:
         """float64 `[2, rows]`: -ln p of each target, and the largest logit beside it."""
-        size = slice_rows(self._decoder)
-        found = []
+        size, found = slice_rows(self._decoder), []
         for part, wanted in zip(torch.split(states, size), torch.split(targets, size), strict=True):
             logits = self._decoder.head(part)
-            top, log_sum, logit, _ = kernels.likelihood(logits, wanted)
+            top, log_sum, logit, _ = kernels.likelihood(logits, wanted.to(logits.device))
             found.append(torch.stack((log_sum - (logit - top).double(), top.double())))
-        return torch.cat(found, 1)
+        return torch.cat(found, 1).to(self._decoder.device)

@@ -67,6 +67,6 @@ def _filled(source: Source, pieces: Sequence[_Piece]) -> None:
         with turn:
             place.view(-1).copy_(part, non_blocking=True)
         buffers[number % 2] = (buffer, turn)
-    for _, turn in buffers:
-        if turn is not None:
-            turn.wait()
+    for _, begun in buffers:
+        if begun is not None:
+            begun.wait()

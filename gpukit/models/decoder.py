@@ -5,14 +5,14 @@ takes and gives what they take and give.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, GpukitError
 from gpukit.models.cache import KVCache, Unrelated, kept_dtype
 from gpukit.models.config import ModelConfig
 from gpukit.models.layers import Rope
@@ -52,6 +52,7 @@ class Decoder:
     embed   int64 ids `[count]` -> float32 `[count, n_embd]`
     ropes   one a block, often the same
     head    float32 `[..., n_embd]` -> logits `[..., vocab_size]`, the last norm included
+    places  the device of each block, where they are not all on `device`; logits are on the last
     """
 
     config: ModelConfig
@@ -60,10 +61,11 @@ class Decoder:
     ropes: Sequence[Rope]
     blocks: Sequence[BlockFunction]
     head: Callable[[Tensor], Tensor]
+    places: Sequence[torch.device] = ()
 
     def cache(self, n_ctx: int) -> KVCache:
         """An empty cache for `n_ctx` positions."""
-        return KVCache(self.config, n_ctx, self.device)
+        return KVCache(self.config, n_ctx, self.places or self.device)
 
     def together(self, least: int, most: int) -> int:
         """Tokens that should pass through the layers at a time: `least` on the CPU, elsewhere
@@ -86,9 +88,28 @@ class Decoder:
         if not ids:
             raise ArgumentError("no tokens; at least one is needed")
         cache.need(len(ids))
+        with self._room(len(ids)):
+            return self._alone(ids, cache, every)
+
+    def _alone(self, ids: Sequence[int], cache: KVCache, every: bool) -> Tensor:
         # For one token torch's own part is too short to be shared: products have their threads.
         with kernels.alone() if len(ids) == 1 else nullcontext():
             return self._forward(ids, cache, every)
+
+    @contextmanager
+    def _room(self, count: int) -> Iterator[None]:
+        """Say in one line that a device ran out of memory in the block, with `count` tokens."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            places = dict.fromkeys((self.device, *self.places))
+            free = ", ".join(
+                f"{p} has {kernels.free_bytes(p) / 2**30:.1f} GiB free" for p in places
+            )
+            raise GpukitError(
+                f"out of memory with {count} tokens at a time; {free}; make --num-ctx smaller, end "
+                "what else runs there, or quantise the model to a smaller type"
+            ) from None
 
     def _forward(self, ids: Sequence[int], cache: KVCache, every: bool) -> Tensor:
         if every:
@@ -118,6 +139,10 @@ class Decoder:
 
         `ArgumentError` where there are none.
         """
+        with self._room(sequences.numel()):
+            return self._together(sequences)
+
+    def _together(self, sequences: Tensor) -> Tensor:
         count, length = sequences.shape
         if not sequences.numel():
             raise ArgumentError("no tokens; at least one is needed")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpukit_kernels.ops import dequantize, matmul, plan_backend, quantize
     from gpukit_kernels.rows import Activation
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
-    from gpukit_kernels.turns import Lane, Turn, alone, copied_from, lanes, sharing, turn_on
+    from gpukit_kernels.turns import Lane, Side, Turn, alone, copied_from, lanes, sharing, turn_on
 
 # The module of each name. None is called as one of its names: importing it would hide that.
 _MODULES = {
@@ -34,7 +34,7 @@ _MODULES = {
     "ops": ["dequantize", "matmul", "plan_backend", "quantize"],
     "rows": ["Activation"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
-    "turns": ["Lane", "Turn", "alone", "copied_from", "lanes", "sharing", "turn_on"],
+    "turns": ["Lane", "Side", "Turn", "alone", "copied_from", "lanes", "sharing", "turn_on"],
 }
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Lane",
     "QuantError",
     "QuantType",
+    "Side",
     "Turn",
     "TypeFacts",
     "alone",
