@@ -29,8 +29,8 @@ def norms(width: int, device: torch.device) -> bool:
     return _check(
         f"rows of {width}",
         device,
-        lambda *at: rows_triton.rms_norm_triton(*at, 1e-5),
-        lambda *at: rows.rms_norm_reference(*at, 1e-5),
+        lambda x, weight: rows_triton.rms_norm_triton(x, weight, 1e-5),
+        lambda x, weight: rows.rms_norm_reference(x, weight, 1e-5),
         lambda: (_normal(3, width), _normal(width)),
         "the RMS norm",
     )
@@ -41,8 +41,8 @@ def gates(activation: Activation, device: torch.device) -> bool:
     return _check(
         activation,
         device,
-        lambda *at: rows_triton.gated_triton(*at, activation),
-        lambda *at: rows.gated_reference(*at, activation),
+        lambda gate, up: rows_triton.gated_triton(gate, up, activation),
+        lambda gate, up: rows.gated_reference(gate, up, activation),
         lambda: (4 * _normal(3, 1371), _normal(3, 1371)),
         "the gate",
     )
@@ -81,8 +81,8 @@ def attention(
     return _check(
         f"{group} heads of {head_dim} a group, {window=}, {cap=}",
         device,
-        lambda *at: run(*at, scale, *limits),
-        lambda *at: causal.attention_reference(*at, scale, *limits),
+        lambda q, k, v: run(q, k, v, scale, *limits),
+        lambda q, k, v: causal.attention_reference(q, k, v, scale, *limits),
         lambda: (
             _normal(1, count, 2 * group, head_dim).half(),
             _normal(1, KEYS, 2, head_dim, seed=1).half(),
