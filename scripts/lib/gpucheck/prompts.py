@@ -5,7 +5,8 @@ The model is a Llama 3.1 8B in Q4_K_M of random weights, made on the device.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from gpucheck.base import Plan
 from gpucheck.synthetic import Shape, llama
+from gpukit.evaluation import scoring
 from gpukit.evaluation.ahead import Ahead
 from gpukit.evaluation.windows import Windows
 from gpukit.generation.loading import LoadedModel
+from gpukit.models import decoder as decoders
 from gpukit.models.cache import KVCache
 from gpukit.models.decoder import Decoder
 
@@ -48,18 +51,41 @@ def time_prompts(plan: Plan) -> dict[str, Any]:
     size = _size(plan)
     decoder = llama(size.shape, plan.device)
     wrong = _compared(decoder, size)
-    ids = _ids(size, size.prompt)
-    taken = _seconds(plan, lambda: decoder.forward(ids, decoder.cache(size.prompt)))
-    work = _work(size.shape, size.prompt)
-    models = [_told(f"prompt of {size.prompt}", taken, size.prompt, work)]
+    models = [*_prompts(plan, size, decoder), *_passes(plan, size, decoder)]
+    return {"models": models, "wrong": [entry for entry in wrong if entry["share"] > 1]}
+
+
+def _prompts(plan: Plan, size: Size, decoder: Decoder) -> Iterator[dict[str, Any]]:
+    """A prompt in one chunk, and in smaller ones."""
+    ids, work = _ids(size, size.prompt), _work(size.shape, size.prompt)
+    for parts in (1, 2, 4):
+        with _set(decoders, "LARGE_PREFILL", size.prompt // parts):
+            taken = _seconds(plan, lambda: decoder.forward(ids, decoder.cache(size.prompt)))
+        yield _told(f"prompt of {size.prompt} in {parts}", taken, size.prompt, work)
+
+
+def _passes(plan: Plan, size: Size, decoder: Decoder) -> Iterator[dict[str, Any]]:
+    """Windows in two passes, and in four."""
     count = size.windows * size.window
     tokens = np.array(_ids(size, count), np.int32).reshape(size.windows, size.window)
     windows = Windows(tokens, size.window // 2, None)
-    taken = _seconds(plan, lambda: _scored(decoder, windows))
     head = size.shape.vocab * size.shape.embd * count
     work = size.windows * _work(size.shape, size.window) + head
-    models.append(_told(f"windows of {size.window}", taken, count, work))
-    return {"models": models, "wrong": [entry for entry in wrong if entry["share"] > 1]}
+    for parts in (2, 4):
+        with _set(scoring, "LARGE_PASS", count // parts):
+            taken = _seconds(plan, lambda: _scored(decoder, windows))
+        yield _told(f"windows of {size.window}, {count // parts} together,", taken, count, work)
+
+
+@contextmanager
+def _set(module: Any, name: str, value: int) -> Iterator[None]:
+    """Within it a module's constant is another."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 def _told(what: str, seconds: float, tokens: int, work: int) -> dict[str, Any]:
