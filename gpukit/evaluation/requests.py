@@ -133,8 +133,9 @@ class Scorer:
         """float64 `[rows]`, -ln p of the targets, and bool `[rows]`, whether they are likeliest."""
         nll, greedy = [], []
         size = slice_rows(self._model.decoder)
-        for part, wanted in zip(torch.split(states, size), torch.split(targets, size), strict=True):
+        for part, asked in zip(torch.split(states, size), torch.split(targets, size), strict=True):
             logits = self._model.decoder.head(part)
+            wanted = asked.to(logits.device)
             nll.append(Likelihood.of(logits, self._name).nll(logits, wanted))
             greedy.append(logits.argmax(-1) == wanted)
         return torch.cat(nll).cpu(), torch.cat(greedy).cpu()

@@ -1,6 +1,7 @@
 """Where layers go, with devices of which only the size is known; and a model whose layers pass
 through two places beside one that is there as a whole."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from gpukit.generation import filling, loading, placement as placements, placing
 from gpukit.generation.filling import Want, fill
 from gpukit.generation.loading import load_model
 from gpukit.generation.placement import GIB, HEADROOM, Placement, Room, Sizes, placed, sizes_of
+from gpukit.models.streamed import Elsewhere, HeadElsewhere
 from gpukit.sources.base import Source
+from gpukit.sources.opening import open_source
 
 FIRST, SECOND, THIRD = (torch.device("meta", number) for number in range(3))
 SIZES = Sizes((GIB,) * 8, ends=2 * GIB, small=1 << 20, kept=1 << 20)
@@ -97,6 +100,22 @@ def test_streamed_is_as_resident(
         first = decoder.forward(ids[:4], cache, every=True)
         rest = decoder.forward(ids[4:], cache, every=True)
         assert torch.allclose(torch.cat((first, rest)), wanted, rtol=0, atol=1e-4)
+
+
+def test_blocks_and_the_head_are_moved_to(model: Path) -> None:
+    """Two devices are not here: what would run on the second is not run."""
+    with open_source(model) as source:
+        config = loading.Description.of(source).config
+        there = placing.place_weights(source, config, placing.rooms([torch.device("cpu")]))
+    built = load_model(model, "cpu").decoder
+    apart = Placement((built.device,) * (config.n_layer - 1) + (FIRST,))
+    found = replace(there, placement=apart).decoder(built)
+    assert [isinstance(block, Elsewhere) for block in found.blocks] == [
+        *[False] * (config.n_layer - 1), True,
+    ]  # fmt: skip
+    assert found.places == apart.devices
+    assert isinstance(found.head, HeadElsewhere)
+    assert found.cache(8).layer(config.n_layer - 1)[0].device.type == "meta"
 
 
 def test_a_small_device_streams_and_a_smaller_one_refuses(
