@@ -29,7 +29,7 @@ LARGE_SLICE = 1 << 28
 # Tokens that go through the layers together, as llama-perplexity has it: their largest intermediate
 # takes 128 MiB where it has 16 384 values a token.
 PASS = 2048
-# Off the CPU, where there is memory: decoding the weights is then a thirtieth of the products.
+# Off the CPU, where there is memory for more: a weight is decoded once for as many.
 LARGE_PASS = 1 << 15
 
 

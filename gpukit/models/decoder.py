@@ -20,8 +20,7 @@ from gpukit.models.layers import Rope
 # Tokens of a prompt that pass through the layers together: decoding a weight pays for 512 products,
 # and an intermediate of 16 384 values a token stays at 32 MiB.
 PREFILL = 512
-# Off the CPU, where there is memory: decoding is a tenth of 4096 products, and attention's cost
-# grows with each further chunk.
+# Off the CPU, where there is memory for more: a weight is decoded once for as many.
 LARGE_PREFILL = 4096
 # The part of free memory that intermediates may take, and how many there are of the width of the
 # model and of its feed forward at a time: float32, rounded to 16 bits, and what comes out.

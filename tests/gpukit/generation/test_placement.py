@@ -81,7 +81,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "q4_k_m":
         gpukit.convert(DATA / "tiny-shakespeare", folder / "m.gguf", "Q4_K_M", device="cpu")
         return folder / "m.gguf"
-    return build({"experts": "mixtral-8x7b", "fused": "phi3-4k"}[request.param], folder)
+    return build({"experts": "mixtral-12", "fused": "phi3-4k"}[request.param], folder)
 
 
 @pytest.mark.parametrize("streamed", [{0}, {0, 1}, {0, 1, 2}])
