@@ -6,7 +6,7 @@ that the head makes logits of, which are exact and a small share of the logits.
 
 from torch import Tensor
 
-from gpukit.evaluation.scoring import PASS, Passes
+from gpukit.evaluation.scoring import Passes
 from gpukit.evaluation.windows import Windows
 from gpukit.generation.loading import LoadedModel
 
@@ -25,8 +25,8 @@ class KeptPasses(Passes):
         self._device = model.decoder.device
         window = 4 * windows.scored * model.decoder.config.n_embd
         # Windows that pass together are kept together: others beside a window may round otherwise.
-        together = max(PASS // windows.num_ctx, 1)
-        self.room = min(KEPT // window // together * together, len(windows))
+        passes = KEPT // window // self._together
+        self.room = min(passes * self._together, len(windows))
 
     def _pass_through(self, first: int) -> None:
         if first in self._kept:

@@ -1,11 +1,9 @@
 """Puts a decoder together from the weights of a file; an architecture says in a `Style` how."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, silu
 
 from gpukit.models.attention import Attention
 from gpukit.models.config import ModelConfig
@@ -15,6 +13,7 @@ from gpukit.models.layers import (
     GatedFeedForward,
     RMSNorm,
     Rope,
+    Rotation,
     rotate_halves,
     rotate_pairs,
 )
@@ -22,14 +21,7 @@ from gpukit.models.rope import yarn_divisors, yarn_magnitude
 from gpukit.models.style import Style
 from gpukit.models.weights import Embedding, Weights
 
-ROTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "halves": rotate_halves,
-    "pairs": rotate_pairs,
-}
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": silu,
-    "gelu_tanh": partial(gelu, approximate="tanh"),
-}
+ROTATIONS: dict[str, Rotation] = {"halves": rotate_halves, "pairs": rotate_pairs}
 
 
 def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
@@ -151,7 +143,7 @@ def _feed_forward(
         gate=gate,
         up=up,
         down=weights.linear(f"{at}.ffn_down", embd, ff),
-        activation=ACTIVATIONS[style.activation],
+        activation=style.activation,
     )
 
 
@@ -166,8 +158,7 @@ def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Ex
     return Experts(
         router=weights.linear(f"{at}.ffn_gate_inp", count, embd),
         experts=tuple(
-            GatedFeedForward(gate, up, down, ACTIVATIONS[style.activation])
-            for gate, up, down in maps
+            GatedFeedForward(gate, up, down, style.activation) for gate, up, down in maps
         ),
         used=config.n_expert_used,
     )

@@ -276,7 +276,7 @@ def _row(
         tokens=len(found.scores),
         num_ctx=windows.num_ctx,
         stride=asked.stride,
-        device=str(kernels.device(asked.device)),
+        device=",".join(map(str, kernels.device_list(asked.device))),
         text_sha256=text_sha256,
         tokens_per_second=found.tokens_per_second,
         running=found.running,

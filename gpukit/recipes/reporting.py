@@ -39,7 +39,7 @@ class ReportWriter:
 
     def __init__(self, asked: Asked, ready: Ready, report: Report) -> None:
         self._asked, self._ready, self._report = asked, ready, report
-        self._place = kernels.device(asked.device)
+        self._place = kernels.device_list(asked.device)[0]
         self._errors: dict[int, tuple[TensorError, ...]] = {}
 
     def heed(self, number: int) -> Heed:

@@ -86,6 +86,17 @@ class _StreamTurn(Turn):
         self._context.__exit__(kind, error, trace)
 
 
+def copied_from(count: int, device: torch.device) -> Tensor:
+    """uint8 `[count]` on the host, of which copies to `device` are fast and need not be waited for
+    by who begins them."""
+    return torch.empty(count, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+
+def turn_on(device: torch.device) -> Turn:
+    """A turn among whatever else the thread launches on `device`, in its order."""
+    return _StreamTurn(torch.cuda.current_stream(device)) if device.type == "cuda" else Turn()
+
+
 def lanes(device: torch.device) -> "list[Lane]":
     """The lanes that keep all of `device` busy."""
     count = min(torch.get_num_threads(), CPU_LANES) if device.type == "cpu" else 1

@@ -37,13 +37,17 @@ STEPS = (
     "odd",
     "golden",
     "turns",
+    "forward",
+    "prefill",
+    "attention",
+    "copies",
     "small",
     "big",
     "host",
 )
 TURNS = ("Q4_K", "Q8_0")
 # Seconds that must be left when a step begins.
-COSTS = {"small": 30.0, "big": 25.0, "host": 20.0}
+COSTS = {"prefill": 20.0, "copies": 12.0, "small": 30.0, "big": 25.0, "host": 20.0}
 COST = 6.0
 # Seconds without a job's result after which a step does without it.
 PATIENCE = 60.0
@@ -112,6 +116,12 @@ def steps(plan: Plan) -> list[Step]:
             row = by_name(name)
             needs = tuple(j for j in jobs(plan) if j == f"{name} encode bf16")
             found.append(Step(f"{name} turns", lambda r=row: checks.check_turns(plan, r), needs))
+    needs = tuple(j for j in jobs(plan) if j.split()[0] in ("Q4_K", "Q6_K"))
+    for step in ("forward", "prefill", "attention", "copies"):
+        if step in plan.steps:
+            found.append(
+                Step(step, lambda s=step: _model(plan, s), needs if step == "prefill" else ())
+            )
     if "small" in plan.steps:
         # What the command would compile once more.
         needs = tuple(j for j in jobs(plan) if j.split()[0] in ("small", *TOP))
@@ -127,6 +137,19 @@ def steps(plan: Plan) -> list[Step]:
         if name not in ordered:
             found += _of_type(plan, name)
     return found
+
+
+def _model(plan: Plan, step: str) -> dict[str, Any]:
+    """A step of whole models, which need what gpukit needs; kernels do not."""
+    from gpucheck import forward, prompts
+
+    works = {
+        "forward": forward.check_forward,
+        "prefill": prompts.time_prompts,
+        "attention": forward.time_attention,
+        "copies": forward.time_copies,
+    }
+    return works[step](plan)
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
