@@ -90,7 +90,7 @@ class Architecture:
 
 
 # What runs a model or undoes a quantisation, by torch: no architecture is there.
-COMPUTING = ("assemble", "attention", "cache", "decoder", "layers", "nf4", "weights")
+COMPUTING = ("assemble", "attention", "cache", "decoder", "layers", "nf4", "streamed", "weights")
 
 
 @cache
