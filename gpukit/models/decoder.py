@@ -34,8 +34,8 @@ BlockFunction = Callable[[Tensor, Tensor, KVCache | Unrelated], Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); what is added may go through a norm of
-    its own."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); each sum's second part may go through
+    a norm of its own."""
 
     attention_norm: Callable[[Tensor], Tensor]
     attention: BlockFunction

@@ -90,7 +90,10 @@ class Architecture:
 
 
 # What runs a model or undoes a quantisation, by torch: no architecture is there.
-COMPUTING = ("assemble", "attention", "cache", "decoder", "layers", "nf4", "streamed", "weights")
+COMPUTING = (
+    "assemble", "attention", "cache", "decoder", "layers", "nf4", "recorded", "stepping",
+    "streamed", "weights",
+)  # fmt: skip
 
 
 @cache

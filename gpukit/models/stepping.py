@@ -5,7 +5,7 @@ A decoder whose parts are not those that are known here has no `Step` and goes i
 models with experts, which ask for each token on the host.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,9 @@ from gpukit.models.decoder import Block, Decoder, Head
 from gpukit.models.layers import GatedFeedForward, RMSNorm, Rope, rotate_halves, rotate_pairs
 from gpukit.models.weights import Embedding, Linear
 from gpukit_kernels.attend_triton import Scratch, Shape, attend_triton
+from gpukit_kernels.largest_triton import next_triton, tops_of
 from gpukit_kernels.norm_triton import norm_triton
-from gpukit_kernels.prepared_triton import Prepared, prepare
+from gpukit_kernels.prepared_triton import GROUP, Prepared, prepare
 from gpukit_kernels.vectors_triton import gated, has_prepared, multiply_prepared
 
 
@@ -31,12 +32,12 @@ class Row:
     prepared: Prepared | None
 
     @staticmethod
-    def read_by(readers: tuple[Linear, ...], device: torch.device) -> "Row":
-        """What `readers` read, still without values."""
+    def read_by(readers: Sequence[Linear], device: torch.device, *, both: bool = False) -> "Row":
+        """What `readers` read, still without values; with `both` as float32 in any case."""
         width = readers[0].weight.width
         fast = [prepares(linear) for linear in readers]
         return Row(
-            None if all(fast) else torch.empty((1, width), device=device),
+            None if all(fast) and not both else torch.empty((1, width), device=device),
             Prepared.from_shape(1, width, device) if any(fast) else None,
         )
 
@@ -45,7 +46,7 @@ def prepares(linear: Linear) -> bool:
     """Whether `linear` is multiplied with prepared rows."""
     return (
         not linear.pairs
-        and linear.weight.width % 32 == 0
+        and linear.weight.width % GROUP == 0
         and has_prepared(kernels.by_name(linear.weight.type))
     )
 
@@ -60,6 +61,7 @@ def multiply(linear: Linear, row: Row, out: Tensor, add: Tensor | None = None) -
         if bias is not None and add is not None:
             out += bias
         return
+    assert row.values is not None
     found = linear(row.values)
     if add is None:
         out.copy_(found)
@@ -69,46 +71,57 @@ def multiply(linear: Linear, row: Row, out: Tensor, add: Tensor | None = None) -
 
 @dataclass(frozen=True)
 class Layer:
-    """A block and its place, with what is computed in between."""
+    """A block's parts, with what else its launches need; `after` are norms of what is added."""
 
-    block: Block
+    norm: RMSNorm
     attention: Attention
+    after_attention: RMSNorm | None
+    next_norm: RMSNorm
     feed_forward: GatedFeedForward
+    after: RMSNorm | None
+    norms: tuple[Tensor, Tensor] | None
     shape: Shape
     rope: Rope
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a step computes with."""
+
+    decoder: Decoder
+    embed: Embedding
+    layers: Sequence[Layer]
+    last_norm: RMSNorm
+    head: Head
 
 
 class Step:
     """The launches of one token, in memory that is theirs: `run` may be recorded.
 
-    token     int64 `[1]`, whose place is
-    position  int32 `[1]`, one more behind each run
-    logits    float32 `[vocab_size]`, of the last run
+    token     int64 `[1]`, what the next run takes up
+    position  int32 `[1]`, where it goes in the cache
+    logits    float32 `[vocab_size]`, of the last run; `keys` of them, int64, as `largest` says
+    best      int64 `[1]`, the largest key; its token is the next `token`
     """
 
-    def __init__(
-        self, decoder: Decoder, embed: Embedding, head: Head, layers: list[Layer]
-    ) -> None:
-        config, device = decoder.config, decoder.device
-        self._embed, self._head, self._layers = embed, head, layers
+    def __init__(self, parts: Parts) -> None:
+        config, device = parts.decoder.config, parts.decoder.device
+        self._parts = parts
         self.token = torch.zeros(1, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int32, device=device)
+        self.best = torch.zeros(1, dtype=torch.int64, device=device)
+        self.keys = torch.zeros(config.vocab_size, dtype=torch.int64, device=device)
+        self._tops = torch.zeros(tops_of(config.vocab_size), dtype=torch.int64, device=device)
         self._logits = torch.zeros((1, config.vocab_size), device=device)
         self._x = torch.zeros((1, config.n_embd), device=device)
         self._more = torch.zeros((1, config.n_embd), device=device)
-        shape = layers[0].shape
+        shape = parts.layers[0].shape
         q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        self._qkv = torch.zeros((1, q + 2 * kv), device=device).split((q, kv, kv), 1)
+        self._q, self._k, self._v = (torch.zeros((1, n), device=device) for n in (q, kv, kv))
         self._hidden = torch.zeros((1, config.n_ff), device=device)
         self._scratch = Scratch.of(shape, device)
-        self._rows = [
-            (
-                Row.read_by((a.q, a.k, a.v), device), Row.read_by((a.o,), device),
-                Row.read_by((f.gate, f.up), device), Row.read_by((f.down,), device),
-            )
-            for a, f in ((layer.attention, layer.feed_forward) for layer in layers)
-        ]  # fmt: skip
-        self._last = Row.read_by((head.output,), device)
+        self._rows = [_rows_of(layer, device) for layer in parts.layers]
+        self._last = Row.read_by((parts.head.output,), device)
 
     @property
     def logits(self) -> Tensor:
@@ -118,51 +131,49 @@ class Step:
         """float32 `[capacity, n_rot / 2, 2]` of each RoPE: cosines and sines of every position."""
         return {
             rope: torch.view_as_real(rope.turns(0, capacity, n_ctx)[:, 0]).contiguous()
-            for rope in {layer.rope for layer in self._layers}
+            for rope in {layer.rope for layer in self._parts.layers}
         }
 
-    def run(self, cache: KVCache, turns: dict[Rope, Tensor]) -> None:
-        """Take up `token` at `position` of `cache`, which has room for it."""
-        self._x.copy_(self._embed(self.token))
-        add = None
-        for number, layer in enumerate(self._layers):
-            add = self._block(number, layer, add, cache, turns[layer.rope])
-        norm = self._head.norm
-        self._norm(norm, self._layers[-1].block.after_feed_forward, add, self._last)
-        multiply(self._head.output, self._last, self._logits)
-        if cap := self._head.cap:
+    def run(self, cache: KVCache, turns: Mapping[Rope, Tensor]) -> None:
+        """Take up `token` at `position` of `cache`, which has room for it; the likeliest token is
+        the next."""
+        parts, add, after = self._parts, None, None
+        self._x.copy_(parts.embed(self.token))
+        for layer, rows in zip(parts.layers, self._rows, strict=True):
+            self._norm(layer.norm, after, add, rows[0])
+            add = self._attend(layer, rows, cache, turns[layer.rope])
+            self._norm(layer.next_norm, layer.after_attention, add, rows[2])
+            self._gate(layer.feed_forward, rows[2], rows[3])
+            add = self._into(layer.feed_forward.down, rows[3], layer.after)
+            after = layer.after
+        self._norm(parts.last_norm, after, add, self._last)
+        multiply(parts.head.output, self._last, self._logits)
+        if cap := parts.head.cap:
             self._logits.div_(cap).tanh_().mul_(cap)
-        self.position += 1
+        next_triton(self._logits[0], self.keys, self._tops, self.best, self.token)
 
     def _norm(self, norm: RMSNorm, after: RMSNorm | None, add: Tensor | None, row: Row) -> None:
-        post = None if after is None else after.weight
+        """The norm of x into `row`, x having got `add`, or that behind `after`."""
         norm_triton(
-            self._x, norm.weight, norm.eps, add=add, post=post, out=row.values,
-            prepared=row.prepared,
+            self._x, norm.weight, norm.eps, add=add, post=None if after is None else after.weight,
+            out=row.values, prepared=row.prepared,
         )  # fmt: skip
 
-    def _block(
-        self, number: int, layer: Layer, add: Tensor | None, cache: KVCache, turns: Tensor
+    def _attend(
+        self, layer: Layer, rows: Sequence[Row], cache: KVCache, turns: Tensor
     ) -> Tensor | None:
-        """Run a block; what is still to be added to x, of what the block before left."""
-        block, attention = layer.block, layer.attention
-        first, second, third, fourth = self._rows[number]
-        before = self._layers[number - 1].block.after_feed_forward if number else None
-        self._norm(block.attention_norm, before, add, first)
-        for linear, out in zip((attention.q, attention.k, attention.v), self._qkv, strict=True):
-            multiply(linear, first, out)
-        norms = None
-        if attention.norms is not None:
-            norms = attention.norms[0].weight, attention.norms[1].weight
-        keys, values = cache.layer(attention.layer)
+        attention = layer.attention
+        multiply(attention.q, rows[0], self._q)
+        multiply(attention.k, rows[0], self._k)
+        multiply(attention.v, rows[0], self._v)
+        row, whole = rows[1], layer.shape.in_groups
         attend_triton(
-            *(part[0] for part in self._qkv), turns, keys, values, self.position, layer.shape,
-            self._scratch, second.values, second.prepared, norms,
+            self._q, self._k, self._v, turns, *cache.layer(attention.layer), self.position,
+            layer.shape, self._scratch, row.values, row.prepared if whole else None, layer.norms,
         )  # fmt: skip
-        add = self._into(attention.o, second, block.after_attention)
-        self._norm(block.feed_forward_norm, block.after_attention, add, third)
-        self._gate(layer.feed_forward, third, fourth)
-        return self._into(layer.feed_forward.down, fourth, block.after_feed_forward)
+        if row.values is not None and row.prepared is not None and not whole:
+            prepare(row.values, row.prepared)
+        return self._into(attention.o, row, layer.after_attention)
 
     def _into(self, linear: Linear, row: Row, after: RMSNorm | None) -> Tensor | None:
         """Add `linear` of `row` to x, or give it where its norm has to be added."""
@@ -190,9 +201,23 @@ class Step:
             prepare(hidden, into.prepared)
 
 
-def step_of(decoder: Decoder) -> Step | None:
-    """The step of `decoder`; None where a part of it is not known here, or is observed."""
+def _rows_of(layer: Layer, device: torch.device) -> tuple[Row, Row, Row, Row]:
+    """What each of a layer's four groups of products reads."""
+    a, f = layer.attention, layer.feed_forward
+    return (
+        Row.read_by((a.q, a.k, a.v), device),
+        Row.read_by((a.o,), device, both=not layer.shape.in_groups),
+        Row.read_by((f.gate, f.up), device),
+        Row.read_by((f.down,), device),
+    )
+
+
+def parts_of(decoder: Decoder) -> Parts | None:
+    """What a step of `decoder` computes with; None where a part of it is not known here, is
+    observed, or is on another device."""
     embed, head = decoder.embed, decoder.head
+    if any(place != decoder.device for place in decoder.places):
+        return None
     if not isinstance(embed, Embedding) or not isinstance(head, Head):
         return None
     layers = [
@@ -200,34 +225,51 @@ def step_of(decoder: Decoder) -> Step | None:
         for block, rope in zip(decoder.blocks, decoder.ropes, strict=True)
     ]
     found = [layer for layer in layers if layer is not None]
-    if len(found) != len(layers) or not found or not _plain(head.norm) or _heard(head.output):
+    if len(found) < len(layers) or not found or head.output.observe is not None:
         return None
-    return Step(decoder, embed, head, found)
-
-
-def _plain(*norms: Callable[[Tensor], Tensor] | None) -> bool:
-    return all(norm is None or isinstance(norm, RMSNorm) for norm in norms)
-
-
-def _heard(*linears: Linear) -> bool:
-    return any(linear.observe is not None for linear in linears)
+    if not isinstance(head.norm, RMSNorm):
+        return None
+    return Parts(decoder, embed, found, head.norm, head)
 
 
 def _layer(decoder: Decoder, block: object, rope: Rope) -> Layer | None:
     if not isinstance(block, Block):
         return None
-    attention, parts = block.attention, block.feed_forward
-    if not isinstance(attention, Attention) or not isinstance(parts, GatedFeedForward):
+    attention, feed_forward = block.attention, block.feed_forward
+    norm, next_norm = block.attention_norm, block.feed_forward_norm
+    after_attention, after = block.after_attention, block.after_feed_forward
+    if not isinstance(attention, Attention) or not isinstance(feed_forward, GatedFeedForward):
         return None
-    norms = (block.attention_norm, block.feed_forward_norm)
-    after = (block.after_attention, block.after_feed_forward)
-    linears = (attention.q, attention.k, attention.v, attention.o, parts.gate, parts.up, parts.down)
-    if not _plain(*norms, *after, *(attention.norms or ())) or _heard(*linears):
+    if not isinstance(norm, RMSNorm) or not isinstance(next_norm, RMSNorm):
         return None
+    if not isinstance(after_attention, RMSNorm | None) or not isinstance(after, RMSNorm | None):
+        return None
+    linears = (
+        attention.q, attention.k, attention.v, attention.o,
+        feed_forward.gate, feed_forward.up, feed_forward.down,
+    )  # fmt: skip
+    norms, shape = _norms(attention), _shape(decoder, attention)
+    if any(linear.observe is not None for linear in linears) or shape is None:
+        return None
+    if norms is None and attention.norms is not None:
+        return None
+    return Layer(
+        norm, attention, after_attention, next_norm, feed_forward, after, norms, shape, rope
+    )
+
+
+def _norms(attention: Attention) -> tuple[Tensor, Tensor] | None:
+    match attention.norms:
+        case (RMSNorm() as q, RMSNorm() as k):
+            return q.weight, k.weight
+    return None
+
+
+def _shape(decoder: Decoder, attention: Attention) -> Shape | None:
     if attention.rotate not in (rotate_halves, rotate_pairs):
         return None
     config = decoder.config
-    shape = Shape(
+    return Shape(
         heads=config.n_head,
         kv_heads=config.n_head_kv,
         head_dim=attention.head_dim,
@@ -238,4 +280,3 @@ def _layer(decoder: Decoder, block: object, rope: Rope) -> Layer | None:
         window=attention.window,
         cap=attention.cap,
     )
-    return Layer(block, attention, parts, shape, rope)
