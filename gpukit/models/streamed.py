@@ -48,7 +48,7 @@ class Stream:
         size = max(len(host) for host in hosts)
         count = min(len(hosts), 2)
         self._places = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(count)]
-        self._side = kernels.Side(device)
+        self._side = kernels.side_of(device)
         # Which layer each place has or is getting.
         self._holds = [-1] * count
 

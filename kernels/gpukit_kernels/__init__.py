@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from gpukit_kernels.merge_op import merge_lora
     from gpukit_kernels.ops import dequantize, matmul, plan_backend, quantize
     from gpukit_kernels.rows import Activation
+    from gpukit_kernels.side import side_of
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
-    from gpukit_kernels.turns import Lane, Side, Turn, alone, copied_from, lanes, sharing, turn_on
+    from gpukit_kernels.turns import Lane, Turn, alone, copied_from, lanes, sharing, turn_on
 
 # The module of each name. None is called as one of its names: importing it would hide that.
 _MODULES = {
@@ -33,8 +34,9 @@ _MODULES = {
     "merge_op": ["merge_lora"],
     "ops": ["dequantize", "matmul", "plan_backend", "quantize"],
     "rows": ["Activation"],
+    "side": ["side_of"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
-    "turns": ["Lane", "Side", "Turn", "alone", "copied_from", "lanes", "sharing", "turn_on"],
+    "turns": ["Lane", "Turn", "alone", "copied_from", "lanes", "sharing", "turn_on"],
 }
 
 __all__ = [
@@ -44,7 +46,6 @@ __all__ = [
     "Lane",
     "QuantError",
     "QuantType",
-    "Side",
     "Turn",
     "TypeFacts",
     "alone",
@@ -70,6 +71,7 @@ __all__ = [
     "rms_norm",
     "rotate",
     "sharing",
+    "side_of",
     "timed",
     "turn_on",
     "type_facts",

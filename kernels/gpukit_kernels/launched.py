@@ -24,7 +24,10 @@ NAMES = dict(zip(DTYPES, FLOATS, strict=True))
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel with the types and constants that a launcher gives it; `exact` where bits matter."""
+    """A kernel with the types and constants that a launcher gives it; `exact` where bits matter.
+
+    `floats` are its float32 arguments, `aligned` the integers that 16 divides.
+    """
 
     name: str
     function: Any
@@ -34,6 +37,8 @@ class Kernel:
     exact: bool
     warps: int = 4
     stages: int = 3
+    floats: tuple[str, ...] = ()
+    aligned: tuple[str, ...] = ("width",)
 
 
 def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:

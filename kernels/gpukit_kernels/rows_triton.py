@@ -27,7 +27,7 @@ def rms_norm_kernel(x, weight, out, rows, width, eps, ROWS: tl.constexpr, WIDTH:
     place = row[:, None] * width + column[None, :]  # [ROWS, WIDTH]
     values = tl.load(x + place, mask=mask, other=0.0)
     mean = tl.sum(values * values, axis=1) / width
-    factor = 1.0 / tl.sqrt(mean + eps)
+    factor = tl.rsqrt(mean + eps)
     by = tl.load(weight + column, mask=column < width, other=0.0)
     tl.store(out + place, values * factor[:, None] * by[None, :], mask=mask)
 

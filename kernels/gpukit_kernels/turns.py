@@ -86,42 +86,6 @@ class _StreamTurn(Turn):
         self._context.__exit__(kind, error, trace)
 
 
-class Side:
-    """Copies to `device` beside what the thread launches there, into places that it uses by turns.
-
-    On the CPU a copy has happened when `copy` returns.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._copied: dict[int, torch.cuda.Event] = {}
-        self._free: dict[int, torch.cuda.Event] = {}
-
-    def copy(self, place: Tensor, host: Tensor, number: int) -> None:
-        """Copy `host` to `place`, which has this number, once it is free."""
-        if self._stream is None:
-            place.copy_(host)
-            return
-        if number in self._free:
-            self._stream.wait_event(self._free[number])
-        else:
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            place.copy_(host, non_blocking=True)
-        self._copied[number] = self._stream.record_event()
-
-    def join(self, number: int) -> None:
-        """Let what is launched from now on wait for the copy to place `number`."""
-        if self._stream is not None:
-            torch.cuda.current_stream(self._device).wait_event(self._copied[number])
-
-    def release(self, number: int) -> None:
-        """Place `number` is free when all that is launched so far is done."""
-        if self._stream is not None:
-            self._free[number] = torch.cuda.current_stream(self._device).record_event()
-
-
 def copied_from(count: int, device: torch.device) -> Tensor:
     """uint8 `[count]` on the host, of which copies to `device` are fast and need not be waited for
     by who begins them."""

@@ -113,13 +113,21 @@ def test_attention(
     got = attention_triton(q, k, v, 0.2, window, cap)
     wanted = causal.attention_reference(q, k, v, 0.2, window, cap)
     assert_near(got, wanted, 2.0**-11)
+    # What comes out is rounded once more.
+    by_torch = causal.attention_torch(q, k, v, 0.2, window, cap)
+    assert_near(by_torch, wanted, 2.0**-10)
 
 
-def test_the_reference_of_attention_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cap", [0.0, 9.0])
+def test_torch_attends_in_pieces(cap: float, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (normal(1, 50, 2, 16, seed=seed).half() for seed in (1, 2, 3))
-    whole = causal.attention_reference(q, k, v, 0.25, 20, 9.0)
-    monkeypatch.setattr(causal, "SCORES", 7 * 2 * 50)
-    assert_near(causal.attention_reference(q, k, v, 0.25, 20, 9.0), whole)
+    found = {}
+    for run in (causal.attention_reference, causal.attention_torch):
+        found[run] = run(q, k, v, 0.25, 20, cap)
+        with monkeypatch.context() as patch:
+            patch.setattr(causal, "SCORES", 7 * 50)
+            assert_near(run(q, k, v, 0.25, 20, cap), found[run])
+    assert_near(*found.values(), 2.0**-10)
 
 
 @pytest.mark.parametrize("vocab", [1, 1023, 5003])

@@ -67,6 +67,16 @@ def test_no_spill_no_fma_no_flush(arch: int, part: int) -> None:
     assert all(int(str(usage["fma"])) > 0 for usage in few)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHES)
+def test_kernels_of_the_forward_pass_do_not_spill(arch: int) -> None:
+    out, err = start("--forward", "--json", "--arch", str(arch)).communicate()
+    assert out, err
+    faults = {usage["kernel"]: usage["fault"] for usage in json.loads(out)}
+    assert len(faults) == 20
+    assert set(faults.values()) == {None}, faults
+
+
 def test_the_table_in_docs_has_every_kernel_and_no_fault() -> None:
     text = (KERNELS.parent / "docs" / "kernel-resources.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]

@@ -36,12 +36,13 @@ STEPS = (
     "odd",
     "golden",
     "turns",
+    "prefill",
     "small",
     "big",
 )
 TURNS = ("Q4_K", "Q8_0")
 # Seconds that must be left when a step begins.
-COSTS = {"small": 30.0, "big": 25.0}
+COSTS = {"prefill": 20.0, "small": 30.0, "big": 25.0}
 COST = 6.0
 # Seconds without a job's result after which a step does without it.
 PATIENCE = 60.0
@@ -103,6 +104,9 @@ def steps(plan: Plan) -> list[Step]:
             row = by_name(name)
             needs = tuple(j for j in jobs(plan) if j == f"{name} encode bf16")
             found.append(Step(f"{name} turns", lambda r=row: checks.check_turns(plan, r), needs))
+    if "prefill" in plan.steps:
+        needs = tuple(j for j in jobs(plan) if j.split()[0] in ("Q4_K", "Q6_K"))
+        found.append(Step("prefill", lambda: _prompts(plan), needs))
     if "small" in plan.steps:
         # What the command would compile once more.
         needs = tuple(j for j in jobs(plan) if j.split()[0] in ("small", *TOP))
@@ -116,6 +120,13 @@ def steps(plan: Plan) -> list[Step]:
         if name not in ordered:
             found += _of_type(plan, name)
     return found
+
+
+def _prompts(plan: Plan) -> dict[str, Any]:
+    """Models need what gpukit needs, kernels do not."""
+    from gpucheck.prompts import time_prompts
+
+    return time_prompts(plan)
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from support.zoo_build import build
 import gpukit
 from gpukit.errors import GpukitError
 from gpukit.generation import filling, loading, placement as placements, placing
+from gpukit.generation.filling import Want, fill
 from gpukit.generation.loading import load_model
 from gpukit.generation.placement import GIB, HEADROOM, Placement, Room, Sizes, placed, sizes_of
+from gpukit.sources.base import Source
 
 FIRST, SECOND, THIRD = (torch.device("meta", number) for number in range(3))
 SIZES = Sizes((GIB,) * 8, ends=2 * GIB, small=1 << 20, kept=1 << 20)
@@ -122,3 +124,32 @@ def test_pieces_are_read_by_several(model: Path, monkeypatch: pytest.MonkeyPatch
     again = load_model(model, "cpu").decoder
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(whole.states(ids), again.states(ids))
+
+
+class Wavering(Source):
+    """Rows of four bytes, of which the first reading of tensor 1 goes wrong."""
+
+    def __init__(self) -> None:
+        self.rows = torch.arange(2 * 40, dtype=torch.uint8).view(2, 10, 4)
+        self.wrong = True
+
+    def read(self, index: int, row: int, buffer: memoryview) -> None:
+        count = len(buffer) // 4
+        data = self.rows[index, row : row + count].clone()
+        if index == 1 and self.wrong:
+            data[-1, -1] += 1
+            self.wrong = False
+        buffer[:] = data.view(-1).numpy().data
+
+
+def test_a_piece_that_arrives_wrong_is_copied_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Wavering, "__abstractmethods__", frozenset())
+    monkeypatch.setattr(filling, "PIECE", 12)
+    monkeypatch.setattr(filling, "_is_copy", lambda place: True)
+    source, places = Wavering(), [torch.zeros(10, 4, dtype=torch.uint8) for _ in range(2)]
+    fill(source, [Want(index, place) for index, place in enumerate(places)])
+    assert torch.equal(torch.stack(places), source.rows)
+    (line,) = caplog.messages
+    assert line.startswith("copies to cpu brought something else for 1 of 8 pieces; gpukit uses")
