@@ -30,14 +30,15 @@ def test_without_a_device_it_says_so(tmp_path: Path) -> None:
 def test_every_kind_of_step_runs_where_kernels_are_interpreted(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, "--interpret", "--types", "Q8_0", "--workers", "1",
-         "--steps", "bytes,rates,merge,products,odd,golden,prefill", "--out", tmp_path / "x.json"],
+         "--steps", "bytes,rates,merge,products,vectors,odd,golden,prefill",
+         "--out", tmp_path / "x.json"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "x.json").read_text())
     assert set(report["steps"]) == {
-        "facts", "Q8_0 bytes", "Q8_0 rates", "Q8_0 merge", "Q8_0 products", "Q8_0 odd", "golden",
-        "prefill",
+        "facts", "Q8_0 bytes", "Q8_0 rates", "Q8_0 merge", "Q8_0 products",
+        "Q8_0 vectors", "Q8_0 odd", "golden", "prefill",
     }  # fmt: skip
     assert not report["left_out"]
     assert report["steps"]["Q8_0 bytes"]["blocks"] > 1000
@@ -46,6 +47,8 @@ def test_every_kind_of_step_runs_where_kernels_are_interpreted(tmp_path: Path) -
     assert "wrong" not in report["steps"]["Q8_0 bytes"]
     assert report["steps"]["Q8_0 merge"]["blocks"] > 1000
     assert "wrong" not in report["steps"]["Q8_0 merge"]
+    assert "wrong" not in report["steps"]["Q8_0 vectors"]
+    assert len(report["steps"]["Q8_0 vectors"]["rates"]) == 2  # blocks and planes
     assert max(report["steps"]["Q8_0 products"]["share_of_tolerance"].values()) < 1
     assert len(report["steps"]["prefill"]["models"]) == 2
     assert "wrong" not in report["steps"]["prefill"]

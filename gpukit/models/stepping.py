@@ -44,11 +44,10 @@ class Row:
 
 def prepares(linear: Linear) -> bool:
     """Whether `linear` is multiplied with prepared rows."""
-    return (
-        not linear.pairs
-        and linear.weight.width % GROUP == 0
-        and has_prepared(kernels.by_name(linear.weight.type))
-    )
+    weight = linear.weight
+    if linear.pairs or weight.width % GROUP:
+        return False
+    return has_prepared(kernels.by_name(weight.type), weight.blocks.device, 1, weight.width)
 
 
 def multiply(linear: Linear, row: Row, out: Tensor, add: Tensor | None = None) -> None:

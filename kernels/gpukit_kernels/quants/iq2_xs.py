@@ -48,6 +48,6 @@ ROWS = (
         FACTS["IQ2_XS"],
         None,
         decode,
-        TritonPair(None, decode_tl, table=GRID, narrow=True),
+        TritonPair(None, decode_tl, table=GRID),
     ),
 )

@@ -102,7 +102,7 @@ ROWS = (
         FACTS["IQ4_NL"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=128, narrow=True),
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=128),
         weighted=weighted,
     ),
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpucheck import checks, merging, pipeline, rates
+from gpucheck import checks, merging, pipeline, rates, vectors
 from gpucheck.base import (
     NEXT,
     TOP,
@@ -33,6 +33,7 @@ STEPS = (
     "rates",
     "merge",
     "products",
+    "vectors",
     "odd",
     "golden",
     "turns",
@@ -73,6 +74,13 @@ def _of_type(plan: Plan, name: str) -> list[Step]:
             {**checks.check_products(plan, row), **rates.time_products(plan, row)}
         ),
     }  # fmt: skip
+    if name in TOP:
+        works["vectors"] = lambda: timed(
+            {
+                **vectors.check_vectors(plan, row),
+                **vectors.time_vectors(plan, row, rates.seconds),
+            }
+        )
     if row.weighted is not None:
         works["weighted"] = lambda: checks.check_weighted(plan, row)
     if name in merging.MERGED:
@@ -83,7 +91,7 @@ def _of_type(plan: Plan, name: str) -> list[Step]:
         works["odd"] = lambda: checks.check_odd(plan, row)
     needed = [job for job in jobs(plan) if job.split()[0] == name]
     found = []
-    for step in ("bytes", "weighted", "rates", "merge", "products", "odd"):
+    for step in ("bytes", "weighted", "rates", "merge", "products", "vectors", "odd"):
         if step in works and step in plan.steps:
             needs = [j for j in needed if j.split(maxsplit=1)[1].startswith(NEEDS[step])]
             found.append(Step(f"{name} {step}", works[step], tuple(needs)))
