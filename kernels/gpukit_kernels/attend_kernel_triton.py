@@ -42,14 +42,6 @@ def turned_tl(
 
 
 @triton.jit
-def capped_tl(score, cap, CAPPED: tl.constexpr):
-    """cap * tanh(score / cap), or the score where there is no cap."""
-    if CAPPED:
-        return cap * (1.0 - 2.0 / (1.0 + tl.exp(score * (2.0 / cap))))
-    return score
-
-
-@triton.jit
 def attend_kernel(
     q, k, v, q_norm, k_norm, turns, keys, values, position, partial, arrived, out, levels,
     steps, sums, scale, eps, cap, capacity,
@@ -90,7 +82,9 @@ def attend_kernel(
     for h in tl.static_range(HEADS):
         head = q + (first_head + h) * DIM
         head = turned_tl(head, q_norm, turns, eps, DIM, PADDED, ROTATED, PAIRS) * scale
-        own_score = capped_tl(tl.sum(head * new_k, axis=0), cap, CAPPED)
+        own_score = tl.sum(head * new_k, axis=0)
+        if CAPPED:  # cap * tanh(score / cap)
+            own_score = cap * (1.0 - 2.0 / (1.0 + tl.exp(own_score * (2.0 / cap))))
         heads = heads + (head,)  # noqa: RUF005
         tops = tops + (tl.where(own, own_score, LOWEST),)  # noqa: RUF005
         totals = totals + (own.to(tl.float32),)  # noqa: RUF005
@@ -114,7 +108,9 @@ def attend_kernel(
             top = old_tops[h]
             for r in tl.static_range(ROWS):
                 score = tl.sum(tiles[r].to(tl.float32) * heads[h][None, :], axis=1)
-                score = tl.where(seen[r], capped_tl(score, cap, CAPPED), LOWEST)
+                if CAPPED:
+                    score = cap * (1.0 - 2.0 / (1.0 + tl.exp(score * (2.0 / cap))))
+                score = tl.where(seen[r], score, LOWEST)
                 top = tl.maximum(top, score)
                 scores = scores + (score,)  # noqa: RUF005
             less = tl.exp(old_tops[h] - top)

@@ -10,9 +10,12 @@ from gpukit_kernels.jit import triton
 from gpukit_kernels.norm_triton import parts_of
 from gpukit_kernels.prepared_triton import GROUP, Prepared
 
-# Values of keys that a program's threads load at once, 16 bytes each, and how often in a step.
-LOADED = 1024
+# Threads of a program are 32 times that; each loads 16 bytes of keys and of values at once, and
+# that ROWS times before it computes.
+WARPS = 4
 ROWS = 4
+# Values that a warp loads at once.
+LOADED = 256
 # Parts of the keys at most, and the fewest keys worth a program of its own.
 SPLITS = 32
 FEWEST_KEYS = 64
@@ -93,7 +96,7 @@ def attend_triton(
     values. Nothing is allocated."""
     capacity = keys.shape[1]
     heads = shape.heads_together
-    lanes = max(LOADED // shape.padded, 1)
+    lanes = max(WARPS * LOADED // shape.padded, 1)
     grid = (shape.heads // heads, shape.splits(capacity))
     with torch.cuda.device_of(q):
         attend_kernel[grid](
@@ -102,4 +105,5 @@ def attend_triton(
             WINDOW=shape.window, HEADS=heads, SHARING=shape.heads // shape.kv_heads,
             DIM=shape.head_dim, PADDED=shape.padded, ROTATED=shape.rotated, PAIRS=shape.pairs,
             CAPPED=shape.cap > 0, SPLITS=grid[1], ROWS=ROWS, LANES=lanes,
+            num_warps=WARPS,
         )  # fmt: skip

@@ -37,13 +37,14 @@ STEPS = (
     "odd",
     "golden",
     "turns",
+    "engine",
     "prefill",
     "small",
     "big",
 )
 TURNS = ("Q4_K", "Q8_0")
 # Seconds that must be left when a step begins.
-COSTS = {"prefill": 20.0, "small": 30.0, "big": 25.0}
+COSTS = {"engine": 25.0, "prefill": 20.0, "small": 30.0, "big": 25.0}
 COST = 6.0
 # Seconds without a job's result after which a step does without it.
 PATIENCE = 60.0
@@ -112,6 +113,9 @@ def steps(plan: Plan) -> list[Step]:
             row = by_name(name)
             needs = tuple(j for j in jobs(plan) if j == f"{name} encode bf16")
             found.append(Step(f"{name} turns", lambda r=row: checks.check_turns(plan, r), needs))
+    if "engine" in plan.steps:
+        needs = tuple(j for j in jobs(plan) if j.split()[0] in ("Q4_K", "Q6_K"))
+        found.append(Step("engine", lambda: _engine(plan), needs))
     if "prefill" in plan.steps:
         needs = tuple(j for j in jobs(plan) if j.split()[0] in ("Q4_K", "Q6_K"))
         found.append(Step("prefill", lambda: _prompts(plan), needs))
@@ -128,6 +132,14 @@ def steps(plan: Plan) -> list[Step]:
         if name not in ordered:
             found += _of_type(plan, name)
     return found
+
+
+def _engine(plan: Plan) -> dict[str, Any]:
+    """As `_prompts`."""
+    from gpucheck.engine import time_engine
+
+    rates.note_copy(plan)
+    return time_engine(plan)
 
 
 def _prompts(plan: Plan) -> dict[str, Any]:

@@ -32,11 +32,13 @@ def quiet_numpy() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """A model whose device does not record: the CPU."""
+    """A layer of a model whose device does not record: the CPU."""
     out = tmp_path_factory.mktemp("f32") / "f32.gguf"
     with open_source(DATA / "tiny-shakespeare") as source:
         run_plan(source, plan_quantize(source, "F32"), out)
-    return load_model(out, "cpu")
+    model = load_model(out, "cpu")
+    decoder = replace(model.decoder, blocks=model.decoder.blocks[:1], ropes=model.decoder.ropes[:1])
+    return replace(model, decoder=decoder)
 
 
 @pytest.fixture
