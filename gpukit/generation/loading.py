@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from gpukit.errors import AdapterError, CheckpointError, GGUFError, GpukitError
 from gpukit.events import Report, ignore
 from gpukit.generation.adapted import adapted
 from gpukit.generation.placing import place_weights, rooms
+from gpukit.generation.steps import Steps
 from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
 from gpukit.models.registry import Architecture, architecture_of
@@ -30,6 +32,11 @@ class LoadedModel:
     decoder: Decoder
     tokenizer: Tokenizer
     seconds: float
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The recorded steps of its decoder."""
+        return Steps(self.decoder)
 
 
 def load_model(

@@ -16,6 +16,7 @@ from gpukit.errors import ArgumentError, GpukitError
 from gpukit.models.cache import KVCache, Unrelated, kept_dtype
 from gpukit.models.config import ModelConfig
 from gpukit.models.layers import Rope
+from gpukit.models.weights import Linear
 
 # Tokens of a prompt that pass through the layers together: decoding a weight pays for 512 products,
 # and an intermediate of 16 384 values a token stays at 32 MiB.
@@ -32,16 +33,34 @@ BlockFunction = Callable[[Tensor, Tensor, KVCache | Unrelated], Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); each sum's second part may go through
+    a norm of its own."""
 
     attention_norm: Callable[[Tensor], Tensor]
     attention: BlockFunction
     feed_forward_norm: Callable[[Tensor], Tensor]
     feed_forward: Callable[[Tensor], Tensor]
+    after_attention: Callable[[Tensor], Tensor] | None = None
+    after_feed_forward: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), turns, cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        found = self.attention(self.attention_norm(x), turns, cache)
+        x = x + (found if self.after_attention is None else self.after_attention(found))
+        found = self.feed_forward(self.feed_forward_norm(x))
+        return x + (found if self.after_feed_forward is None else self.after_feed_forward(found))
+
+
+@dataclass(frozen=True)
+class Head:
+    """Logits of a state: output(norm(x)), a logit l as cap * tanh(l / cap) where there is a cap."""
+
+    norm: Callable[[Tensor], Tensor]
+    output: Linear
+    cap: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits = self.output(self.norm(x))
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
 
 
 @dataclass(frozen=True)

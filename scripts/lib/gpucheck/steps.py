@@ -37,6 +37,7 @@ STEPS = (
     "odd",
     "golden",
     "turns",
+    "engine",
     "forward",
     "prefill",
     "attention",
@@ -47,7 +48,9 @@ STEPS = (
 )
 TURNS = ("Q4_K", "Q8_0")
 # Seconds that must be left when a step begins.
-COSTS = {"prefill": 20.0, "copies": 12.0, "small": 30.0, "big": 25.0, "host": 20.0}
+COSTS = {
+    "engine": 25.0, "prefill": 20.0, "copies": 12.0, "small": 30.0, "big": 25.0, "host": 20.0,
+}  # fmt: skip
 COST = 6.0
 # Seconds without a job's result after which a step does without it.
 PATIENCE = 60.0
@@ -117,11 +120,10 @@ def steps(plan: Plan) -> list[Step]:
             needs = tuple(j for j in jobs(plan) if j == f"{name} encode bf16")
             found.append(Step(f"{name} turns", lambda r=row: checks.check_turns(plan, r), needs))
     needs = tuple(j for j in jobs(plan) if j.split()[0] in ("Q4_K", "Q6_K"))
-    for step in ("forward", "prefill", "attention", "copies"):
+    for step in ("engine", "forward", "prefill", "attention", "copies"):
         if step in plan.steps:
-            found.append(
-                Step(step, lambda s=step: _model(plan, s), needs if step == "prefill" else ())
-            )
+            whole = step in ("engine", "prefill")
+            found.append(Step(step, lambda s=step: _model(plan, s), needs if whole else ()))
     if "small" in plan.steps:
         # What the command would compile once more.
         needs = tuple(j for j in jobs(plan) if j.split()[0] in ("small", *TOP))
@@ -141,9 +143,11 @@ def steps(plan: Plan) -> list[Step]:
 
 def _model(plan: Plan, step: str) -> dict[str, Any]:
     """A step of whole models, which need what gpukit needs; kernels do not."""
-    from gpucheck import forward, prompts
+    from gpucheck import engine, forward, prompts
 
+    rates.note_copy(plan)
     works = {
+        "engine": engine.time_engine,
         "forward": forward.check_forward,
         "prefill": prompts.time_prompts,
         "attention": forward.time_attention,
