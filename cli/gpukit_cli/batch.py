@@ -21,7 +21,7 @@ def batch(
         typer.Argument(
             metavar="[status] PLAN",
             help="The plan, a YAML file; with the word status before it, how its jobs stand.",
-            show_default=False,
+            show_default="none",
         ),
     ] = None,
     keep_going: Annotated[

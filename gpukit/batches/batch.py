@@ -49,9 +49,8 @@ def batch(
             raise prepared.error
         run = Run(prepared, keep_going, watch)
         run.all()
-    return replace(
-        prepared.result, rows=tuple(run.rows), seconds=time.monotonic() - started
-    )  # fmt: skip
+    seconds = time.monotonic() - started
+    return replace(prepared.result, rows=tuple(run.rows), seconds=seconds)
 
 
 def plan_batch(

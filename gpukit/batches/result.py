@@ -32,9 +32,8 @@ class Row:
 
     @classmethod
     def of(cls, job: Job, state: State, why: str = "", size: int | None = None) -> "Row":
-        return cls(
-            job.source.name, job.adapter.name, job.type, job.target, state, why, size
-        )  # fmt: skip
+        """The row of `job`."""
+        return cls(job.source.name, job.adapter.name, job.type, job.target, state, why, size)
 
     def as_json(self) -> dict[str, Any]:
         return {

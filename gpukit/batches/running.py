@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from gpukit.batches.fingerprint import difference, fingerprint
@@ -49,13 +50,15 @@ class Run:
             for at in run:
                 self._one(at, self._into_store)
             return
-        try:
-            with opened(run[0].job, self._prepared.inputs, self._report(run[0].job)) as source:
-                for at in run:
-                    self._one(at, _writing(source))
-        except GpukitError as error:
+        with ExitStack() as stack:
+            first = run[0].job
+            try:
+                source = opened(first, self._prepared.inputs, self._report(first))
+                make = _writing(stack.enter_context(source))
+            except GpukitError as error:
+                make = _failing(error)
             for at in run:
-                self._one(at, _failing(error))
+                self._one(at, make)
 
     def _one(self, at: Standing, make: Make) -> None:
         """Make one result, and tell how that went."""

@@ -1,13 +1,15 @@
 """Plans as people write them: what is read, and the line of what is wrong."""
 
 import json
+import re
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 from gpukit.batches.document import read_document, with_variables
 from gpukit.batches.reading import read_plan
-from gpukit.batches.schema import json_schema
+from gpukit.batches.schema import BatchPlan, JobOptions, json_schema
 from gpukit.errors import ArgumentError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -131,3 +133,14 @@ def test_the_schema_takes_what_is_read() -> None:
     assert {"sources", "types"} == set(schema["required"])
     items = schema["properties"]["adapters"]["items"]["anyOf"]
     assert [item.get("type") for item in items] == ["string", "array", None, "null"]
+
+
+def test_the_docs_name_every_key_and_their_plans_are_plans(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "batch.md").read_text()
+    named = set(re.findall(r"`(\w+)`", text))
+    assert {*BatchPlan.model_fields, *JobOptions.model_fields} <= named
+    blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
+    plans = [block for block in map(dedent, blocks) if "\nsources:" in f"\n{block}"]
+    assert len(plans) == 2
+    for plan in plans:
+        read_plan(_plan(tmp_path, plan))
