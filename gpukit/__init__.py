@@ -9,6 +9,8 @@
     perplexity, perplexities    how well models expect a text, and what quantising them cost
     inspect                     what is inside a file or a folder
     imatrix                     how important the columns of a model's weights are
+    batch, plan_batch,          many files from a plan: made, looked at before, looked at meanwhile
+    batch_status
     Store, Modelfile            the models on disk, laid out as Ollama's
     Options, make_overrides     what a quantisation may be told besides a type
     Status, Step, Warned        what a `report` hears
@@ -24,6 +26,12 @@ from gpukit_kernels.lazy import lazily
 
 if TYPE_CHECKING:
     from gpukit.adapters.mixing import Combining as Combining
+    from gpukit.batches.batch import (
+        batch as batch,
+        batch_status as batch_status,
+        plan_batch as plan_batch,
+    )
+    from gpukit.batches.result import BatchResult as BatchResult
     from gpukit.conversion.run import Result as Result
     from gpukit.errors import (
         AdapterError as AdapterError,
@@ -93,6 +101,8 @@ __version__ = "0.1.0"
 # The module of each name.
 _MODULES = {
     "adapters.mixing": ["Combining"],
+    "batches.batch": ["batch", "batch_status", "plan_batch"],
+    "batches.result": ["BatchResult"],
     "conversion.run": ["Result"],
     "errors": [
         "AdapterError",

@@ -46,6 +46,7 @@ def command_line() -> typer.Typer:
     """Every command with its help."""
     from gpukit_cli import (
         adapter,
+        batch,
         bench,
         convert,
         doctor,
@@ -80,6 +81,7 @@ def command_line() -> typer.Typer:
         "perplexity": evaluate.perplexity,
         "imatrix": imatrix.imatrix,
         "inspect": inspect.inspect,
+        "batch": batch.batch,
         "bench": bench.bench,
         "doctor": doctor.doctor,
     }

@@ -41,6 +41,11 @@ EXAMPLES = {
         "gpukit imatrix --in-file imatrix.gguf --show-statistics",
     ),
     "inspect": ("gpukit inspect llama.gguf", "gpukit inspect Llama-3.2-1B-Instruct --tensors"),
+    "batch": (
+        "gpukit batch plan.yaml --dry-run",
+        "gpukit batch plan.yaml --keep-going --summary summary.json",
+        "gpukit batch status plan.yaml",
+    ),
     "bench": ("gpukit bench quantize --type Q4_K --type Q8_0", "gpukit bench dequantize"),
     "doctor": ("gpukit doctor",),
 }
