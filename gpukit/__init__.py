@@ -9,6 +9,7 @@
     perplexity, perplexities    how well models expect a text, and what quantising them cost
     inspect                     what is inside a file or a folder
     imatrix                     how important the columns of a model's weights are
+    verify                      whether a GGUF is what its source gives
     Store, Modelfile            the models on disk, laid out as Ollama's
     Options, make_overrides     what a quantisation may be told besides a type
     Status, Step, Warned        what a `report` hears
@@ -86,6 +87,8 @@ if TYPE_CHECKING:
         perplexity as perplexity,
     )
     from gpukit.recipes.store import Store as Store
+    from gpukit.recipes.verified import Verification as Verification
+    from gpukit.recipes.verify import verify as verify
     from gpukit.store.modelfile import Modelfile as Modelfile
 
 __version__ = "0.1.0"
@@ -126,6 +129,8 @@ _MODULES = {
     "recipes.merge": ["merge"],
     "recipes.perplexity": ["Perplexity", "perplexities", "perplexity"],
     "recipes.store": ["Store"],
+    "recipes.verified": ["Verification"],
+    "recipes.verify": ["verify"],
     "store.modelfile": ["Modelfile"],
 }
 

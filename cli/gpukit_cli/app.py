@@ -55,6 +55,7 @@ def command_line() -> typer.Typer:
         merge,
         run,
         store,
+        verify,
     )
 
     app = typer.Typer(
@@ -80,6 +81,7 @@ def command_line() -> typer.Typer:
         "perplexity": evaluate.perplexity,
         "imatrix": imatrix.imatrix,
         "inspect": inspect.inspect,
+        "verify": verify.verify,
         "bench": bench.bench,
         "doctor": doctor.doctor,
     }
