@@ -16,6 +16,7 @@ from gpukit_cli.options import (
     Like,
     MoeLayout,
     Pre,
+    Provenance,
     Quiet,
     Strict,
     TargetBpw,
@@ -147,6 +148,7 @@ def merge(
     strict: Strict = False,
     moe_layout: MoeLayout = None,
     pre: Pre = None,
+    provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
     quiet: Quiet = False,
@@ -161,7 +163,8 @@ def merge(
             base, adapter or [], out, type, combine=how, merge_base=merge_base, imatrix=imatrix,
             target_bpw=target_bpw, target_size=size(target_size), like=like,
             max_shard_size=size(max_shard_size),
-            strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
+            strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
+            device=device, report=report,
         )  # fmt: skip
     if isinstance(result, gpukit.Result):
         print_result(result, json)

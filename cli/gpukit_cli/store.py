@@ -15,6 +15,7 @@ from gpukit_cli.options import (
     ImatrixFile,
     Json,
     Pre,
+    Provenance,
     Quiet,
     StoredName,
     file_types,
@@ -67,6 +68,7 @@ def create(
         ),
     ] = False,
     pre: Pre = None,
+    provenance: Provenance = False,
     hub: Hub = False,
     imatrix: ImatrixFile = None,
     calibrate: Annotated[
@@ -99,7 +101,7 @@ def create(
             planned = plan_create(
                 gpukit.Store(), name, parsed, quantize,
                 pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-                report=report,
+                provenance=provenance, report=report,
             )  # fmt: skip
         _print_planned(planned, json)
         return
@@ -107,7 +109,7 @@ def create(
         made = gpukit.Store().create(
             name, source, quantize,
             device=device, pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-            report=report,
+            provenance=provenance, report=report,
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})

@@ -14,10 +14,9 @@ from typing import Any
 
 from gpukit.evaluation.tensor_errors import TensorError
 from gpukit.evaluation.worst_tokens import WorstToken
+from gpukit.formats.file_types import BUILD
 
 FORMAT = 1
-# Whose bytes, mixes of types and statistics gpukit's are.
-BUILD = "llama.cpp 0c1e5709"
 
 
 @dataclass(frozen=True)

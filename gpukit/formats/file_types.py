@@ -11,6 +11,8 @@ from gpukit.errors import ArgumentError, did_you_mean
 from gpukit.formats.gguf_fields import FLOATS, Field, type_sizes
 
 FILE_TYPE = "general.file_type"
+# Whose bytes, mixes of types and statistics gpukit's are.
+BUILD = "llama.cpp 0c1e5709"
 # Of the block layouts (GGML_QNT_VERSION).
 QUANTIZATION_VERSION = 2
 

@@ -11,7 +11,7 @@ import numpy as np
 from gpukit.conversion.checks import check_device, check_plan
 from gpukit.conversion.comparing import CHUNK, ComparingWriter, Tally
 from gpukit.conversion.pipeline import run_pipeline
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, one_line
 from gpukit.events import Report, Step, Warned, ignore
 from gpukit.formats.file_types import file_type_of
 from gpukit.formats.gguf_fields import DEFAULT_ALIGNMENT, TensorInfo, aligned, type_sizes
@@ -21,6 +21,7 @@ from gpukit.formats.scales import not_finite
 from gpukit.planning.again import Again, check_same_model, compare_fields, plan_again
 from gpukit.planning.plan import Options
 from gpukit.planning.planner import plan_quantize
+from gpukit.planning.provenance import SOURCE, source_files
 from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.convert import MEMORY
 from gpukit.recipes.references import locate
@@ -122,7 +123,7 @@ def _compared(
     tallies = {o.spec.name: t for o, t in zip(again.outputs, writer.tallies, strict=True)}
     tensors = tuple(_tensors(infos, again, tallies, types, type))
     metadata = compare_fields(model.fields.values(), expected, number)
-    notes = tuple(_notes(model, tensors, imatrix))
+    notes = (*_notes(model, tensors, imatrix), *_other_files(model, source))
     seconds = time.monotonic() - started
     return Verification(model.path, source.path, tensors, metadata, notes, seconds)
 
@@ -169,6 +170,20 @@ def _notes(
         yield (
             f"{100 * share:.2g} % of the blocks differ: builds of llama.cpp with other compilers "
             "or for other processors differ so, and so does a damaged file"
+        )
+
+
+def _other_files(model: GGUFModel, source: Source) -> Iterator[str]:
+    """A line where the file says that it was made from others than those of the source."""
+    names, headers = model.get(SOURCE + "files"), model.get(SOURCE + "headers")
+    if not isinstance(names, list) or not isinstance(headers, list):
+        return
+    own = {file.header: file.name for file in source_files(source)}
+    other = [name for name, header in zip(names, headers, strict=False) if header not in own]
+    if other:
+        yield (
+            f"{model.path} says that it was made from {len(names)} files, of which {len(other)} "
+            f"({one_line(', '.join(map(str, other[:3])))}) are none of {source.path}"
         )
 
 
