@@ -21,6 +21,7 @@ Names are imported when they are first used, so that torch is, too, only where s
 
 from typing import TYPE_CHECKING
 
+from gpukit.version import VERSION
 from gpukit_kernels.lazy import lazily
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ if TYPE_CHECKING:
     from gpukit.recipes.verify import verify as verify
     from gpukit.store.modelfile import Modelfile as Modelfile
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # The module of each name.
 _MODULES = {

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpukit import __version__
 from gpukit.formats.digests import FileDigest, digest
 from gpukit.formats.file_types import BUILD
 from gpukit.formats.folder import file_names, hub_snapshot, model_name, read_files, weight_files
@@ -37,6 +36,7 @@ from gpukit.planning.overrides import (
 )
 from gpukit.planning.plan import Options
 from gpukit.sources.base import Source
+from gpukit.version import VERSION
 
 if TYPE_CHECKING:
     from gpukit.sources.merged import Merge
@@ -67,7 +67,7 @@ def has_provenance(fields: Sequence[Field]) -> bool:
 def with_provenance(source: Source, recipe: Recipe) -> tuple[Field, ...]:
     """The metadata of `source` with what a file is made from that `recipe` makes of it."""
     own = [entry for entry in source.fields if not entry.key.startswith(PREFIX)]
-    found = [string(MARK, __version__), string("gpukit.matches", BUILD), *_source(source)]
+    found = [string(MARK, VERSION), string("gpukit.matches", BUILD), *_source(source)]
     earlier = [entry for entry in source.fields if entry.key.startswith(PREFIX)]
     found += [Field(SOURCE + f.key.removeprefix(PREFIX), f.type, f.value, f.item) for f in earlier]
     if recipe.merge is not None:
