@@ -97,7 +97,8 @@ def verify(
 
 def _print(found: "Verification") -> None:
     _print_classes(found)
-    wrong = [tensor for tensor in found.tensors if not tensor.equal]
+    # Bytes that differ say more than a type or a name: they must not be among those left out.
+    wrong = sorted((t for t in found.tensors if not t.equal), key=lambda t: not t.different)
     for tensor in wrong[:SHOWN_TENSORS]:
         print(_told(tensor))
     if len(wrong) > SHOWN_TENSORS:
@@ -164,7 +165,7 @@ def _summary(found: "Verification", wrong: int) -> str:
     fields = sum(difference.counts for difference in found.metadata)
     return (
         f"{found.path}: not what {found.source} gives: {wrong} of {len(found.tensors)} tensors and "
-        f"{fields} fields of metadata differ"
+        f"{fields} {'field' if fields == 1 else 'fields'} of metadata differ"
     )
 
 
