@@ -11,6 +11,7 @@
     imatrix                     how important the columns of a model's weights are
     batch, plan_batch,          many files from a plan: made, looked at before, looked at meanwhile
     batch_status
+    verify                      whether a GGUF is what its source gives
     Store, Modelfile            the models on disk, laid out as Ollama's
     Options, make_overrides     what a quantisation may be told besides a type
     Status, Step, Warned        what a `report` hears
@@ -22,6 +23,7 @@ Names are imported when they are first used, so that torch is, too, only where s
 
 from typing import TYPE_CHECKING
 
+from gpukit.version import VERSION
 from gpukit_kernels.lazy import lazily
 
 if TYPE_CHECKING:
@@ -94,9 +96,11 @@ if TYPE_CHECKING:
         perplexity as perplexity,
     )
     from gpukit.recipes.store import Store as Store
+    from gpukit.recipes.verified import Verification as Verification
+    from gpukit.recipes.verify import verify as verify
     from gpukit.store.modelfile import Modelfile as Modelfile
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # The module of each name.
 _MODULES = {
@@ -136,6 +140,8 @@ _MODULES = {
     "recipes.merge": ["merge"],
     "recipes.perplexity": ["Perplexity", "perplexities", "perplexity"],
     "recipes.store": ["Store"],
+    "recipes.verified": ["Verification"],
+    "recipes.verify": ["verify"],
     "store.modelfile": ["Modelfile"],
 }
 

@@ -56,6 +56,7 @@ def command_line() -> typer.Typer:
         merge,
         run,
         store,
+        verify,
     )
 
     app = typer.Typer(
@@ -82,6 +83,7 @@ def command_line() -> typer.Typer:
         "imatrix": imatrix.imatrix,
         "inspect": inspect.inspect,
         "batch": batch.batch,
+        "verify": verify.verify,
         "bench": bench.bench,
         "doctor": doctor.doctor,
     }

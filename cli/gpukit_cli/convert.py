@@ -18,6 +18,7 @@ from gpukit_cli.options import (
     Like,
     MoeLayout,
     Pre,
+    Provenance,
     Quiet,
     SplitMaxSize,
     Strict,
@@ -71,6 +72,7 @@ def convert(
     like: Like = None,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
+    provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
     dry_run: DryRun = False,
@@ -90,7 +92,8 @@ def convert(
         with reporter(quiet) as report:
             plan = gpukit.plan(
                 source, type, options=options, adapters=adapters, strict=strict,
-                moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
+                moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub, device=device,
+                report=report,
             )  # fmt: skip
         print_plan(plan, json=json, quiet=quiet)
         return
@@ -98,7 +101,7 @@ def convert(
         result = gpukit.convert(
             source, out, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
             imatrix=imatrix, target_bpw=target_bpw, target_size=size(target_size), like=like,
-            split_max_size=size(split_max_size), pre=pre, hub=hub,
+            split_max_size=size(split_max_size), pre=pre, provenance=provenance, hub=hub,
             device=device, report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)
@@ -172,6 +175,7 @@ def quantize(
     ] = False,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
+    provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
     dry_run: DryRun = False,
@@ -201,15 +205,15 @@ def quantize(
     if dry_run:
         with reporter(quiet) as report:
             plan = gpukit.plan(
-                source, type, options=options, calibrate=calibrate, pre=pre, hub=hub,
-                device=device, report=report,
+                source, type, options=options, calibrate=calibrate, pre=pre,
+                provenance=provenance, hub=hub, device=device, report=report,
             )  # fmt: skip
         print_plan(plan, json=json, quiet=quiet)
         return
     with reporter(quiet) as report:
         result = gpukit.quantize(
-            source, out, type, options=options, calibrate=calibrate, pre=pre, hub=hub,
-            device=device, report=report,
+            source, out, type, options=options, calibrate=calibrate, pre=pre,
+            provenance=provenance, hub=hub, device=device, report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)
 

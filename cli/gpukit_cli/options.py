@@ -173,6 +173,13 @@ Pre = Annotated[
         show_default="the one recognised",
     ),
 ]
+Provenance = Annotated[
+    bool,
+    typer.Option(
+        "--provenance",
+        help="Note in the metadata what the file was made from: source, digests, adapters, recipe.",
+    ),
+]
 Hub = Annotated[
     bool,
     typer.Option("--hub", help="The model is an id on the Hugging Face hub, such as org/name."),

@@ -16,6 +16,7 @@ from gpukit_cli.options import (
     ImatrixFile,
     Json,
     Pre,
+    Provenance,
     Quiet,
     StoredName,
     file_types,
@@ -68,6 +69,7 @@ def create(
         ),
     ] = False,
     pre: Pre = None,
+    provenance: Provenance = False,
     hub: Hub = False,
     imatrix: ImatrixFile = None,
     calibrate: Calibrate = None,
@@ -92,7 +94,7 @@ def create(
             planned = plan_create(
                 gpukit.Store(), name, parsed, quantize,
                 pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-                report=report,
+                provenance=provenance, report=report,
             )  # fmt: skip
         _print_planned(planned, json=json, quiet=quiet)
         return
@@ -100,7 +102,7 @@ def create(
         made = gpukit.Store().create(
             name, source, quantize,
             device=device, pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-            report=report,
+            provenance=provenance, report=report,
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})

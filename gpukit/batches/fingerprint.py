@@ -14,11 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from gpukit import __version__
 from gpukit.batches.matrix import Job
 from gpukit.formats.atomic import disk_errors
 from gpukit.formats.folder import read_files
 from gpukit.formats.gguf_split import part_of, part_path
+from gpukit.version import VERSION
 
 # Bytes of each end of a file that are looked at.
 END = 64 << 10
@@ -45,7 +45,7 @@ def fingerprint(job: Job, source: Path, adapters: Sequence[Path]) -> dict[str, A
             for path, weight in zip(adapters, weights, strict=True)
         ],
         "recipe": recipe,
-        "gpukit": __version__,
+        "gpukit": VERSION,
     }
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpukit import __version__
 from gpukit.batches.matrix import Job
 from gpukit.batches.needs import Need
 from gpukit.batches.states import State
 from gpukit.events import Event
+from gpukit.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class BatchResult:
         """Everything as one JSON-ready document; sizes in bytes, times in seconds."""
         return {
             "plan": str(self.plan),
-            "gpukit": __version__,
+            "gpukit": VERSION,
             "shard": None if self.shard is None else f"{self.shard[0]}/{self.shard[1]}",
             "counts": self.counts,
             "size": sum(row.size or 0 for row in self.rows),

@@ -29,10 +29,19 @@ def check_plan(
         check_pre(pre)
 
 
-def check_run(out: Path, file_type: str | None, options: Options, device: str) -> None:
+def check_run(
+    out: Path,
+    file_type: str | None,
+    options: Options,
+    device: str,
+    *,
+    provenance: bool = False,
+) -> None:
     """`ArgumentError` for a place that no file can be written to, for a file that cannot hold what
     is asked for and for a device that is not here; `DiskError` where this user may not write."""
     if out.suffix == SAFETENSORS:
+        if provenance:
+            raise ArgumentError(f"{out}: --provenance is metadata of a GGUF; name a .gguf file")
         if options.instead is not None:
             raise ArgumentError(f"{out}: {options.instead} is for a GGUF; name a .gguf file")
         if file_type is not None and not file_type_of(file_type).is_float:

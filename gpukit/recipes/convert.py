@@ -15,6 +15,7 @@ from gpukit.formats.file_types import FileType
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.formats.outputs import check_output
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
+from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
 from gpukit.planning.totals import TypeTotal
 from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.references import locate
@@ -101,6 +102,7 @@ def plan(
     strict: bool = False,
     moe_layout: str | None = None,
     pre: str | None = None,
+    provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
     report: Report = ignore,
@@ -129,6 +131,8 @@ def plan(
         )
     source = open_source(path, pre, merge)
     try:
+        if provenance or has_provenance(source.fields):
+            source.fields = with_provenance(source, Recipe(type, options, pre, merge))
         return Plan(source, plan_within(source, type, options, device, report))
     except BaseException:
         source.close()
@@ -151,6 +155,7 @@ def convert(
     like: str | Path | None = None,
     split_max_size: int | None = None,
     pre: str | None = None,
+    provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
@@ -168,9 +173,10 @@ def convert(
     tells how tensors of experts lie where that cannot be seen. `imatrix` is a file with importance
     weights, .gguf or .dat; `target_bpw` (bits per weight), `target_size` (bytes of the file) and
     `like` (a GGUF whose tensors' types are taken) stand in for `type`; `split_max_size` (bytes)
-    splits the output; `pre` names the pre-tokenizer of a folder where none is recognised; `device`
-    is auto, cpu, cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in
-    bytes; `report` hears progress and warnings.
+    splits the output; `pre` names the pre-tokenizer of a folder where none is recognised; with
+    `provenance` the metadata says what the file was made from (`gpukit.*`); `device` is auto, cpu,
+    cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in bytes; `report`
+    hears progress and warnings.
     `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
     `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
     `AdapterError` for an adapter that does not fit it or contradicts another,
@@ -184,10 +190,11 @@ def convert(
         target_size=target_size, like=Path(like) if like is not None else None,
     )  # fmt: skip
     # Whatever the model, this can be wrong: looked at before that is fetched.
-    check_run(Path(out), type, options, device)
+    check_run(Path(out), type, options, device, provenance=provenance)
     with plan(
         model, type, options=options, adapters=adapters, combine=combine, merge_base=merge_base,
-        strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
+        strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
+        device=device, report=report,
     ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, report=report)
 
@@ -200,6 +207,7 @@ def quantize(
     options: Options = PLAIN,
     calibrate: str | Path | None = None,
     pre: str | None = None,
+    provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
@@ -218,11 +226,12 @@ def quantize(
         raise ArgumentError(
             "no type; give a file type such as Q4_K_M, or --target-bpw, --target-size or --like"
         )
-    check_run(Path(out), type, options, device)
+    check_run(Path(out), type, options, device, provenance=provenance)
     if isinstance(calibrate, Path):
         check_output(Path(out), [calibrate])
     with plan(
-        model, type, options=options, calibrate=calibrate, pre=pre, hub=hub, device=device,
+        model, type, options=options, calibrate=calibrate, pre=pre, provenance=provenance, hub=hub,
+        device=device,
         report=report,
     ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, report=report)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpukit import __version__
 from gpukit.errors import GpukitError
 from gpukit.store import default_root
+from gpukit.version import VERSION
 from gpukit_kernels.facts import MATCHED
 
 LIBRARIES = ("torch", "triton", "safetensors", "gguf", "peft", "numpy", "tokenizers",
@@ -56,7 +56,7 @@ def diagnose() -> Diagnosis:
     compiler = _compiler()
     store, trouble = _store()
     diagnosis = Diagnosis(
-        gpukit=__version__,
+        gpukit=VERSION,
         matches=MATCHED,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

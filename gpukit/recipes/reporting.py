@@ -175,9 +175,9 @@ def _device(place: torch.device) -> str:
 
 
 def _versions() -> str:
-    from gpukit import __version__
+    from gpukit.version import VERSION
 
-    found = [f"gpukit {__version__}", f"Python {platform.python_version()}"]
+    found = [f"gpukit {VERSION}", f"Python {platform.python_version()}"]
     for name in LIBRARIES:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
