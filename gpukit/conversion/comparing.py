@@ -27,8 +27,10 @@ class ComparingWriter:
     """Takes the bytes of `outputs` in place of a file and compares them with those of `model`,
     whose tensors have their names, types and shapes; `tallies` has one for each.
 
-    Memory is one chunk. Called by one thread at a time, as the pipeline does.
+    Memory is one chunk.
     """
+
+    in_order = True  # one thread at a time: they would share the chunk
 
     def __init__(self, model: GGUFModel, outputs: Sequence[PlannedOutput]) -> None:
         self._model = model
