@@ -51,6 +51,7 @@ def test_every_verb_of_the_face_has_an_example() -> None:
         "plan",
         "load",
         "inspect",
+        "verify",
         "perplexity",
         "perplexities",
         "imatrix",
