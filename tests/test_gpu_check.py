@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,20 +59,20 @@ def test_every_kind_of_step_runs_where_kernels_are_interpreted(tmp_path: Path) -
     assert not any("error" in job for job in report["jobs"].values())
 
 
-@pytest.mark.thorough
-@pytest.mark.slow
-def test_the_engine_runs_where_kernels_are_interpreted(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--interpret", "--types", "Q8_0", "--workers", "1",
-         "--steps", "engine", "--out", tmp_path / "x.json"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    step = json.loads((tmp_path / "x.json").read_text())["steps"]["engine"]
-    told = [rate["what"] for rate in step["rates"]]
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted")
+def test_the_engine_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent / "lib")
+    # Interpreted, products of prepared rows take a minute a token.
+    monkeypatch.setattr("gpukit.models.stepping.has_prepared", lambda *_: False)
+    from gpucheck.base import Plan
+    from gpucheck.engine import time_engine
+
+    with np.errstate(all="ignore"):
+        found = time_engine(Plan(str(tmp_path), "cpu", [], [], 0.0))
+    told = [rate["what"] for rate in found["rates"]]
     assert told[0] == "token at 3"
     assert {"norm", "prepare", "gated", "head", "q Q4_K", "attend 3"} < set(told)
-    assert "wrong" not in step
+    assert not found["wrong"]
 
 
 def test_a_differing_block_is_told_in_full(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,9 +139,10 @@ def attend_kernel(
         tl.debug_barrier()
         if tl.atomic_add(arrived + tl.program_id(0), 1) == parts - 1:
             tl.store(arrived + tl.program_id(0), 0)
-            for h in tl.static_range(HEADS):
-                found_d = together_tl(partial, first_head + h, parts, PADDED, SPLITS)
-                leave_tl(found_d, first_head + h, out, levels, steps, sums, DIM, PADDED)
+            # Head by head: all their parts at once are more than a thread's registers.
+            for number in range(HEADS):
+                found_d = together_tl(partial, first_head + number, parts, PADDED, SPLITS)
+                leave_tl(found_d, first_head + number, out, levels, steps, sums, DIM, PADDED)
 
 
 @triton.jit

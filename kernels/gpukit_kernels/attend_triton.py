@@ -48,6 +48,11 @@ class Shape:
         return max((n for n in range(1, HEADS + 1) if sharing % n == 0 and n > 1), default=sharing)
 
     @property
+    def rows(self) -> int:
+        """Loads of keys that a thread has at once: of many heads the sums take its registers."""
+        return ROWS if self.heads_together <= HEADS else max(ROWS // 2, 1)
+
+    @property
     def in_groups(self) -> bool:
         """Whether heads are whole groups of prepared values."""
         return self.head_dim % GROUP == 0
@@ -104,6 +109,6 @@ def attend_triton(
             scratch.arrived, out, *parts_of(prepared), shape.scale, shape.eps, shape.cap, capacity,
             WINDOW=shape.window, HEADS=heads, SHARING=shape.heads // shape.kv_heads,
             DIM=shape.head_dim, PADDED=shape.padded, ROTATED=shape.rotated, PAIRS=shape.pairs,
-            CAPPED=shape.cap > 0, SPLITS=grid[1], ROWS=ROWS, LANES=lanes,
+            CAPPED=shape.cap > 0, SPLITS=grid[1], ROWS=shape.rows, LANES=lanes,
             num_warps=WARPS,
         )  # fmt: skip
