@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import build
-from support.command_line import gpukit
+from support.command_line import gpukit, listening
 from support.loras import lora
 from support.terminal import Terminal
 
@@ -125,6 +125,7 @@ def _started(plan: Path, *words: str) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=listening,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.command_line import listening
 from support.shells import COMMAND, RUN, TINY, environment, shell
 
 from gpukit.formats.gguf_fields import TensorSpec, string, u32
@@ -29,12 +30,6 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _listening() -> None:
-    """Nothing ignored, as SIGINT is where the tests run in the background of a shell."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 def told(
     words: tuple[object, ...], begun: Callable[[], bool], *signals: int, folder: Path, **others: str
 ) -> tuple[int, list[str]]:
@@ -48,7 +43,7 @@ def told(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_listening,
+        preexec_fn=listening,
     ) as process:
         end = time.monotonic() + 60
         while not begun() and process.poll() is None and time.monotonic() < end:

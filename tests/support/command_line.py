@@ -1,6 +1,7 @@
 """gpukit as a user calls it."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -15,3 +16,9 @@ def gpukit(*words: object, **variables: str) -> subprocess.CompletedProcess[str]
         stdin=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
     )
+
+
+def listening() -> None:
+    """Nothing ignored, as SIGINT is where the tests run in the background of a shell."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

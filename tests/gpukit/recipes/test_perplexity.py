@@ -207,8 +207,7 @@ def test_a_reference_of_several_goes_through_its_layers_once(
 
     through = Decoder.states
     monkeypatch.setattr(Decoder, "states", states)
-    for module in (kept, scoring):
-        monkeypatch.setattr(module, "PASS", 128)
+    monkeypatch.setattr(scoring, "PASS", 128)
     monkeypatch.setattr(kept, "KEPT", room * 31 * N_EMBD * 4)
     heard: list[object] = []
     words = {"num_ctx": 64, "chunks": 4, "device": "cpu"}
