@@ -22,7 +22,7 @@ from typing import Any
 from gpukit.errors import ArgumentError, FormatError
 from gpukit.formats.atomic import disk_errors
 from gpukit.formats.closing import Closing
-from gpukit.formats.positioned import read_whole, write_all
+from gpukit.formats.positioned import append_line, read_whole
 
 FORM = 1
 MOST_BYTES = 64 << 20
@@ -117,10 +117,8 @@ class Journal(Closing):
         self._write({"event": "failed", "error": error})
 
     def _write(self, document: Mapping[str, Any]) -> None:
-        text = json.dumps(document, separators=(",", ":")) + "\n"
         with disk_errors(self.path):
-            write_all(self._fd, memoryview(text.encode()))
-            os.fsync(self._fd)
+            append_line(self._fd, document)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -21,7 +21,7 @@ from gpukit.errors import ArgumentError, FormatError
 from gpukit.evaluation.scoring import Scores
 from gpukit.formats.atomic import disk_errors
 from gpukit.formats.closing import Closing
-from gpukit.formats.positioned import write_all
+from gpukit.formats.positioned import append_line
 
 TITLE = "gpukit perplexity"
 
@@ -63,7 +63,7 @@ class Journal(Closing):
         os.ftruncate(self._fd, len(whole))
         lines = whole.splitlines()
         if not lines:
-            self._write(head)
+            append_line(self._fd, head)
             return
         self._check(self._document(lines[0], 1), head)
         for number, line in enumerate(lines[1:], 2):
@@ -112,12 +112,7 @@ class Journal(Closing):
             line["kld"] = scores.kld.tolist()
             line["same_top"] = scores.same_top.astype(int).tolist()
         with disk_errors(self.path):
-            self._write(line)
-
-    def _write(self, document: Mapping[str, Any]) -> None:
-        text = json.dumps(document, separators=(",", ":")) + "\n"
-        write_all(self._fd, memoryview(text.encode()))
-        os.fsync(self._fd)
+            append_line(self._fd, line)
 
     def close(self) -> None:
         if self._fd >= 0:

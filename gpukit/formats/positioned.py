@@ -1,10 +1,13 @@
 """Whole reads and writes of file descriptors: what the system does in parts is gone on with."""
 
 import errno
+import json
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # Linux moves at most 2 GiB less a page in one call; smaller calls also let Ctrl-C through.
 CHUNK = 1 << 28
@@ -60,6 +63,14 @@ def write_all(fd: int, data: memoryview) -> None:
     """Write all of `data` where the descriptor stands; `OSError` where the disk refuses."""
     while data:
         data = data[os.write(fd, data[:CHUNK]) :]
+
+
+def append_line(fd: int, document: Mapping[str, Any]) -> None:
+    """Write `document` as a line of JSON, on the disk when this returns; `OSError` where it
+    refuses."""
+    text = json.dumps(document, separators=(",", ":")) + "\n"
+    write_all(fd, memoryview(text.encode()))
+    os.fsync(fd)
 
 
 def start_writeback(fd: int, offset: int, size: int) -> None:

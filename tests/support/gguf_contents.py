@@ -18,6 +18,7 @@ from gpukit.formats.gguf_fields import (
     u32,
     u64,
 )
+from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
 
 V = ValueType
@@ -61,3 +62,9 @@ def written(path: Path, **options: Any) -> GGUFWriter:
         for index, data in enumerate(contents()):
             writer.write(index, data)
     return writer
+
+
+def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Type and bytes of every tensor of a file, by name."""
+    with GGUFFile(path) as file:
+        return {name: (info.type, file.read(info).tobytes()) for name, info in file.tensors.items()}

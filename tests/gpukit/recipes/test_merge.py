@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support.adapters import check_same, quiet, train
+from support.gguf_contents import tensors
 from support.loras import lora
 from support.zoo_build import build
 
@@ -30,11 +31,6 @@ def targets(name: str) -> Any:
     return {"phi3-4k": FUSED, "mixtral-8x7b": EXPERTS}.get(
         name, ("q_proj", "v_proj", "k_proj", "up_proj")
     )
-
-
-def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
-    with GGUFFile(path) as file:
-        return {name: (info.type, file.read(info).tobytes()) for name, info in file.tensors.items()}
 
 
 @pytest.fixture(scope="module")

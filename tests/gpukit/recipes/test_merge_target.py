@@ -3,17 +3,12 @@
 from pathlib import Path
 
 import pytest
+from support.gguf_contents import tensors
 from support.loras import lora
 from support.zoo_build import build
 
 import gpukit
 from gpukit import ArgumentError, Result
-from gpukit.formats.gguf_reader import GGUFFile
-
-
-def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
-    with GGUFFile(path) as file:
-        return {name: (info.type, file.read(info).tobytes()) for name, info in file.tensors.items()}
 
 
 @pytest.fixture(scope="module")
