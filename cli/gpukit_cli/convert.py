@@ -20,6 +20,7 @@ from gpukit_cli.options import (
     Pre,
     Provenance,
     Quiet,
+    Resume,
     SplitMaxSize,
     Strict,
     TargetBpw,
@@ -75,6 +76,7 @@ def convert(
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
+    resume: Resume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -102,7 +104,7 @@ def convert(
             source, out, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
             imatrix=imatrix, target_bpw=target_bpw, target_size=size(target_size), like=like,
             split_max_size=size(split_max_size), pre=pre, provenance=provenance, hub=hub,
-            device=device, report=report,
+            device=device, resume=resume, report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)
 
@@ -178,6 +180,7 @@ def quantize(
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
+    resume: Resume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -213,7 +216,7 @@ def quantize(
     with reporter(quiet) as report:
         result = gpukit.quantize(
             source, out, type, options=options, calibrate=calibrate, pre=pre,
-            provenance=provenance, hub=hub, device=device, report=report,
+            provenance=provenance, hub=hub, device=device, resume=resume, report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)
 

@@ -18,6 +18,7 @@ from gpukit_cli.options import (
     Pre,
     Provenance,
     Quiet,
+    Resume,
     Strict,
     TargetBpw,
     TargetSize,
@@ -152,6 +153,7 @@ def merge(
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
+    resume: Resume = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -165,7 +167,7 @@ def merge(
             target_bpw=target_bpw, target_size=size(target_size), like=like,
             max_shard_size=size(max_shard_size),
             strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
-            device=device, report=report,
+            device=device, resume=resume, report=report,
         )  # fmt: skip
     if isinstance(result, gpukit.Result):
         print_result(result, json=json, quiet=quiet)

@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Protocol
 
 import gpukit_kernels as kernels
+from gpukit.conversion.audit import Audit
 from gpukit.conversion.choice import choose_engine
 from gpukit.conversion.engine import Buffer, Engine, Wish
 from gpukit.conversion.slabs import Slab, cut
@@ -34,6 +35,14 @@ BYTES_PER_WEIGHT = 4 + 8 + 4
 Advance = Callable[[Slab], None]
 
 
+class Kept(Protocol):
+    """What an earlier run has made of the outputs."""
+
+    def left(self, slabs: Sequence[Slab], audit: Audit) -> list[Slab]:
+        """The slabs without pieces that are there; `audit` is told what it had noted of these."""
+        ...
+
+
 @dataclass(frozen=True)
 class Passed:
     """What went through: bytes read, how much each tensor lost, and what adapters did to it."""
@@ -52,15 +61,21 @@ def run_pipeline(
     budget: int,
     report: Report,
     wish: Wish = "auto",
+    kept: Kept | None = None,
 ) -> Passed:
-    """Pass every tensor through. `device` may name several, `cuda:0,cuda:1`: slabs go to the
-    one that is free."""
+    """Pass every tensor through, but for what is `kept` of it. `device` may name several,
+    `cuda:0,cuda:1`: slabs go to the one that is free."""
     engine = choose_engine(source, outputs, device, wish)
-    return pass_through(engine, writer, title, budget, report)
+    return pass_through(engine, writer, title, budget, report, kept)
 
 
 def pass_through(
-    engine: Engine[Any, Any], writer: Writer, title: str, budget: int, report: Report
+    engine: Engine[Any, Any],
+    writer: Writer,
+    title: str,
+    budget: int,
+    report: Report,
+    kept: Kept | None = None,
 ) -> Passed:
     """`run_pipeline` with `engine`."""
     kernels.keep_memory()
@@ -70,8 +85,11 @@ def pass_through(
     weights = min(pace.weights, max(budget // (BYTES_PER_WEIGHT * slabs_in_memory), 1))
     slabs = list(cut(engine.source, engine.outputs, weights))
     total = sum(piece.stored for slab in slabs for piece in slab)
-    done, lock = 0, Lock()
-    report(Step(title, 0, total))
+    if kept is not None:
+        slabs = kept.left(slabs, engine.audit)
+    before = total - sum(piece.stored for slab in slabs for piece in slab)
+    done, lock = before, Lock()
+    report(Step(title, done, total))
 
     def advance(slab: Slab) -> None:
         nonlocal done
@@ -81,7 +99,7 @@ def pass_through(
 
     with Stages(engine, slabs, writer, pace, under_way) as stages, engine.running():
         _run_all([_Worker(lane, stages, engine, advance) for lane in engine.lanes])
-    return Passed(total, engine.fidelity(), engine.changes())
+    return Passed(total - before, engine.fidelity(), engine.changes())
 
 
 def _pace(engine: Engine[Any, Any]) -> Pace:

@@ -1,7 +1,7 @@
 """Convert and quantise in one pass: plan every tensor, then read, compute and write them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any
 from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.engine import Wish
 from gpukit.conversion.pipeline import run_pipeline
+from gpukit.conversion.resuming import Resuming
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.ledger import abandon
 from gpukit.formats.outputs import check_output
 from gpukit.formats.safetensors_writer import SafetensorsWriter
 from gpukit.planning.changes import ChangeTotal, change_totals, faint
@@ -77,13 +79,16 @@ def run_plan(
     budget: int = 4 << 30,
     digest: bool = False,
     engine: Wish = "auto",
+    resume: Mapping[str, Any] | None = None,
     report: Report = ignore,
 ) -> Result:
     """Write what `plan` describes to `out`, or to its parts, whole or not at all.
 
     A name that ends in .safetensors gets a safetensors file. `device` may name several GPUs with
     commas between. `budget` bounds the host memory of buffers, in bytes. `engine` says who computes
-    the bytes, which are the same; "auto" does without torch where it can. `CheckpointError` for
+    the bytes, which are the same; "auto" does without torch where it can. With `resume`, the
+    fingerprint of what is made, a killed run of the same is gone on with, as `Resuming` says it,
+    and so is this one by a later run; without it what there is of one goes. `CheckpointError` for
     values that are not finite, `DiskError` where the disk refuses, and the errors of the source's
     reader.
     """
@@ -93,9 +98,13 @@ def run_plan(
     for line in plan.warnings:
         report(Warned(line))
     started = time.monotonic()
-    with _writer(out, plan, digest) as writer:
+    writer = _writer(out, plan, digest)
+    resuming = None if resume is None else Resuming(out, writer, plan.outputs, resume, report)
+    if resume is None:
+        abandon(out)
+    with resuming or writer as target:
         passed = run_pipeline(
-            source, plan.outputs, writer, plan.title, device, budget, report, engine
+            source, plan.outputs, target, plan.title, device, budget, report, engine, resuming
         )
     changes = change_totals(plan.specs, passed.changes)
     for line in faint(changes):

@@ -14,6 +14,7 @@ from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import FileType
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.formats.outputs import check_output
+from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
 from gpukit.planning.totals import TypeTotal
@@ -39,6 +40,7 @@ class Plan(Closing):
 
     source: Source
     records: QuantizePlan
+    recipe: Recipe
 
     @property
     def file_type(self) -> FileType | None:
@@ -79,12 +81,15 @@ class Plan(Closing):
         *,
         device: str = "auto",
         memory: int = MEMORY,
+        resume: bool = False,
         report: Report = ignore,
     ) -> Result:
         """Write `out`, or its parts, whole or not at all; arguments and errors as `convert`."""
         return run_plan(
-            self.source, self.records, Path(out), device=device, budget=memory, report=report
-        )
+            self.source, self.records, Path(out), device=device, budget=memory,
+            resume=fingerprint_of(self.source.path, self.recipe) if resume else None,
+            report=report,
+        )  # fmt: skip
 
     def close(self) -> None:
         self.source.close()
@@ -131,9 +136,10 @@ def plan(
         )
     source = open_source(path, pre, merge)
     try:
+        recipe = Recipe(type, options, pre, merge)
         if provenance or has_provenance(source.fields):
-            source.fields = with_provenance(source, Recipe(type, options, pre, merge))
-        return Plan(source, plan_within(source, type, options, device, report))
+            source.fields = with_provenance(source, recipe)
+        return Plan(source, plan_within(source, type, options, device, report), recipe)
     except BaseException:
         source.close()
         raise
@@ -159,6 +165,7 @@ def convert(
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
+    resume: bool = False,
     report: Report = ignore,
 ) -> Result:
     """Write `model` to `out` as file type `type`: paths, size, seconds, totals and what was lost.
@@ -175,8 +182,9 @@ def convert(
     `like` (a GGUF whose tensors' types are taken) stand in for `type`; `split_max_size` (bytes)
     splits the output; `pre` names the pre-tokenizer of a folder where none is recognised; with
     `provenance` the metadata says what the file was made from (`gpukit.*`); `device` is auto, cpu,
-    cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in bytes; `report`
-    hears progress and warnings.
+    cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in bytes; `resume`
+    goes on, tensor by tensor, with a run of the same that was killed and had it, too, and else
+    refuses (`ArgumentError`); `report` hears progress and warnings.
     `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
     `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
     `AdapterError` for an adapter that does not fit it or contradicts another,
@@ -196,7 +204,7 @@ def convert(
         strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
         device=device, report=report,
     ) as planned:  # fmt: skip
-        return planned.write(out, device=device, memory=memory, report=report)
+        return planned.write(out, device=device, memory=memory, resume=resume, report=report)
 
 
 def quantize(
@@ -211,6 +219,7 @@ def quantize(
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
+    resume: bool = False,
     report: Report = ignore,
 ) -> Result:
     """Write `model` to the GGUF `out` as file type `type`, as llama-quantize does.
@@ -234,7 +243,7 @@ def quantize(
         device=device,
         report=report,
     ) as planned:  # fmt: skip
-        return planned.write(out, device=device, memory=memory, report=report)
+        return planned.write(out, device=device, memory=memory, resume=resume, report=report)
 
 
 def _check_calibration(text: str | Path | None, options: Options) -> None:
