@@ -9,7 +9,7 @@ from typing import Any
 
 from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.engine import Wish
-from gpukit.conversion.pipeline import run_pipeline
+from gpukit.conversion.pipeline import Passed, run_pipeline
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
@@ -20,6 +20,8 @@ from gpukit.planning.changes import ChangeTotal, change_totals, faint
 from gpukit.planning.plan import QuantizePlan
 from gpukit.planning.totals import ClassTotal, TypeTotal, class_totals, type_totals
 from gpukit.sources.base import Source
+
+AnyWriter = GGUFWriter | SplitWriter | SafetensorsWriter
 
 
 @dataclass(frozen=True)
@@ -93,27 +95,36 @@ def run_plan(
     for line in plan.warnings:
         report(Warned(line))
     started = time.monotonic()
-    with _writer(out, plan, digest) as writer:
+    with writer_of(out, plan, digest=digest) as writer:
         passed = run_pipeline(
             source, plan.outputs, writer, plan.title, device, budget, report, engine
         )
-    changes = change_totals(plan.specs, passed.changes)
-    for line in faint(changes):
-        report(Warned(line))
     if out.suffix != SAFETENSORS:
         report(Status("verifying conversion"))
+    result = result_of(out, plan, passed, time.monotonic() - started, writer.digest)
+    for line in faint(result.changes):
+        report(Warned(line))
+    return result
+
+
+def result_of(
+    out: Path, plan: QuantizePlan, passed: Passed, seconds: float, digest: str | None = None
+) -> Result:
+    """What to tell of a plan that has been written to `out`, which is looked at once more."""
+    paths = output_paths(out, plan)
+    if out.suffix != SAFETENSORS:
         _check_written(paths, plan)
     return Result(
         path=paths[0],
         paths=tuple(paths),
         size=sum(path.stat().st_size for path in paths),
-        digest=writer.digest,
-        seconds=time.monotonic() - started,
+        digest=digest,
+        seconds=seconds,
         weights=sum(prod(spec.ne) for spec in plan.specs),
         read_bytes=passed.read_bytes,
         totals=tuple(type_totals(plan.specs, passed.fidelity)),
         classes=tuple(class_totals(plan.specs, passed.fidelity)),
-        changes=tuple(changes),
+        changes=tuple(change_totals(plan.specs, passed.changes)),
     )
 
 
@@ -123,9 +134,8 @@ def output_paths(out: Path, plan: QuantizePlan) -> list[Path]:
     return [out] if count == 1 else [part_path(out, number, count) for number in range(count)]
 
 
-def _writer(
-    out: Path, plan: QuantizePlan, digest: bool
-) -> GGUFWriter | SplitWriter | SafetensorsWriter:
+def writer_of(out: Path, plan: QuantizePlan, *, digest: bool = False) -> AnyWriter:
+    """What writes `plan` to `out`, not open yet."""
     if out.suffix == SAFETENSORS:
         return SafetensorsWriter(out, plan.specs, digest=digest)
     if len(plan.parts) > 1:
