@@ -37,8 +37,10 @@ def run_plans(
     Seconds and bytes read are in every result those of the whole pass. Arguments and errors as
     `run_plan`, and `ArgumentError` for two outputs at one place. After an error there is none.
     """
-    paths = [output_paths(out, plan) for out, plan in zip(outs, plans, strict=True)]
-    _check_places([path for some in paths for path in some], source)
+    paths = [path for o, plan in zip(outs, plans, strict=True) for path in output_paths(o, plan)]
+    check_distinct(paths)
+    for path in paths:
+        check_output(path, source.files)
     _warn([line for plan in plans for line in plan.warnings], report)
     started = time.monotonic()
     outputs, numbers = shared_outputs(plans)
@@ -80,10 +82,10 @@ def _key(output: PlannedOutput) -> object:
     return output.spec.type, None if importance is None else importance.tobytes()
 
 
-def _check_places(paths: Sequence[Path], source: Source) -> None:
+def check_distinct(paths: Sequence[Path]) -> None:
+    """`ArgumentError` for two outputs that would be one file."""
     seen: dict[Path, Path] = {}
     for path in paths:
-        check_output(path, source.files)
         place = atomic.target_of(path).absolute()
         if (other := seen.get(place)) is not None:
             raise ArgumentError(f"{path}: the place of {other}, too; give each output its own")

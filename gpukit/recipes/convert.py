@@ -115,7 +115,34 @@ def plan(
         print(plan.size)
         plan.write("llama.gguf")
     """
-    check_plan(type, pre, options)
+    source, (records,) = planned_as(
+        model, (type,), options=options, calibrate=calibrate, adapters=adapters, combine=combine,
+        merge_base=merge_base, strict=strict, moe_layout=moe_layout, pre=pre,
+        provenance=provenance, hub=hub, device=device, report=report,
+    )  # fmt: skip
+    return Plan(source, records)
+
+
+def planned_as(
+    model: str | Path,
+    types: Sequence[str | None],
+    *,
+    options: Options,
+    calibrate: str | Path | None,
+    adapters: Sequence[Word],
+    combine: "Combining | None",
+    merge_base: str,
+    strict: bool,
+    moe_layout: str | None,
+    pre: str | None,
+    provenance: bool,
+    hub: bool,
+    device: str,
+    report: Report,
+) -> tuple[Source, list[QuantizePlan]]:
+    """`model`, open, and what it becomes as each of `types`; arguments and errors as `plan`."""
+    for type in types:
+        check_plan(type, pre, options)
     _check_calibration(calibrate, options)
     reference = locate(model, hub=hub)
     merge = chosen(
@@ -127,16 +154,20 @@ def plan(
         from gpukit.recipes.calibration import options_with  # its models need torch
 
         options = options_with(
-            path, calibrate, options, type, pre=pre, merge=merge, device=device, report=report
+            path, calibrate, options, types, pre=pre, merge=merge, device=device, report=report
         )
     source = open_source(path, pre, merge)
     try:
-        if provenance or has_provenance(source.fields):
-            source.fields = with_provenance(source, Recipe(type, options, pre, merge))
-        return Plan(source, plan_within(source, type, options, device, report))
+        fields, plans = source.fields, []
+        for type in types:
+            source.fields = fields
+            if provenance or has_provenance(fields):
+                source.fields = with_provenance(source, Recipe(type, options, pre, merge))
+            plans.append(plan_within(source, type, options, device, report))
     except BaseException:
         source.close()
         raise
+    return source, plans
 
 
 def convert(

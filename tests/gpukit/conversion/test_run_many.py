@@ -167,9 +167,7 @@ def test_each_source_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(source, "read", counted)
         kinds = ["F16", "Q4_0", "Q8_0"]
         outs = [tmp_path / f"{kind}.gguf" for kind in kinds]
-        found = run_plans(
-            source, plans_of(source, kinds), outs, device="cpu", report=events.append
-        )
+        found = run_plans(source, plans_of(source, kinds), outs, device="cpu", report=events.append)
         stored = sum(source.stored_bytes(i, t.rows) for i, t in enumerate(source.tensors))
     assert len({place[:2] for place in read}) == len(read) > 50
     assert sum(size for *_, size in read) == stored
