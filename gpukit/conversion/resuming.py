@@ -1,20 +1,19 @@
-"""A writer whose output a later run goes on with, where this one is killed.
+"""The writer of an output that a later run goes on with, where this one is killed.
 
 Pieces are noted in a ledger (`formats.ledger`) once they are synced, which a thread sees to every
 now and then, so that writing waits for no disk. What is noted is neither read nor computed again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any, Self
+from typing import Any
 
 from gpukit.conversion.audit import Audit, sums_of
-from gpukit.conversion.slabs import Slab
-from gpukit.errors import AdapterError, ArgumentError, CheckpointError, GpukitError
+from gpukit.errors import ArgumentError, CheckpointError, GpukitError
 from gpukit.events import Report, Warned
 from gpukit.formats.ledger import ANEW, Head, Known, Ledger, Whole, partial_of
 from gpukit.formats.placed_writer import PlacedWriter, PlacedWriters
@@ -23,8 +22,8 @@ from gpukit.planning.plan import PlannedOutput
 
 # A kill loses what these many seconds, or bytes written, have brought.
 SECONDS, BYTES = 1.0, 256 << 20
-# Errors that another run would meet again.
-WRONG = (ArgumentError, AdapterError, CheckpointError)
+# Of values that are not finite: another run would meet them again.
+WRONG = CheckpointError
 
 
 @dataclass
@@ -36,13 +35,22 @@ class _Noting:
     failure: BaseException | None = None
 
 
-class Resuming:
-    """The writer of output `out`, which `of` describes, with what a killed run has left of it; use
-    it as the `writer`, one file or several, that it goes on with.
+@dataclass(frozen=True)
+class Resume:
+    """Wish to go on with a killed run of the same: `of` is the fingerprint of what is made. Of
+    another one everything is refused, or with `anew` made anew."""
 
-    `ArgumentError` where that run made something else, or another process makes it now. What is
-    damaged or gone is made anew, with a warning to `report`. After an error that
-    lies in the input everything is removed, after any other (an interrupt, a full disk) kept.
+    of: Mapping[str, Any]
+    anew: bool = False
+
+
+class Resuming:
+    """The writer of output `out` with what a killed run has left of it, for one file or several.
+
+    Opened, it is in one of the ends: `publish` after `complete`, or `end` after an error.
+    `ArgumentError` where the killed run made something else, or another process makes it now. What
+    is damaged or gone is made anew, with a warning to `report`. After an error that lies in the
+    values everything is removed, after any other (an interrupt, a full disk) kept.
     """
 
     def __init__(
@@ -50,17 +58,22 @@ class Resuming:
         out: Path,
         writer: PlacedWriter | PlacedWriters,
         outputs: Sequence[PlannedOutput],
-        of: Mapping[str, Any],
+        resume: Resume,
         report: Report,
+        numbers: Sequence[int] | None = None,
     ) -> None:
+        """`numbers` are those that `outputs` have in the pass, where others are made beside."""
         self._out, self._writer, self._report = out, writer, report
+        self._anew_if_changed = resume.anew
+        self.numbers = range(len(outputs)) if numbers is None else numbers
         self._files = writer.writers if isinstance(writer, PlacedWriters) else (writer,)
         self._sizes = [output.spec.nbytes for output in outputs]
         sizes = tuple(file.size for file in self._files)
-        self._head = Head(of, _layout(self._files, outputs), sizes)
+        self._head = Head(resume.of, _layout(self._files, outputs), sizes)
         self._pieces: list[Whole] = []
         self._audit: Audit | None = None
-        self._numbers: Sequence[int] = range(len(outputs))
+        self._used: list[Whole] = []
+        self._done: set[tuple[int, int]] = set()
         self._noting, self._lock = _Noting([]), Lock()
         self._stop, self._wake = False, Event()
         self._thread = Thread(target=self._note, name="gpukit-note", daemon=True)
@@ -69,7 +82,13 @@ class Resuming:
     def in_order(self) -> bool:
         return self._writer.in_order
 
-    def __enter__(self) -> Self:
+    @property
+    def files(self) -> Sequence[PlacedWriter]:
+        """Those that are written."""
+        return self._files
+
+    def open(self) -> None:
+        """Lock the ledger, look at what there is, and open the files."""
         self._ledger = Ledger(self._out)
         try:
             self._take_up(self._ledger.known)
@@ -78,12 +97,11 @@ class Resuming:
             self._ledger.close()
             raise
         self._thread.start()
-        return self
 
     def _take_up(self, known: Known | None) -> None:
-        if known is not None:
-            self._check(known.head)
-        elif self._ledger.path.stat().st_size:
+        if known is not None and not self._agrees(known.head):
+            known = None
+        elif known is None and self._ledger.path.stat().st_size:
             self._anew("its ledger is damaged")
         places = None if known is None else self._places(known)
         if known is None or places is None:
@@ -95,12 +113,14 @@ class Resuming:
         for file, place in zip(self._files, places, strict=True):
             file.keep(place)
 
-    def _check(self, head: Head) -> None:
+    def _agrees(self, head: Head) -> bool:
+        """Whether the killed run made the same; `ArgumentError` where that must be so."""
         told = difference(head.of, self._head.of)
         if told is None and (head.layout, head.sizes) != (self._head.layout, self._head.sizes):
             told = "the types that are chosen, or the metadata, have changed"
-        if told is not None:
+        if told is not None and not self._anew_if_changed:
             raise ArgumentError(f"{self._out}: {told} since a killed run began it; {ANEW}")
+        return told is None
 
     def _places(self, known: Known) -> list[Path] | None:
         """Where the files are that `known` tells of; None where one is not, or not whole."""
@@ -126,23 +146,27 @@ class Resuming:
             f"{self._out}: what a killed run has left cannot be used, {why}: all of it is made anew"
         ))  # fmt: skip
 
-    def left(
-        self, slabs: Sequence[Slab], audit: Audit, numbers: Sequence[int] | None = None
-    ) -> list[Slab]:
-        """The slabs without what is there already, which `audit` is told of. `numbers` are those
-        that the outputs have in the slabs, where others are made beside them."""
+    def take(self, cut: Iterable[tuple[int, int]], audit: Audit) -> set[tuple[int, int]]:
+        """Those of the places in `cut`, an output's number in the pass and a position of its data,
+        whose pieces are there already. What is written is noted with what `audit` tells of it."""
         self._audit = audit
-        self._numbers = range(len(self._sizes)) if numbers is None else numbers
-        local = {number: index for index, number in enumerate(self._numbers)}
-        cut = {(p.output, p.at) for slab in slabs for p in slab}
-        done, used = self._usable({(local[n], at) for n, at in cut if n in local})
-        for piece in used:
-            audit.know(self._numbers[piece.tensor], piece.start, piece.told)
+        local = {number: index for index, number in enumerate(self.numbers)}
+        places = {(local[number], at) for number, at in cut if number in local}
+        self._done, self._used = self._usable(places)
+        for piece in self._used:
             file, index = self._place(piece.tensor)
             file.have(index, piece.start, piece.size)
-        gone = {(self._numbers[tensor], at) for tensor, at in done}
-        rest = (tuple(p for p in slab if (p.output, p.at) not in gone) for slab in slabs)
-        return [slab for slab in rest if slab]
+        return {(self.numbers[tensor], at) for tensor, at in self._done}
+
+    def tell(self, left: set[tuple[int, int]]) -> None:
+        """Tell the audit what had been noted of pieces, but for those that are `left` to make."""
+        assert self._audit is not None
+        again = {number for number, _ in left}
+        for piece in self._used:
+            number = self.numbers[piece.tensor]
+            exact = (piece.tensor, piece.start) in self._done and (number, piece.start) not in left
+            if number not in again or exact:
+                self._audit.know(number, piece.start, piece.told)
 
     def _usable(self, cut: set[tuple[int, int]]) -> tuple[set[tuple[int, int]], list[Whole]]:
         """Which of the places in `cut` need no piece, and the noted pieces that see to that."""
@@ -176,11 +200,14 @@ class Resuming:
         return self._writer, tensor
 
     def write(self, index: int, data: memoryview, start: int = 0) -> None:
-        """Bytes of tensor `index` from `start` of its data on, which are noted later."""
+        """Bytes of tensor `index` from `start` of its data on, which are noted later; nothing
+        where they are there."""
+        if (index, start) in self._done:
+            return
         self._writer.write(index, data, start)
         assert self._audit is not None
         size = memoryview(data).nbytes
-        told = self._audit.told(self._numbers[index], start)
+        told = self._audit.told(self.numbers[index], start)
         with self._lock:
             noting = self._noting
             noting.pieces.append(Whole(index, start, size, told))
@@ -210,33 +237,30 @@ class Resuming:
                 file.sync()
             self._ledger.add(pieces)
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self._stop = True
-        self._wake.set()
-        self._thread.join()
-        with self._ledger:
-            try:
-                if kind is None:
-                    self._finish()
-            except BaseException as failed:
-                self._end(type(failed))
-                raise
-            if kind is not None:
-                self._end(kind)
-
-    def _finish(self) -> None:
+    def complete(self) -> None:
+        """Every byte is checked to be there and lasts; the files have no names yet."""
+        self._end_noting()
         if self._noting.failure is not None:
             raise self._noting.failure
         self._writer.complete()
-        with self._lock:
-            pieces, self._noting.pieces = self._noting.pieces, []
-        self._ledger.add(pieces)
+        self._ledger.add(self._noting.pieces)
+        self._noting.pieces = []
         self._ledger.whole(file.inode for file in self._files)
+
+    def publish(self) -> None:
+        """Give the files their names."""
         self._writer.publish()
         self._ledger.remove()
+        self._ledger.close()
 
-    def _end(self, kind: type[BaseException]) -> None:
-        """Close the files after an error, and note or remove what there is of them."""
+    def _end_noting(self) -> None:
+        self._stop = True
+        self._wake.set()
+        self._thread.join()
+
+    def end(self, kind: type[BaseException]) -> None:
+        """Close the files after an error of this `kind`, and note or remove what there is."""
+        self._end_noting()
         try:
             if issubclass(kind, WRONG):
                 self._ledger.remove()
@@ -247,6 +271,7 @@ class Resuming:
         finally:
             for file in self._files:
                 file.discard()
+            self._ledger.close()
 
 
 def _tensors(pieces: Sequence[Whole]) -> set[int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpukit.conversion.checks import check_plan, check_run
+from gpukit.conversion.resuming import Resume
 from gpukit.conversion.run import Result, run_plan
 from gpukit.conversion.within import plan_within
 from gpukit.errors import ArgumentError
@@ -87,7 +88,7 @@ class Plan(Closing):
         """Write `out`, or its parts, whole or not at all; arguments and errors as `convert`."""
         return run_plan(
             self.source, self.records, Path(out), device=device, budget=memory,
-            resume=fingerprint_of(self.source.path, self.recipe) if resume else None,
+            resume=Resume(fingerprint_of(self.source.path, self.recipe)) if resume else None,
             report=report,
         )  # fmt: skip
 
@@ -120,7 +121,35 @@ def plan(
         print(plan.size)
         plan.write("llama.gguf")
     """
-    check_plan(type, pre, options)
+    source, (records,), (recipe,) = planned_as(
+        model, (type,), options=options, calibrate=calibrate, adapters=adapters, combine=combine,
+        merge_base=merge_base, strict=strict, moe_layout=moe_layout, pre=pre,
+        provenance=provenance, hub=hub, device=device, report=report,
+    )  # fmt: skip
+    return Plan(source, records, recipe)
+
+
+def planned_as(
+    model: str | Path,
+    types: Sequence[str | None],
+    *,
+    options: Options,
+    calibrate: str | Path | None,
+    adapters: Sequence[Word],
+    combine: "Combining | None",
+    merge_base: str,
+    strict: bool,
+    moe_layout: str | None,
+    pre: str | None,
+    provenance: bool,
+    hub: bool,
+    device: str,
+    report: Report,
+) -> tuple[Source, list[QuantizePlan], list[Recipe]]:
+    """`model`, open, what it becomes as each of `types`, and what was asked for with each;
+    arguments and errors as `plan`."""
+    for type in types:
+        check_plan(type, pre, options)
     _check_calibration(calibrate, options)
     reference = locate(model, hub=hub)
     merge = chosen(
@@ -132,17 +161,21 @@ def plan(
         from gpukit.recipes.calibration import options_with  # its models need torch
 
         options = options_with(
-            path, calibrate, options, type, pre=pre, merge=merge, device=device, report=report
+            path, calibrate, options, types, pre=pre, merge=merge, device=device, report=report
         )
     source = open_source(path, pre, merge)
     try:
-        recipe = Recipe(type, options, pre, merge)
-        if provenance or has_provenance(source.fields):
-            source.fields = with_provenance(source, recipe)
-        return Plan(source, plan_within(source, type, options, device, report), recipe)
+        fields, plans = source.fields, []
+        recipes = [Recipe(type, options, pre, merge) for type in types]
+        for recipe in recipes:
+            source.fields = fields
+            if provenance or has_provenance(fields):
+                source.fields = with_provenance(source, recipe)
+            plans.append(plan_within(source, recipe.type, options, device, report))
     except BaseException:
         source.close()
         raise
+    return source, plans, recipes
 
 
 def convert(

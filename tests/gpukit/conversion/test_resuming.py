@@ -55,7 +55,8 @@ def killed(run: Callable[..., Any], share: float) -> None:
 
 
 def pieces(out: Path) -> list[dict[str, Any]]:
-    lines = map(json.loads, ledger_of(out).read_text().splitlines())
+    text = ledger_of(out).read_text()
+    lines = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
     return [line for line in lines if "tensor" in line]
 
 
@@ -307,12 +308,66 @@ def test_a_fault_of_the_input_leaves_nothing(inputs: Path, tmp_path: Path) -> No
     assert files(out) == []
 
 
+def test_many_files_of_one_reading_go_on(
+    inputs: Path, tmp_path: Path, reads: list[tuple[int, int]]
+) -> None:
+    places = [tmp_path / name for name in ("whole", "killed")]
+    for place in places:
+        place.mkdir()
+
+    def run(place: Path = places[1], **how: Any) -> list[gpukit.Result]:
+        types = ["Q4_K_M", "Q5_K_M", "Q8_0"]
+        return gpukit.quantize_many(
+            inputs / "f16.gguf", place / "{type}.gguf", types, device="cpu", **how
+        )
+
+    whole = run(places[0])
+    everything = set(reads)
+    outs = [places[1] / path.name for path in sorted(places[0].iterdir())]
+    for share in (0.3, 0.7):
+        killed(run, share)
+    # One of them is behind the others: what it has no need of is not written to them again.
+    ledger = ledger_of(outs[0])
+    os.truncate(ledger, ledger.stat().st_size * 2 // 3)
+    before = [len(pieces(out)) for out in outs]
+    killed(run, 1.0)
+    after = [pieces(out) for out in outs]
+    for old, found in zip(before, after, strict=True):
+        assert old < len(found) == len({(line["tensor"], line["start"]) for line in found})
+    reads.clear()
+    results = run(resume=True)
+    assert set(reads) < everything
+    assert files(places[1]) == files(places[0])
+    for path in places[0].iterdir():
+        assert (places[1] / path.name).read_bytes() == path.read_bytes()
+    for ours, theirs in zip(results, whole, strict=True):
+        assert rounded(ours.as_json()["types"]) == rounded(theirs.as_json()["types"])
+
+
+def test_one_of_many_that_is_another_loses_nothing(inputs: Path, tmp_path: Path) -> None:
+    def run(**how: Any) -> list[gpukit.Result]:
+        types = ["Q4_0", "Q8_0"]
+        return gpukit.quantize_many(
+            inputs / "f16.gguf", tmp_path / "{type}.gguf", types, device="cpu", **how
+        )
+
+    killed(run, 0.5)
+    path = ledger_of(tmp_path / "Q8_0.gguf")
+    path.write_text(path.read_text().replace('"type":"Q8_0"', '"type":"Q8_1"'))
+    left = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(gpukit.ArgumentError, match="type was 'Q8_1' and is 'Q8_0'"):
+        run(resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == left
+    run()
+    assert files(tmp_path) == ["Q4_0.gguf", "Q8_0.gguf"]
+
+
 def test_the_digest_is_that_of_all(inputs: Path, tmp_path: Path) -> None:
     with gpukit.plan(inputs / "f16.gguf", "Q8_0") as plan:
 
         def run(**how: Any) -> gpukit.Result:
             out = tmp_path / "x.gguf"
-            of = {"gpukit": "1", "source": [], "adapters": [], "recipe": {}}
+            of = resuming.Resume({"gpukit": "1", "source": [], "adapters": [], "recipe": {}})
             how.pop("resume", None)
             return run_plan(
                 plan.source, plan.records, out, device="cpu", digest=True, resume=of, **how
