@@ -28,6 +28,10 @@ from gpukit.sources.base import Source
 SLAB_WEIGHTS, GPU_SLAB_WEIGHTS = 1 << 22, 1 << 24
 # Bytes of host memory that a weight of a slab can take, read, computed and written.
 BYTES_PER_WEIGHT = 4 + 8 + 4
+# A CPU computes slower than one thread writes; for a GPU one thread copies too slowly from the page
+# cache and into it.
+CPU_PACE = Pace(SLAB_WEIGHTS, readers=2, writers=1, ahead=3, behind=3)
+GPU_PACE = Pace(GPU_SLAB_WEIGHTS, readers=4, writers=3, ahead=4, behind=4)
 
 
 # Told of each slab that is through.
@@ -66,8 +70,7 @@ def pass_through(
     kernels.keep_memory()
     under_way = sum(lane.depth + 1 for lane in engine.lanes)
     pace = _pace(engine)
-    slabs_in_memory = pace.ahead + pace.behind + under_way
-    weights = min(pace.weights, max(budget // (BYTES_PER_WEIGHT * slabs_in_memory), 1))
+    weights = weights_of_a_slab(pace, under_way, budget)
     slabs = list(cut(engine.source, engine.outputs, weights))
     total = sum(piece.stored for slab in slabs for piece in slab)
     done, lock = 0, Lock()
@@ -85,11 +88,13 @@ def pass_through(
 
 
 def _pace(engine: Engine[Any, Any]) -> Pace:
-    """A CPU computes slower than one thread writes; for a GPU one thread copies too slowly from
-    the page cache and into it."""
-    if any(lane.depth for lane in engine.lanes):
-        return Pace(GPU_SLAB_WEIGHTS, readers=4, writers=3, ahead=4, behind=4)
-    return Pace(SLAB_WEIGHTS, readers=2, writers=1, ahead=3, behind=3)
+    return GPU_PACE if any(lane.depth for lane in engine.lanes) else CPU_PACE
+
+
+def weights_of_a_slab(pace: Pace, under_way: int, budget: int) -> int:
+    """Weights in a slab at most, so that the buffers of all slabs in memory fit into `budget`."""
+    slabs_in_memory = pace.ahead + pace.behind + under_way
+    return min(pace.weights, max(budget // (BYTES_PER_WEIGHT * slabs_in_memory), 1))
 
 
 class _Worker:

@@ -188,6 +188,37 @@ def test_told_to_end(number: int, place: Path) -> None:
     assert not list((place / f"ended-{number}").rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_command(number: int, place: Path) -> None:
+    name = f"workers-{number}"
+    process = _started(_plan(place, name), "--jobs", "2")
+    assert process.stderr is not None
+    process.stderr.readline()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    _after_lines(process, 2, number)
+    assert len(children) == 2
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    for child in children:
+        ends = time.monotonic() + 20
+        while _works(child) and time.monotonic() < ends:
+            time.sleep(0.02)
+        assert not _works(child)
+    assert not list((place / name).rglob("*.tmp"))
+    done = gpukit("batch", place / f"{name}.yaml", "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "12 jobs (12 done)" in done.stdout
+    files = [path for path in (place / name).rglob("*") if path.is_file()]
+    assert len(files) == 24, files  # 12 outputs, their journals, nothing else
+
+
+def _works(pid: str) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_on_a_terminal_there_is_a_table(place: Path) -> None:
     plan = _plan(place, "shown", PLAN.replace("[plain, tied]", "[plain]"))
     code = "from gpukit_cli.app import main; main()"
