@@ -52,6 +52,15 @@ def batch(
             show_default="one a GPU, or one",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="auto|ADDRESS",
+            help="Let the nodes of a Ray cluster do the work, --jobs tasks each.",
+            show_default="this machine",
+        ),
+    ] = None,
     summary: Annotated[
         Path | None,
         typer.Option(
@@ -98,8 +107,8 @@ def batch(
 
     with reporter(quiet, bars=False) as report, watcher(quiet) as watch:
         found = gpukit.batch(
-            plan, keep_going=keep_going, force=force, shard=part, jobs=jobs, report=report,
-            watch=watch,
+            plan, keep_going=keep_going, force=force, shard=part, jobs=jobs, ray=ray,
+            report=report, watch=watch,
         )  # fmt: skip
     _show(found, json, summary)
     if failed := found.failed:

@@ -11,6 +11,7 @@ from pathlib import Path
 from gpukit.batches.matrix import expand
 from gpukit.batches.opening import Inputs
 from gpukit.batches.preparing import Prepared, Shard, in_shard, prepare
+from gpukit.batches.ray_cluster import run_on_ray
 from gpukit.batches.reading import ReadPlan, read_plan
 from gpukit.batches.result import BatchResult, Row, Watch, unwatched
 from gpukit.batches.running import Run
@@ -29,6 +30,7 @@ def batch(
     force: bool = False,
     shard: Shard | None = None,
     jobs: int | None = None,
+    ray: str | None = None,
     report: Report = ignore,
     watch: Watch = unwatched,
 ) -> BatchResult:
@@ -38,8 +40,9 @@ def batch(
     that was made of something else is refused, or with `force` made anew. A job that fails ends the
     batch, or with `keep_going` only itself. `shard` (I, N) takes every N-th source from the I-th
     on. `jobs` processes work at a time, each on what reads the same files, which share the cores;
-    without it one for each GPU, or one. A process that dies is a job that failed. `report` hears
-    what comes before the first job, `watch` each job.
+    without it one for each GPU, or one. A process that dies is a job that failed. With `ray`, auto
+    or the address of a Ray cluster, its nodes do the work, each with so many. `report` hears what
+    comes before the first job, `watch` each job.
     `ArgumentError` for a plan that is wrong, that another process runs, or whose results are not
     its own; `DiskError` where results do not fit; and the errors of `gpukit.plan`, all before
     anything is written.
@@ -50,10 +53,13 @@ def batch(
     check_jobs(jobs)
     read = read_plan(plan)
     with _alone(read, shard):
-        prepared = prepare(read, shard, force, report, jobs)
+        prepared = prepare(read, shard, force, report, jobs if ray is None else 0)
         if prepared.error is not None:
             raise prepared.error
-        rows = _made(prepared, keep_going, watch)
+        if ray is None:
+            rows = _made(prepared, keep_going, watch)
+        else:
+            rows = run_on_ray(prepared, ray, jobs, keep_going, watch).rows
     return replace(prepared.result, rows=tuple(rows), seconds=time.monotonic() - started)
 
 
@@ -72,12 +78,13 @@ def plan_batch(
     force: bool = False,
     shard: Shard | None = None,
     jobs: int | None = None,
+    ray: str | None = None,
     report: Report = ignore,
 ) -> BatchResult:
     """What `batch` would do with the same arguments, with exact sizes; nothing is written. What
     would be refused is told in `refused`; a plan that is wrong is an error as there."""
     check_jobs(jobs)
-    return prepare(read_plan(plan), shard, force, report, jobs).result
+    return prepare(read_plan(plan), shard, force, report, jobs if ray is None else 0).result
 
 
 def batch_status(

@@ -8,7 +8,6 @@ closed, nobody waits any more, and the process ends, whatever it is doing.
 import gc
 import os
 import signal
-import time
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -16,14 +15,13 @@ from types import FrameType
 from typing import Any
 
 from gpukit.batches.portions import Portion
-from gpukit.batches.result import Told, Watch
 from gpukit.batches.running import Run
-from gpukit.events import Step
+from gpukit.batches.throttle import throttled
 from gpukit.formats.atomic import remove_own
 
 # Begin no other job; a portion is through.
 STOP, DONE = "stop", "done"
-# Between two steps that are told: a screen shows no more, and a network should not carry more.
+# Between two steps that are told: a screen shows no more.
 STEP_SECONDS = 0.2
 
 
@@ -56,7 +54,7 @@ class _Worker:
 
     def work(self) -> None:
         Thread(target=self._listen, name="gpukit-listen", daemon=True).start()
-        watch = throttled(self._send)
+        watch = throttled(self._send, STEP_SECONDS)
         while True:
             portion = self._portions.get()
             self._run = Run(portion.prepared, portion.keep_going, watch)
@@ -82,18 +80,3 @@ class _Worker:
         except (EOFError, OSError):
             remove_own()
             os._exit(0)
-
-
-def throttled(watch: Watch) -> Watch:
-    """`watch` without the steps that follow another of the same job too soon."""
-    last: dict[str, float] = {}
-
-    def told(what: Told) -> None:
-        if isinstance(what.event, Step):
-            now, output = time.monotonic(), what.row.output
-            if now - last.get(output, -1.0) < STEP_SECONDS and what.event.done < what.event.total:
-                return
-            last[output] = now
-        watch(what)
-
-    return told

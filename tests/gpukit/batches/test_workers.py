@@ -23,7 +23,7 @@ from gpukit.batches.reading import read_plan
 from gpukit.batches.result import Row, Told
 from gpukit.batches.shares import Shares
 from gpukit.batches.states import State
-from gpukit.batches.worker import throttled
+from gpukit.batches.throttle import throttled
 from gpukit.batches.workers import Worker
 from gpukit.conversion import device_memory, pipeline
 from gpukit.events import ignore
@@ -271,15 +271,15 @@ def test_the_bytes_of_a_gpu_are_those_of_the_slabs(place: Path) -> None:
         assert found == 16 * 3 * slab + device_memory.CONTEXT
 
 
-def test_steps_are_told_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_told_a_few_times_a_second() -> None:
     heard: list[Told] = []
     row = Row("a", "none", "F16", "a.gguf", State.RUNNING)
-    watch = throttled(heard.append)
+    watch = throttled(heard.append, 0.1)
     for done in (1, 2, 3, 9):
         watch(Told(1, 1, row, gpukit.Step("x", done, 9)))
     watch(Told(1, 1, row))
     steps = [told.event.done for told in heard if isinstance(told.event, gpukit.Step)]
     assert (steps, heard[-1].event) == ([1, 9], None)
-    time.sleep(0.21)
+    time.sleep(0.11)
     watch(Told(1, 1, row, gpukit.Step("x", 4, 9)))
     assert len(heard) == 4
