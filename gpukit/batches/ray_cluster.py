@@ -188,7 +188,12 @@ class _Driver:
                 if at not in held and at.job.output is not None:
                     remove_temporaries(at.job.output)
             task.portion = rest
-            self._begin(task, wanted(rest, self._nodes(), self._jobs))
+            try:
+                want = wanted(rest, self._nodes(), self._jobs)
+            except GpukitError as error:  # the node that was lost was the only one that could
+                self._failed(task, str(error))
+                continue
+            self._begin(task, want)
 
     def _stop(self) -> None:
         """Let no task begin that has not begun; the others come to their ends."""
