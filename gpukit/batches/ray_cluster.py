@@ -8,12 +8,14 @@ is lost, the journals say what is done; the rest is a task again.
 import logging
 import os
 import socket
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from gpukit.batches import lost
 from gpukit.batches.gathering import Gathered
@@ -92,9 +94,26 @@ def _connected(address: str) -> Iterator[Any]:
             f"--ray {address}: no cluster answers: {told[:200]}; start one with ray start --head"
         ) from None
     try:
-        yield ray
+        with redirect_stdout(_WithoutRay(sys.stdout)):
+            yield ray
     finally:
         ray.shutdown()
+
+
+class _WithoutRay:
+    """`stream` but for what Ray's own threads print of lost nodes, pages of it: standard output is
+    the result's."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name.startswith("ray_"):
+            return len(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _knock(address: str) -> None:
