@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpukit_kernels.dots_triton import byte_value_tl
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.launch import decode_blocks_tl, device_table, triton_pair
+from gpukit_kernels.launch import decode_blocks_tl, decode_triton, device_table, triton_pair
 from gpukit_kernels.table import QuantType, VectorParts, by_name
 from gpukit_kernels.verified import sample, verified, within
 
@@ -233,6 +233,22 @@ def multiply_dense(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
                 M=TILE[0],
                 ROWS=TILE[1],
             )
+        at += len(piece)
+    return out
+
+
+def multiply_decoded(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
+    """As `multiply_dense`, by torch of float32 values, some times slower: for where that is wrong.
+
+    Scratch beside the operands stays below `SCRATCH`.
+    """
+    width = x.shape[1]
+    out = torch.zeros((len(x), len(blocks)), dtype=torch.float32, device=x.device)
+    at = 0
+    for piece in blocks.contiguous().split(max(1, SCRATCH // (4 * max(width, 1)))):
+        if width:
+            values = decode_triton(piece.view(-1, row.nbytes), row, torch.float32)
+            torch.mm(x, values.view(-1, width).t(), out=out[:, at : at + len(piece)])
         at += len(piece)
     return out
 

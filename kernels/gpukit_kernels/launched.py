@@ -231,7 +231,7 @@ def launched_width(row: QuantType) -> int:
 def _vectors(row: QuantType, parts: VectorParts) -> Iterator[Kernel]:
     """A few rows of x by integers: one, and as many as share a reading of W."""
     x = {"levels": "*i16", "steps": "*fp32", "sums": "*fp32"}
-    for m in (1, vectors_triton.TOGETHER):
+    for m in (1, parts.together):
         shape = vectors_triton.launch_shape(parts, row, launched_width(row), m)
         constants = {name: value for name, value in shape.items() if name != "num_warps"}
         for name, function, weights, more in (

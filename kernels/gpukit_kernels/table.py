@@ -25,12 +25,14 @@ class VectorParts:
              (`minima`), else nothing
     place    place(part): the first four values of the part, in fours from its block's first on
     parts    parts of a block
-    pieces   runs of values of a part, `stride` fours apart, each in one group of 32 values
+    pieces   runs of values of a part, `stride` fours apart, each in one group of 32 values, with
+             minima in one of 16
     words    words of four values of a piece, `word_stride` fours apart
     center   what is taken off each level, which is unsigned then
     signed   whether levels are signed bytes
     top      the largest magnitude of a level, less the center
     align    what the address of blocks must be a multiple of
+    together rows of x that share one reading of W, as far as registers go
     """
 
     read: Any
@@ -46,6 +48,7 @@ class VectorParts:
     minima: bool = False
     signed: bool = False
     align: int = 2
+    together: int = 4
 
     def constants(self, block: int) -> dict[str, Any]:
         """What the kernels take of it, with the type's block."""
