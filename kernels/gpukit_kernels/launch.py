@@ -4,13 +4,17 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
+from gpukit_kernels.decode_triton import parts_values_kernel
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.verified import sample, verified
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.
 DECODE_VALUES = 2048
+# Threads of a program that decodes by parts, one each.
+PART_THREADS = 128
 
 # 2^23 as float32: or'd with a whole number below 2^23 it is 2^23 more. Kernels of one type take it
 # as an argument, since of two constants ptxas makes two instructions.
@@ -159,16 +163,19 @@ def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
     pair = triton_pair(row)
     count = blocks.shape[0]
     out = torch.empty((count, row.block), dtype=dtype, device=blocks.device)
-    if count:
-        tile = DECODE_VALUES // row.block
-        with torch.cuda.device_of(blocks):
-            if pair.aligned and blocks.is_contiguous() and blocks.data_ptr() % 4 == 0:
-                pair.aligned[(triton.cdiv(count, tile),)](
-                    blocks, out, count, MAGIC, TILE=tile, enable_fp_fusion=False
-                )
-                return out
+    if not count:
+        return out
+    blocks, tile = blocks.contiguous(), DECODE_VALUES // row.block
+    with torch.cuda.device_of(blocks):
+        if pair.aligned and blocks.data_ptr() % 4 == 0:
+            pair.aligned[(triton.cdiv(count, tile),)](
+                blocks, out, count, MAGIC, TILE=tile, enable_fp_fusion=False
+            )
+        elif _by_parts(row, blocks, dtype):
+            _decode_parts(blocks, row, out)
+        else:
             decode_kernel[(triton.cdiv(count, tile),)](
-                blocks.contiguous(),
+                blocks,
                 device_table(pair, blocks.device),
                 out,
                 count,
@@ -179,6 +186,45 @@ def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
                 enable_fp_fusion=False,
             )
     return out
+
+
+def _by_parts(row: QuantType, blocks: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `blocks` are decoded by parts: where that is faster, and found right (`verified`)."""
+    parts = triton_pair(row).vectors
+    if parts is None or not parts.decodes or dtype.itemsize != 2:
+        return False
+    if blocks.data_ptr() % parts.align:
+        return False
+    device = blocks.device
+    if _is_trusted(device):
+        return True
+    # One block more than a program has.
+    count = PART_THREADS // parts.parts + 1
+
+    def got() -> Tensor:
+        some = sample(row, count, row.block)[0].to(device)
+        out = torch.empty((count, row.block), dtype=dtype, device=device)
+        _decode_parts(some, row, out)
+        return out
+
+    what = f"decoding to {str(dtype).removeprefix('torch.')}"
+    return verified(what, row.name, device, got, lambda: sample(row, count, row.block)[1].to(dtype))
+
+
+def _is_trusted(device: torch.device) -> bool:
+    """Whether the interpreter runs the kernels there, which the tests compare."""
+    return device.type == "cpu"
+
+
+def _decode_parts(blocks: Tensor, row: QuantType, out: Tensor) -> None:
+    """Values of uint8 `[blocks, nbytes]` to `out` `[blocks, block]`, by `parts_values_kernel`."""
+    parts = triton_pair(row).vectors
+    assert parts is not None
+    grid = (triton.cdiv(len(blocks) * parts.parts, PART_THREADS),)
+    parts_values_kernel[grid](
+        blocks, out, len(blocks), **parts.constants(row.block), THREADS=PART_THREADS,
+        num_warps=PART_THREADS // 32, enable_fp_fusion=False,
+    )  # fmt: skip
 
 
 def device_table(pair: TritonPair, device: torch.device) -> Tensor | None:

@@ -14,6 +14,7 @@ from gpukit_kernels import (
     vector_kernels_triton,
     vectors_triton,
 )
+from gpukit_kernels.decode_triton import parts_values_kernel
 from gpukit_kernels.merge import LANES
 from gpukit_kernels.table import FLOATS, QuantType, VectorParts, by_name
 
@@ -116,6 +117,15 @@ def _decoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             {"blocks": "*u8", "out": f"*{dtype}"},
             ("count", "magic"),
             {"TILE": launch.DECODE_VALUES // row.block},
+            True,
+        )
+    if pair.vectors and pair.vectors.decodes and dtype != "fp32":
+        yield Kernel(
+            f"{row.name} decode by parts {dtype}",
+            parts_values_kernel,
+            {"blocks": "*u8", "out": f"*{dtype}"},
+            ("count",),
+            {**pair.vectors.constants(row.block), "THREADS": launch.PART_THREADS},
             True,
         )
 

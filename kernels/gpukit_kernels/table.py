@@ -33,6 +33,7 @@ class VectorParts:
     top      the largest magnitude of a level, less the center
     align    what the address of blocks must be a multiple of
     together rows of x that share one reading of W, as far as registers go
+    decodes  whether `launch.decode_triton` takes this for 16-bit values
     """
 
     read: Any
@@ -49,6 +50,7 @@ class VectorParts:
     signed: bool = False
     align: int = 2
     together: int = 4
+    decodes: bool = False
 
     def constants(self, block: int) -> dict[str, Any]:
         """What the kernels take of it, with the type's block."""

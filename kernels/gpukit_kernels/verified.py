@@ -94,5 +94,6 @@ def sample(row: QuantType, rows: int, width: int) -> tuple[Tensor, Tensor]:
     # Float types have values that no product of some thousand survives.
     fit = values.isfinite().all(dim=1) & (values.abs() < 2.0**40).all(dim=1)
     blocks = torch.where(fit[:, None], blocks, torch.zeros_like(blocks))
-    values = torch.where(fit[:, None], values, torch.zeros_like(values))
+    # Not just zeros: a level below the center times a step of zero is -0.
+    values = row.decode(blocks.t().contiguous()).t()
     return blocks.view(rows, -1), values.reshape(rows, width)
