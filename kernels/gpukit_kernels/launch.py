@@ -5,14 +5,17 @@ from torch import Tensor
 
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
 from gpukit_kernels.decode_triton import parts_values_kernel
+from gpukit_kernels.encode_triton import encode_lanes_kernel
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.verified import sample, verified
+from gpukit_kernels.verified import hard_values, sample, verified
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.
 DECODE_VALUES = 2048
+# Blocks that a program encodes by lanes, one a thread.
+LANES_TILE = 128
 # Threads of a program that decodes by parts, one each.
 PART_THREADS = 128
 
@@ -127,6 +130,9 @@ def encode_triton(values: Tensor, row: QuantType, importance: Tensor | None = No
     values = values.contiguous()
     shape = {"BLOCK": row.block, "NBYTES": row.nbytes, "enable_fp_fusion": False}
     with torch.cuda.device_of(values):
+        if importance is None and _by_lanes(row, values):
+            _encode_lanes(values, row, out)
+            return out
         if importance is None:
             encode_kernel[(triton.cdiv(count, pair.tile),)](
                 values, out, count, ENCODE=pair.encode, TILE=pair.tile, **shape
@@ -147,6 +153,37 @@ def encode_triton(values: Tensor, row: QuantType, importance: Tensor | None = No
             **shape,
         )
     return out
+
+
+def _by_lanes(row: QuantType, values: Tensor) -> bool:
+    """Whether `values` are encoded by lanes: where there is such a kernel, found right (`verified`)
+    for their dtype."""
+    if triton_pair(row).lanes is None:
+        return False
+    device, dtype = values.device, values.dtype
+    if _is_trusted(device):
+        return True
+
+    def got() -> Tensor:
+        some = hard_values(row).to(device, dtype)
+        out = torch.empty((len(some), row.nbytes), dtype=torch.uint8, device=device)
+        _encode_lanes(some, row, out)
+        return out
+
+    def wanted() -> Tensor:
+        some = hard_values(row).to(dtype).to(torch.float32)
+        return row.encoder()(some.t().contiguous()).to(torch.uint8).t()
+
+    what = f"encoding of {str(dtype).removeprefix('torch.')}"
+    return verified(what, row.name, device, got, wanted)
+
+
+def _encode_lanes(values: Tensor, row: QuantType, out: Tensor) -> None:
+    """Blocks of `values` into uint8 `out` `[blocks, nbytes]`, by `encode_lanes_kernel`."""
+    encode_lanes_kernel[(triton.cdiv(len(out), LANES_TILE),)](
+        values, out, len(out), ENCODE=triton_pair(row).lanes, BLOCK=row.block, NBYTES=row.nbytes,
+        TILE=LANES_TILE, enable_fp_fusion=False,
+    )  # fmt: skip
 
 
 def _mean_squares(values: Tensor) -> Tensor:

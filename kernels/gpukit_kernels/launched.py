@@ -15,6 +15,7 @@ from gpukit_kernels import (
     vectors_triton,
 )
 from gpukit_kernels.decode_triton import parts_values_kernel
+from gpukit_kernels.encode_triton import encode_lanes_kernel
 from gpukit_kernels.merge import LANES
 from gpukit_kernels.table import FLOATS, QuantType, VectorParts, by_name
 
@@ -70,6 +71,15 @@ def _encoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             {"values": f"*{dtype}", "out": "*u8"},
             ("count",),
             {"ENCODE": pair.encode, **shape, "TILE": pair.tile},
+            True,
+        )
+    if pair.lanes:
+        yield Kernel(
+            f"{row.name} encode by lanes {dtype}",
+            encode_lanes_kernel,
+            {"values": f"*{dtype}", "out": "*u8"},
+            ("count",),
+            {"ENCODE": pair.lanes, **shape, "TILE": launch.LANES_TILE},
             True,
         )
     if pair.weighted:
@@ -241,7 +251,7 @@ def launched_width(row: QuantType) -> int:
 def _vectors(row: QuantType, parts: VectorParts) -> Iterator[Kernel]:
     """A few rows of x by integers: one, and as many as share a reading of W."""
     x = {"levels": "*i16", "steps": "*fp32", "sums": "*fp32"}
-    for m in (1, parts.together):
+    for m in sorted({1, parts.together}):
         shape = vectors_triton.launch_shape(parts, row, launched_width(row), m)
         constants = {name: value for name, value in shape.items() if name != "num_warps"}
         for name, function, weights, more in (

@@ -103,7 +103,7 @@ def q2_k_place_tl(part):
 
 Q4_1 = VectorParts(
     q4_1_read_tl, q4_1_unpack_tl, two_words_tl,
-    parts=2, pieces=2, stride=4, words=2, top=15, minima=True, align=4,
+    parts=2, pieces=2, stride=4, words=2, top=15, minima=True, align=4, together=2,
 )  # fmt: skip
 Q5_1 = VectorParts(
     q5_1_read_tl, q5_1_unpack_tl, two_words_tl,
@@ -111,5 +111,5 @@ Q5_1 = VectorParts(
 )  # fmt: skip
 Q2_K = VectorParts(
     q2_k_read_tl, q2_k_unpack_tl, q2_k_place_tl,
-    parts=8, pieces=4, stride=8, words=2, top=3, minima=True, align=4, together=2,
+    parts=8, pieces=4, stride=8, words=2, top=3, minima=True, align=4, together=1,
 )  # fmt: skip

@@ -82,6 +82,8 @@ class TritonPair:
              float32 `[TILE, block]` and the rows' mean squares `[TILE]`
     decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`; with a
              table decode(blocks, at, mask, table)
+    lanes    lanes(x, out, at, mask): as `encode`, of a tuple of 32 float32 `[TILE]`; faster, and
+             used where it is found right (`encode_triton`); None where there is none
     tile     blocks that a program of four warps encodes
     weighted_tile   the same with importance, `tile` where it is 0
     table    the constants that `decode` reads, as a tensor on a device; None where it reads none
@@ -101,6 +103,7 @@ class TritonPair:
     aligned: Any = None
     few: Any = None
     vectors: VectorParts | None = None
+    lanes: Any = None
 
 
 @dataclass(frozen=True)

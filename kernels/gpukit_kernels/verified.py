@@ -97,3 +97,18 @@ def sample(row: QuantType, rows: int, width: int) -> tuple[Tensor, Tensor]:
     # Not just zeros: a level below the center times a step of zero is -0.
     values = row.decode(blocks.t().contiguous()).t()
     return blocks.view(rows, -1), values.reshape(rows, width)
+
+
+def hard_values(row: QuantType, blocks: int = 515) -> Tensor:
+    """On the CPU float32 `[blocks, block]`, finite as float16, too: magnitudes from block to block,
+    and blocks of zeros of both signs, of ties, of one large value, of what is subnormal."""
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn((blocks, row.block), generator=random)
+    values *= torch.exp2(torch.randint(-20, 8, (blocks, 1), generator=random))
+    values[1] = torch.where(values[0] < 0, -0.0, 0.0)
+    values[2] = torch.where(values[0] < 0, -1.5, 1.5)
+    values[3] = torch.arange(row.block) % 9 - 4.0
+    values[4, row.block // 2 :] = -6e4
+    values[5] *= 1e-40
+    values[6, 1:] = 0.0
+    return values

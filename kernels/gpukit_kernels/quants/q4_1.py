@@ -11,7 +11,7 @@ Source: block_q4_1, quantize_row_q4_1_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import parts_minima_triton
+from gpukit_kernels import encode_triton, parts_minima_triton
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
 from gpukit_kernels.bits_triton import (
     half_pair_tl,
@@ -104,6 +104,7 @@ ROWS = (
             tile=64,
             weighted_tile=128,
             vectors=parts_minima_triton.Q4_1,
+            lanes=encode_triton.q4_1_tl,
         ),
         weighted=weighted,
     ),

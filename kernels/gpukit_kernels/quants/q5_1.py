@@ -12,7 +12,7 @@ Source: block_q5_1, quantize_row_q5_1_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import parts_minima_triton
+from gpukit_kernels import encode_triton, parts_minima_triton
 from gpukit_kernels.bits import (
     half_bits,
     half_value,
@@ -115,6 +115,7 @@ ROWS = (
             tile=64,
             weighted_tile=128,
             vectors=parts_minima_triton.Q5_1,
+            lanes=encode_triton.q5_1_tl,
         ),
         weighted=weighted,
     ),
