@@ -100,8 +100,8 @@ def sample(row: QuantType, rows: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def hard_values(row: QuantType, blocks: int = 515) -> Tensor:
-    """On the CPU float32 `[blocks, block]`, finite as float16, too: magnitudes from block to block,
-    and blocks of zeros of both signs, of ties, of one large value, of what is subnormal."""
+    """On the CPU float32 `[blocks, block]`: magnitudes from block to block, and blocks of zeros of
+    both signs, of ties, of one large value, of what is subnormal, with a NaN, with infinities."""
     random = torch.Generator().manual_seed(0)
     values = torch.randn((blocks, row.block), generator=random)
     values *= torch.exp2(torch.randint(-20, 8, (blocks, 1), generator=random))
@@ -111,4 +111,5 @@ def hard_values(row: QuantType, blocks: int = 515) -> Tensor:
     values[4, row.block // 2 :] = -6e4
     values[5] *= 1e-40
     values[6, 1:] = 0.0
+    values[7, 3], values[8, 4], values[9, -1] = torch.nan, torch.inf, -torch.inf
     return values
