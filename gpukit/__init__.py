@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         NotFoundError as NotFoundError,
         PytorchError as PytorchError,
         QuantError as QuantError,
+        RegistryError as RegistryError,
         SafetensorsError as SafetensorsError,
         StoreError as StoreError,
         TokenizerError as TokenizerError,
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
         perplexities as perplexities,
         perplexity as perplexity,
     )
+    from gpukit.recipes.share import Transfer as Transfer
     from gpukit.recipes.store import Store as Store
     from gpukit.recipes.verified import Verification as Verification
     from gpukit.recipes.verify import verify as verify
@@ -121,6 +123,7 @@ _MODULES = {
         "NotFoundError",
         "PytorchError",
         "QuantError",
+        "RegistryError",
         "SafetensorsError",
         "StoreError",
         "TokenizerError",
@@ -139,6 +142,7 @@ _MODULES = {
     "recipes.load": ["load"],
     "recipes.merge": ["merge"],
     "recipes.perplexity": ["Perplexity", "perplexities", "perplexity"],
+    "recipes.share": ["Transfer"],
     "recipes.store": ["Store"],
     "recipes.verified": ["Verification"],
     "recipes.verify": ["verify"],
