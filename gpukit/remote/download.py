@@ -141,7 +141,7 @@ class Download:
 
     def _take(self, part: Part, reply: httpx2.Response, skip: int) -> None:
         stop = self._registry.wire.stop
-        for data in reply.iter_raw(1 << 20):
+        for data in reply.iter_raw():
             if stop.is_set():
                 raise Stopped
             view = memoryview(data)[skip:]

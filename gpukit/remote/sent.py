@@ -16,12 +16,13 @@ MOST_OF_A_NOTE = 1 << 20
 
 @dataclass
 class Sent:
-    """The address for what comes next, how many bytes the registry has, and the md5 of each part
-    of them."""
+    """The address for what comes next, how many bytes have arrived, the md5 of each part of them,
+    and whether they went to storage, of which the registry says nothing when asked."""
 
     url: str = ""
     offset: int = 0
     md5s: list[str] = field(default_factory=list)
+    direct: bool = False
 
 
 def default_folder() -> Path:

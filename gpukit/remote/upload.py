@@ -5,6 +5,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial as bound
 from pathlib import Path
@@ -116,6 +117,8 @@ class Upload:
     def _ask_where(self) -> None:
         """Let the registry say how much it has of what was begun. One that does not answer such
         questions is believed to have what we noted."""
+        if self._sent.direct:
+            return
         reply = self._registry.call(self._what, "GET", self._sent.url)
         if any(code in reply.body for code in _UNKNOWN):
             raise _LostError
@@ -203,7 +206,7 @@ class Upload:
             if answer.status == 307:
                 if told := answer.headers.get("Docker-Upload-Location"):
                     sent.url = registry.place(sent.url, told)
-                self._next = end
+                self._next, sent.direct = end, True
                 return first, registry.target(reply)
         if answer.status in PASSING:
             raise Again(f"{answer.status} {reason(answer.body)}".strip(), retry_after(reply))
@@ -224,7 +227,7 @@ class Upload:
             self._sent.offset, md5, url = self._behind.pop(at)
             self._sent.md5s.append(md5)
             self._moving.pop(at, None)
-            self._note.write(Sent(url, self._sent.offset, self._sent.md5s))
+            self._note.write(replace(self._sent, url=url))
 
     def _body(self, first: int, end: int, hasher: "hashlib._Hash") -> Iterator[bytes]:
         """The bytes from `first` to `end`, hashed as they go."""

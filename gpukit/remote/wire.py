@@ -92,8 +92,8 @@ class Wire:
         except httpx2.ConnectError as error:
             if "SSL" in str(error) or "certificate" in str(error):
                 raise RegistryError(
-                    f"{shown(url)}: no https that can be trusted ({cause(error)}); --insecure admits "
-                    "plain http and any certificate"
+                    f"{shown(url)}: no https that can be trusted ({cause(error)}); --insecure "
+                    "admits plain http and any certificate"
                 ) from None
             raise Again(cause(error)) from None
         except httpx2.TransportError as error:
