@@ -13,6 +13,7 @@ from gpukit.batches.opening import Inputs
 from gpukit.batches.preparing import Shard, in_shard, prepare
 from gpukit.batches.reading import ReadPlan, read_plan
 from gpukit.batches.result import BatchResult, Row, Watch, unwatched
+from gpukit.batches.resuming import tidy
 from gpukit.batches.running import Run
 from gpukit.batches.states import State, standing, state_folder
 from gpukit.errors import ArgumentError, GpukitError
@@ -47,6 +48,7 @@ def batch(
         prepared = prepare(read, shard, force, report)
         if prepared.error is not None:
             raise prepared.error
+        tidy(read, prepared.standings)
         run = Run(prepared, keep_going, watch)
         run.all()
     seconds = time.monotonic() - started

@@ -12,6 +12,7 @@ from gpukit.batches.result import BatchResult, Row
 from gpukit.batches.states import REMEDY, Standing, State, standing
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.events import Report, Warned
+from gpukit.formats.ledger import held
 from gpukit.formats.outputs import check_output
 from gpukit.sources.base import Source
 
@@ -62,7 +63,8 @@ def prepare(read: ReadPlan, shard: Shard | None, force: bool, report: Report) ->
             if error is not None:
                 errors.append(error)
             elif at.state.is_left and size is not None:
-                sizes.append((at.job, size))
+                there = held(at.job.output) if at.job.output is not None else 0
+                sizes.append((at.job, max(size - there, 0)))
                 wanted.append(buffers)
     disks, memory = needs.disk_needs(sizes), needs.memory_need(wanted)
     if not errors:
