@@ -31,6 +31,10 @@ SLAB_WEIGHTS, GPU_SLAB_WEIGHTS = 1 << 22, 1 << 24
 BYTES_PER_WEIGHT = 4 + 8 + 4
 # Of them what each other output takes that is made of the same tensor.
 BYTES_WRITTEN = 4
+# A CPU computes slower than one thread writes; for a GPU one thread copies too slowly from the page
+# cache and into it.
+CPU_PACE = Pace(SLAB_WEIGHTS, readers=2, writers=1, ahead=3, behind=3)
+GPU_PACE = Pace(GPU_SLAB_WEIGHTS, readers=4, writers=3, ahead=4, behind=4)
 
 
 # Told of each slab that is through.
@@ -83,9 +87,8 @@ def pass_through(
     kernels.keep_memory()
     under_way = sum(lane.depth + 1 for lane in engine.lanes)
     pace = _pace(engine)
-    slabs_in_memory = pace.ahead + pace.behind + under_way
     each = bytes_per_weight(engine.outputs)
-    weights = min(pace.weights, max(budget // (each * slabs_in_memory), 1))
+    weights = weights_of_a_slab(pace, under_way, budget, each)
     slabs = list(cut(engine.source, engine.outputs, weights))
     total = _bytes_read(slabs, engine)
     if kept is not None:
@@ -117,11 +120,14 @@ def bytes_per_weight(outputs: Sequence[PlannedOutput]) -> int:
 
 
 def _pace(engine: Engine[Any, Any]) -> Pace:
-    """A CPU computes slower than one thread writes; for a GPU one thread copies too slowly from
-    the page cache and into it."""
-    if any(lane.depth for lane in engine.lanes):
-        return Pace(GPU_SLAB_WEIGHTS, readers=4, writers=3, ahead=4, behind=4)
-    return Pace(SLAB_WEIGHTS, readers=2, writers=1, ahead=3, behind=3)
+    return GPU_PACE if any(lane.depth for lane in engine.lanes) else CPU_PACE
+
+
+def weights_of_a_slab(pace: Pace, under_way: int, budget: int, each: int = BYTES_PER_WEIGHT) -> int:
+    """Weights in a slab at most, so that the buffers of all slabs in memory, of `each` bytes a
+    weight, fit into `budget`."""
+    slabs_in_memory = pace.ahead + pace.behind + under_way
+    return min(pace.weights, max(budget // (each * slabs_in_memory), 1))
 
 
 class _Worker:
