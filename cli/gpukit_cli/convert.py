@@ -20,6 +20,7 @@ from gpukit_cli.options import (
     Pre,
     Provenance,
     Quiet,
+    Resume,
     SplitMaxSize,
     Strict,
     TargetBpw,
@@ -80,6 +81,7 @@ def convert(
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
+    resume: Resume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -104,7 +106,7 @@ def convert(
             lambda report: gpukit.convert_many(
                 source, place, kinds, adapters=adapters, strict=strict, moe_layout=moe_layout,
                 imatrix=imatrix, split_max_size=size(split_max_size), pre=pre,
-                provenance=provenance, hub=hub, device=device, report=report,
+                provenance=provenance, hub=hub, device=device, resume=resume, report=report,
             ),
             dry_run=dry_run, quiet=quiet, json=json,
         )  # fmt: skip
@@ -127,7 +129,7 @@ def convert(
             source, place, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
             imatrix=imatrix, target_bpw=target_bpw, target_size=size(target_size), like=like,
             split_max_size=size(split_max_size), pre=pre, provenance=provenance, hub=hub,
-            device=device, report=report,
+            device=device, resume=resume, report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)
 
@@ -205,6 +207,7 @@ def quantize(
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
+    resume: Resume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -241,7 +244,7 @@ def quantize(
             ),
             lambda report: gpukit.quantize_many(
                 source, place, kinds, options=options, calibrate=calibrate, pre=pre,
-                provenance=provenance, hub=hub, device=device, report=report,
+                provenance=provenance, hub=hub, device=device, resume=resume, report=report,
             ),
             dry_run=dry_run, quiet=quiet, json=json,
         )  # fmt: skip
@@ -257,7 +260,7 @@ def quantize(
     with reporter(quiet) as report:
         result = gpukit.quantize(
             source, place, type, options=options, calibrate=calibrate, pre=pre,
-            provenance=provenance, hub=hub, device=device, report=report,
+            provenance=provenance, hub=hub, device=device, resume=resume, report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)
 

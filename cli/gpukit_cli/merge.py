@@ -18,6 +18,7 @@ from gpukit_cli.options import (
     Pre,
     Provenance,
     Quiet,
+    Resume,
     Strict,
     TargetBpw,
     TargetSize,
@@ -156,6 +157,7 @@ def merge(
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
+    resume: Resume = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -173,7 +175,7 @@ def merge(
             lambda report: gpukit.merge_many(
                 base, adapter or [], place, kinds, combine=how, merge_base=merge_base,
                 imatrix=imatrix, strict=strict, moe_layout=moe_layout, pre=pre,
-                provenance=provenance, hub=hub, device=device, report=report,
+                provenance=provenance, hub=hub, device=device, resume=resume, report=report,
             ),
             quiet=quiet, json=json,
         )  # fmt: skip
@@ -184,7 +186,7 @@ def merge(
             target_bpw=target_bpw, target_size=size(target_size), like=like,
             max_shard_size=size(max_shard_size),
             strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
-            device=device, report=report,
+            device=device, resume=resume, report=report,
         )  # fmt: skip
     if isinstance(result, gpukit.Result):
         print_result(result, json=json, quiet=quiet)

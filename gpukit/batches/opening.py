@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from gpukit.batches.matrix import Job
 from gpukit.batches.reading import combining
 from gpukit.conversion.within import plan_within
-from gpukit.events import Report
+from gpukit.events import Report, ignore
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.overrides import make_overrides, read_patterns
 from gpukit.planning.plan import Options, QuantizePlan
@@ -27,6 +28,10 @@ class Inputs:
         self._report = report
         self._sources: dict[str, Path] = {}
         self._adapters: dict[HubModel, Path] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: all places, but nobody to report to."""
+        return {**self.__dict__, "_report": ignore}
 
     def source(self, job: Job) -> Path:
         """The file or folder of a job's model."""

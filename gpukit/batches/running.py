@@ -46,6 +46,10 @@ class Run:
                 return
             self._together([left[job.number] for job in run])
 
+    def stop(self) -> None:
+        """Begin no other job; safe from any thread."""
+        self._stopped = True
+
     def _together(self, run: Sequence[Standing]) -> None:
         """Make what reads the same, from one opening and where that can be in one pass."""
         if run[0].job.stored is not None:

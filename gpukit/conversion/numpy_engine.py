@@ -102,6 +102,10 @@ class PlainConversion:
         self._threads = max(threads // len(self.lanes), 1)
         self._programs, self._merger = programs, merger
 
+    @property
+    def audit(self) -> Audit:
+        return self._audit
+
     def fidelity(self) -> tuple[Fidelity, ...]:
         return self._audit.fidelity()
 

@@ -10,10 +10,13 @@ from typing import Any
 from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.engine import Wish
 from gpukit.conversion.pipeline import Passed, run_pipeline
+from gpukit.conversion.resumed_files import ResumedFiles
+from gpukit.conversion.resuming import Resume, Resuming
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.ledger import abandon
 from gpukit.formats.outputs import check_output
 from gpukit.formats.safetensors_writer import SafetensorsWriter
 from gpukit.planning.changes import ChangeTotal, change_totals, faint
@@ -79,13 +82,16 @@ def run_plan(
     budget: int = 4 << 30,
     digest: bool = False,
     engine: Wish = "auto",
+    resume: Resume | None = None,
     report: Report = ignore,
 ) -> Result:
     """Write what `plan` describes to `out`, or to its parts, whole or not at all.
 
     A name that ends in .safetensors gets a safetensors file. `device` may name several GPUs with
     commas between. `budget` bounds the host memory of buffers, in bytes. `engine` says who computes
-    the bytes, which are the same; "auto" does without torch where it can. `CheckpointError` for
+    the bytes, which are the same; "auto" does without torch where it can. With `resume` a
+    killed run of the same is gone on with, as `Resuming` says it, and so is this one by a later
+    run; without it what there is of one goes. `CheckpointError` for
     values that are not finite, `DiskError` where the disk refuses, and the errors of the source's
     reader.
     """
@@ -95,9 +101,14 @@ def run_plan(
     for line in plan.warnings:
         report(Warned(line))
     started = time.monotonic()
-    with writer_of(out, plan, digest=digest) as writer:
+    writer, resumed = writer_of(out, plan, digest=digest), None
+    if resume is None:
+        abandon(out)
+    else:
+        resumed = ResumedFiles([Resuming(out, writer, plan.outputs, resume, report)])
+    with resumed or writer as target:
         passed = run_pipeline(
-            source, plan.outputs, writer, plan.title, device, budget, report, engine
+            source, plan.outputs, target, plan.title, device, budget, report, engine, resumed
         )
     if out.suffix != SAFETENSORS:
         report(Status("verifying conversion"))

@@ -1,7 +1,6 @@
 """Many files from one pass: each tensor is read and made once, and encoded once for all outputs
 that want the same of it."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from itertools import accumulate
@@ -10,12 +9,16 @@ from typing import Self
 
 from gpukit.conversion.engine import Wish
 from gpukit.conversion.pipeline import Passed, run_pipeline
+from gpukit.conversion.resumed_files import ResumedFiles
+from gpukit.conversion.resuming import Resume, Resuming
 from gpukit.conversion.run import AnyWriter, Result, output_paths, result_of, writer_of
-from gpukit.errors import ArgumentError, DiskError
+from gpukit.errors import ArgumentError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats import atomic
+from gpukit.formats.ledger import abandon
 from gpukit.formats.outputs import check_output
 from gpukit.formats.placed_writer import PlacedWriter, PlacedWriters
+from gpukit.formats.room import check_room
 from gpukit.planning.changes import faint
 from gpukit.planning.plan import PlannedOutput, QuantizePlan
 from gpukit.sources.base import Source
@@ -29,11 +32,13 @@ def run_plans(
     device: str = "auto",
     budget: int = 4 << 30,
     engine: Wish = "auto",
+    resume: Sequence[Resume] | None = None,
     report: Report = ignore,
 ) -> list[Result]:
     """Write what each of `plans`, all of `source`, describes to its place in `outs`, in one pass;
     each file as `run_plan` would write it, and none of them before all are complete.
 
+    With `resume`, of each output, killed runs are gone on with, as `run_plan` does it.
     Seconds and bytes read are in every result those of the whole pass. Arguments and errors as
     `run_plan`, and `ArgumentError` for two outputs at one place. After an error there is none.
     """
@@ -45,9 +50,21 @@ def run_plans(
     started = time.monotonic()
     outputs, numbers = shared_outputs(plans)
     writers = [writer_of(out, plan) for out, plan in zip(outs, plans, strict=True)]
-    with _Files(writers, numbers, len(outputs)) as files:
+    files: _Files | ResumedFiles = _Files(writers, numbers, len(outputs))
+    kept = None
+    if resume is None:
+        for out in outs:
+            abandon(out)
+    else:
+        kept = files = ResumedFiles([
+            Resuming(out, writer, plan.outputs, wish, report, own)
+            for out, writer, plan, wish, own in zip(
+                outs, writers, plans, resume, numbers, strict=True
+            )
+        ])  # fmt: skip
+    with files:
         passed = run_pipeline(
-            source, outputs, files, _title(source, plans), device, budget, report, engine
+            source, outputs, files, _title(source, plans), device, budget, report, engine, kept
         )
     report(Status("verifying conversion"))
     results = [
@@ -121,8 +138,7 @@ class _Files(PlacedWriters):
     def __init__(
         self, outs: Sequence[AnyWriter], numbers: Sequence[Sequence[int]], count: int
     ) -> None:
-        files = [out.writers if isinstance(out, PlacedWriters) else (out,) for out in outs]
-        super().__init__(file for some in files for file in some)
+        super().__init__(file for out in outs for file in files_of(out))
         self._at: list[list[int]] = [[] for _ in range(count)]
         begins = accumulate((len(own) for own in numbers), initial=0)
         for begin, own in zip(begins, numbers, strict=False):
@@ -134,24 +150,10 @@ class _Files(PlacedWriters):
             super().write(place, data, start)
 
     def __enter__(self) -> Self:
-        self._need_room()
+        check_room(self.writers)
         return super().__enter__()
 
-    def _need_room(self) -> None:
-        """`DiskError` where a disk has no room for all files that go there."""
-        disks: dict[int, list[PlacedWriter]] = {}
-        for writer in self.writers:
-            folder = atomic.target_of(writer.path).parent
-            with atomic.disk_errors(writer.path):
-                atomic.remove_abandoned(folder)
-                disks.setdefault(folder.stat().st_dev, []).append(writer)
-        for writers in disks.values():
-            first, size = writers[0].path, sum(writer.size for writer in writers)
-            with atomic.disk_errors(first):
-                free = shutil.disk_usage(atomic.target_of(first).parent).free
-            if free < size:
-                more = f" and {len(writers) - 1} more" if len(writers) > 1 else ""
-                raise DiskError(
-                    f"{first}{more}: {size} bytes are needed, {free} are free; make room or write "
-                    "to another disk"
-                )
+
+def files_of(out: AnyWriter) -> Sequence[PlacedWriter]:
+    """The files of one output."""
+    return out.writers if isinstance(out, PlacedWriters) else (out,)

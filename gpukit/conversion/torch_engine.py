@@ -69,6 +69,10 @@ class Conversion:
         self._backends = _backends(outputs, places[0])
         self._columns = {place: _columns(outputs, place) for place in map(_indexed, places)}
 
+    @property
+    def audit(self) -> Audit:
+        return self._audit
+
     def fidelity(self) -> tuple[Fidelity, ...]:
         return self._audit.fidelity()
 

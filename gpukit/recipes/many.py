@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpukit.conversion.checks import check_run
+from gpukit.conversion.resuming import Resume
 from gpukit.conversion.run import Result
 from gpukit.conversion.run_many import check_distinct, run_plans
 from gpukit.errors import ArgumentError
@@ -14,7 +15,9 @@ from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import file_type_of
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.formats.outputs import check_output
+from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.plan import Options, QuantizePlan
+from gpukit.planning.provenance import Recipe
 from gpukit.recipes.chosen import Word
 from gpukit.recipes.convert import MEMORY, PLAIN, planned_as
 from gpukit.recipes.merge import FILES
@@ -37,6 +40,7 @@ class Plans(Closing):
     source: Source
     types: tuple[str, ...]
     records: tuple[QuantizePlan, ...]
+    recipes: tuple[Recipe, ...]
 
     @property
     def size(self) -> int:
@@ -53,13 +57,16 @@ class Plans(Closing):
         *,
         device: str = "auto",
         memory: int = MEMORY,
+        resume: bool = False,
         report: Report = ignore,
     ) -> list[Result]:
         """Write all files, whole or none; arguments and errors as `convert_many`."""
         outs = outputs_of(out, self.types)
+        of = [Resume(fingerprint_of(self.source.path, each)) for each in self.recipes if resume]
         return run_plans(
-            self.source, self.records, outs, device=device, budget=memory, report=report
-        )
+            self.source, self.records, outs, device=device, budget=memory, resume=of or None,
+            report=report,
+        )  # fmt: skip
 
     def close(self) -> None:
         self.source.close()
@@ -90,12 +97,12 @@ def plan_many(
         plans.write("llama-{type}.gguf")
     """
     kinds = checked_types(types, options)
-    source, records = planned_as(
+    source, records, recipes = planned_as(
         model, kinds, options=options, calibrate=calibrate, adapters=adapters, combine=combine,
         merge_base=merge_base, strict=strict, moe_layout=moe_layout, pre=pre,
         provenance=provenance, hub=hub, device=device, report=report,
     )  # fmt: skip
-    return Plans(source, tuple(kinds), tuple(records))
+    return Plans(source, tuple(kinds), tuple(records), tuple(recipes))
 
 
 def convert_many(
@@ -115,6 +122,7 @@ def convert_many(
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
+    resume: bool = False,
     report: Report = ignore,
 ) -> list[Result]:
     """Write `model` as each of `types` to `out` with the type's name for {type}: the results, in
@@ -136,7 +144,7 @@ def convert_many(
         strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
         device=device, report=report,
     ) as plans:  # fmt: skip
-        return plans.write(out, device=device, memory=memory, report=report)
+        return plans.write(out, device=device, memory=memory, resume=resume, report=report)
 
 
 def quantize_many(
@@ -151,6 +159,7 @@ def quantize_many(
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
+    resume: bool = False,
     report: Report = ignore,
 ) -> list[Result]:
     """Write `model` as each of `types`, as `convert_many` and with all `options` that go with a
@@ -166,7 +175,7 @@ def quantize_many(
         model, types, options=options, calibrate=calibrate, pre=pre, provenance=provenance, hub=hub,
         device=device, report=report,
     ) as plans:  # fmt: skip
-        return plans.write(out, device=device, memory=memory, report=report)
+        return plans.write(out, device=device, memory=memory, resume=resume, report=report)
 
 
 def merge_many(
@@ -185,6 +194,7 @@ def merge_many(
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
+    resume: bool = False,
     report: Report = ignore,
 ) -> list[Result]:
     """Write `base` with `adapters` merged as each of `types`, as `convert_many`: they are merged
@@ -201,7 +211,7 @@ def merge_many(
     return convert_many(
         base, out, types, adapters=adapters, combine=combine, merge_base=merge_base,
         imatrix=imatrix, strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance,
-        hub=hub, device=device, memory=memory, report=report,
+        hub=hub, device=device, memory=memory, resume=resume, report=report,
     )  # fmt: skip
 
 
