@@ -123,9 +123,7 @@ def _pace(engine: Engine[Any, Any]) -> Pace:
     return GPU_PACE if any(lane.depth for lane in engine.lanes) else CPU_PACE
 
 
-def weights_of_a_slab(
-    pace: Pace, under_way: int, budget: int, each: int = BYTES_PER_WEIGHT
-) -> int:
+def weights_of_a_slab(pace: Pace, under_way: int, budget: int, each: int = BYTES_PER_WEIGHT) -> int:
     """Weights in a slab at most, so that the buffers of all slabs in memory, of `each` bytes a
     weight, fit into `budget`."""
     slabs_in_memory = pace.ahead + pace.behind + under_way

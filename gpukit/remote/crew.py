@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from gpukit.remote.wire import Stopped
@@ -9,7 +10,7 @@ from gpukit.remote.wire import Stopped
 # How often the caller hears of progress.
 TICK = 0.1
 # A thread that waits for a silent server is left behind; it holds nothing that others use.
-LEAVE = 2.0
+LEAVE = 0.5
 
 
 def run(
@@ -48,8 +49,9 @@ def run(
         _look_after(crew, ended, tick)
     except BaseException:
         stop.set()
+        deadline = time.monotonic() + LEAVE
         for thread in crew:
-            thread.join(LEAVE)
+            thread.join(max(0.0, deadline - time.monotonic()))
         raise
 
 

@@ -48,7 +48,12 @@ class Download:
             open_parts = [part for part in unfinished.parts if part.left]
         tasks = [bound(self._fetch, part) for part in open_parts]
         self._tell()
-        crew.run(tasks, STREAMS, self._registry.wire.stop, self._tick)
+        try:
+            crew.run(tasks, STREAMS, self._registry.wire.stop, self._tick)
+        finally:
+            # A thread that waits for a silent server will not come to do it.
+            for part in unfinished.parts:
+                unfinished.note(part)
         while unfinished.hashed < unfinished.layer.size:
             before = unfinished.hashed
             self._tick()
@@ -86,11 +91,7 @@ class Download:
         return f"{self._registry.name.host}: blob {title(self._digest)}"
 
     def _fetch(self, part: Part) -> None:
-        try:
-            self._registry.wire.patiently(self._what, lambda: self._fetch_once(part))
-        finally:
-            with disk_errors(self._unfinished.path.parent):
-                self._unfinished.note(part)
+        self._registry.wire.patiently(self._what, lambda: self._fetch_once(part))
 
     def _fetch_once(self, part: Part) -> None:
         """Write what one answer brings; `Again` where it ends early, with how much it brought."""

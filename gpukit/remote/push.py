@@ -10,8 +10,10 @@ from gpukit.errors import ArgumentError, RegistryError, StoreError
 from gpukit.events import Report, Status
 from gpukit.remote import sent
 from gpukit.remote.download import title
-from gpukit.remote.registry import Registry
+from gpukit.remote.registry import Registry, Reply
+from gpukit.remote.tokens import reason
 from gpukit.remote.upload import Outcome, Upload
+from gpukit.remote.wire import Again
 from gpukit.store import blobs
 from gpukit.store.manifest import MANIFEST_TYPE, Layer, decode
 from gpukit.store.names import ModelName
@@ -94,7 +96,15 @@ def _put_manifest(registry: Registry, data: bytes) -> None:
     kind = json.loads(data).get("mediaType") or MANIFEST_TYPE
     url = f"{registry.path}/manifests/{registry.name.tag}"
     headers = {"Content-Type": str(kind), "Content-Length": str(len(data))}
-    reply = registry.call("pushing manifest", "PUT", url, headers, data)
+
+    def attempt() -> Reply:
+        reply = registry.call("pushing manifest", "PUT", url, headers, data)
+        if reply.status in (400, 404) and b"BLOB_UNKNOWN" in reply.body:
+            # While another push puts the same blob in its place, some registries miss it.
+            raise Again(f"{reply.status}: {reason(reply.body)}")
+        return reply
+
+    reply = registry.wire.patiently(f"{registry.name.host}: pushing manifest", attempt)
     if reply.status not in (200, 201, 202, 204):
         registry.refuse("pushing manifest", reply)
     told, actual = reply.headers.get("Docker-Content-Digest", ""), blobs.digest_of(data)
