@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         NotFoundError as NotFoundError,
         PytorchError as PytorchError,
         QuantError as QuantError,
+        RegistryError as RegistryError,
         SafetensorsError as SafetensorsError,
         StoreError as StoreError,
         TokenizerError as TokenizerError,
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
         perplexities as perplexities,
         perplexity as perplexity,
     )
+    from gpukit.recipes.share import Transfer as Transfer
     from gpukit.recipes.store import Store as Store
     from gpukit.recipes.verified import Verification as Verification
     from gpukit.recipes.verify import verify as verify
@@ -130,6 +132,7 @@ _MODULES = {
         "NotFoundError",
         "PytorchError",
         "QuantError",
+        "RegistryError",
         "SafetensorsError",
         "StoreError",
         "TokenizerError",
@@ -149,6 +152,7 @@ _MODULES = {
     "recipes.many": ["Plans", "convert_many", "merge_many", "plan_many", "quantize_many"],
     "recipes.merge": ["merge"],
     "recipes.perplexity": ["Perplexity", "perplexities", "perplexity"],
+    "recipes.share": ["Transfer"],
     "recipes.store": ["Store"],
     "recipes.verified": ["Verification"],
     "recipes.verify": ["verify"],

@@ -14,6 +14,7 @@ from gpukit.batches.preparing import Prepared, Shard, in_shard, prepare
 from gpukit.batches.ray_cluster import run_on_ray
 from gpukit.batches.reading import ReadPlan, read_plan
 from gpukit.batches.result import BatchResult, Row, Watch, unwatched
+from gpukit.batches.resuming import tidy
 from gpukit.batches.running import Run
 from gpukit.batches.shares import check_jobs
 from gpukit.batches.states import State, standing, state_folder
@@ -56,6 +57,7 @@ def batch(
         prepared = prepare(read, shard, force, report, jobs if ray is None else 0)
         if prepared.error is not None:
             raise prepared.error
+        tidy(read, prepared.standings)
         if ray is None:
             rows = _made(prepared, keep_going, watch)
         else:

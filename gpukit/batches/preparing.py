@@ -13,6 +13,7 @@ from gpukit.batches.shares import ALONE, Shares, free_on_gpus, shares
 from gpukit.batches.states import REMEDY, Standing, State, standing
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.events import Report, Warned
+from gpukit.formats.ledger import held
 from gpukit.formats.outputs import check_output
 from gpukit.sources.base import Source
 
@@ -74,7 +75,8 @@ def prepare(
             if error is not None:
                 errors.append(error)
             elif at.state.is_left and size is not None:
-                sizes.append((at.job, size))
+                there = held(at.job.output) if at.job.output is not None else 0
+                sizes.append((at.job, max(size - there, 0)))
                 wanted[at.job.number] = buffers
                 left.append(at.job)
     disks = needs.disk_needs(sizes)

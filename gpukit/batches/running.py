@@ -11,7 +11,9 @@ from gpukit.batches.journal import Journal
 from gpukit.batches.matrix import Job
 from gpukit.batches.opening import gathered, opened, planned
 from gpukit.batches.preparing import Prepared
+from gpukit.batches.reading import ReadPlan
 from gpukit.batches.result import Row, Told, Watch
+from gpukit.batches.resuming import is_resumed, resumed
 from gpukit.batches.states import Standing, State, identity, journal_path, result_size
 from gpukit.conversion.run import run_plan
 from gpukit.conversion.run_many import run_plans
@@ -57,11 +59,11 @@ class Run:
                 self._one(at, self._into_store)
             return
         with ExitStack() as stack:
-            first = run[0].job
+            first, read = run[0].job, self._prepared.read
             try:
                 opening = opened(first, self._prepared.inputs, self._report(first))
                 source = stack.enter_context(opening)
-                make = _writing(source)
+                make = _writing(source, read)
                 run = self._in_one_pass(run, source)
             except GpukitError as error:
                 make = _failing(error)
@@ -73,7 +75,7 @@ class Run:
         it: made one by one, each tells of itself."""
         if len(run) < 2:
             return run
-        first, started = run[0].job, time.monotonic()
+        first, read, started = run[0].job, self._prepared.read, time.monotonic()
         report = self._report(first)
         self._begin(first)
         with ExitStack() as stack:
@@ -87,6 +89,7 @@ class Run:
                 run_plans(
                     source, [plan for *_, plan in making], [_place(at.job) for at in run],
                     device=first.options.device, budget=first.options.memory, report=report,
+                    resume=[resumed(read, at) for at in run] if is_resumed(first) else None,
                 )  # fmt: skip
             except GpukitError as error:
                 report(
@@ -195,7 +198,7 @@ def _place(job: Job) -> Path:
     return job.output
 
 
-def _writing(source: Source) -> Make:
+def _writing(source: Source, read: ReadPlan) -> Make:
     """Makes files of `source`, each whole or not at all."""
 
     def make(at: Standing, journal: Journal, report: Report) -> None:
@@ -204,6 +207,7 @@ def _writing(source: Source) -> Make:
         run_plan(
             source, plan, _place(at.job), device=at.job.options.device,
             budget=at.job.options.memory, report=report,
+            resume=resumed(read, at) if is_resumed(at.job) else None,
         )  # fmt: skip
 
     return make

@@ -124,8 +124,8 @@ def _pace(engine: Engine[Any, Any]) -> Pace:
 
 
 def weights_of_a_slab(pace: Pace, under_way: int, budget: int, each: int = BYTES_PER_WEIGHT) -> int:
-    """Weights in a slab at most, so that the buffers of all slabs in memory, `each` bytes a weight,
-    fit into `budget`."""
+    """Weights in a slab at most, so that the buffers of all slabs in memory, of `each` bytes a
+    weight, fit into `budget`."""
     slabs_in_memory = pace.ahead + pace.behind + under_way
     return min(pace.weights, max(budget // (each * slabs_in_memory), 1))
 

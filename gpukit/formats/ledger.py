@@ -32,6 +32,8 @@ from gpukit.formats.positioned import read_whole, write_all
 
 FORM = 1
 MOST_BYTES = 1 << 30
+# What the names of ledgers end with.
+LEDGER = "gpukit-part.jsonl"
 ANEW = "run without --resume to begin anew"
 
 
@@ -76,7 +78,7 @@ def _start(out: Path) -> str:
 
 def ledger_of(out: Path) -> Path:
     """The ledger of output `out`."""
-    return target_of(out).with_name(f"{_start(out)}gpukit-part.jsonl")
+    return target_of(out).with_name(f"{_start(out)}{LEDGER}")
 
 
 def partial_of(out: Path, number: int) -> Path:
@@ -84,31 +86,50 @@ def partial_of(out: Path, number: int) -> Path:
     return target_of(out).with_name(f"{_start(out)}{number}.gpukit-part")
 
 
-def _partials(out: Path) -> list[Path]:
-    """All of them that are there, of whatever run."""
-    pattern = re.compile(re.escape(_start(out)) + r"\d+\.gpukit-part")
+def ledgers_in(folder: Path) -> list[Path]:
+    """All ledgers in `folder`, none where that is no folder."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        return [p for p in target_of(out).parent.iterdir() if pattern.fullmatch(p.name)]
+        return [path for path in folder.iterdir() if path.name.endswith(f".{LEDGER}")]
     return []
 
 
-def abandon(out: Path) -> bool:
-    """Remove what a killed run has left of `out` to go on with; whether there was any. Nothing is
-    touched while a process goes on with it."""
-    path, partials = ledger_of(out), _partials(out)
+def partials(ledger: Path) -> list[Path]:
+    """The files beside `ledger` that it tells of, of whatever run."""
+    pattern = re.compile(re.escape(ledger.name.removesuffix(LEDGER)) + r"\d+\.gpukit-part")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return [path for path in ledger.parent.iterdir() if pattern.fullmatch(path.name)]
+    return []
+
+
+def held(out: Path) -> int:
+    """Bytes of the disk that killed runs have given `out` already."""
+    found = 0
+    for path in partials(ledger_of(out)):
+        with suppress(FileNotFoundError):
+            found += path.stat().st_blocks * 512
+    return found
+
+
+def abandon(out: Path) -> None:
+    """Remove what a killed run has left of `out` to go on with. Nothing is touched while a process
+    goes on with it; `DiskError` where the disk refuses."""
     with disk_errors(out):
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            _remove(partials)
-            return bool(partials)
-        try:
-            if not _locked(fd):
-                return False
-            _remove([*partials, path])
-        finally:
-            os.close(fd)
-    return True
+        abandon_ledger(ledger_of(out))
+
+
+def abandon_ledger(path: Path) -> None:
+    """As `abandon`, by the ledger."""
+    files = partials(path)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        _remove(files)
+        return
+    try:
+        if _locked(fd):
+            _remove([*files, path])
+    finally:
+        os.close(fd)
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -198,7 +219,7 @@ class Ledger(Closing):
         """Begin anew: what there was is gone."""
         with disk_errors(self.out):
             os.ftruncate(self._fd, 0)
-            _remove(_partials(self.out))
+            _remove(partials(self.path))
             document = {
                 "ledger": "gpukit", "form": FORM, "of": head.of, "layout": head.layout,
                 "sizes": head.sizes,
@@ -233,9 +254,9 @@ class Ledger(Closing):
     def remove(self) -> None:
         """Remove it, and every file that has not got its name."""
         with disk_errors(self.out):
-            _remove([*_partials(self.out), self.path])
+            _remove([*partials(self.path), self.path])
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

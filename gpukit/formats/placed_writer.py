@@ -200,8 +200,13 @@ class PlacedWriter:
         """Give the complete file its name."""
         with atomic.disk_errors(self.path):
             atomic.put_in_place(self._temporary, self._target)
-        os.close(self._fd)
-        self._fd = -1
+        self._close()
+
+    def _close(self) -> None:
+        # A signal may raise between two steps: nobody is to close a number twice.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _check_complete(self) -> None:
         """Every byte of every tensor was written, and once: the digest has seen it only once."""
@@ -235,9 +240,7 @@ class PlacedWriter:
 
     def discard(self) -> None:
         """Close the file and remove it unless it is published or kept."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._close()
         if not self._kept:
             atomic.remove(self._temporary)
 
