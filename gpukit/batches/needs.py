@@ -35,9 +35,14 @@ def buffers(job: Job, plan: QuantizePlan) -> int:
     return min(job.options.memory, BYTES_PER_WEIGHT * sum(s.n_elements for s in plan.specs))
 
 
-def on_device(job: Job, plan: QuantizePlan) -> int:
-    """Bytes that a job takes at most of a GPU, if it is made on one."""
-    return device_bytes(plan, job.options.memory, merged=bool(job.adapter.adapters))
+def on_device(job: Job, plan: QuantizePlan, together: int = 1) -> int:
+    """Bytes that a job takes at most of a GPU, if it is made on one: in a pass with others, so many
+    `together`, or alone."""
+    merged = bool(job.adapter.adapters)
+    return max(
+        device_bytes(plan, job.options.memory, merged=merged, outputs=outputs)
+        for outputs in {1, max(together, 1)}
+    )
 
 
 def disk_needs(sizes: Iterable[tuple[Job, int]]) -> list[Need]:

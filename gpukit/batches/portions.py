@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gpukit.batches.document import Document
-from gpukit.batches.opening import together
+from gpukit.batches.opening import gathered
 from gpukit.batches.preparing import Prepared
 from gpukit.batches.reading import ReadPlan
 from gpukit.batches.shares import ANY_GPU
@@ -53,7 +53,7 @@ def portions(prepared: Prepared, keep_going: bool) -> Iterator[Portion]:
     bare = ReadPlan(Document(read.document.path.absolute(), None, {}), read.plan)
     slim = replace(prepared, read=bare)
     left = {at.job.number: at for at in prepared.standings if at.state.is_left}
-    for group in together([at.job for at in left.values()]):
+    for group in gathered([at.job for at in left.values()]):
         only = _only(slim, [left[job.number] for job in group])
         yield Portion(only, keep_going)
 

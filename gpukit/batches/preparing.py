@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpukit.batches import needs
 from gpukit.batches.matrix import Job, expand
-from gpukit.batches.opening import Inputs, opened, planned, together
+from gpukit.batches.opening import Inputs, gathered, opened, planned, together
 from gpukit.batches.reading import ReadPlan
 from gpukit.batches.result import BatchResult, Row
 from gpukit.batches.shares import ALONE, Shares, free_on_gpus, shares
@@ -63,9 +63,8 @@ def prepare(
     standings, rows, errors = [], [], []
     sizes: list[tuple[Job, int]] = []
     wanted: dict[int, Buffers] = {}
-    groups: list[list[Job]] = []
+    left: list[Job] = []
     for run in together(in_shard(found_jobs, shard)):
-        groups.append([])
         found = [_allowed(standing(read, job, inputs), force) for job in run]
         planned_run = _planned(found, inputs, report)
         for at, size, buffers, error in planned_run:
@@ -79,9 +78,9 @@ def prepare(
                 there = held(at.job.output) if at.job.output is not None else 0
                 sizes.append((at.job, max(size - there, 0)))
                 wanted[at.job.number] = buffers
-                groups[-1].append(at.job)
+                left.append(at.job)
     disks = needs.disk_needs(sizes)
-    crew, memory, gpus = _shared(jobs, [group for group in groups if group], wanted)
+    crew, memory, gpus = _shared(jobs, gathered(left), wanted)
     if not errors:
         try:
             needs.check(disks, memory, gpus)
@@ -142,12 +141,13 @@ def _planned(run: Sequence[Standing], inputs: Inputs, report: Report) -> list[Lo
         return [(at, at.size, NOTHING, None) for at in run]
     try:
         with opened(run[0].job, inputs, report) as source:
-            return [_sized(at, source, report) for at in run]
+            left = sum(at.state.is_left for at in run)
+            return [_sized(at, source, left, report) for at in run]
     except GpukitError as error:
         return [(at, at.size, NOTHING, error if at.state.is_left else None) for at in run]
 
 
-def _sized(at: Standing, source: Source, report: Report) -> Looked:
+def _sized(at: Standing, source: Source, made_together: int, report: Report) -> Looked:
     if not at.state.is_left:
         return at, at.size, NOTHING, None
     try:
@@ -155,7 +155,8 @@ def _sized(at: Standing, source: Source, report: Report) -> Looked:
         plan = planned(source, at.job, report)
     except GpukitError as error:
         return at, None, NOTHING, error
-    return at, plan.size, (needs.buffers(at.job, plan), needs.on_device(at.job, plan)), None
+    buffers = (needs.buffers(at.job, plan), needs.on_device(at.job, plan, made_together))
+    return at, plan.size, buffers, None
 
 
 def _check_place(job: Job, files: Sequence[Path]) -> None:

@@ -5,6 +5,7 @@ worker on this machine does, and what it tells is yielded to the driver. Where a
 is lost, the journals say what is done; the rest is a task again.
 """
 
+import io
 import logging
 import os
 import socket
@@ -97,7 +98,8 @@ def _connected(address: str) -> Iterator[Any]:
         with redirect_stdout(_WithoutRay(sys.stdout)):
             yield ray
     finally:
-        ray.shutdown()
+        with redirect_stdout(io.StringIO()):  # what its threads have held back comes now
+            ray.shutdown()
 
 
 class _WithoutRay:

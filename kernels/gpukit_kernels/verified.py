@@ -69,6 +69,11 @@ def verified(
         return not fault
 
 
+def refused(kind: str) -> list[str]:
+    """The kernels for the type `kind` that were found wrong in this process."""
+    return [kernel for (kernel, name, _), right in _known.items() if name == kind and not right]
+
+
 def _fault(got: Callable[[], Tensor], wanted: Callable[[], Tensor], same: Comparison) -> str:
     """What is wrong, in words that follow a name; empty where nothing is."""
     try:
@@ -99,7 +104,7 @@ def sample(row: QuantType, rows: int, width: int) -> tuple[Tensor, Tensor]:
     return blocks.view(rows, -1), values.reshape(rows, width)
 
 
-def hard_values(row: QuantType, blocks: int = 515) -> Tensor:
+def hard_values(row: QuantType, blocks: int = 528) -> Tensor:
     """On the CPU float32 `[blocks, block]`: magnitudes from block to block, and blocks of zeros of
     both signs, of ties, of one large value, of what is subnormal, with a NaN, with infinities."""
     random = torch.Generator().manual_seed(0)
