@@ -33,6 +33,7 @@ EXAMPLES = {
     "quantize": (
         "gpukit quantize llama-f16.gguf llama.gguf Q4_K_M",
         "gpukit quantize llama3.2:1b small.gguf Q3_K_M --imatrix imatrix.gguf --dry-run",
+        'gpukit quantize llama-f16.gguf --types Q4_K_M,Q5_K_M,IQ4_XS --out "llama-{type}.gguf"',
     ),
     "merge": (
         "gpukit merge Llama-3.2-1B-Instruct merged --adapter my-lora",

@@ -10,11 +10,15 @@ from pathlib import Path
 
 from gpukit.batches.matrix import expand
 from gpukit.batches.opening import Inputs
-from gpukit.batches.preparing import Shard, in_shard, prepare
+from gpukit.batches.preparing import Prepared, Shard, in_shard, prepare
+from gpukit.batches.ray_cluster import run_on_ray
 from gpukit.batches.reading import ReadPlan, read_plan
 from gpukit.batches.result import BatchResult, Row, Watch, unwatched
+from gpukit.batches.resuming import tidy
 from gpukit.batches.running import Run
+from gpukit.batches.shares import check_jobs
 from gpukit.batches.states import State, standing, state_folder
+from gpukit.batches.workers import run_workers
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.events import Report, ignore
 from gpukit.formats.atomic import disk_errors
@@ -26,6 +30,8 @@ def batch(
     keep_going: bool = False,
     force: bool = False,
     shard: Shard | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
     report: Report = ignore,
     watch: Watch = unwatched,
 ) -> BatchResult:
@@ -34,7 +40,10 @@ def batch(
     A result that is there and whose journal says that it was made of the same is left alone; one
     that was made of something else is refused, or with `force` made anew. A job that fails ends the
     batch, or with `keep_going` only itself. `shard` (I, N) takes every N-th source from the I-th
-    on. `report` hears what comes before the first job, `watch` each job.
+    on. `jobs` processes work at a time, each on what reads the same files, which share the cores;
+    without it one for each GPU, or one. A process that dies is a job that failed. With `ray`, auto
+    or the address of a Ray cluster, its nodes do the work, each with so many. `report` hears what
+    comes before the first job, `watch` each job.
     `ArgumentError` for a plan that is wrong, that another process runs, or whose results are not
     its own; `DiskError` where results do not fit; and the errors of `gpukit.plan`, all before
     anything is written.
@@ -42,15 +51,27 @@ def batch(
         gpukit.batch("plan.yaml", keep_going=True).failed
     """
     started = time.monotonic()
+    check_jobs(jobs)
     read = read_plan(plan)
     with _alone(read, shard):
-        prepared = prepare(read, shard, force, report)
+        prepared = prepare(read, shard, force, report, jobs if ray is None else 0)
         if prepared.error is not None:
             raise prepared.error
-        run = Run(prepared, keep_going, watch)
-        run.all()
-    seconds = time.monotonic() - started
-    return replace(prepared.result, rows=tuple(run.rows), seconds=seconds)
+        tidy(read, prepared.standings)
+        if ray is None:
+            rows = _made(prepared, keep_going, watch)
+        else:
+            rows = run_on_ray(prepared, ray, jobs, keep_going, watch).rows
+    return replace(prepared.result, rows=tuple(rows), seconds=time.monotonic() - started)
+
+
+def _made(prepared: Prepared, keep_going: bool, watch: Watch) -> list[Row]:
+    """The rows of a batch when all is made that can be."""
+    if prepared.shares.workers > 1:
+        return run_workers(prepared, keep_going, watch).rows
+    run = Run(prepared, keep_going, watch)
+    run.all()
+    return run.rows
 
 
 def plan_batch(
@@ -58,11 +79,14 @@ def plan_batch(
     *,
     force: bool = False,
     shard: Shard | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
     report: Report = ignore,
 ) -> BatchResult:
     """What `batch` would do with the same arguments, with exact sizes; nothing is written. What
     would be refused is told in `refused`; a plan that is wrong is an error as there."""
-    return prepare(read_plan(plan), shard, force, report).result
+    check_jobs(jobs)
+    return prepare(read_plan(plan), shard, force, report, jobs if ray is None else 0).result
 
 
 def batch_status(

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from gpukit.batches.matrix import Job
 from gpukit.batches.reading import combining
 from gpukit.conversion.within import plan_within
-from gpukit.events import Report
+from gpukit.events import Report, ignore
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.overrides import make_overrides, read_patterns
 from gpukit.planning.plan import Options, QuantizePlan
@@ -27,6 +28,10 @@ class Inputs:
         self._report = report
         self._sources: dict[str, Path] = {}
         self._adapters: dict[HubModel, Path] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: all places, but nobody to report to."""
+        return {**self.__dict__, "_report": ignore}
 
     def source(self, job: Job) -> Path:
         """The file or folder of a job's model."""
@@ -48,15 +53,23 @@ class Inputs:
 
 
 def together(jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    """Runs of jobs that read the same in the same way: one opening, and one day one reading, does
-    for all of them."""
+    """Runs of jobs that read the same in the same way: one opening does for all of them."""
     for _, run in groupby(jobs, key=_read_by):
         yield list(run)
 
 
+def gathered(jobs: Sequence[Job]) -> list[list[Job]]:
+    """All jobs that read the same in the same way, wherever they stand among `jobs`: one pass makes
+    them."""
+    found: dict[object, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(_read_by(job), []).append(job)
+    return list(found.values())
+
+
 def _read_by(job: Job) -> object:
     o = job.options
-    way = (o.pre, o.strict, o.moe_layout, o.merge_base, o.combine)
+    way = (o.pre, o.strict, o.moe_layout, o.merge_base, o.combine, o.device, o.memory)
     return (job.stored is None, str(job.reference.model), job.adapter.adapters, way)
 
 
