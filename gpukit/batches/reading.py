@@ -57,17 +57,24 @@ def read_plan(path: str | Path) -> ReadPlan:
 
 
 def _first(document: Document, error: ValidationError) -> ArgumentError:
-    """The fault that stands first in the file, and how many more there are."""
+    """The fault that stands first in the file, behind it keys that are missing, and the lines of
+    all others. A key that is missing stands nowhere: it is told first only where nothing else is
+    wrong."""
     faults = error.errors(include_url=False)
     places = [fault["loc"] for fault in faults]
     # A list whose every item is wrong is told to be empty, too.
     faults = [f for f in faults if not any(len(p) > len(f["loc"]) and p[: len(f["loc"])] == f["loc"]
                                            for p in places)]  # fmt: skip
-    lines = {document.line(fault["loc"]) for fault in faults}
-    first = min(faults, key=lambda fault: document.line(fault["loc"]))
-    others = ", ".join(map(str, sorted(lines)[1:4])) + (", …" if lines and len(lines) > 4 else "")
-    more = f"; see also line {others}" if others else ""
-    return document.fault(first["loc"], _told(first, document) + more)
+    faults.sort(key=lambda fault: (fault["type"] == "missing", document.line(fault["loc"])))
+    first, *rest = faults
+    told = [_told(first, document)]
+    told += [f"and {_told(fault, document)}" for fault in rest if fault["type"] == "missing"]
+    stand = [fault["loc"] for fault in faults if fault["type"] != "missing"]
+    others = sorted({document.line(place) for place in stand} - {document.line(first["loc"])})
+    if others:
+        shown = ", ".join(map(str, others[:3])) + (", …" if len(others) > 3 else "")
+        told.append(f"see also line {shown}")
+    return document.fault(first["loc"], "; ".join(told))
 
 
 def _told(fault: Any, document: Document) -> str:

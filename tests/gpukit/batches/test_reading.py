@@ -98,6 +98,25 @@ def test_of_several_faults_the_first_is_told(tmp_path: Path) -> None:
         read_plan(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sources: [a]\n\ntyps: [F16]\noutput: x.gguf\n",
+         r"plan.yaml:3: unknown key 'typs'; known: .*: did you mean 'types'\?; and 'types' is "
+         r"missing$"),
+        ("sorces: [a]\ntyps: [F16]\noutput: x.gguf\n",
+         r"plan.yaml:1: unknown key 'sorces'; .*; and 'sources' is missing; and 'types' is missing; "
+         r"see also line 2$"),
+        ("output: x.gguf\n", r"plan.yaml:1: 'sources' is missing; and 'types' is missing$"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_told_before_what_is_missing(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ArgumentError, match=told):
+        read_plan(_plan(tmp_path, text))
+
+
 def test_what_is_no_file_of_text(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"none.yaml: No such file"):
         read_plan(tmp_path / "none.yaml")
