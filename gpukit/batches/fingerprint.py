@@ -33,15 +33,18 @@ def fingerprint(job: Job, source: Path, adapters: Sequence[Path]) -> dict[str, A
     options = job.options.model_dump(
         mode="json", exclude=SAME_BYTES | {*PATHS}, exclude_defaults=True
     )
-    recipe = {"type": job.type, **options}
-    for name in PATHS:
-        if (path := getattr(job.options, name)) is not None:
-            recipe[name] = [_file(Path(path))]
+    wanted = job.wanted.model_dump(mode="json", exclude={"name", "like"}, exclude_none=True)
+    recipe = {**wanted, **options}
+    given = {"like": job.wanted.like, **{name: getattr(job.options, name) for name in PATHS}}
+    for name, path in given.items():
+        if path is not None:
+            files = files_of(Path(path)) if name == "like" else [Path(path)]
+            recipe[name] = [*map(file_facts, files)]
     weights = [weight for _, weight in job.adapter.adapters]
     return {
-        "source": [*map(_file, files_of(source))],
+        "source": [*map(file_facts, files_of(source))],
         "adapters": [
-            {"weight": weight, "files": [*map(_file, files_of(path))]}
+            {"weight": weight, "files": [*map(file_facts, files_of(path))]}
             for path, weight in zip(adapters, weights, strict=True)
         ],
         "recipe": recipe,
@@ -60,7 +63,8 @@ def files_of(path: Path) -> list[Path]:
     return [path]
 
 
-def _file(path: Path) -> dict[str, Any]:
+def file_facts(path: Path) -> dict[str, Any]:
+    """The FILE at `path`; `DiskError` where it cannot be read."""
     with disk_errors(path):
         facts = path.stat()
         digest = _ends(os.path.realpath(path), facts.st_size, facts.st_mtime_ns)
@@ -97,7 +101,7 @@ def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     recipe = then.get("recipe", {})
     for name in recipe.keys() | now["recipe"].keys():
         if recipe.get(name) != now["recipe"].get(name):
-            if name in PATHS:
+            if name in (*PATHS, "like"):
                 return f"{name} has changed"
             return f"{name} was {recipe.get(name)!r} and is {now['recipe'].get(name)!r}"
     return None

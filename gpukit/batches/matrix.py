@@ -22,7 +22,7 @@ from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
 if TYPE_CHECKING:
-    from gpukit.batches.schema import Adapter, JobOptions, Match, Matrix, Source
+    from gpukit.batches.schema import Adapter, JobOptions, Match, Matrix, Source, Type
 
 ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
 NONE = "none"
@@ -39,18 +39,25 @@ class Input:
 
 @dataclass(frozen=True)
 class Job:
-    """One result to be made: `source` with `adapter` as file type `type`, at the path `output` or
-    in the store under the name `stored`. `group` numbers the sources, from 0 on."""
+    """One result to be made: `source` with `adapter` as `wanted`, which is called `type`, at the
+    path `output` or in the store under the name `stored`. `group` numbers the sources, from 0 on.
+    """
 
     number: int
     group: int
     source: Input
     adapter: Input
     type: str
+    wanted: "Type"
     options: "JobOptions"
     output: Path | None = None
     stored: ModelName | None = None
     place: Place = field(default=(), compare=False)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the result may be several files."""
+        return self.options.split_max_size is not None or self.options.keep_split
 
     @property
     def target(self) -> str:
@@ -73,12 +80,14 @@ def expand(read: ReadPlan) -> tuple[list[Job], list[str]]:
     jobs: list[Job] = []
     groups: dict[str, int] = {}
     used: set[int] = set()
-    for place, source, adapter, kind in _combinations(read, used):
+    for place, source, adapter, wanted in _combinations(read, used):
         group = groups.setdefault(str(source.source), len(groups))
+        kind = wanted.called
         options = _options(read, source, adapter, kind)
         output, stored = _target(read, source.name, adapter.name, kind)
+        wanted = _placed(read, place, source, adapter, wanted)
         jobs.append(
-            Job(len(jobs) + 1, group, source, adapter, kind, options, output, stored, place)
+            Job(len(jobs) + 1, group, source, adapter, kind, wanted, options, output, stored, place)
         )
     if not jobs:
         raise read.document.fault(("exclude",), "nothing is left of the matrix; exclude less")
@@ -86,7 +95,7 @@ def expand(read: ReadPlan) -> tuple[list[Job], list[str]]:
     return jobs, list(_idle(read, jobs, used))
 
 
-def _combinations(read: ReadPlan, used: set[int]) -> Iterator[tuple[Place, Input, Input, str]]:
+def _combinations(read: ReadPlan, used: set[int]) -> Iterator[tuple[Place, Input, Input, "Type"]]:
     """Of each combination: where it stands, source, adapter, type. `used` gets the numbers of
     `exclude` that leave something out."""
     matrices: list[tuple[Place, Matrix]] = [((), read.plan)]
@@ -98,13 +107,13 @@ def _combinations(read: ReadPlan, used: set[int]) -> Iterator[tuple[Place, Input
                     for a in _adapters(read, (*at, "adapters", i), e)]  # fmt: skip
         for place, source in sources:
             for _, adapter in adapters:
-                for kind in matrix.types:
-                    names = (source.name, adapter.name, kind)
+                for wanted in matrix.types:
+                    names = (source.name, adapter.name, wanted.called)
                     rules = () if at else read.plan.exclude
                     out = [i for i, match in enumerate(rules) if matches(match, *names)]
                     used.update(out)
                     if not out:
-                        yield place, source, adapter, kind
+                        yield place, source, adapter, wanted
 
 
 def matches(match: "Match", source: str, adapter: str, kind: str) -> bool:
@@ -144,6 +153,17 @@ def _options(read: ReadPlan, source: Input, adapter: Input, kind: str) -> "JobOp
         if not os.path.exists(path):
             raise read.document.fault(("options", name), f"{path}: no such file")
     return found.model_copy(update=paths)
+
+
+def _placed(read: ReadPlan, place: Place, source: Input, adapter: Input, wanted: "Type") -> "Type":
+    """`wanted` with the path of the GGUF whose types are taken, from the plan's folder on."""
+    _checked(read, place, wanted.called)
+    if wanted.like is None:
+        return wanted
+    path = read.folder / expanded(wanted.like.format(source=source.name, adapter=adapter.name))
+    if not path.exists():
+        raise read.document.fault((*place[:-2], "types"), f"like: {path}: no such file")
+    return wanted.model_copy(update={"like": str(path)})
 
 
 def _sources(read: ReadPlan, place: Place, entry: "Source") -> list[tuple[Place, Input]]:
@@ -218,8 +238,10 @@ def _is_model(path: Path) -> bool:
     if path.is_dir():
         return (path / "config.json").exists() and has_weights(path)
     part = part_of(path.name)
-    first = part is None or part[1] == 1
-    return path.suffix == ".gguf" and first and not journal_of(path).exists()
+    if path.suffix != ".gguf" or (part is not None and part[1] != 1):
+        return False
+    whole = path if part is None else path.with_name(f"{part[0]}.gguf")
+    return not (journal_of(path).exists() or journal_of(whole).exists())
 
 
 def _is_adapter(path: Path) -> bool:
@@ -292,4 +314,4 @@ def _inputs(job: Job) -> Iterator[Path | str]:
     if isinstance(job.reference.model, Path):
         yield job.reference.model
     yield from (path for path, _ in job.adapter.adapters if isinstance(path, Path))
-    yield from filter(None, (job.options.imatrix, job.options.tensor_type_file))
+    yield from filter(None, (job.options.imatrix, job.options.tensor_type_file, job.wanted.like))

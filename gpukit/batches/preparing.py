@@ -106,17 +106,17 @@ def _planned(run: Sequence[Standing], inputs: Inputs, report: Report) -> list[Lo
         return [(at, at.size, 0, None) for at in run]
     try:
         with opened(run[0].job, inputs, report) as source:
-            return [_sized(at, source, report) for at in run]
+            return [_sized(at, source, inputs, report) for at in run]
     except GpukitError as error:
         return [(at, at.size, 0, error if at.state.is_left else None) for at in run]
 
 
-def _sized(at: Standing, source: Source, report: Report) -> Looked:
+def _sized(at: Standing, source: Source, inputs: Inputs, report: Report) -> Looked:
     if not at.state.is_left:
         return at, at.size, 0, None
     try:
         _check_place(at.job, source.files)
-        plan = planned(source, at.job, report)
+        plan = planned(source, at.job, inputs, report)
     except GpukitError as error:
         return at, None, 0, error
     return at, plan.size, needs.buffers(at.job, plan), None

@@ -1,6 +1,7 @@
 """From a file to a plan that is known to make sense, whatever the models are."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -9,10 +10,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from gpukit.batches.document import Document, Place, read_document, with_variables
-from gpukit.batches.schema import BatchPlan, JobOptions
+from gpukit.batches.schema import BatchPlan, JobOptions, Matrix
 from gpukit.conversion.checks import check_device, check_plan
 from gpukit.errors import ArgumentError, GpukitError, did_you_mean
 from gpukit.planning.overrides import make_overrides
+from gpukit.planning.plan import Options
 
 NAMES = ("source", "adapter", "type")
 # Where pydantic speaks of Python instead of YAML.
@@ -51,6 +53,7 @@ def read_plan(path: str | Path) -> ReadPlan:
     except ValidationError as error:
         raise _first(document, error) from None
     _check_output(document, plan)
+    _check_types(document, plan)
     for place, options in _all_options(plan):
         _check_options(document, place, options, in_store=bool(plan.store))
     return ReadPlan(document, plan)
@@ -124,17 +127,37 @@ def _check_output(document: Document, plan: BatchPlan) -> None:
             raise document.fault(("output",), f"{plan.output}: must end in .gguf")
 
 
-def check_pattern(document: Document, place: Place, pattern: str) -> None:
-    """`ArgumentError` for braces around anything but the names of a job's parts."""
+def _check_types(document: Document, plan: BatchPlan) -> None:
+    """`ArgumentError` for what cannot be asked for in place of a file type."""
+    matrices: list[tuple[Place, Matrix]] = [((), plan)]
+    matrices += [(("include", i), more) for i, more in enumerate(plan.include)]
+    for at, matrix in matrices:
+        for i, wanted in enumerate(matrix.types):
+            place = (*at, "types", i)
+            if plan.store and wanted.type is None:
+                raise document.fault(place, "the store's models have file types; write files with "
+                                     "`output`, or name a type")  # fmt: skip
+            if wanted.like is not None:
+                check_pattern(document, (*place, "like"), wanted.like, NAMES[:2])
+            try:
+                Options(target_bpw=wanted.target_bpw, target_size=wanted.target_size)
+            except GpukitError as error:
+                raise document.fault(place, str(error)) from None
+
+
+def check_pattern(
+    document: Document, place: Place, pattern: str, names: Sequence[str] = NAMES
+) -> None:
+    """`ArgumentError` for braces around anything but `names` of a job's parts."""
     try:
         parts = list(Formatter().parse(pattern))
     except ValueError as error:
         raise document.fault(place, f"{pattern}: {error}") from None
     for _, name, form, conversion in parts:
-        if name is not None and (name not in NAMES or form or conversion):
-            known = ", ".join(f"{{{known}}}" for known in NAMES)
+        if name is not None and (name not in names or form or conversion):
+            known = ", ".join(f"{{{known}}}" for known in names)
             raise document.fault(
-                place, f"{pattern}: unknown {{{name}}}; known: {known}{did_you_mean(name, NAMES)}"
+                place, f"{pattern}: unknown {{{name}}}; known: {known}{did_you_mean(name, names)}"
             )
 
 
@@ -144,7 +167,7 @@ def _all_options(plan: BatchPlan) -> list[tuple[Place, JobOptions]]:
 
 
 # What the store's models are made with; everything else is for files.
-FOR_THE_STORE = {"imatrix", "pre", "device", "memory"}
+FOR_THE_STORE = {"imatrix", "pre", "provenance", "device", "memory"}
 
 
 def _check_options(
@@ -171,6 +194,9 @@ def _check_options(
             checks[name]()
         except GpukitError as error:
             raise document.fault((*place, name), str(error)) from None
+    if options.keep_split and options.split_max_size is not None:
+        raise document.fault((*place, "keep_split"), "keep_split and split_max_size exclude each "
+                             "other; give one")  # fmt: skip
     if options.imatrix is not None:
         check_pattern(document, (*place, "imatrix"), options.imatrix)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from gpukit.batches.fingerprint import difference, fingerprint
 from gpukit.batches.journal import Journal
 from gpukit.batches.matrix import Job
-from gpukit.batches.opening import opened, planned, together
+from gpukit.batches.opening import Inputs, opened, planned, together
 from gpukit.batches.preparing import Prepared
 from gpukit.batches.result import Row, Told, Watch
 from gpukit.batches.states import Standing, State, identity, journal_path, result_size
@@ -54,7 +54,7 @@ class Run:
             first = run[0].job
             try:
                 source = opened(first, self._prepared.inputs, self._report(first))
-                make = _writing(stack.enter_context(source))
+                make = _writing(stack.enter_context(source), self._prepared.inputs)
             except GpukitError as error:
                 make = _failing(error)
             for at in run:
@@ -112,8 +112,8 @@ class Run:
         journal.begun(at.of, self.rows[self._at[job.number]].size or 0, identity(job))
         Store().create(
             job.target, described, job.type, imatrix=options.imatrix, pre=options.pre,
-            merge=bool(described.adapters), device=options.device, memory=options.memory,
-            report=report,
+            merge=bool(described.adapters), provenance=options.provenance, device=options.device,
+            memory=options.memory, report=report,
         )  # fmt: skip
 
     def _report(self, job: Job) -> Report:
@@ -131,12 +131,12 @@ class Run:
         self._watch(Told(self._begun, self._count, row))
 
 
-def _writing(source: Source) -> Make:
+def _writing(source: Source, inputs: Inputs) -> Make:
     """Makes files of `source`, each whole or not at all."""
 
     def make(at: Standing, journal: Journal, report: Report) -> None:
         assert at.job.output is not None
-        plan = planned(source, at.job, report)
+        plan = planned(source, at.job, inputs, report)
         journal.begun(at.of, plan.size, identity(at.job))
         run_plan(
             source, plan, at.job.output, device=at.job.options.device,

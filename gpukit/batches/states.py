@@ -14,6 +14,8 @@ from gpukit.batches.journal import Record, journal_of, last_record
 from gpukit.batches.matrix import Job
 from gpukit.batches.opening import Inputs
 from gpukit.batches.reading import ReadPlan
+from gpukit.formats.folder import file_names
+from gpukit.formats.gguf_split import part_of
 from gpukit.store.store import Store
 
 
@@ -62,13 +64,27 @@ def state_folder(read: ReadPlan) -> Path:
 
 
 def identity(job: Job) -> Identity | None:
-    """Size, time of change in ns and inode of what is at a job's place; None for nothing."""
-    path = job.output if job.output is not None else _manifest(job)
+    """Size, time of change in ns and inode of what is at a job's place; of several files the sum,
+    the last and that of the first; None for nothing."""
     try:
-        facts = path.stat()
+        facts = [path.stat() for path in result_files(job)]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return facts.st_size, facts.st_mtime_ns, facts.st_ino
+    return sum(f.st_size for f in facts), max(f.st_mtime_ns for f in facts), facts[0].st_ino
+
+
+def result_files(job: Job) -> list[Path]:
+    """The files that a job's result is, whether they are there or not; of what may be split, those
+    that are there, if any."""
+    if job.output is None:
+        return [_manifest(job)]
+    if not job.is_split:
+        return [job.output]
+    stem, folder = job.output.name.removesuffix(".gguf"), job.output.parent
+    names = sorted(file_names(folder)) if folder.is_dir() else []
+    parts = [name for name in names if (part := part_of(name)) is not None and part[0] == stem]
+    whole = [job.output] if job.output.exists() or not parts else []
+    return [*whole, *(folder / name for name in parts)]
 
 
 def _manifest(job: Job) -> Path:
