@@ -1,5 +1,6 @@
 """`gpukit batch`: many files from a plan in YAML."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,15 @@ from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
     from gpukit import BatchResult
+    from gpukit.batches.result import Row
 
 STATUS = "status"
+# Of an evaluation: the column, the number, and how it is written.
+MEASURES = {
+    "PPL": ("perplexity", "{:.4f}"),
+    "KLD": ("kld", "{:.5f}"),
+    "SAME TOP": ("same_top", "{:.2%}"),
+}
 
 
 def batch(
@@ -96,6 +104,11 @@ def batch(
         complain(f"{len(failed)} of {len(found.rows)} jobs failed; {failed[0].output}: "
                  f"{failed[0].why.removeprefix(failed[0].output + ': ')}")  # fmt: skip
         raise typer.Exit(1)
+    if missed := found.not_evaluated:
+        assert missed[0].evaluation is not None
+        complain(f"{len(missed)} of {len(found.rows)} results could not be evaluated; "
+                 f"{missed[0].output}: {missed[0].evaluation['why']}")  # fmt: skip
+        raise typer.Exit(1)
 
 
 def _plan(words: list[str]) -> tuple[Path, bool]:
@@ -127,14 +140,34 @@ def _show(found: "BatchResult", json: bool, summary: Path | None) -> None:
     if json:
         print_json(document)
         return
-    rows = [("SOURCE", "ADAPTER", "TYPE", "OUTPUT", "SIZE", "STATE")]
+    measured = any(row.evaluation is not None for row in found.rows)
+    names = MEASURES if measured else ()
+    rows: list[tuple[str, ...]] = [("SOURCE", "ADAPTER", "TYPE", "OUTPUT", "SIZE", *names, "STATE")]
     for row in found.rows:
         size = human_bytes(row.size) if row.size is not None else "-"
         why = f": {row.why}" if row.why else ""
         place = _from_here(row.output)
-        rows.append((row.source, row.adapter, row.type, place, size, f"{row.state}{why}"))
+        numbers = _measures(row.numbers) if measured else ()
+        state = f"{row.state}{why}{_not_measured(row)}"
+        rows.append((row.source, row.adapter, row.type, place, size, *numbers, state))
     print_table(rows)
     print(_totals(document, found))
+
+
+def _measures(numbers: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an evaluation gave, as cells of the table; a dash for what there is none of."""
+    return tuple(
+        form.format(numbers[key]) if isinstance(numbers.get(key), int | float) else "-"
+        for key, form in MEASURES.values()
+    )
+
+
+def _not_measured(row: "Row") -> str:
+    """Why there are no numbers of an evaluation that is asked for."""
+    found = row.evaluation
+    if found is None or row.numbers:
+        return ""
+    return f", not evaluated: {found['why']}" if found.get("why") else ", to be evaluated"
 
 
 def _from_here(output: str) -> str:

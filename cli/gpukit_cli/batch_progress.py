@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gpukit.batches.result import Told, Watch, unwatched
+from gpukit.batches.result import Row, Told, Watch, unwatched
 from gpukit.batches.states import State
 from gpukit.events import Step, Warned
 from gpukit_cli.progress import PLAIN_SECONDS, human_bytes
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Jobs that a table shows: the one under way, and the last ones before it.
 SHOWN = 8
+UNDER_WAY = (State.RUNNING, State.EVALUATING)
 
 
 @contextmanager
@@ -48,9 +49,10 @@ class _Lines:
         match row.state:
             case State.RUNNING:
                 _line(f"{at} {row.output}")
+            case State.EVALUATING:
+                _line(f"{at} {row.output}: evaluating")
             case State.DONE:
-                size = human_bytes(row.size or 0)
-                _line(f"{at} {row.output}: {size} in {row.seconds or 0:.1f} s")
+                _line(f"{at} {row.output}: {_ended(row)}")
             case _:
                 _line(f"{at} {row.output}: {row.state}: {row.why}")
 
@@ -103,7 +105,7 @@ class Board:
         if told.event is None:
             self._rows[told.number] = told
             self._step = None
-            if told.row.state is State.RUNNING:
+            if told.row.state in UNDER_WAY:
                 self._job_began = now
             else:
                 self._ended.add(told.number)
@@ -120,12 +122,14 @@ class Board:
     def _state(self, told: Told) -> str:
         row = told.row
         if row.state is State.DONE:
-            return f"{human_bytes(row.size or 0)} in {row.seconds or 0:.1f} s"
-        if row.state is not State.RUNNING:
+            return _ended(row)
+        if row.state not in UNDER_WAY:
             return f"{row.state}: {row.why}"
         step = self._step
         if step is None or not step.total:
             return str(row.state)
+        if step.unit != "bytes":
+            return f"{row.state}, {step.done} of {step.total} {step.unit}"
         rate = step.done / max(self._now - self._job_began, 1e-9)
         left = f", {(step.total - step.done) / rate:.0f} s left" if rate > 0 else ""
         return f"{100 * step.done // step.total} %, {human_bytes(int(rate))}/s{left}"
@@ -146,6 +150,19 @@ class Board:
         for cells in self.cells():
             table.add_row(*map(Text, cells))
         return Group(table, Text(self.total()))
+
+
+def _ended(row: Row) -> str:
+    """What came of a job, or of its evaluation."""
+    found = row.evaluation
+    if found is None:
+        return f"{human_bytes(row.size or 0)} in {row.seconds or 0:.1f} s"
+    if not row.numbers:
+        return f"not evaluated: {found.get('why')}"
+    ppl, kld = found["perplexity"], found.get("kld")
+    told = f"PPL {ppl:.4f}" if isinstance(ppl, float) else f"PPL {ppl}"
+    told += f", KLD {kld:.5f}" if isinstance(kld, float) else ""
+    return f"{told} in {found['seconds']:.1f} s"
 
 
 def _line(text: str) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from gpukit.batches.evaluating import evaluated, known
 from gpukit.batches.matrix import expand
 from gpukit.batches.opening import Inputs
 from gpukit.batches.preparing import Shard, in_shard, prepare
@@ -33,8 +34,10 @@ def batch(
 
     A result that is there and whose journal says that it was made of the same is left alone; one
     that was made of something else is refused, or with `force` made anew. A job that fails ends the
-    batch, or with `keep_going` only itself. `shard` (I, N) takes every N-th source from the I-th
-    on. `report` hears what comes before the first job, `watch` each job.
+    batch, or with `keep_going` only itself. When all are made, those are measured of which the plan
+    wants that: what fails there leaves the result alone, and the next run tries again. `shard`
+    (I, N) takes every N-th source from the I-th on. `report` hears what comes before the first job,
+    `watch` each job.
     `ArgumentError` for a plan that is wrong, that another process runs, or whose results are not
     its own; `DiskError` where results do not fit; and the errors of `gpukit.plan`, all before
     anything is written.
@@ -49,8 +52,9 @@ def batch(
             raise prepared.error
         run = Run(prepared, keep_going, watch)
         run.all()
+        rows = evaluated(prepared, run.rows, keep_going, watch)
     seconds = time.monotonic() - started
-    return replace(prepared.result, rows=tuple(run.rows), seconds=seconds)
+    return replace(prepared.result, rows=tuple(rows), seconds=seconds)
 
 
 def plan_batch(
@@ -62,7 +66,12 @@ def plan_batch(
 ) -> BatchResult:
     """What `batch` would do with the same arguments, with exact sizes; nothing is written. What
     would be refused is told in `refused`; a plan that is wrong is an error as there."""
-    return prepare(read_plan(plan), shard, force, report).result
+    found = prepare(read_plan(plan), shard, force, report)
+    rows = [
+        known(found.read, at.job, row)
+        for at, row in zip(found.standings, found.result.rows, strict=True)
+    ]
+    return replace(found.result, rows=tuple(rows))
 
 
 def batch_status(
@@ -79,7 +88,7 @@ def batch_status(
         except GpukitError as error:
             rows.append(Row.of(job, State.FAILED, str(error)))
             continue
-        rows.append(Row.of(job, at.state, at.why, at.size))
+        rows.append(known(read, job, Row.of(job, at.state, at.why, at.size)))
     return BatchResult(read.document.path, tuple(rows), shard, warnings=tuple(warnings))
 
 

@@ -22,10 +22,12 @@ from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
 if TYPE_CHECKING:
-    from gpukit.batches.schema import Adapter, JobOptions, Match, Matrix, Source, Type
+    from gpukit.batches.schema import Adapter, Evaluate, JobOptions, Match, Matrix, Source, Type
 
 ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
 NONE = "none"
+# What a divergence is from, where no other model is named.
+SOURCE = "source"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Job:
     output: Path | None = None
     stored: ModelName | None = None
     place: Place = field(default=(), compare=False)
+    evaluate: "Evaluate | None" = None
 
     @property
     def is_split(self) -> bool:
@@ -87,8 +90,9 @@ def expand(read: ReadPlan) -> tuple[list[Job], list[str]]:
         output, stored = _target(read, source.name, adapter.name, kind)
         wanted = _placed(read, place, source, adapter, wanted)
         jobs.append(
-            Job(len(jobs) + 1, group, source, adapter, kind, wanted, options, output, stored, place)
-        )
+            Job(len(jobs) + 1, group, source, adapter, kind, wanted, options, output, stored, place,
+                _evaluate(read, source.name, adapter.name, kind))
+        )  # fmt: skip
     if not jobs:
         raise read.document.fault(("exclude",), "nothing is left of the matrix; exclude less")
     _check_different(read, jobs)
@@ -153,6 +157,46 @@ def _options(read: ReadPlan, source: Input, adapter: Input, kind: str) -> "JobOp
         if not os.path.exists(path):
             raise read.document.fault(("options", name), f"{path}: no such file")
     return found.model_copy(update=paths)
+
+
+def _evaluate(read: ReadPlan, source: str, adapter: str, kind: str) -> "Evaluate | None":
+    """What a job's result is measured by, with paths from the plan's folder on; None for
+    nothing."""
+    found = read.plan.evaluate
+    place: Place = ("evaluate",)
+    for i, rule in enumerate(read.plan.overrides):
+        if rule.evaluate is None or not matches(rule.match, source, adapter, kind):
+            continue
+        place = ("overrides", i, "evaluate")
+        if rule.evaluate is False:
+            found = None
+        elif found is None:
+            found = rule.evaluate
+        else:
+            over = {name: getattr(rule.evaluate, name) for name in rule.evaluate.model_fields_set}
+            found = found.model_copy(update=over)
+    if found is None:
+        return None
+    if found.text is None:
+        raise read.document.fault(place, "'text' is missing in evaluate: a file of text")
+    text = read.folder / expanded(found.text)
+    if not text.is_file():
+        raise read.document.fault((*place, "text"), f"{text}: no such file")
+    paths = {"text": str(text)}
+    if found.against is not None and found.against != SOURCE:
+        there = read.folder / expanded(found.against)
+        if not there.exists():
+            _reference(read, (*place, "against"), found.against)
+        paths["against"] = str(there) if there.exists() else found.against
+    return found.model_copy(update=paths)
+
+
+def _reference(read: ReadPlan, place: Place, word: str) -> None:
+    """The errors of `locate`, with the line."""
+    try:
+        locate(word, folder=read.folder)
+    except GpukitError as error:
+        raise type(error)(f"{read.document.where(place)}: {error}") from None
 
 
 def _placed(read: ReadPlan, place: Place, source: Input, adapter: Input, wanted: "Type") -> "Type":

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from gpukit.batches.document import Document, Place, read_document, with_variables
-from gpukit.batches.schema import BatchPlan, JobOptions, Matrix
+from gpukit.batches.schema import BatchPlan, Evaluate, JobOptions, Matrix
 from gpukit.conversion.checks import check_device, check_plan
 from gpukit.errors import ArgumentError, GpukitError, did_you_mean
 from gpukit.planning.overrides import make_overrides
@@ -54,6 +54,7 @@ def read_plan(path: str | Path) -> ReadPlan:
         raise _first(document, error) from None
     _check_output(document, plan)
     _check_types(document, plan)
+    _check_evaluations(document, plan)
     for place, options in _all_options(plan):
         _check_options(document, place, options, in_store=bool(plan.store))
     return ReadPlan(document, plan)
@@ -143,6 +144,24 @@ def _check_types(document: Document, plan: BatchPlan) -> None:
                 Options(target_bpw=wanted.target_bpw, target_size=wanted.target_size)
             except GpukitError as error:
                 raise document.fault(place, str(error)) from None
+
+
+def _check_evaluations(document: Document, plan: BatchPlan) -> None:
+    """`ArgumentError` for windows that nothing can be cut into."""
+    if plan.evaluate is not None and plan.evaluate.text is None:
+        raise document.fault(("evaluate",), "'text' is missing in evaluate: a file of text")
+    wishes: list[tuple[Place, Any]] = [(("evaluate",), plan.evaluate)]
+    wishes += [(("overrides", i, "evaluate"), o.evaluate) for i, o in enumerate(plan.overrides)]
+    for place, wish in wishes:
+        if not isinstance(wish, Evaluate):
+            continue
+        # What cuts texts takes time to import.
+        from gpukit.evaluation.windows import NUM_CTX, check_window
+
+        try:
+            check_window(wish.context or NUM_CTX, wish.chunks, wish.stride)
+        except GpukitError as error:
+            raise document.fault(place, str(error).replace("num_ctx", "context")) from None
 
 
 def check_pattern(

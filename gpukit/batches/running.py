@@ -11,7 +11,14 @@ from gpukit.batches.matrix import Job
 from gpukit.batches.opening import Inputs, opened, planned, together
 from gpukit.batches.preparing import Prepared
 from gpukit.batches.result import Row, Told, Watch
-from gpukit.batches.states import Standing, State, identity, journal_path, result_size
+from gpukit.batches.states import (
+    Standing,
+    State,
+    bits_per_weight,
+    identity,
+    journal_path,
+    result_size,
+)
 from gpukit.conversion.run import run_plan
 from gpukit.errors import CheckpointError, GpukitError
 from gpukit.events import Event, Report
@@ -88,7 +95,7 @@ class Run:
         there = identity(at.job)
         assert there is not None
         seconds = time.monotonic() - started
-        journal.done(there[0], there[1], seconds)
+        journal.done(there[0], there[1], seconds, bits_per_weight(at.job))
         size = result_size(at.job)
         self._set(at.job, state=State.DONE, size=size, seconds=seconds, made=True)
 

@@ -244,11 +244,31 @@ class JobOptions(Entry):
     )
 
 
+class Evaluate(Entry):
+    """A text that results are measured by, as `gpukit perplexity` does."""
+
+    text: str | None = Field(default=None, min_length=1, description="A file of text; needed.")
+    context: int | None = Field(default=None, description="Tokens of each window; 512.")
+    chunks: int | None = Field(default=None, description="Windows at most; all of the text.")
+    stride: int | None = Field(
+        default=None, description="Windows begin every so many tokens, and only these are scored."
+    )
+    against: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`source`, with the adapters that were merged, or a model or a logits file: "
+        "what the divergence is from. Without it there is perplexity alone.",
+    )
+
+
 class Override(Entry):
     """Options for the jobs that match, over those before it."""
 
     match: Match
-    options: JobOptions
+    options: JobOptions = JobOptions()
+    evaluate: Evaluate | Literal[False] | None = Field(
+        default=None, description="Keys over those before, or false: these are not measured."
+    )
 
 
 class BatchPlan(Matrix):
@@ -272,6 +292,9 @@ class BatchPlan(Matrix):
         default=(), description="Combinations of the matrix left out."
     )
     options: JobOptions = Field(default=JobOptions(), description="Options of all jobs.")
+    evaluate: Evaluate | None = Field(
+        default=None, description="What every result is measured by when it is made."
+    )
     overrides: tuple[Override, ...] = Field(default=(), description="Options of some jobs.")
 
 

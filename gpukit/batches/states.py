@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from gpukit.batches.matrix import Job
 from gpukit.batches.opening import Inputs
 from gpukit.batches.reading import ReadPlan
 from gpukit.formats.folder import file_names
-from gpukit.formats.gguf_split import part_of
+from gpukit.formats.gguf_split import GGUFModel, part_of
 from gpukit.store.store import Store
 
 
@@ -26,6 +27,7 @@ class State(StrEnum):
     MISSING = "missing"  # was done, and the result is gone
     FAILED = "failed"
     RUNNING = "running"
+    EVALUATING = "evaluating"  # done, and now measured
     DONE = "done"
     CHANGED = "changed"  # what is there is not what the plan would make
 
@@ -98,6 +100,21 @@ def result_size(job: Job) -> int | None:
         return Store().describe(job.stored).size
     there = identity(job)
     return there[0] if there else None
+
+
+def model_path(job: Job) -> Path:
+    """The GGUF of a result that is there, or its first part."""
+    if job.stored is not None:
+        return Store().resolve(job.stored.display).gguf
+    return result_files(job)[0]
+
+
+def bits_per_weight(job: Job) -> float | None:
+    """Those of a result that is there; None for a model without weights."""
+    with GGUFModel(model_path(job)) as model:
+        weights = sum(prod(tensor.ne) for tensor in model.tensors.values())
+        nbytes = sum(tensor.nbytes for tensor in model.tensors.values())
+    return round(8 * nbytes / weights, 4) if weights else None
 
 
 def standing(read: ReadPlan, job: Job, inputs: Inputs) -> Standing:

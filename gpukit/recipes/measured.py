@@ -36,7 +36,8 @@ LONGEST_NAME = 255
 
 @dataclass(frozen=True)
 class Asked:
-    """The arguments of `gpukit.perplexity` and `gpukit.perplexities`."""
+    """The arguments of `gpukit.perplexity` and `gpukit.perplexities`. `against_merge` are adapters
+    of the reference, which is quantised to `against_type` in memory, if that is told."""
 
     models: tuple[str | Path, ...]
     text: str | Path | None
@@ -55,6 +56,8 @@ class Asked:
     save_logits: str | Path | None = None
     save_report: str | Path | None = None
     imatrix: str | Path | None = None
+    against_merge: Merge | None = None
+    against_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def opened(asked: Asked, stack: ExitStack, report: Report) -> Ready:
     ]
     against: Subject | LogitsFile | None = file
     if base is not None:
-        against = _subject(base, asked, Merge(()), report)
+        merge = asked.against_merge or Merge(())
+        against = _subject(base, asked, merge, report, asked.against_type)
     elif file is None and len(subjects) > 1:
         against = subjects[0]
     everyone = [*subjects, *([against] if isinstance(against, Subject) else [])]

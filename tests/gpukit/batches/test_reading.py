@@ -9,7 +9,7 @@ import pytest
 
 from gpukit.batches.document import read_document, with_variables
 from gpukit.batches.reading import read_plan
-from gpukit.batches.schema import BatchPlan, JobOptions, Type, json_schema
+from gpukit.batches.schema import BatchPlan, Evaluate, JobOptions, Type, json_schema
 from gpukit.errors import ArgumentError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,7 +52,7 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     ("text", "line", "told"),
     [
         (GOOD + "outptu: x\n", 4, "unknown key 'outptu'; known: sources, adapters, types, output, "
-         "store, variables, include, exclude, options, overrides: did you mean 'output'?"),
+         "store, variables, include, exclude, options, evaluate, overrides: did you mean 'out"),
         ("sources:\n  - a\n  - path: b\n    nmae: c\ntypes: [F16]\noutput: x.gguf\n", 4,
          "unknown key 'nmae'; known: path, name: did you mean 'name'?"),
         (GOOD + "options:\n  device: cpu\n\n  memroy: 1G\n", 7, "did you mean 'memory'?"),
@@ -167,6 +167,7 @@ def test_the_docs_name_every_key_and_their_plans_are_plans(tmp_path: Path) -> No
     text = (ROOT / "docs" / "batch.md").read_text()
     named = set(re.findall(r"`(\w+)`", text))
     assert {*BatchPlan.model_fields, *JobOptions.model_fields, *Type.model_fields} <= named
+    assert {*Evaluate.model_fields} <= named
     blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
     plans = [block for block in map(dedent, blocks) if "\nsources:" in f"\n{block}"]
     assert len(plans) == 2
