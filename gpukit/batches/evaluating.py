@@ -24,6 +24,7 @@ from gpukit.batches.reading import ReadPlan
 from gpukit.batches.result import Row, Told, Watch
 from gpukit.batches.states import State, journal_path, model_path
 from gpukit.errors import GpukitError
+from gpukit.evaluation.pages import finite
 from gpukit.events import Event, Report
 from gpukit.formats.atomic import disk_errors
 
@@ -138,7 +139,6 @@ class _Evaluating:
         return numbers
 
     def _measured(self, job: Job, windows: Path, shared: "SharedReference") -> dict[str, Any]:
-        from gpukit.evaluation.report import finite
         from gpukit.recipes.perplexity import measured
 
         (found,) = measured(self._asked(job, windows), self._report(job), shared)
