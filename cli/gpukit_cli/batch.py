@@ -56,7 +56,8 @@ def batch(
         typer.Option(
             "--summary",
             metavar="FILE",
-            help="Write what --json prints to FILE, too.",
+            help="Write what --json prints to FILE, too, and a page beside it, which ends in .html "
+            "instead of .json.",
             show_default="none",
         ),
     ] = None,
@@ -125,18 +126,22 @@ def _plan(words: list[str]) -> tuple[Path, bool]:
 def _check_summary(path: Path) -> None:
     from gpukit.formats.outputs import check_output
 
-    check_output(path)
+    for each in _summaries(path):
+        check_output(each)
+
+
+def _summaries(path: Path) -> tuple[Path, Path]:
+    """Where the JSON and the page of a summary go; either of them may be named."""
+    if path.suffix.lower() in (".json", ".html"):
+        return path.with_suffix(".json"), path.with_suffix(".html")
+    return path, path.with_name(f"{path.name}.html")
 
 
 def _show(found: "BatchResult", json: bool, summary: Path | None) -> None:
     """Print every job and the sums; the document goes to `summary`, too."""
     document = found.as_json()
     if summary is not None:
-        import json as encoding
-
-        from gpukit.formats.atomic import atomic_write
-
-        atomic_write(summary, (encoding.dumps(document, indent=1) + "\n").encode())
+        _write(summary, document)
     if json:
         print_json(document)
         return
@@ -152,6 +157,17 @@ def _show(found: "BatchResult", json: bool, summary: Path | None) -> None:
         rows.append((row.source, row.adapter, row.type, place, size, *numbers, state))
     print_table(rows)
     print(_totals(document, found))
+
+
+def _write(summary: Path, document: Mapping[str, Any]) -> None:
+    import json
+
+    from gpukit.batches.summary_page import page
+    from gpukit.formats.atomic import atomic_write
+
+    data, shown = _summaries(summary)
+    atomic_write(data, (json.dumps(document, indent=1) + "\n").encode())
+    atomic_write(shown, page(document).encode("utf-8", "backslashreplace"))
 
 
 def _measures(numbers: Mapping[str, Any]) -> tuple[str, ...]:

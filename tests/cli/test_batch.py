@@ -12,6 +12,7 @@ import pytest
 from support.checkpoints import build
 from support.command_line import gpukit, listening
 from support.loras import lora
+from support.pages import data_of
 from support.terminal import Terminal
 
 import gpukit as library
@@ -64,6 +65,7 @@ def test_a_plan_from_the_table_to_the_files(place: Path) -> None:
     assert "[10/12] warning: " in done.stderr
     found = json.loads(done.stdout)
     assert found == json.loads((place / "summary.json").read_text())
+    assert data_of((place / "summary.html").read_text(), "gpukit-batch") == found
     assert (found["counts"], len(found["jobs"])) == ({"done": 12}, 12)
     assert found["size"] == sum(Path(job["output"]).stat().st_size for job in found["jobs"])
     again = gpukit("batch", plan)
