@@ -31,7 +31,7 @@ def tile_for(head_dim: int) -> Tile:
     """The tile for heads of a width: what fits in registers and shared memory."""
     if head_dim <= 64:
         return Tile(128, 64, 4, 3)
-    return Tile(128, 64, 8, 2) if head_dim <= 128 else Tile(64, 32, 8, 2)
+    return Tile(64, 64, 4, 3) if head_dim <= 128 else Tile(64, 32, 8, 2)
 
 
 @triton.jit

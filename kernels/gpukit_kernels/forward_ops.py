@@ -50,17 +50,21 @@ def attention(
     itself included; with a cap a score x becomes cap * tanh(x / cap). Memory does not grow with
     count times length.
     """
-    plain = causal.is_plain(q, k, window, cap)
     facts = (q.shape[3], q.shape[2] // k.shape[2], window > 0, cap > 0, q.device)
     if not _triton(q):
         run = causal.attention_torch
-    elif not plain and trusted.attention(*facts, own=True):
+    elif not _is_step(q, k, window, cap) and trusted.attention(*facts, own=True):
         run = attention_triton
     elif trusted.attention(*facts, own=False):
         run = causal.attention_torch
     else:
         run = causal.attention_reference
     return run(q, k, v, scale, window, cap)
+
+
+def _is_step(q: Tensor, k: Tensor, window: int, cap: float) -> bool:
+    """Whether one query sees all keys: a tile of queries of the kernel would stand empty."""
+    return q.shape[1] == 1 and causal.is_plain(q, k, window, cap)
 
 
 def likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

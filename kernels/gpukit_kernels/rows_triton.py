@@ -68,18 +68,22 @@ def rotate_kernel(
     imaginary = tl.load(turn + 1, mask=pair < pairs, other=0.0)[None, :]
     row = position * heads * width + head[:, None] * width
     here = head[:, None] < heads
-    mask = here & (pair < pairs)[None, :]
+    kind = out.dtype.element_ty
     if NEIGHBOURS:
-        first = row + 2 * pair[None, :]
-        second = first + 1
+        # A thread has whole pairs: they are loaded and stored side by side.
+        place = tl.arange(0, 2 * PAIRS)[None, :]
+        mask = here & (place < 2 * pairs)
+        values = tl.load(x + row + place, mask=mask, other=0.0)
+        a, b = tl.split(tl.reshape(values, (HEADS, PAIRS, 2)))
+        turned = tl.join(a * real - b * imaginary, a * imaginary + b * real)
+        tl.store(out + row + place, tl.reshape(turned, (HEADS, 2 * PAIRS)).to(kind), mask=mask)
     else:
         first = row + pair[None, :]
-        second = first + pairs
-    a = tl.load(x + first, mask=mask, other=0.0)
-    b = tl.load(x + second, mask=mask, other=0.0)
-    kind = out.dtype.element_ty
-    tl.store(out + first, (a * real - b * imaginary).to(kind), mask=mask)
-    tl.store(out + second, (a * imaginary + b * real).to(kind), mask=mask)
+        mask = here & (pair < pairs)[None, :]
+        a = tl.load(x + first, mask=mask, other=0.0)
+        b = tl.load(x + first + pairs, mask=mask, other=0.0)
+        tl.store(out + first, (a * real - b * imaginary).to(kind), mask=mask)
+        tl.store(out + first + pairs, (a * imaginary + b * real).to(kind), mask=mask)
     if TAIL:
         column = 2 * pairs + tl.arange(0, TAIL)
         mask = here & (column < width)[None, :]
