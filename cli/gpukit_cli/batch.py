@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gpukit import BatchResult
     from gpukit.batches.result import Row
 
-STATUS = "status"
+STATUS, LOGS = "status", "logs"
 # Of an evaluation: the column, the number, and how it is written.
 MEASURES = {
     "PPL": ("perplexity", "{:.4f}"),
@@ -27,8 +27,9 @@ def batch(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[status] PLAN",
-            help="The plan, a YAML file; with the word status before it, how its jobs stand.",
+            metavar="[status|logs] PLAN [JOB]",
+            help="The plan, a YAML file; with the word status before it, how its jobs stand, with "
+            "logs what they, or JOB, have reported.",
             show_default="none",
         ),
     ] = None,
@@ -77,8 +78,12 @@ def batch(
     import gpukit
     from gpukit.batches.preparing import shard_of
 
-    plan, wants_status = _plan(words or [])
+    words = words or []
     part = shard_of(shard) if shard is not None else None
+    if words[:1] == [LOGS] and len(words) in (2, 3):
+        _show_logs(Path(words[1]), words[2] if len(words) == 3 else None, part, json)
+        return
+    plan, wants_status = _plan(words)
     if wants_status or dry_run:
         with reporter(quiet) as report:
             if wants_status:
@@ -117,10 +122,26 @@ def _plan(words: list[str]) -> tuple[Path, bool]:
     from gpukit.errors import ArgumentError
 
     wants_status = len(words) == 2 and words[0] == STATUS
-    if len(words) != 1 + wants_status or words == [STATUS]:
+    if len(words) != 1 + wants_status or words in ([STATUS], [LOGS]):
         told = f"{len(words)} words" if len(words) > 1 else "no plan"
         raise ArgumentError(f"{told}; name one plan, as in gpukit batch plan.yaml")
     return Path(words[-1]), wants_status
+
+
+def _show_logs(plan: Path, job: str | None, part: tuple[int, int] | None, json: bool) -> None:
+    """Print what jobs have reported, each line with its time."""
+    from gpukit.batches.logs import batch_logs
+    from gpukit.errors import one_line
+
+    found = batch_logs(plan, job, shard=part)
+    if json:
+        print_json({"plan": str(plan), "jobs": [log.as_json() for log in found]})
+        return
+    for log in found:
+        print(_from_here(log.output))
+        for line in log.lines:
+            text = f": {one_line(line.text)}" if line.text else ""
+            print(f"  {line.time} {one_line(line.event)}{text}")
 
 
 def _check_summary(path: Path) -> None:

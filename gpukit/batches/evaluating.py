@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpukit.batches.fingerprint import file_facts, files_of
 from gpukit.batches.journal import EVALUATED, Journal, Record, last_record
+from gpukit.batches.logs import note_event, note_row
 from gpukit.batches.matrix import SOURCE, Job
 from gpukit.batches.opening import merge_of
 from gpukit.batches.preparing import Prepared
@@ -113,14 +114,14 @@ class _Evaluating:
         """Measure one result, and tell how that went; whether it went well."""
         self._begun += 1
         row = self.rows[job.number]
-        self._tell(replace(row, state=State.EVALUATING))
+        self._tell(job, replace(row, state=State.EVALUATING))
         try:
             numbers = self._noted(job, shared)
             evaluation = {"state": State.DONE.value, **numbers}
         except GpukitError as error:
             evaluation = {"state": State.FAILED.value, "why": str(error)}
         self.rows[job.number] = replace(row, evaluation=evaluation)
-        self._tell(self.rows[job.number])
+        self._tell(job, self.rows[job.number])
         return bool(self.rows[job.number].numbers)
 
     def _noted(self, job: Job, shared: "SharedReference") -> dict[str, Any]:
@@ -184,12 +185,14 @@ class _Evaluating:
 
     def _report(self, job: Job) -> Report:
         def report(event: Event) -> None:
+            note_event(self._read, job, event)
             row = replace(self.rows[job.number], state=State.EVALUATING)
             self._watch(Told(self._begun, self._count, row, event))
 
         return report
 
-    def _tell(self, row: Row) -> None:
+    def _tell(self, job: Job, row: Row) -> None:
+        note_row(self._read, job, row)
         self._watch(Told(self._begun, self._count, row))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gpukit.batches.fingerprint import difference, fingerprint
 from gpukit.batches.journal import Journal
+from gpukit.batches.logs import note_event, note_row
 from gpukit.batches.matrix import Job
 from gpukit.batches.opening import Inputs, opened, planned, together
 from gpukit.batches.preparing import Prepared
@@ -125,6 +126,7 @@ class Run:
 
     def _report(self, job: Job) -> Report:
         def report(event: Event) -> None:
+            note_event(self._prepared.read, job, event)
             self._watch(Told(max(self._begun, 1), self._count, self._row(job), event))
 
         return report
@@ -135,6 +137,7 @@ class Run:
     def _set(self, job: Job, **changes: object) -> None:
         row = replace(self._row(job), **changes)  # type: ignore[arg-type]
         self.rows[self._at[job.number]] = row
+        note_row(self._prepared.read, job, row)
         self._watch(Told(self._begun, self._count, row))
 
 

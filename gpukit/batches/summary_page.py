@@ -92,15 +92,16 @@ def _row(job: Job, measured: bool, best: bool) -> dict[str, Any]:
 
 def _measures(found: Job) -> Iterator[tuple[str, str]]:
     """What an evaluation gave, with errors."""
-    for key, error, form in (
-        ("perplexity", "error", number),
-        ("difference", "difference_error", number),
-        ("kld", "kld_error", lambda value: number(value, 6)),
-        ("kld_999", "", number),
-        ("same_top", "same_top_error", percent),
+    for key, error, places in (
+        ("perplexity", "error", 4),
+        ("difference", "difference_error", 4),
+        ("kld", "kld_error", 6),
+        ("kld_999", "", 4),
     ):
-        has_error = found.get(error) is not None
-        yield form(found.get(key)), form(found[error]) if has_error else ""
+        spread = found.get(error)
+        yield number(found.get(key), places), "" if spread is None else number(spread, places)
+    spread = found.get("same_top_error")
+    yield percent(found.get("same_top")), "" if spread is None else percent(spread)
 
 
 def _origin(job: Job) -> str:
