@@ -40,6 +40,10 @@ def fingerprint(job: Job, source: Path, adapters: Sequence[Path]) -> dict[str, A
         if path is not None:
             files = files_of(Path(path)) if name == "like" else [Path(path)]
             recipe[name] = [*map(file_facts, files)]
+    if job.calibrate is not None:
+        text = file_facts(Path(str(job.calibrate.text)))
+        heard = job.calibrate.model_dump(exclude={"text"}, exclude_none=True)
+        recipe["calibrate"] = {**heard, "text": text}
     weights = [weight for _, weight in job.adapter.adapters]
     return {
         "source": [*map(file_facts, files_of(source))],
@@ -101,7 +105,7 @@ def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     recipe = then.get("recipe", {})
     for name in recipe.keys() | now["recipe"].keys():
         if recipe.get(name) != now["recipe"].get(name):
-            if name in (*PATHS, "like"):
+            if name in (*PATHS, "like", "calibrate"):
                 return f"{name} has changed"
             return f"{name} was {recipe.get(name)!r} and is {now['recipe'].get(name)!r}"
     return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from gpukit.batches.document import Place
 from gpukit.batches.journal import journal_of
@@ -22,10 +22,21 @@ from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
 if TYPE_CHECKING:
-    from gpukit.batches.schema import Adapter, Evaluate, JobOptions, Match, Matrix, Source, Type
+    from gpukit.batches.schema import (
+        Adapter,
+        Calibrate,
+        Evaluate,
+        JobOptions,
+        Match,
+        Matrix,
+        Source,
+        Type,
+    )
 
 ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
 NONE = "none"
+# These have no use for importance.
+FLOATS = ("F32", "F16", "BF16")
 # What a divergence is from, where no other model is named.
 SOURCE = "source"
 
@@ -56,6 +67,8 @@ class Job:
     stored: ModelName | None = None
     place: Place = field(default=(), compare=False)
     evaluate: "Evaluate | None" = None
+    calibrate: "Calibrate | None" = None
+    kept: Path = field(default=Path(), compare=False)
 
     @property
     def is_split(self) -> bool:
@@ -91,7 +104,8 @@ def expand(read: ReadPlan) -> tuple[list[Job], list[str]]:
         wanted = _placed(read, place, source, adapter, wanted)
         jobs.append(
             Job(len(jobs) + 1, group, source, adapter, kind, wanted, options, output, stored, place,
-                _evaluate(read, source.name, adapter.name, kind))
+                _evaluate(read, source.name, adapter.name, kind),
+                _calibrate(read, (source.name, adapter.name, kind), options, wanted), read.kept)
         )  # fmt: skip
     if not jobs:
         raise read.document.fault(("exclude",), "nothing is left of the matrix; exclude less")
@@ -159,36 +173,60 @@ def _options(read: ReadPlan, source: Input, adapter: Input, kind: str) -> "JobOp
     return found.model_copy(update=paths)
 
 
-def _evaluate(read: ReadPlan, source: str, adapter: str, kind: str) -> "Evaluate | None":
-    """What a job's result is measured by, with paths from the plan's folder on; None for
-    nothing."""
-    found = read.plan.evaluate
-    place: Place = ("evaluate",)
+def _wish(read: ReadPlan, key: str, names: tuple[str, str, str]) -> tuple[Any, Place]:
+    """What a job is told under `key`: the plan's, and over it that of what matches, with the text's
+    path from the plan's folder on; and where that stands. None for nothing."""
+    found = getattr(read.plan, key)
+    place: Place = (key,)
     for i, rule in enumerate(read.plan.overrides):
-        if rule.evaluate is None or not matches(rule.match, source, adapter, kind):
+        wish = getattr(rule, key)
+        if wish is None or not matches(rule.match, *names):
             continue
-        place = ("overrides", i, "evaluate")
-        if rule.evaluate is False:
-            found = None
-        elif found is None:
-            found = rule.evaluate
+        place = ("overrides", i, key)
+        if wish is False or found is None:
+            found = wish or None
         else:
-            over = {name: getattr(rule.evaluate, name) for name in rule.evaluate.model_fields_set}
+            over = {name: getattr(wish, name) for name in wish.model_fields_set}
             found = found.model_copy(update=over)
     if found is None:
-        return None
+        return None, place
     if found.text is None:
-        raise read.document.fault(place, "'text' is missing in evaluate: a file of text")
+        raise read.document.fault(place, f"'text' is missing in {key}: a file of text")
     text = read.folder / expanded(found.text)
     if not text.is_file():
         raise read.document.fault((*place, "text"), f"{text}: no such file")
-    paths = {"text": str(text)}
+    return found.model_copy(update={"text": str(text)}), place
+
+
+def _calibrate(
+    read: ReadPlan, names: tuple[str, str, str], options: "JobOptions", wanted: "Type"
+) -> "Calibrate | None":
+    """What a job's source reads first; None for nothing, for floats, and where an importance matrix
+    is named."""
+    if wanted.type in FLOATS or options.imatrix is not None:
+        return None
+    found, place = _wish(read, "calibrate", names)
+    if found is not None and (options.combine is not None or options.merge_base != "full"):
+        raise read.document.fault(
+            place, "what is heard is with adapters beside the weights; with combine or merge_base "
+            "name an importance matrix of the merged model",
+        )  # fmt: skip
+    return cast("Calibrate | None", found)
+
+
+def _evaluate(read: ReadPlan, source: str, adapter: str, kind: str) -> "Evaluate | None":
+    """What a job's result is measured by, with paths from the plan's folder on; None for
+    nothing."""
+    found, place = _wish(read, "evaluate", (source, adapter, kind))
+    if found is None:
+        return None
+    paths = {}
     if found.against is not None and found.against != SOURCE:
         there = read.folder / expanded(found.against)
         if not there.exists():
             _reference(read, (*place, "against"), found.against)
         paths["against"] = str(there) if there.exists() else found.against
-    return found.model_copy(update=paths)
+    return cast("Evaluate", found.model_copy(update=paths))
 
 
 def _reference(read: ReadPlan, place: Place, word: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from gpukit.batches.matrix import Job
 from gpukit.batches.reading import combining
 from gpukit.conversion.within import plan_within
 from gpukit.events import Report, ignore
-from gpukit.formats.imatrix import read_imatrix
+from gpukit.formats.imatrix import Imatrix, read_imatrix
 from gpukit.planning.overrides import make_overrides, read_patterns
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
@@ -83,9 +84,14 @@ def merge_of(job: Job, inputs: Inputs, report: Report) -> "Merge | None":
     )  # fmt: skip
 
 
-def planned(source: Source, job: Job, inputs: Inputs, report: Report) -> QuantizePlan:
-    """What `source`, which `opened` has given, becomes by a job, as `gpukit.plan` plans it."""
+def planned(
+    source: Source, job: Job, inputs: Inputs, report: Report, importance: Imatrix | None = None
+) -> QuantizePlan:
+    """What `source`, which `opened` has given, becomes by a job, as `gpukit.plan` plans it, with
+    the `importance` that was collected for it."""
     options, fields = _options(job), source.fields
+    if importance is not None:
+        options = replace(options, imatrix=importance)
     try:
         if job.options.provenance or has_provenance(fields):
             recipe = Recipe(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpukit.batches import needs
+from gpukit.batches.calibrating import foreseen
 from gpukit.batches.matrix import Job, expand
 from gpukit.batches.opening import Inputs, opened, planned, together
 from gpukit.batches.reading import ReadPlan
@@ -116,7 +117,7 @@ def _sized(at: Standing, source: Source, inputs: Inputs, report: Report) -> Look
         return at, at.size, 0, None
     try:
         _check_place(at.job, source.files)
-        plan = planned(source, at.job, inputs, report)
+        plan = planned(source, at.job, inputs, report, foreseen(at.job, inputs))
     except GpukitError as error:
         return at, None, 0, error
     return at, plan.size, needs.buffers(at.job, plan), None

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from gpukit.batches.document import Document, Place, read_document, with_variables
-from gpukit.batches.schema import BatchPlan, Evaluate, JobOptions, Matrix
+from gpukit.batches.schema import BatchPlan, Calibrate, Evaluate, JobOptions, Matrix
 from gpukit.conversion.checks import check_device, check_plan
 from gpukit.errors import ArgumentError, GpukitError, did_you_mean
 from gpukit.planning.overrides import make_overrides
@@ -41,6 +41,12 @@ class ReadPlan:
     def folder(self) -> Path:
         """Where relative paths start."""
         return self.document.path.absolute().parent
+
+    @property
+    def kept(self) -> Path:
+        """The folder of what belongs to the plan and to no output: beside the plan."""
+        path = self.document.path.absolute()
+        return path.with_name(f"{path.name}.gpukit")
 
 
 def read_plan(path: str | Path) -> ReadPlan:
@@ -148,18 +154,22 @@ def _check_types(document: Document, plan: BatchPlan) -> None:
 
 def _check_evaluations(document: Document, plan: BatchPlan) -> None:
     """`ArgumentError` for windows that nothing can be cut into."""
-    if plan.evaluate is not None and plan.evaluate.text is None:
-        raise document.fault(("evaluate",), "'text' is missing in evaluate: a file of text")
-    wishes: list[tuple[Place, Any]] = [(("evaluate",), plan.evaluate)]
-    wishes += [(("overrides", i, "evaluate"), o.evaluate) for i, o in enumerate(plan.overrides)]
+    wishes: list[tuple[Place, Any]] = []
+    for key in ("evaluate", "calibrate"):
+        wish = getattr(plan, key)
+        if wish is not None and wish.text is None:
+            raise document.fault((key,), f"'text' is missing in {key}: a file of text")
+        wishes.append(((key,), wish))
+        wishes += [(("overrides", i, key), getattr(o, key)) for i, o in enumerate(plan.overrides)]
     for place, wish in wishes:
-        if not isinstance(wish, Evaluate):
+        if not isinstance(wish, Evaluate | Calibrate):
             continue
         # What cuts texts takes time to import.
         from gpukit.evaluation.windows import NUM_CTX, check_window
 
         try:
-            check_window(wish.context or NUM_CTX, wish.chunks, wish.stride)
+            stride = wish.stride if isinstance(wish, Evaluate) else None
+            check_window(NUM_CTX if wish.context is None else wish.context, wish.chunks, stride)
         except GpukitError as error:
             raise document.fault(place, str(error).replace("num_ctx", "context")) from None
 

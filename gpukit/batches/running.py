@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from gpukit.batches.calibrating import collected, collected_file
 from gpukit.batches.fingerprint import difference, fingerprint
 from gpukit.batches.journal import Journal
 from gpukit.batches.logs import note_event, note_row
@@ -117,9 +118,10 @@ class Run:
             source=str(word), folder=self._prepared.read.folder,
             adapters=tuple(map(str, inputs.adapters(job))),
         )  # fmt: skip
+        imatrix = options.imatrix or collected_file(job, inputs, report)
         journal.begun(at.of, self.rows[self._at[job.number]].size or 0, identity(job))
         Store().create(
-            job.target, described, job.type, imatrix=options.imatrix, pre=options.pre,
+            job.target, described, job.type, imatrix=imatrix, pre=options.pre,
             merge=bool(described.adapters), provenance=options.provenance, device=options.device,
             memory=options.memory, report=report,
         )  # fmt: skip
@@ -146,7 +148,8 @@ def _writing(source: Source, inputs: Inputs) -> Make:
 
     def make(at: Standing, journal: Journal, report: Report) -> None:
         assert at.job.output is not None
-        plan = planned(source, at.job, inputs, report)
+        importance = collected(at.job, inputs, report)
+        plan = planned(source, at.job, inputs, report, importance)
         journal.begun(at.of, plan.size, identity(at.job))
         run_plan(
             source, plan, at.job.output, device=at.job.options.device,

@@ -57,6 +57,10 @@ def _kind(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
 
 
+def _text(value: Any) -> Any:
+    return {"text": value} if isinstance(value, str) else value
+
+
 def _list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -261,6 +265,19 @@ class Evaluate(Entry):
     )
 
 
+class Calibrate(Entry):
+    """A text that a source reads first: what it hears is the importance of its weights."""
+
+    text: str | None = Field(default=None, min_length=1, description="A file of text; needed.")
+    context: int | None = Field(default=None, description="Tokens of each window; 512.")
+    chunks: int | None = Field(default=None, description="Windows at most; all of the text.")
+
+
+CalibrateEntry = Annotated[
+    Calibrate, BeforeValidator(_text, json_schema_input_type=str | Calibrate)
+]
+
+
 class Override(Entry):
     """Options for the jobs that match, over those before it."""
 
@@ -268,6 +285,9 @@ class Override(Entry):
     options: JobOptions = JobOptions()
     evaluate: Evaluate | Literal[False] | None = Field(
         default=None, description="Keys over those before, or false: these are not measured."
+    )
+    calibrate: CalibrateEntry | Literal[False] | None = Field(
+        default=None, description="Keys over those before, or false: without importance."
     )
 
 
@@ -294,6 +314,10 @@ class BatchPlan(Matrix):
     options: JobOptions = Field(default=JobOptions(), description="Options of all jobs.")
     evaluate: Evaluate | None = Field(
         default=None, description="What every result is measured by when it is made."
+    )
+    calibrate: CalibrateEntry | None = Field(
+        default=None,
+        description="What sources read first; the importance is used by all types but floats.",
     )
     overrides: tuple[Override, ...] = Field(default=(), description="Options of some jobs.")
 

@@ -61,8 +61,7 @@ def journal_path(read: ReadPlan, job: Job) -> Path:
 
 def state_folder(read: ReadPlan) -> Path:
     """Where a batch keeps what belongs to the plan and to no output: beside the plan."""
-    path = read.document.path.absolute()
-    return path.with_name(f"{path.name}.gpukit")
+    return read.kept
 
 
 def identity(job: Job) -> Identity | None:
