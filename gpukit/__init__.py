@@ -2,6 +2,8 @@
 
     convert, quantize, plan     one file from a model
     merge                       the same, or a folder, with adapters merged
+    convert_many, merge_many,   many files of one model from one reading
+    quantize_many, plan_many
     write_adapter               a GGUF LoRA adapter from one of PEFT, MLX or llama.cpp
     extract_adapter             a PEFT adapter from a tuned model and its base
     load                        a model that speaks
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
         NotFoundError as NotFoundError,
         PytorchError as PytorchError,
         QuantError as QuantError,
+        RegistryError as RegistryError,
         SafetensorsError as SafetensorsError,
         StoreError as StoreError,
         TokenizerError as TokenizerError,
@@ -89,12 +92,20 @@ if TYPE_CHECKING:
         inspect as inspect,
     )
     from gpukit.recipes.load import load as load
+    from gpukit.recipes.many import (
+        Plans as Plans,
+        convert_many as convert_many,
+        merge_many as merge_many,
+        plan_many as plan_many,
+        quantize_many as quantize_many,
+    )
     from gpukit.recipes.merge import merge as merge
     from gpukit.recipes.perplexity import (
         Perplexity as Perplexity,
         perplexities as perplexities,
         perplexity as perplexity,
     )
+    from gpukit.recipes.share import Transfer as Transfer
     from gpukit.recipes.store import Store as Store
     from gpukit.recipes.verified import Verification as Verification
     from gpukit.recipes.verify import verify as verify
@@ -121,6 +132,7 @@ _MODULES = {
         "NotFoundError",
         "PytorchError",
         "QuantError",
+        "RegistryError",
         "SafetensorsError",
         "StoreError",
         "TokenizerError",
@@ -137,8 +149,10 @@ _MODULES = {
     "recipes.imatrix": ["ImatrixResult", "imatrix"],
     "recipes.inspect": ["Inspection", "inspect"],
     "recipes.load": ["load"],
+    "recipes.many": ["Plans", "convert_many", "merge_many", "plan_many", "quantize_many"],
     "recipes.merge": ["merge"],
     "recipes.perplexity": ["Perplexity", "perplexities", "perplexity"],
+    "recipes.share": ["Transfer"],
     "recipes.store": ["Store"],
     "recipes.verified": ["Verification"],
     "recipes.verify": ["verify"],

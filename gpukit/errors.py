@@ -12,6 +12,7 @@
     │   ├── AdapterError         an adapter lacks something or does not fit its base
     │   └── TokenizerError       a vocabulary that is missing, unknown or contradicts the model
     ├── HubError                 the Hugging Face hub lacks it, refuses it or cannot be reached
+    ├── RegistryError            a registry of models does, or sends what cannot be right
     ├── StoreError               a name that is not in the store, a blob that is missing or damaged
     │   └── NotFoundError        a model that is not there: no such path, no such name
     └── DiskError                no room, no permission, a write that failed
@@ -35,6 +36,7 @@ __all__ = [
     "NotFoundError",
     "PytorchError",
     "QuantError",
+    "RegistryError",
     "SafetensorsError",
     "StoreError",
     "TokenizerError",
@@ -77,6 +79,11 @@ class TokenizerError(CheckpointError):
 
 class HubError(GpukitError):
     """The Hugging Face hub does not have something, refuses it or cannot be reached."""
+
+
+class RegistryError(GpukitError):
+    """A registry of models lacks something, refuses it, cannot be reached, or sends what cannot be
+    right."""
 
 
 class StoreError(GpukitError):

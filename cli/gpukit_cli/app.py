@@ -55,6 +55,7 @@ def command_line() -> typer.Typer:
         inspect,
         merge,
         run,
+        share,
         store,
         verify,
     )
@@ -73,6 +74,9 @@ def command_line() -> typer.Typer:
         "show": store.show,
         "cp": store.cp,
         "rm": store.rm,
+        "pull": share.pull,
+        "push": share.push,
+        "key": share.key,
     }
     toolkit: Commands = {
         "convert": convert.convert,

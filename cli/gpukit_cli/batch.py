@@ -52,6 +52,24 @@ def batch(
             show_default="all",
         ),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            metavar="N",
+            help="Processes at a time, each with what reads the same; they share the cores.",
+            show_default="one a GPU, or one",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="auto|ADDRESS",
+            help="Let the nodes of a Ray cluster do the work, --jobs tasks each.",
+            show_default="this machine",
+        ),
+    ] = None,
     summary: Annotated[
         Path | None,
         typer.Option(
@@ -89,7 +107,7 @@ def batch(
             if wants_status:
                 found = gpukit.batch_status(plan, shard=part, report=report)
             else:
-                found = gpukit.plan_batch(plan, force=force, shard=part, report=report)
+                found = gpukit.plan_batch(plan, force=force, shard=part, jobs=jobs, report=report)
         _show(found, json, summary)
         if found.refused:
             more = f" (and {len(found.refused) - 1} more)" if len(found.refused) > 1 else ""
@@ -103,8 +121,9 @@ def batch(
 
     with reporter(quiet, bars=False) as report, watcher(quiet) as watch:
         found = gpukit.batch(
-            plan, keep_going=keep_going, force=force, shard=part, report=report, watch=watch
-        )
+            plan, keep_going=keep_going, force=force, shard=part, jobs=jobs, ray=ray,
+            report=report, watch=watch,
+        )  # fmt: skip
     _show(found, json, summary)
     if failed := found.failed:
         complain(f"{len(failed)} of {len(found.rows)} jobs failed; {failed[0].output}: "
@@ -223,6 +242,10 @@ def _totals(document: dict[str, Any], found: "BatchResult") -> str:
         parts.append(
             f"memory for buffers: {human_bytes(need.needed)} of {human_bytes(need.free)} free"
         )
+    parts += [f"{need.place} needs {human_bytes(need.needed)} of {human_bytes(need.free)} free"
+              for need in found.gpus]  # fmt: skip
+    if found.workers > 1:
+        parts.append(f"{found.workers} workers")
     if found.seconds:
         parts.append(f"{found.seconds:.1f} s")
     return "; ".join(parts)

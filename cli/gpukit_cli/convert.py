@@ -20,6 +20,7 @@ from gpukit_cli.options import (
     Pre,
     Provenance,
     Quiet,
+    Resume,
     SplitMaxSize,
     Strict,
     TargetBpw,
@@ -29,16 +30,18 @@ from gpukit_cli.options import (
 )
 from gpukit_cli.progress import reporter
 from gpukit_cli.results import print_plan, print_result
+from gpukit_cli.several import OutPattern, Types, asked, many
 
 if TYPE_CHECKING:
     from gpukit import Options
 
 Out = Annotated[
-    Path,
+    Path | None,
     typer.Argument(
         metavar="OUT",
         help="The GGUF to write. A file that is there is replaced, whole and at the end; "
         "IN never is.",
+        show_default="what --out says",
     ),
 ]
 
@@ -46,13 +49,14 @@ Out = Annotated[
 def convert(
     source: Input,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="OUT",
             help="The GGUF to write, or from a GGUF a .safetensors file. A file that is there is "
             "replaced, whole and at the end; IN never is.",
+            show_default="what --out says",
         ),
-    ],
+    ] = None,
     type: Annotated[
         str | None,
         typer.Option(
@@ -63,6 +67,8 @@ def convert(
             autocompletion=file_types,
         ),
     ] = None,
+    types: Types = None,
+    pattern: OutPattern = None,
     adapter: Adapters = None,
     strict: Strict = False,
     moe_layout: MoeLayout = None,
@@ -75,6 +81,7 @@ def convert(
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
+    resume: Resume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -84,6 +91,26 @@ def convert(
     import gpukit
 
     adapters = adapter or []
+    kinds, place = asked(
+        "convert", types, out, pattern, type=type, target_bpw=target_bpw, target_size=target_size,
+        like=like,
+    )  # fmt: skip
+    if kinds:
+        many(
+            lambda report: gpukit.plan_many(
+                source, kinds, options=_options(
+                    imatrix=imatrix, split_max_size=split_max_size, target_size=None
+                ), adapters=adapters, strict=strict, moe_layout=moe_layout, pre=pre,
+                provenance=provenance, hub=hub, device=device, report=report,
+            ),
+            lambda report: gpukit.convert_many(
+                source, place, kinds, adapters=adapters, strict=strict, moe_layout=moe_layout,
+                imatrix=imatrix, split_max_size=size(split_max_size), pre=pre,
+                provenance=provenance, hub=hub, device=device, resume=resume, report=report,
+            ),
+            dry_run=dry_run, quiet=quiet, json=json,
+        )  # fmt: skip
+        return
     if dry_run:
         options = _options(
             imatrix=imatrix, split_max_size=split_max_size, target_bpw=target_bpw,
@@ -99,17 +126,17 @@ def convert(
         return
     with reporter(quiet) as report:
         result = gpukit.convert(
-            source, out, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
+            source, place, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
             imatrix=imatrix, target_bpw=target_bpw, target_size=size(target_size), like=like,
             split_max_size=size(split_max_size), pre=pre, provenance=provenance, hub=hub,
-            device=device, report=report,
+            device=device, resume=resume, report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)
 
 
 def quantize(
     source: Input,
-    out: Out,
+    out: Out = None,
     type: Annotated[
         str | None,
         typer.Argument(
@@ -119,6 +146,8 @@ def quantize(
             autocompletion=file_types,
         ),
     ] = None,
+    types: Types = None,
+    pattern: OutPattern = None,
     imatrix: ImatrixFile = None,
     calibrate: Calibrate = None,
     target_bpw: TargetBpw = None,
@@ -178,6 +207,7 @@ def quantize(
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
+    resume: Resume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -186,6 +216,10 @@ def quantize(
     import gpukit
     from gpukit.planning.overrides import read_patterns
 
+    kinds, place = asked(
+        "quantize", types, out, pattern, TYPE=type, target_bpw=target_bpw, target_size=target_size,
+        like=like,
+    )  # fmt: skip
     options = _options(
         imatrix=imatrix,
         split_max_size=split_max_size,
@@ -202,6 +236,19 @@ def quantize(
             embedding_type=token_embedding_type,
         ),
     )
+    if kinds:
+        many(
+            lambda report: gpukit.plan_many(
+                source, kinds, options=options, calibrate=calibrate, pre=pre,
+                provenance=provenance, hub=hub, device=device, report=report,
+            ),
+            lambda report: gpukit.quantize_many(
+                source, place, kinds, options=options, calibrate=calibrate, pre=pre,
+                provenance=provenance, hub=hub, device=device, resume=resume, report=report,
+            ),
+            dry_run=dry_run, quiet=quiet, json=json,
+        )  # fmt: skip
+        return
     if dry_run:
         with reporter(quiet) as report:
             plan = gpukit.plan(
@@ -212,8 +259,8 @@ def quantize(
         return
     with reporter(quiet) as report:
         result = gpukit.quantize(
-            source, out, type, options=options, calibrate=calibrate, pre=pre,
-            provenance=provenance, hub=hub, device=device, report=report,
+            source, place, type, options=options, calibrate=calibrate, pre=pre,
+            provenance=provenance, hub=hub, device=device, resume=resume, report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)
 

@@ -15,6 +15,16 @@ EXAMPLES = {
     "list": ("gpukit list", "gpukit list llama --json"),
     "show": ("gpukit show llama3.2:1b", "gpukit show llama3.2:1b --modelfile > Modelfile"),
     "cp": ("gpukit cp llama3.2:1b mine",),
+    "pull": (
+        "gpukit pull llama3.2:1b",
+        "gpukit pull localhost:5000/me/llama:q4 --insecure",
+    ),
+    "push": (
+        "gpukit push me/llama:q4",
+        "gpukit push llama:q4 localhost:5000/me/llama:q4 --insecure",
+        "gpukit push llama-q4.gguf hf.co/me/llama-gguf",
+    ),
+    "key": ("gpukit key show",),
     "rm": ("gpukit rm mine llama3.2:1b",),
     "convert": (
         "gpukit convert Llama-3.2-1B-Instruct llama.gguf --type Q4_K_M",
@@ -23,6 +33,7 @@ EXAMPLES = {
     "quantize": (
         "gpukit quantize llama-f16.gguf llama.gguf Q4_K_M",
         "gpukit quantize llama3.2:1b small.gguf Q3_K_M --imatrix imatrix.gguf --dry-run",
+        'gpukit quantize llama-f16.gguf --types Q4_K_M,Q5_K_M,IQ4_XS --out "llama-{type}.gguf"',
     ),
     "merge": (
         "gpukit merge Llama-3.2-1B-Instruct merged --adapter my-lora",

@@ -18,6 +18,7 @@ from gpukit_cli.options import (
     Pre,
     Provenance,
     Quiet,
+    Resume,
     Strict,
     TargetBpw,
     TargetSize,
@@ -27,6 +28,7 @@ from gpukit_cli.options import (
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 from gpukit_cli.results import print_changes, print_result
+from gpukit_cli.several import OutPattern, Types, asked, many
 
 if TYPE_CHECKING:
     from gpukit import Combining
@@ -110,13 +112,14 @@ def merge(
         ),
     ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="OUT",
             help="The .gguf file to write, or a model folder for transformers; whole and at the "
             "end.",
+            show_default="what --out says",
         ),
-    ],
+    ] = None,
     adapter: Adapters = None,
     type: Annotated[
         str | None,
@@ -128,6 +131,8 @@ def merge(
             autocompletion=file_types,
         ),
     ] = None,
+    types: Types = None,
+    pattern: OutPattern = None,
     combine: Combine = None,
     density: Density = None,
     rank: Rank = None,
@@ -152,6 +157,7 @@ def merge(
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
+    resume: Resume = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -159,13 +165,28 @@ def merge(
     import gpukit
 
     how = combining(combine, density, rank, seed)
+    kinds, place = asked(
+        "merge", types, out, pattern, type=type, target_bpw=target_bpw, target_size=target_size,
+        like=like, max_shard_size=max_shard_size,
+    )  # fmt: skip
+    if kinds:
+        many(
+            None,
+            lambda report: gpukit.merge_many(
+                base, adapter or [], place, kinds, combine=how, merge_base=merge_base,
+                imatrix=imatrix, strict=strict, moe_layout=moe_layout, pre=pre,
+                provenance=provenance, hub=hub, device=device, resume=resume, report=report,
+            ),
+            quiet=quiet, json=json,
+        )  # fmt: skip
+        return
     with reporter(quiet) as report:
         result = gpukit.merge(
-            base, adapter or [], out, type, combine=how, merge_base=merge_base, imatrix=imatrix,
+            base, adapter or [], place, type, combine=how, merge_base=merge_base, imatrix=imatrix,
             target_bpw=target_bpw, target_size=size(target_size), like=like,
             max_shard_size=size(max_shard_size),
             strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
-            device=device, report=report,
+            device=device, resume=resume, report=report,
         )  # fmt: skip
     if isinstance(result, gpukit.Result):
         print_result(result, json=json, quiet=quiet)

@@ -180,6 +180,13 @@ Provenance = Annotated[
         help="Note in the metadata what the file was made from: source, digests, adapters, recipe.",
     ),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with a run of the same that was killed, and let a later one go on with this.",
+    ),
+]
 Hub = Annotated[
     bool,
     typer.Option("--hub", help="The model is an id on the Hugging Face hub, such as org/name."),

@@ -8,7 +8,7 @@ from gpukit_cli.progress import human_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gpukit import Plan, Result
+    from gpukit import Plan, Plans, Result
     from gpukit.planning.changes import ChangeTotal
     from gpukit.planning.plan import QuantizePlan
 
@@ -23,6 +23,19 @@ def print_plan(plan: "Plan", *, json: bool, quiet: bool) -> None:
         name = f"{plan.file_type.name}: " if plan.file_type else ""
         files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
         print(f"{name}{files} of {human_bytes(plan.size)}; nothing was written")
+
+
+def print_plans(plans: "Plans", *, json: bool, quiet: bool) -> None:
+    """Print what `plans` would write, one after the other, and close them."""
+    with plans:
+        if json:
+            print_json(plans.as_json())
+            return
+        for name, plan in zip(plans.types, plans.records, strict=True):
+            print_tensors(plan, quiet=quiet)
+            files = f"{len(plan.parts)} files" if len(plan.parts) > 1 else "a file"
+            print(f"{name}: {files} of {human_bytes(plan.size)}\n")
+        print(f"{len(plans.records)} types, {human_bytes(plans.size)}; nothing was written")
 
 
 def print_tensors(plan: "QuantizePlan", *, quiet: bool) -> None:
@@ -57,6 +70,20 @@ def print_result(result: "Result", *, json: bool, quiet: bool) -> None:
           f"({result.weights_per_second / 1e6:.1f} M weights/s, "
           f"{result.read_bytes_per_second / 1e9:.2f} GB/s read, "
           f"{result.written_bytes_per_second / 1e9:.2f} GB/s written)")  # fmt: skip
+
+
+def print_results(results: "Sequence[Result]", *, json: bool, quiet: bool) -> None:
+    """As `print_result`, for files that came of one reading."""
+    if json:
+        print_json([result.as_json() for result in results])
+    if json or quiet:
+        return
+    for result in results:
+        print_result(result, json=False, quiet=False)
+        print()
+    last = results[-1]
+    print(f"{len(results)} types, {human_bytes(sum(result.size for result in results))} in "
+          f"{last.seconds:.1f} s; {human_bytes(last.read_bytes)} were read, once")  # fmt: skip
 
 
 def _print_classes(result: "Result") -> None:

@@ -69,6 +69,11 @@ class Combining:
         self._check_chance()
         self._check_split()
 
+    @property
+    def is_random(self) -> bool:
+        """Whether each run makes something else."""
+        return METHODS[self.method].prunes == "chance" and self.seed is None
+
     def _check_chance(self) -> None:
         prunes, density = METHODS[self.method].prunes, self.density
         if prunes is not None and density is None:

@@ -10,5 +10,11 @@ journal     what became of an output, beside it
 states      which jobs are done, which are left and which are refused
 needs       disk and memory, against what is there
 running     one job after the other
+shares      how many workers a machine has, and what each gets of it
+portions    a group of jobs as a batch of its own, which another process can run
+workers     several processes of this machine; `worker` is each of them
+ray_cluster the nodes of a Ray cluster; `ray_task` is what they run, `nodes` what it asks for
+gathering   what several workers tell, as if it were one; `throttle` lets them tell less
+lost        what becomes of the jobs of a worker that has died
 result      what is known of every job, as a table and as JSON
 """

@@ -11,11 +11,15 @@ from pathlib import Path
 from gpukit.batches.evaluating import evaluated, known
 from gpukit.batches.matrix import expand
 from gpukit.batches.opening import Inputs
-from gpukit.batches.preparing import Shard, in_shard, prepare
+from gpukit.batches.preparing import Prepared, Shard, in_shard, prepare
+from gpukit.batches.ray_cluster import run_on_ray
 from gpukit.batches.reading import ReadPlan, read_plan
 from gpukit.batches.result import BatchResult, Row, Watch, unwatched
+from gpukit.batches.resuming import tidy
 from gpukit.batches.running import Run
+from gpukit.batches.shares import check_jobs
 from gpukit.batches.states import State, standing, state_folder
+from gpukit.batches.workers import run_workers
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.events import Report, ignore
 from gpukit.formats.atomic import disk_errors
@@ -27,6 +31,8 @@ def batch(
     keep_going: bool = False,
     force: bool = False,
     shard: Shard | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
     report: Report = ignore,
     watch: Watch = unwatched,
 ) -> BatchResult:
@@ -36,8 +42,11 @@ def batch(
     that was made of something else is refused, or with `force` made anew. A job that fails ends the
     batch, or with `keep_going` only itself. When all are made, those are measured of which the plan
     wants that: what fails there leaves the result alone, and the next run tries again. `shard`
-    (I, N) takes every N-th source from the I-th on. `report` hears what comes before the first job,
-    `watch` each job.
+    (I, N) takes every N-th source from the I-th on. `jobs` processes work at a time, each on what
+    reads the same files, which share the cores; without it one for each GPU, or one. A process that
+    dies is a job that failed. With `ray`, auto or the address of a Ray cluster, its nodes do the
+    work, each with so many; measuring is for this machine. `report` hears what comes before the
+    first job, `watch` each job.
     `ArgumentError` for a plan that is wrong, that another process runs, or whose results are not
     its own; `DiskError` where results do not fit; and the errors of `gpukit.plan`, all before
     anything is written.
@@ -45,16 +54,28 @@ def batch(
         gpukit.batch("plan.yaml", keep_going=True).failed
     """
     started = time.monotonic()
+    check_jobs(jobs)
     read = read_plan(plan)
     with _alone(read, shard):
-        prepared = prepare(read, shard, force, report)
+        prepared = prepare(read, shard, force, report, jobs if ray is None else 0)
         if prepared.error is not None:
             raise prepared.error
-        run = Run(prepared, keep_going, watch)
-        run.all()
-        rows = evaluated(prepared, run.rows, keep_going, watch)
-    seconds = time.monotonic() - started
-    return replace(prepared.result, rows=tuple(rows), seconds=seconds)
+        tidy(read, prepared.standings)
+        if ray is None:
+            rows = _made(prepared, keep_going, watch)
+        else:
+            rows = run_on_ray(prepared, ray, jobs, keep_going, watch).rows
+        rows = evaluated(prepared, rows, keep_going, watch)
+    return replace(prepared.result, rows=tuple(rows), seconds=time.monotonic() - started)
+
+
+def _made(prepared: Prepared, keep_going: bool, watch: Watch) -> list[Row]:
+    """The rows of a batch when all is made that can be."""
+    if prepared.shares.workers > 1:
+        return run_workers(prepared, keep_going, watch).rows
+    run = Run(prepared, keep_going, watch)
+    run.all()
+    return run.rows
 
 
 def plan_batch(
@@ -62,11 +83,14 @@ def plan_batch(
     *,
     force: bool = False,
     shard: Shard | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
     report: Report = ignore,
 ) -> BatchResult:
     """What `batch` would do with the same arguments, with exact sizes; nothing is written. What
     would be refused is told in `refused`; a plan that is wrong is an error as there."""
-    found = prepare(read_plan(plan), shard, force, report)
+    check_jobs(jobs)
+    found = prepare(read_plan(plan), shard, force, report, jobs if ray is None else 0)
     rows = [
         known(found.read, at.job, row)
         for at, row in zip(found.standings, found.result.rows, strict=True)

@@ -15,7 +15,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpukit.batches.fingerprint import file_facts, files_of
 from gpukit.batches.journal import EVALUATED, Journal, Record, last_record
 from gpukit.batches.logs import note_event, note_row
 from gpukit.batches.matrix import SOURCE, Job
@@ -28,9 +27,10 @@ from gpukit.errors import GpukitError
 from gpukit.evaluation.pages import finite
 from gpukit.events import Event, Report
 from gpukit.formats.atomic import disk_errors
+from gpukit.planning.fingerprint import file_facts, files_of
 
 if TYPE_CHECKING:
-    from gpukit.recipes.measured import Asked
+    from gpukit.recipes.asked import Asked
     from gpukit.recipes.perplexity import SharedReference
 
 # Of a measurement, what a row has elsewhere or nobody reads in a table.
@@ -165,7 +165,7 @@ class _Evaluating:
         return found
 
     def _asked(self, job: Job, windows: Path) -> "Asked":
-        from gpukit.recipes.measured import Asked
+        from gpukit.recipes.asked import Asked
 
         wish, options = job.evaluate, job.options
         assert wish is not None

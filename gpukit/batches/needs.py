@@ -1,12 +1,14 @@
-"""What the jobs that are left need of disks and memory, against what is there."""
+"""What the jobs that are left need of disks, memory and GPUs, against what is there."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpukit.batches.matrix import Job
+from gpukit.batches.shares import ANY_GPU, Shares
+from gpukit.conversion.device_memory import device_bytes
 from gpukit.conversion.pipeline import BYTES_PER_WEIGHT
 from gpukit.errors import DiskError, GpukitError
 from gpukit.planning.plan import QuantizePlan
@@ -33,6 +35,16 @@ def buffers(job: Job, plan: QuantizePlan) -> int:
     return min(job.options.memory, BYTES_PER_WEIGHT * sum(s.n_elements for s in plan.specs))
 
 
+def on_device(job: Job, plan: QuantizePlan, together: int = 1) -> int:
+    """Bytes that a job takes at most of a GPU, if it is made on one: in a pass with others, so many
+    `together`, or alone."""
+    merged = bool(job.adapter.adapters)
+    return max(
+        device_bytes(plan, job.options.memory, merged=merged, outputs=outputs)
+        for outputs in {1, max(together, 1)}
+    )
+
+
 def disk_needs(sizes: Iterable[tuple[Job, int]]) -> list[Need]:
     """What results of these sizes need, for each file system that they go to. A result that takes
     the place of another is counted whole: the old one goes when the new one is there."""
@@ -49,14 +61,29 @@ def disk_needs(sizes: Iterable[tuple[Job, int]]) -> list[Need]:
     ]
 
 
-def memory_need(wanted: Iterable[int]) -> Need | None:
-    """What the largest job needs; None without jobs, or where the system does not tell what is
-    free."""
-    free, most = _available(), max(wanted, default=0)
+def memory_need(wanted: Iterable[int], workers: int = 1) -> Need | None:
+    """What those need together that are made at a time, of groups of jobs the largest; None without
+    any, or where the system does not tell what is free."""
+    free, most = _available(), sum(sorted(wanted)[-workers:])
     return Need("memory", most, free) if free is not None and most else None
 
 
-def check(disks: Iterable[Need], memory: Need | None) -> None:
+def device_needs(
+    wanted: Sequence[tuple[str, int]], shares: Shares, free: Sequence[int]
+) -> list[Need]:
+    """What workers need of each GPU, of which so many bytes are free; `wanted` are the device of
+    each job and its bytes there. Any worker may come upon a job that names its GPU itself."""
+    found = []
+    for number, there in enumerate(free):
+        of_any = max((size for name, size in wanted if name in ANY_GPU), default=0)
+        own = max((size for name, size in wanted if f"cuda:{number}" in name.split(",")), default=0)
+        most = max(of_any * shares.workers_on(number), own * shares.workers)
+        if most:
+            found.append(Need(f"cuda:{number}", most, there))
+    return found
+
+
+def check(disks: Iterable[Need], memory: Need | None, gpus: Iterable[Need] = ()) -> None:
     """`DiskError` or GpukitError, with both numbers, for what does not fit."""
     for need in disks:
         if need.needed > need.free:
@@ -67,8 +94,14 @@ def check(disks: Iterable[Need], memory: Need | None) -> None:
     if memory is not None and memory.needed > memory.free:
         raise GpukitError(
             f"buffers of {memory.needed} bytes are needed, {memory.free} bytes of memory are free; "
-            "give `memory` in the plan's options, as 1G"
+            "give `memory` in the plan's options, as 1G, or fewer --jobs"
         )
+    for need in gpus:
+        if need.needed > need.free:
+            raise GpukitError(
+                f"{need.place}: {need.needed} bytes are needed by the workers there, {need.free} "
+                "are free; give fewer --jobs, `memory` in the plan's options, or `device: cpu`"
+            )
 
 
 def _existing(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpukit.batches.matrix import Job
 from gpukit.batches.reading import combining
@@ -34,6 +34,10 @@ class Inputs:
         self._sources: dict[str, Path] = {}
         self._adapters: dict[HubModel, Path] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: all places, but nobody to report to."""
+        return {**self.__dict__, "_report": ignore}
+
     def source(self, job: Job) -> Path:
         """The file or folder of a job's model."""
         key = str(job.reference.model)
@@ -54,15 +58,23 @@ class Inputs:
 
 
 def together(jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    """Runs of jobs that read the same in the same way: one opening, and one day one reading, does
-    for all of them."""
+    """Runs of jobs that read the same in the same way: one opening does for all of them."""
     for _, run in groupby(jobs, key=_read_by):
         yield list(run)
 
 
+def gathered(jobs: Sequence[Job]) -> list[list[Job]]:
+    """All jobs that read the same in the same way, wherever they stand among `jobs`: one pass makes
+    them."""
+    found: dict[object, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(_read_by(job), []).append(job)
+    return list(found.values())
+
+
 def _read_by(job: Job) -> object:
     o = job.options
-    way = (o.pre, o.strict, o.moe_layout, o.merge_base, o.combine)
+    way = (o.pre, o.strict, o.moe_layout, o.merge_base, o.combine, o.device, o.memory)
     return (job.stored is None, str(job.reference.model), job.adapter.adapters, way)
 
 

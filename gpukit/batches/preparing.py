@@ -1,36 +1,44 @@
 """A plan looked at before anything is made: what is left, how large it gets, whether it fits."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpukit.batches import needs
 from gpukit.batches.calibrating import foreseen
 from gpukit.batches.matrix import Job, expand
-from gpukit.batches.opening import Inputs, opened, planned, together
+from gpukit.batches.opening import Inputs, gathered, opened, planned, together
 from gpukit.batches.reading import ReadPlan
 from gpukit.batches.result import BatchResult, Row
+from gpukit.batches.shares import ALONE, Shares, free_on_gpus, shares
 from gpukit.batches.states import REMEDY, Standing, State, standing
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.events import Report, Warned
+from gpukit.formats.ledger import held
 from gpukit.formats.outputs import check_output
 from gpukit.sources.base import Source
 
 # One of how many.
 Shard = tuple[int, int]
+# Bytes of a job's buffers on the host, and of all that it takes of a GPU.
+Buffers = tuple[int, int]
+NOTHING: Buffers = (0, 0)
 # A job with the bytes that it will write, those of its buffers, and what is wrong with it.
-Looked = tuple[Standing, int | None, int, GpukitError | None]
+Looked = tuple[Standing, int | None, Buffers, GpukitError | None]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The jobs as they stand, the first error, and all that is known as a table."""
+    """The jobs as they stand, the first error, and all that is known as a table; who will make
+    them, and the bytes of host memory that each takes for buffers, by its number."""
 
     read: ReadPlan
     inputs: Inputs
     standings: tuple[Standing, ...]
     error: GpukitError | None
     result: BatchResult
+    shares: Shares = ALONE
+    buffers: Mapping[int, int] = field(default_factory=dict)
 
 
 def shard_of(text: str) -> Shard:
@@ -41,18 +49,23 @@ def shard_of(text: str) -> Shard:
     return int(number), int(count)
 
 
-def prepare(read: ReadPlan, shard: Shard | None, force: bool, report: Report) -> Prepared:
+def prepare(
+    read: ReadPlan, shard: Shard | None, force: bool, report: Report, jobs: int | None = 1
+) -> Prepared:
     """Everything that can be known of a plan without reading a weight. Of faults that one job has
-    the table tells, and `error` is the first; all others are raised."""
-    jobs, warnings = expand(read)
+    the table tells, and `error` is the first; all others are raised.
+
+    `jobs` is the number of workers that are asked for, as `shares` takes it; 0 if others than this
+    machine do the work, whose memory is not asked about."""
+    found_jobs, warnings = expand(read)
     for line in warnings:
         report(Warned(line))
-    jobs = in_shard(jobs, shard)
     inputs = Inputs(report)
     standings, rows, errors = [], [], []
     sizes: list[tuple[Job, int]] = []
-    wanted: list[int] = []
-    for run in together(jobs):
+    wanted: dict[int, Buffers] = {}
+    left: list[Job] = []
+    for run in together(in_shard(found_jobs, shard)):
         found = [_allowed(standing(read, job, inputs), force) for job in run]
         planned_run = _planned(found, inputs, report)
         for at, size, buffers, error in planned_run:
@@ -63,19 +76,41 @@ def prepare(read: ReadPlan, shard: Shard | None, force: bool, report: Report) ->
             if error is not None:
                 errors.append(error)
             elif at.state.is_left and size is not None:
-                sizes.append((at.job, size))
-                wanted.append(buffers)
-    disks, memory = needs.disk_needs(sizes), needs.memory_need(wanted)
+                there = held(at.job.output) if at.job.output is not None else 0
+                sizes.append((at.job, max(size - there, 0)))
+                wanted[at.job.number] = buffers
+                left.append(at.job)
+    disks = needs.disk_needs(sizes)
+    crew, memory, gpus = _shared(jobs, gathered(left), wanted)
     if not errors:
         try:
-            needs.check(disks, memory)
+            needs.check(disks, memory, gpus)
         except GpukitError as error:
             errors.append(error)
     result = BatchResult(
         read.document.path, tuple(rows), shard, tuple(disks), memory, tuple(warnings),
-        tuple(map(str, errors)),
+        tuple(map(str, errors)), workers=crew.workers, gpus=tuple(gpus),
     )  # fmt: skip
-    return Prepared(read, inputs, tuple(standings), errors[0] if errors else None, result)
+    return Prepared(
+        read, inputs, tuple(standings), errors[0] if errors else None, result, crew,
+        {number: host for number, (host, _) in wanted.items()},
+    )  # fmt: skip
+
+
+def _shared(
+    jobs: int | None, groups: Sequence[Sequence[Job]], wanted: Mapping[int, Buffers]
+) -> tuple[Shares, needs.Need | None, list[needs.Need]]:
+    """Who makes groups of jobs, and what they need of memory and of each GPU."""
+    if jobs == 0 or not groups:
+        return ALONE, None, []
+    devices = [group[0].options.device for group in groups]
+    on_gpus = [(job.options.device, wanted[job.number][1]) for group in groups for job in group]
+    free = free_on_gpus([device for device, _ in on_gpus])
+    crew = shares(jobs, devices, len(free))
+    memory = needs.memory_need(
+        (max(wanted[job.number][0] for job in group) for group in groups), crew.workers
+    )
+    return crew, memory, needs.device_needs(on_gpus, crew, free)
 
 
 def in_shard(jobs: Sequence[Job], shard: Shard | None) -> list[Job]:
@@ -104,23 +139,27 @@ def _refusal(at: Standing) -> GpukitError | None:
 def _planned(run: Sequence[Standing], inputs: Inputs, report: Report) -> list[Looked]:
     """Jobs that read the same, looked at. Nothing is opened where nothing is left."""
     if not any(at.state.is_left for at in run):
-        return [(at, at.size, 0, None) for at in run]
+        return [(at, at.size, NOTHING, None) for at in run]
     try:
         with opened(run[0].job, inputs, report) as source:
-            return [_sized(at, source, inputs, report) for at in run]
+            left = sum(at.state.is_left for at in run)
+            return [_sized(at, source, left, inputs, report) for at in run]
     except GpukitError as error:
-        return [(at, at.size, 0, error if at.state.is_left else None) for at in run]
+        return [(at, at.size, NOTHING, error if at.state.is_left else None) for at in run]
 
 
-def _sized(at: Standing, source: Source, inputs: Inputs, report: Report) -> Looked:
+def _sized(
+    at: Standing, source: Source, made_together: int, inputs: Inputs, report: Report
+) -> Looked:
     if not at.state.is_left:
-        return at, at.size, 0, None
+        return at, at.size, NOTHING, None
     try:
         _check_place(at.job, source.files)
         plan = planned(source, at.job, inputs, report, foreseen(at.job, inputs))
     except GpukitError as error:
-        return at, None, 0, error
-    return at, plan.size, needs.buffers(at.job, plan), None
+        return at, None, NOTHING, error
+    buffers = (needs.buffers(at.job, plan), needs.on_device(at.job, plan, made_together))
+    return at, plan.size, buffers, None
 
 
 def _check_place(job: Job, files: Sequence[Path]) -> None:

@@ -65,7 +65,8 @@ class Row:
 class BatchResult:
     """Every job of a plan, or of a shard of it, and what those need that are left.
 
-    `refused` are lines that say why a run would not begin, `warnings` lines for the user.
+    `refused` are lines that say why a run would not begin, `warnings` lines for the user;
+    `workers` is how many processes make it, and `gpus` what they take of each.
     """
 
     plan: Path
@@ -76,6 +77,8 @@ class BatchResult:
     warnings: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     seconds: float = 0.0
+    workers: int = 1
+    gpus: tuple[Need, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -103,6 +106,8 @@ class BatchResult:
             "seconds": round(self.seconds, 3),
             "disks": [need.as_json() for need in self.disks],
             "memory": None if self.memory is None else self.memory.as_json(),
+            "workers": self.workers,
+            "gpus": [need.as_json() for need in self.gpus],
             "warnings": list(self.warnings),
             "refused": list(self.refused),
             "jobs": [row.as_json() for row in self.rows],

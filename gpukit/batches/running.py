@@ -4,15 +4,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from gpukit.batches.calibrating import collected, collected_file
 from gpukit.batches.fingerprint import difference, fingerprint
 from gpukit.batches.journal import Journal
 from gpukit.batches.logs import note_event, note_row
 from gpukit.batches.matrix import Job
-from gpukit.batches.opening import Inputs, opened, planned, together
+from gpukit.batches.opening import Inputs, gathered, opened, planned
 from gpukit.batches.preparing import Prepared
 from gpukit.batches.result import Row, Told, Watch
+from gpukit.batches.resuming import is_resumed, resumed
 from gpukit.batches.states import (
     Standing,
     State,
@@ -22,9 +24,11 @@ from gpukit.batches.states import (
     result_size,
 )
 from gpukit.conversion.run import run_plan
+from gpukit.conversion.run_many import run_plans
 from gpukit.errors import CheckpointError, GpukitError
-from gpukit.events import Event, Report
+from gpukit.events import Event, Report, Warned
 from gpukit.formats.atomic import disk_errors
+from gpukit.planning.plan import QuantizePlan
 from gpukit.remote.hub import HubModel
 from gpukit.sources.base import Source
 from gpukit.store.modelfile import Modelfile
@@ -48,13 +52,17 @@ class Run:
     def all(self) -> None:
         """Make every result that is left; without `keep_going` none after the first failure."""
         left = {at.job.number: at for at in self._prepared.standings if at.state.is_left}
-        for run in together([at.job for at in left.values()]):
+        for run in gathered([at.job for at in left.values()]):
             if self._stopped:
                 return
             self._together([left[job.number] for job in run])
 
+    def stop(self) -> None:
+        """Begin no other job; safe from any thread."""
+        self._stopped = True
+
     def _together(self, run: Sequence[Standing]) -> None:
-        """Make what reads the same, from one opening."""
+        """Make what reads the same, from one opening and where that can be in one pass."""
         if run[0].job.stored is not None:
             for at in run:
                 self._one(at, self._into_store)
@@ -62,31 +70,87 @@ class Run:
         with ExitStack() as stack:
             first = run[0].job
             try:
-                source = opened(first, self._prepared.inputs, self._report(first))
-                make = _writing(stack.enter_context(source), self._prepared.inputs)
+                opening = opened(first, self._prepared.inputs, self._report(first))
+                source = stack.enter_context(opening)
+                make = _writing(source, self._prepared)
+                run = self._in_one_pass(run, source)
             except GpukitError as error:
                 make = _failing(error)
             for at in run:
                 self._one(at, make)
 
+    def _in_one_pass(self, run: Sequence[Standing], source: Source) -> Sequence[Standing]:
+        """Make files of `source` in one pass; what is left of `run`. After a failure that is all of
+        it: made one by one, each tells of itself."""
+        if len(run) < 2:
+            return run
+        first, started = run[0].job, time.monotonic()
+        read, inputs = self._prepared.read, self._prepared.inputs
+        report = self._report(first)
+        self._begin(first)
+        with ExitStack() as stack:
+            try:
+                making = [
+                    (
+                        at,
+                        stack.enter_context(self._journal(at)),
+                        _planned(source, at.job, inputs, report),
+                    )
+                    for at in run
+                ]
+                for at, journal, plan in making:
+                    journal.begun(at.of, plan.size, identity(at.job))
+                run_plans(
+                    source, [plan for *_, plan in making], [_place(at.job) for at in run],
+                    device=first.options.device, budget=first.options.memory, report=report,
+                    resume=[resumed(read, at) for at in run] if is_resumed(first) else None,
+                )  # fmt: skip
+            except GpukitError as error:
+                report(
+                    Warned(f"one pass for {len(run)} outputs failed, each is made alone: {error}")
+                )
+                self._begun -= 1
+                return run
+            for at, journal, _ in making:
+                if at.job is not first:
+                    self._begin(at.job)
+                self._end(at, journal, started)
+        return ()
+
+    def _begin(self, job: Job) -> None:
+        self._begun += 1
+        self._set(job, state=State.RUNNING, why="")
+
+    def _end(self, at: Standing, journal: Journal, started: float) -> None:
+        """Note that a result of one pass is there."""
+        try:
+            self._done(at, journal, started)
+        except GpukitError as error:
+            self._failed(at, error, started)
+
     def _one(self, at: Standing, make: Make) -> None:
         """Make one result, and tell how that went."""
         if self._stopped:
             return
-        self._begun += 1
-        self._set(at.job, state=State.RUNNING, why="")
+        self._begin(at.job)
         started = time.monotonic()
         try:
-            self._check_unchanged(at)
-            path = journal_path(self._prepared.read, at.job)
-            with disk_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            with Journal(path, at.job.target) as journal:
+            with self._journal(at) as journal:
                 self._made(at, journal, make, started)
         except GpukitError as error:
-            self._stopped = not self._keep_going
-            self._set(at.job, state=State.FAILED, why=str(error),
-                      seconds=time.monotonic() - started)  # fmt: skip
+            self._failed(at, error, started)
+
+    def _failed(self, at: Standing, error: GpukitError, started: float) -> None:
+        self._stopped = not self._keep_going
+        self._set(at.job, state=State.FAILED, why=str(error), seconds=time.monotonic() - started)
+
+    def _journal(self, at: Standing) -> Journal:
+        """The journal of a job whose inputs are as they were."""
+        self._check_unchanged(at)
+        path = journal_path(self._prepared.read, at.job)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return Journal(path, at.job.target)
 
     def _made(self, at: Standing, journal: Journal, make: Make, started: float) -> None:
         try:
@@ -94,6 +158,9 @@ class Run:
         except GpukitError as error:
             journal.failed(str(error))
             raise
+        self._done(at, journal, started)
+
+    def _done(self, at: Standing, journal: Journal, started: float) -> None:
         there = identity(at.job)
         assert there is not None
         seconds = time.monotonic() - started
@@ -143,17 +210,28 @@ class Run:
         self._watch(Told(self._begun, self._count, row))
 
 
-def _writing(source: Source, inputs: Inputs) -> Make:
+def _place(job: Job) -> Path:
+    assert job.output is not None
+    return job.output
+
+
+def _planned(source: Source, job: Job, inputs: Inputs, report: Report) -> QuantizePlan:
+    """What `source` becomes by a job, with the importance that is asked for, which is collected if
+    it is not kept."""
+    return planned(source, job, inputs, report, collected(job, inputs, report))
+
+
+def _writing(source: Source, prepared: Prepared) -> Make:
     """Makes files of `source`, each whole or not at all."""
+    read = prepared.read
 
     def make(at: Standing, journal: Journal, report: Report) -> None:
-        assert at.job.output is not None
-        importance = collected(at.job, inputs, report)
-        plan = planned(source, at.job, inputs, report, importance)
+        plan = _planned(source, at.job, prepared.inputs, report)
         journal.begun(at.of, plan.size, identity(at.job))
         run_plan(
-            source, plan, at.job.output, device=at.job.options.device,
+            source, plan, _place(at.job), device=at.job.options.device,
             budget=at.job.options.memory, report=report,
+            resume=resumed(read, at) if is_resumed(at.job) else None,
         )  # fmt: skip
 
     return make

@@ -3,7 +3,7 @@
 They are those of `Source.values`, whose parts `Source.made_of` tells. bfloat16 is uint16 here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -108,9 +108,22 @@ class Rows:
             self._parts.append(_Stored(part, data, at, line and part.values is None))
             at += part.rows
 
-    def made(self, dtype: np.dtype[Any] | None) -> tuple[Array, float]:
-        """All rows, in `dtype` or without one in a type that holds them, and the largest magnitude
-        before rounding, NaN or infinity where there is one."""
+    def made(
+        self, dtypes: Sequence[np.dtype[Any] | None]
+    ) -> tuple[Mapping[np.dtype[Any] | None, Array], float]:
+        """All rows in each of `dtypes`, of which None is a type that holds them, and the largest
+        magnitude before rounding, NaN or infinity where there is one. Deltas are added once."""
+        wanted = set(dtypes)
+        if len(wanted) == 1:
+            (only,) = wanted
+            values, largest = self._made(only)
+            return {only: values}, largest
+        values, largest = self._made(None)
+        # A dtype beside None has another meaning to NumPy.
+        floats = [dtype for dtype in wanted if dtype is not None]
+        return {None: values, **{d: self._converted(values, d) for d in floats}}, largest
+
+    def _made(self, dtype: np.dtype[Any] | None) -> tuple[Array, float]:
         found, tops = [], []
         for stored in self._parts:
             values, top = self._merged(stored, dtype)

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import astuple
 from threading import Lock
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,23 @@ WEIGHTED_MAX = 1e12
 SAMPLE = 1 << 15
 
 
+def sums_of(told: Any) -> tuple[Fidelity | None, Change | None]:
+    """What `Audit.told` gave; `ValueError` or `TypeError` for anything else."""
+    lost, change = told
+    return (
+        None if lost is None else Fidelity(*_numbers(lost, 3)),
+        None if change is None else Change(*_numbers(change, 5)),
+    )
+
+
+def _numbers(found: Any, count: int) -> tuple[Any, ...]:
+    """Sums, and the number of values that they are of."""
+    *sums, looked_at = found
+    if len(sums) != count - 1:
+        raise ValueError
+    return (*map(float, sums), int(looked_at))
+
+
 class Audit:
     """The audit of one pass from `source` to `outputs`, and the sums over it; safe from several
     threads."""
@@ -34,27 +52,49 @@ class Audit:
     def __init__(self, source: Source, outputs: Sequence[PlannedOutput]) -> None:
         self._source = source
         self._outputs = outputs
-        self._fidelity = [Fidelity() for _ in outputs]
-        self._changes = [Change() for _ in outputs]
+        # By output and place in it: however pieces follow each other, sums are the same.
+        self._fidelity: dict[tuple[int, int], Fidelity] = {}
+        self._changes: dict[tuple[int, int], Change] = {}
         self._lock = Lock()
 
     def fidelity(self) -> tuple[Fidelity, ...]:
         """What each output lost; nothing for one that only moved."""
-        return tuple(self._fidelity)
+        found = tuple(Fidelity() for _ in self._outputs)
+        for (output, _), one in sorted(self._fidelity.items(), key=lambda pair: pair[0]):
+            found[output].add(one)
+        return found
 
     def changes(self) -> tuple[Change, ...]:
         """What adapters did to each output; nothing for one that they do not concern."""
-        return tuple(self._changes)
+        found = tuple(Change() for _ in self._outputs)
+        for (output, _), one in sorted(self._changes.items(), key=lambda pair: pair[0]):
+            found[output].add(one)
+        return found
 
     def changed(self, piece: Piece, change: Change) -> None:
-        """Add to the sums of a piece's tensor."""
+        """Note the sums of a piece."""
         with self._lock:
-            self._changes[piece.output].add(change)
+            self._changes[piece.output, piece.at] = change
 
     def lost(self, piece: Piece, error: float, square: float, compared: int) -> None:
-        """Add to the sums of a piece's tensor."""
+        """Note the sums of a piece."""
         with self._lock:
-            self._fidelity[piece.output].add(Fidelity(error, square, compared))
+            self._fidelity[piece.output, piece.at] = Fidelity(error, square, compared)
+
+    def told(self, output: int, at: int) -> list[list[float] | None]:
+        """What was noted of the piece of `output` at position `at` of its data, as JSON has it."""
+        with self._lock:
+            found = self._fidelity.get((output, at)), self._changes.get((output, at))
+        return [None if one is None else list(astuple(one)) for one in found]
+
+    def know(self, output: int, at: int, told: Any) -> None:
+        """Note again what `told` gave."""
+        lost, change = sums_of(told)
+        with self._lock:
+            if lost is not None:
+                self._fidelity[output, at] = lost
+            if change is not None:
+                self._changes[output, at] = change
 
     def finite(self, piece: Piece, largest: float, blocks: Bytes, data: Bytes) -> None:
         """`CheckpointError` where values are not finite or do not stay so; `largest` is their

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+from gpukit.conversion.audit import Audit
 from gpukit.conversion.slabs import Slab
 from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
@@ -51,6 +52,11 @@ class Engine(Protocol[L, W]):
 
     @property
     def outputs(self) -> Sequence[PlannedOutput]: ...
+
+    @property
+    def audit(self) -> Audit:
+        """What it looked at, piece by piece."""
+        ...
 
     @property
     def lanes(self) -> Sequence[L]: ...

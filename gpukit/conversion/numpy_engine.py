@@ -13,7 +13,7 @@ import numpy as np
 from gpukit.conversion.arrays import Rows, narrows, why_not
 from gpukit.conversion.audit import SAMPLE, Audit, Bytes
 from gpukit.conversion.engine import Buffer
-from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
+from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, readings, stored_bytes
 from gpukit.formats.floats import FLOATS
 from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
@@ -102,6 +102,10 @@ class PlainConversion:
         self._threads = max(threads // len(self.lanes), 1)
         self._programs, self._merger = programs, merger
 
+    @property
+    def audit(self) -> Audit:
+        return self._audit
+
     def fidelity(self) -> tuple[Fidelity, ...]:
         return self._audit.fidelity()
 
@@ -119,7 +123,10 @@ class PlainConversion:
 
     def begin(self, slab: Slab, buffer: Buffer, lane: PlainLane) -> _Done:  # noqa: ARG002
         data = np.frombuffer(buffer.memory, dtype=np.uint8)[: stored_bytes(slab)]
-        return _Done(slab, data, [self._piece(piece, data) for piece in slab])
+        blocks: list[Bytes] = []
+        for pieces in readings(slab, self.outputs):
+            blocks += self._blocks(pieces, data)
+        return _Done(slab, data, blocks)
 
     def end(self, work: _Done) -> list[memoryview]:
         return [blocks.data for blocks in work.blocks]
@@ -127,23 +134,38 @@ class PlainConversion:
     def holds(self, slab: Slab) -> bool:  # noqa: ARG002
         return True
 
-    def _piece(self, piece: Piece, data: Bytes) -> Bytes:
-        """The piece's bytes, checked."""
-        output = self.outputs[piece.output]
-        stored = data[piece.begin : piece.begin + piece.stored]
-        moved, kind = passes(self.source, output), output.spec.type
-        if moved and output.source_type not in type_facts():
-            return stored
-        tensor = self.source.tensors[output.index]
-        parts = list(self.source.made_of(output.index, piece.row, piece.rows))
+    def _blocks(self, pieces: Sequence[Piece], data: Bytes) -> list[Bytes]:
+        """The bytes of each of the pieces, which share what is stored, checked."""
+        first, wanted = pieces[0], [self.outputs[piece.output] for piece in pieces]
+        stored = data[first.begin : first.begin + first.stored]
+        moved = [passes(self.source, output) for output in wanted]
+        if all(moved) and wanted[0].source_type not in type_facts():
+            return [stored] * len(pieces)
+        tensor = self.source.tensors[wanted[0].index]
+        parts = list(self.source.made_of(wanted[0].index, first.row, first.rows))
         line = len(tensor.ne) < 2
         rows = Rows(parts, stored, tensor.row_group, line, self._merger, self._threads)
-        values, largest = rows.made(FLOATS[kind] if kind in FLOATS and not moved else None)
-        if moved:
-            blocks = stored
-        elif kind in FLOATS:
+        dtypes = [
+            FLOATS[output.spec.type] if output.spec.type in FLOATS and not as_is else None
+            for output, as_is in zip(wanted, moved, strict=True)
+        ]
+        made, largest = rows.made(dtypes)
+        return [
+            self._piece(piece, stored if as_is else None, rows, (made[dtype], largest), data)
+            for piece, as_is, dtype in zip(pieces, moved, dtypes, strict=True)
+        ]
+
+    def _piece(
+        self, piece: Piece, blocks: Bytes | None, rows: Rows, made: tuple[plain.Array, float],
+        data: Bytes,
+    ) -> Bytes:  # fmt: skip
+        """The bytes of a piece, checked; `blocks` where they are there, else they are those of the
+        values in `made`, whose largest magnitude stands beside them."""
+        (values, largest), output = made, self.outputs[piece.output]
+        kind = output.spec.type
+        if blocks is None and kind in FLOATS:
             blocks = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        else:
+        elif blocks is None:
             values = np.ascontiguousarray(values)
             blocks = self._quantized(output, values, self._importance(piece, values.shape[1]))
         if values.size:

@@ -6,16 +6,17 @@ results in their places. The number of slabs under way and their size bound the 
 the size of the model.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Protocol
 
 import gpukit_kernels as kernels
+from gpukit.conversion.audit import Audit
 from gpukit.conversion.choice import choose_engine
 from gpukit.conversion.engine import Buffer, Engine, Wish
-from gpukit.conversion.slabs import Slab, cut
+from gpukit.conversion.slabs import Slab, bytes_read, cut
 from gpukit.conversion.stages import Computed, Pace, Stages, Writer
 from gpukit.events import Report, Step
 from gpukit.planning.changes import Change
@@ -28,10 +29,24 @@ from gpukit.sources.base import Source
 SLAB_WEIGHTS, GPU_SLAB_WEIGHTS = 1 << 22, 1 << 24
 # Bytes of host memory that a weight of a slab can take, read, computed and written.
 BYTES_PER_WEIGHT = 4 + 8 + 4
+# Of them what each other output takes that is made of the same tensor.
+BYTES_WRITTEN = 4
+# A CPU computes slower than one thread writes; for a GPU one thread copies too slowly from the page
+# cache and into it.
+CPU_PACE = Pace(SLAB_WEIGHTS, readers=2, writers=1, ahead=3, behind=3)
+GPU_PACE = Pace(GPU_SLAB_WEIGHTS, readers=4, writers=3, ahead=4, behind=4)
 
 
 # Told of each slab that is through.
 Advance = Callable[[Slab], None]
+
+
+class Kept(Protocol):
+    """What an earlier run has made of the outputs."""
+
+    def left(self, slabs: Sequence[Slab], audit: Audit) -> list[Slab]:
+        """The slabs without pieces that are there; `audit` is told what it had noted of these."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,44 +67,67 @@ def run_pipeline(
     budget: int,
     report: Report,
     wish: Wish = "auto",
+    kept: Kept | None = None,
 ) -> Passed:
-    """Pass every tensor through. `device` may name several, `cuda:0,cuda:1`: slabs go to the
-    one that is free."""
+    """Pass every tensor through, but for what is `kept` of it. `device` may name several,
+    `cuda:0,cuda:1`: slabs go to the one that is free."""
     engine = choose_engine(source, outputs, device, wish)
-    return pass_through(engine, writer, title, budget, report)
+    return pass_through(engine, writer, title, budget, report, kept)
 
 
 def pass_through(
-    engine: Engine[Any, Any], writer: Writer, title: str, budget: int, report: Report
+    engine: Engine[Any, Any],
+    writer: Writer,
+    title: str,
+    budget: int,
+    report: Report,
+    kept: Kept | None = None,
 ) -> Passed:
     """`run_pipeline` with `engine`."""
     kernels.keep_memory()
     under_way = sum(lane.depth + 1 for lane in engine.lanes)
     pace = _pace(engine)
-    slabs_in_memory = pace.ahead + pace.behind + under_way
-    weights = min(pace.weights, max(budget // (BYTES_PER_WEIGHT * slabs_in_memory), 1))
+    each = bytes_per_weight(engine.outputs)
+    weights = weights_of_a_slab(pace, under_way, budget, each)
     slabs = list(cut(engine.source, engine.outputs, weights))
-    total = sum(piece.stored for slab in slabs for piece in slab)
-    done, lock = 0, Lock()
-    report(Step(title, 0, total))
+    total = _bytes_read(slabs, engine)
+    if kept is not None:
+        slabs = kept.left(slabs, engine.audit)
+    before = total - _bytes_read(slabs, engine)
+    done, lock = before, Lock()
+    report(Step(title, done, total))
 
     def advance(slab: Slab) -> None:
         nonlocal done
         with lock:
-            done += sum(piece.stored for piece in slab)
+            done += bytes_read(slab, engine.outputs)
             report(Step(title, done, total))
 
     with Stages(engine, slabs, writer, pace, under_way) as stages, engine.running():
         _run_all([_Worker(lane, stages, engine, advance) for lane in engine.lanes])
-    return Passed(total, engine.fidelity(), engine.changes())
+    return Passed(total - before, engine.fidelity(), engine.changes())
+
+
+def _bytes_read(slabs: Sequence[Slab], engine: Engine[Any, Any]) -> int:
+    return sum(bytes_read(slab, engine.outputs) for slab in slabs)
+
+
+def bytes_per_weight(outputs: Sequence[PlannedOutput]) -> int:
+    """Bytes of host memory that a weight of a slab can take, of which several outputs may be
+    made."""
+    most = max(Counter(output.index for output in outputs).values(), default=1)
+    return BYTES_PER_WEIGHT + BYTES_WRITTEN * (most - 1)
 
 
 def _pace(engine: Engine[Any, Any]) -> Pace:
-    """A CPU computes slower than one thread writes; for a GPU one thread copies too slowly from
-    the page cache and into it."""
-    if any(lane.depth for lane in engine.lanes):
-        return Pace(GPU_SLAB_WEIGHTS, readers=4, writers=3, ahead=4, behind=4)
-    return Pace(SLAB_WEIGHTS, readers=2, writers=1, ahead=3, behind=3)
+    return GPU_PACE if any(lane.depth for lane in engine.lanes) else CPU_PACE
+
+
+def weights_of_a_slab(pace: Pace, under_way: int, budget: int, each: int = BYTES_PER_WEIGHT) -> int:
+    """Weights in a slab at most, so that the buffers of all slabs in memory, of `each` bytes a
+    weight, fit into `budget`."""
+    slabs_in_memory = pace.ahead + pace.behind + under_way
+    return min(pace.weights, max(budget // (each * slabs_in_memory), 1))
 
 
 class _Worker:

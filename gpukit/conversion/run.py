@@ -9,17 +9,22 @@ from typing import Any
 
 from gpukit.conversion.checks import SAFETENSORS
 from gpukit.conversion.engine import Wish
-from gpukit.conversion.pipeline import run_pipeline
+from gpukit.conversion.pipeline import Passed, run_pipeline
+from gpukit.conversion.resumed_files import ResumedFiles
+from gpukit.conversion.resuming import Resume, Resuming
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_split import SplitWriter, part_path
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.ledger import abandon
 from gpukit.formats.outputs import check_output
 from gpukit.formats.safetensors_writer import SafetensorsWriter
 from gpukit.planning.changes import ChangeTotal, change_totals, faint
 from gpukit.planning.plan import QuantizePlan
 from gpukit.planning.totals import ClassTotal, TypeTotal, class_totals, type_totals
 from gpukit.sources.base import Source
+
+AnyWriter = GGUFWriter | SplitWriter | SafetensorsWriter
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,16 @@ def run_plan(
     budget: int = 4 << 30,
     digest: bool = False,
     engine: Wish = "auto",
+    resume: Resume | None = None,
     report: Report = ignore,
 ) -> Result:
     """Write what `plan` describes to `out`, or to its parts, whole or not at all.
 
     A name that ends in .safetensors gets a safetensors file. `device` may name several GPUs with
     commas between. `budget` bounds the host memory of buffers, in bytes. `engine` says who computes
-    the bytes, which are the same; "auto" does without torch where it can. `CheckpointError` for
+    the bytes, which are the same; "auto" does without torch where it can. With `resume` a
+    killed run of the same is gone on with, as `Resuming` says it, and so is this one by a later
+    run; without it what there is of one goes. `CheckpointError` for
     values that are not finite, `DiskError` where the disk refuses, and the errors of the source's
     reader.
     """
@@ -93,27 +101,41 @@ def run_plan(
     for line in plan.warnings:
         report(Warned(line))
     started = time.monotonic()
-    with _writer(out, plan, digest) as writer:
+    writer, resumed = writer_of(out, plan, digest=digest), None
+    if resume is None:
+        abandon(out)
+    else:
+        resumed = ResumedFiles([Resuming(out, writer, plan.outputs, resume, report)])
+    with resumed or writer as target:
         passed = run_pipeline(
-            source, plan.outputs, writer, plan.title, device, budget, report, engine
+            source, plan.outputs, target, plan.title, device, budget, report, engine, resumed
         )
-    changes = change_totals(plan.specs, passed.changes)
-    for line in faint(changes):
-        report(Warned(line))
     if out.suffix != SAFETENSORS:
         report(Status("verifying conversion"))
+    result = result_of(out, plan, passed, time.monotonic() - started, writer.digest)
+    for line in faint(result.changes):
+        report(Warned(line))
+    return result
+
+
+def result_of(
+    out: Path, plan: QuantizePlan, passed: Passed, seconds: float, digest: str | None = None
+) -> Result:
+    """What to tell of a plan that has been written to `out`, which is looked at once more."""
+    paths = output_paths(out, plan)
+    if out.suffix != SAFETENSORS:
         _check_written(paths, plan)
     return Result(
         path=paths[0],
         paths=tuple(paths),
         size=sum(path.stat().st_size for path in paths),
-        digest=writer.digest,
-        seconds=time.monotonic() - started,
+        digest=digest,
+        seconds=seconds,
         weights=sum(prod(spec.ne) for spec in plan.specs),
         read_bytes=passed.read_bytes,
         totals=tuple(type_totals(plan.specs, passed.fidelity)),
         classes=tuple(class_totals(plan.specs, passed.fidelity)),
-        changes=tuple(changes),
+        changes=tuple(change_totals(plan.specs, passed.changes)),
     )
 
 
@@ -123,9 +145,8 @@ def output_paths(out: Path, plan: QuantizePlan) -> list[Path]:
     return [out] if count == 1 else [part_path(out, number, count) for number in range(count)]
 
 
-def _writer(
-    out: Path, plan: QuantizePlan, digest: bool
-) -> GGUFWriter | SplitWriter | SafetensorsWriter:
+def writer_of(out: Path, plan: QuantizePlan, *, digest: bool = False) -> AnyWriter:
+    """What writes `plan` to `out`, not open yet."""
     if out.suffix == SAFETENSORS:
         return SafetensorsWriter(out, plan.specs, digest=digest)
     if len(plan.parts) > 1:

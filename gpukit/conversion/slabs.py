@@ -6,16 +6,18 @@ model takes no more steps than a thick one of its size.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from gpukit.formats.imatrix import Floats
 from gpukit.planning.plan import PlannedOutput
-from gpukit.sources.base import Source
+from gpukit.sources.base import Source, SourceTensor
 
 
 @dataclass(frozen=True)
 class Piece:
     """Rows of output tensor `output` from `row` on; their `stored` bytes lie at `begin` in the
-    slab's buffer, the result goes to position `at` of the tensor's data."""
+    slab's buffer, the result goes to position `at` of the tensor's data. Where outputs are made of
+    one tensor, their pieces stand beside each other and share those bytes."""
 
     output: int
     row: int
@@ -34,6 +36,17 @@ ALIGNMENT = 64
 def stored_bytes(slab: Slab) -> int:
     """Bytes of a slab's buffer."""
     return slab[-1].begin + slab[-1].stored if slab else 0
+
+
+def readings(slab: Slab, outputs: Sequence[PlannedOutput]) -> Iterator[tuple[Piece, ...]]:
+    """The pieces of a slab by what is read for them: those together that share their bytes."""
+    for _, pieces in groupby(slab, key=lambda piece: (outputs[piece.output].index, piece.row)):
+        yield tuple(pieces)
+
+
+def bytes_read(slab: Slab, outputs: Sequence[PlannedOutput]) -> int:
+    """Bytes that are read for a slab."""
+    return sum(pieces[0].stored for pieces in readings(slab, outputs))
 
 
 def passes(source: Source, output: PlannedOutput) -> bool:
@@ -58,34 +71,40 @@ def experts_of(piece: Piece, output: PlannedOutput, experts: int) -> slice:
 
 
 def cut(source: Source, outputs: Sequence[PlannedOutput], weights: int) -> Iterator[Slab]:
-    """Slabs of about `weights` weights at most, in order; a row is never cut."""
+    """Slabs of about `weights` weights at most, in order; a row is never cut. Outputs of one tensor
+    that stand beside each other are cut alike, and each row is in the slab once."""
     pieces: list[Piece] = []
     filled = begin = 0
-    for number, output in enumerate(outputs):
-        tensor = source.tensors[output.index]
+    for index, found in groupby(enumerate(outputs), key=lambda pair: pair[1].index):
+        members = list(found)
+        tensor = source.tensors[index]
         width = max(tensor.ne[0] if tensor.ne else 1, 1)
-        for row, rows in _row_ranges(source, output, weights):
+        for row, rows in _row_ranges(tensor, [output for _, output in members], weights):
             if pieces and filled + rows * width > weights:
                 yield tuple(pieces)
                 pieces, filled, begin = [], 0, 0
-            stored = source.stored_bytes(output.index, rows, row)
-            pieces.append(Piece(number, row, rows, begin, stored, row * output.spec.row_bytes))
+            stored = source.stored_bytes(index, rows, row)
+            for number, output in members:
+                at = row * output.spec.row_bytes
+                pieces.append(Piece(number, row, rows, begin, stored, at))
             filled += rows * width
             begin += -(-stored // ALIGNMENT) * ALIGNMENT
     if pieces:
         yield tuple(pieces)
 
 
-def _row_ranges(source: Source, output: PlannedOutput, weights: int) -> Iterator[tuple[int, int]]:
-    """First row and number of rows of the pieces of one tensor.
+def _row_ranges(
+    tensor: SourceTensor, outputs: Sequence[PlannedOutput], weights: int
+) -> Iterator[tuple[int, int]]:
+    """First row and number of rows of the pieces of one tensor, of which `outputs` are made.
 
     Where experts have importance of their own, a piece holds whole experts or part of one.
     """
-    tensor = source.tensors[output.index]
     width, group = max(tensor.ne[0] if tensor.ne else 1, 1), tensor.row_group
     step = max(weights // width // group, 1) * group
     block = max(tensor.rows, 1)
-    if output.importance is not None and (experts := output.importance.size // width) > 1:
+    sizes = [output.importance.size for output in outputs if output.importance is not None]
+    if (experts := max(sizes, default=0) // width) > 1:
         of_one = tensor.rows // experts
         block = max(step // of_one, 1) * of_one
     for start in range(0, tensor.rows, block):

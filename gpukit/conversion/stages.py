@@ -13,7 +13,7 @@ from threading import Condition
 from typing import Any, Protocol
 
 from gpukit.conversion.engine import Buffer, Engine
-from gpukit.conversion.slabs import Slab, stored_bytes
+from gpukit.conversion.slabs import Slab, readings, stored_bytes
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Stages:
     def _read(self, slab: Slab, buffer: Buffer | None) -> Buffer:
         buffer = buffer or self._engine.buffer(self._size)
         view = buffer.memory
-        for piece in slab:
+        for piece, *_ in readings(slab, self._outputs):
             index = self._outputs[piece.output].index
             self._source.read(index, piece.row, view[piece.begin : piece.begin + piece.stored])
         return buffer

@@ -16,8 +16,9 @@ from torch import Tensor
 
 import gpukit_kernels as kernels
 from gpukit.conversion.audit import SAMPLE, Audit
+from gpukit.conversion.device_rows import DeviceRows
 from gpukit.conversion.engine import Buffer
-from gpukit.conversion.slabs import Piece, Slab, experts_of, passes, stored_bytes
+from gpukit.conversion.slabs import Piece, Slab, experts_of, passes, readings, stored_bytes
 from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
@@ -68,6 +69,10 @@ class Conversion:
         self._backends = _backends(outputs, places[0])
         self._columns = {place: _columns(outputs, place) for place in map(_indexed, places)}
 
+    @property
+    def audit(self) -> Audit:
+        return self._audit
+
     def fidelity(self) -> tuple[Fidelity, ...]:
         return self._audit.fidelity()
 
@@ -90,15 +95,16 @@ class Conversion:
         numbers = None
         with turn:
             here = turn.put(data)
-            values = [self._values(piece, here) for piece in slab]
+            rows = self._rows(slab, here)
+            values = [None if r is None else r.values for r in rows]
             blocks = self._blocks(slab, values, data)
             results = [
-                self._result(piece, x, b, turn)
-                for piece, x, b in zip(slab, values, blocks, strict=True)
+                self._result(piece, r, b, turn)
+                for piece, r, b in zip(slab, rows, blocks, strict=True)
             ]
-            for piece, x, b, result in zip(slab, values, blocks, results, strict=True):
-                if x is not None and x.numel() and self.source.changes(self._index(piece)):
-                    self._change(piece, x, b, here, result, turn)
+            for piece, r, b, result in zip(slab, rows, blocks, results, strict=True):
+                if r is not None and r.values.numel() and self.source.changes(self._index(piece)):
+                    self._change(piece, r, b, result, turn)
             # One copy for all of them: a slab may hold thousands of pieces.
             if found := [x.to(torch.float64) for result in results for x in result.numbers]:
                 numbers = turn.take(torch.cat(found))
@@ -129,13 +135,18 @@ class Conversion:
     def _index(self, piece: Piece) -> int:
         return self.outputs[piece.output].index
 
-    def _values(self, piece: Piece, data: Tensor) -> Tensor | None:
-        """The piece's values; None for bytes that pass as they are and that nobody can decode."""
-        output = self.outputs[piece.output]
-        if passes(self.source, output) and output.source_type not in kernels.QUANTS:
-            return None
-        stored = data[piece.begin : piece.begin + piece.stored]
-        return self.source.values(output.index, piece.row, piece.rows, stored)
+    def _rows(self, slab: Slab, data: Tensor) -> list[DeviceRows | None]:
+        """The rows of each piece, the same object for those that share them; None for bytes that
+        pass as they are and that nobody can decode."""
+        found: list[DeviceRows | None] = []
+        for pieces in readings(slab, self.outputs):
+            first = pieces[0]
+            stored = data[first.begin : first.begin + first.stored]
+            rows = DeviceRows(self.source, self._index(first), first, stored)
+            for output in (self.outputs[piece.output] for piece in pieces):
+                known = output.source_type in kernels.QUANTS
+                found.append(rows if known or not passes(self.source, output) else None)
+        return found
 
     def _blocks(self, slab: Slab, values: Sequence[Tensor | None], data: Tensor) -> list[Tensor]:
         """uint8 for each piece on the device, or on the host what passes from there as it is;
@@ -190,13 +201,13 @@ class Conversion:
         return torch.split(blocks, [x.numel() // row.block * row.nbytes for x in parts])
 
     def _result(
-        self, piece: Piece, x: Tensor | None, blocks: Tensor, turn: kernels.Turn
+        self, piece: Piece, rows: DeviceRows | None, blocks: Tensor, turn: kernels.Turn
     ) -> _Result:
         output = self.outputs[piece.output]
         taken = blocks if passes(self.source, output) else turn.take(blocks)
-        if x is None or not x.numel():
+        if rows is None or not rows.values.numel():
             return _Result(taken, None)
-        result = _Result(taken, torch.stack(x.aminmax()))
+        x, result = rows.values, _Result(taken, rows.extremes)
         if output.spec.type != output.source_type:
             step = max(x.numel() // SAMPLE, 1)
             some = x[::step].to(torch.float32)
@@ -209,29 +220,27 @@ class Conversion:
     def _change(
         self,
         piece: Piece,
-        x: Tensor,
+        rows: DeviceRows,
         blocks: Tensor,
-        data: Tensor,
         result: _Result,
         turn: kernels.Turn,
     ) -> None:
-        """Add to `result` the sums of `Change` over some rows of a piece, whose values are `x`."""
+        """Add to `result` the sums of `Change` over some rows of a piece."""
         kind = self.outputs[piece.output].spec.type
-        stored = data[piece.begin : piece.begin + piece.stored]
-        base = self.source.values(self._index(piece), piece.row, piece.rows, stored, merged=False)
+        x, base = rows.values, rows.before
         step = max(x.numel() // SAMPLE, 1)
         columns = self._importance(piece, x)
         # Rows of one matrix: of experts each has an importance of its own.
-        rows = len(x) if columns is None else len(x) // len(columns)
-        if turn.at_once and torch.equal(x[:rows:step], base[:rows:step].to(x.dtype)):
+        count = len(x) if columns is None else len(x) // len(columns)
+        if turn.at_once and torch.equal(x[:count:step], base[:count:step].to(x.dtype)):
             step = 1  # a few rows have changed, those of tokens: all are looked at
-        before = base[:rows:step].to(torch.float32)
-        delta = x[:rows:step].to(torch.float32) - before
+        before = base[:count:step].to(torch.float32)
+        delta = x[:count:step].to(torch.float32) - before
         weights = None if columns is None else columns[0]
         moved = delta  # float64 keeps all of it
         if kind in kernels.QUANTS:
             was = kernels.dequantize(kernels.quantize(before, kind, weights), kind)
-            moved = kernels.dequantize(blocks.view(len(x), -1)[:rows:step], kind) - was
+            moved = kernels.dequantize(blocks.view(len(x), -1)[:count:step], kind) - was
         pairs = ((before, before), (delta, delta), (moved, moved), (moved, delta))
         sums = [(a.double() * b.double()).sum() for a, b in pairs]
         result.changed, result.looked_at = torch.stack(sums), delta.numel()

@@ -1,7 +1,9 @@
 """Files that appear whole or not at all: a temporary name in the same folder, fsync, rename.
 
-Temporary names are `.NAME.gpukit-PID-RANDOM.tmp`. A killed process leaves its own behind; the next
-write to the same place removes those whose process is gone.
+Temporary names are `.NAME.gpukit-PID-MACHINE-RANDOM.tmp`, of which the last two are one number. A
+killed process leaves its own behind; the next write to the same place removes those whose process
+is gone. Whether a process of another machine is gone nobody here knows: what such a one has left is
+removed when nothing has been written to it for a day.
 """
 
 import errno
@@ -9,18 +11,23 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 from gpukit.errors import DiskError
 from gpukit.formats.positioned import write_at
 
-_TEMPORARY = re.compile(r"^\..+\.gpukit-(\d+)-[0-9a-f]{8}\.tmp$")
+# Without a machine: as earlier versions have it.
+_TEMPORARY = re.compile(r"^\..+\.gpukit-(\d+)-([0-9a-f]{8})?[0-9a-f]{8}\.tmp$")
+# A file of another machine that is still being made has been written to since.
+DAY = 86400.0
 
-
-# File systems take names of 255 bytes; the rest of a temporary one has 35 at most.
-MOST_OF_A_NAME = 220
+# File systems take names of 255 bytes; the rest of a temporary one has 43 at most.
+MOST_OF_A_NAME = 212
 
 # The temporary files and folders of this process that have neither been put in place nor removed.
 _own: set[Path] = set()
@@ -33,10 +40,24 @@ def target_of(path: Path) -> Path:
 
 def temporary_name(path: Path) -> Path:
     """A fresh temporary name beside `path`, until `put_in_place` or `remove` of this process."""
-    start = os.fsdecode(os.fsencode(path.name)[:MOST_OF_A_NAME])
-    name = path.with_name(f".{start}.gpukit-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    random = f"{_machine()}{secrets.token_hex(4)}"
+    name = path.with_name(f"{_beginning(path)}{os.getpid()}-{random}.tmp")
     _own.add(name)
     return name
+
+
+def _beginning(path: Path) -> str:
+    """What all temporary names of `path` begin with."""
+    return f".{os.fsdecode(os.fsencode(path.name)[:MOST_OF_A_NAME])}.gpukit-"
+
+
+@cache
+def _machine() -> str:
+    """8 hex digits for the processes that this one can see: the machine's, or the container's."""
+    processes = ""
+    with suppress(OSError):
+        processes = os.readlink("/proc/self/ns/pid")
+    return sha256(f"{os.uname().nodename} {processes}".encode()).hexdigest()[:8]
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -72,11 +93,29 @@ def remove_abandoned(folder: Path) -> list[Path]:
     removed = []
     for path in folder.iterdir():
         match = _TEMPORARY.match(path.name)
-        if match and not _alive(int(match[1])):
-            with suppress(OSError):
+        with suppress(OSError):
+            if match and not _in_use(path, int(match[1]), match[2]):
                 _removed(path)
                 removed.append(path)
     return removed
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove whatever is temporary of `path`; for those who know that nobody is making it."""
+    beginning = _beginning(path)
+    if len(os.fsencode(path.name)) > MOST_OF_A_NAME:
+        return  # others may begin so, too
+    with suppress(OSError):
+        for found in path.parent.iterdir():
+            if found.name.startswith(beginning) and _TEMPORARY.match(found.name):
+                with suppress(OSError):
+                    _removed(found)
+
+
+def _in_use(path: Path, pid: int, machine: str | None) -> bool:
+    if machine in (None, _machine()):
+        return _alive(pid)
+    return time.time() - path.stat().st_mtime < DAY
 
 
 def _alive(pid: int) -> bool:

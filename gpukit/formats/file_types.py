@@ -1,7 +1,7 @@
 """File types: what general.file_type can say, and what the float ones mean for each tensor.
 
 A new one is a row in `FILE_TYPES` and, where it deviates from its default type, rows in
-planning/mixes.py.
+planning/mix_rules.py.
 """
 
 from collections.abc import Sequence

@@ -208,5 +208,5 @@ class SplitWriter(PlacedWriters):
         return [writer.path for writer in self.writers]
 
     def __enter__(self) -> Self:
-        atomic.need_room(self.writers[0].path, self.size)
+        atomic.need_room(self.writers[0].path, self.size - self.held)
         return super().__enter__()

@@ -18,7 +18,7 @@ from gpukit.formats.gguf_fields import (
     aligned,
     type_sizes,
 )
-from gpukit.formats.gguf_reader import MAGIC, MAX_DIMENSIONS, MAX_NAME
+from gpukit.formats.gguf_header import MAGIC, MAX_DIMENSIONS, MAX_NAME
 from gpukit.formats.placed_writer import Layout, PlacedWriter
 
 VERSION = 3

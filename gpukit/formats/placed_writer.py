@@ -71,6 +71,7 @@ class PlacedWriter:
         # A link stays one: the file that it leads to is replaced.
         self._target = atomic.target_of(self.path)
         self._temporary = atomic.temporary_name(self._target)
+        self._kept = False
 
     @property
     def size(self) -> int:
@@ -86,14 +87,36 @@ class PlacedWriter:
         self.open()
         return self
 
+    def keep(self, partial: Path) -> None:
+        """Write to `partial`, and leave that there after an error; before `open`. What it holds
+        already `have` tells; the target itself may be given where it holds everything."""
+        atomic.remove(self._temporary)
+        self._temporary, self._kept = partial, True
+
+    def have(self, index: int, start: int, size: int) -> None:
+        """Bytes of tensor `index` that the file holds already: nobody writes them."""
+        with self._lock:
+            self._written[index].append((start, start + size))
+
+    def sync(self) -> None:
+        """All that is written now lasts through a power cut."""
+        with atomic.disk_errors(self.path):
+            os.fdatasync(self._fd)
+
+    @property
+    def inode(self) -> int:
+        """Of the open file, whatever its name."""
+        return os.fstat(self._fd).st_ino
+
     def open(self) -> None:
         """Make the file, header and all, under a temporary name."""
         with atomic.disk_errors(self.path):
             atomic.remove_abandoned(self._target.parent)
-        atomic.need_room(self._target, self.size)
+        atomic.need_room(self._target, self.size - self.held)
         with atomic.disk_errors(self.path):
             try:
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                new = 0 if self._kept else os.O_EXCL
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | new
                 self._fd = os.open(self._temporary, flags, 0o644)
                 # The length is set at once: padding is what nobody writes, and reads as zeros.
                 os.ftruncate(self._fd, self.size)
@@ -101,6 +124,21 @@ class PlacedWriter:
             except BaseException:
                 self.discard()
                 raise
+
+    @property
+    def target(self) -> Path:
+        """The file that is written, where `path` is a link that which it leads to."""
+        return self._target
+
+    @property
+    def held(self) -> int:
+        """Bytes of the disk that the file takes already."""
+        if not self._kept:
+            return 0
+        try:
+            return min(self._temporary.stat().st_blocks * 512, self.size)
+        except OSError:
+            return 0
 
     def write(self, index: int, data: bytes | bytearray | memoryview, start: int = 0) -> None:
         """Bytes `start` to `start + len(data)` of tensor `index`."""
@@ -162,8 +200,13 @@ class PlacedWriter:
         """Give the complete file its name."""
         with atomic.disk_errors(self.path):
             atomic.put_in_place(self._temporary, self._target)
-        os.close(self._fd)
-        self._fd = -1
+        self._close()
+
+    def _close(self) -> None:
+        # A signal may raise between two steps: nobody is to close a number twice.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _check_complete(self) -> None:
         """Every byte of every tensor was written, and once: the digest has seen it only once."""
@@ -196,11 +239,10 @@ class PlacedWriter:
             self._hashed += count
 
     def discard(self) -> None:
-        """Close the file and remove it unless it is published."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        atomic.remove(self._temporary)
+        """Close the file and remove it unless it is published or kept."""
+        self._close()
+        if not self._kept:
+            atomic.remove(self._temporary)
 
 
 class PlacedWriters:
@@ -212,6 +254,15 @@ class PlacedWriters:
         self._places = [
             (writer, index) for writer in self.writers for index in range(len(writer.tensors))
         ]
+
+    def place(self, index: int) -> tuple[PlacedWriter, int]:
+        """The file of tensor `index` of all, and its number in that."""
+        return self._places[index]
+
+    @property
+    def held(self) -> int:
+        """As a `PlacedWriter`'s, of all files."""
+        return sum(writer.held for writer in self.writers)
 
     @property
     def size(self) -> int:
@@ -227,6 +278,11 @@ class PlacedWriters:
         """Bytes of tensor `index` of all, from `start` of its data on."""
         writer, local = self._places[index]
         writer.write(local, data, start)
+
+    def complete(self) -> None:
+        """As a `PlacedWriter`'s, of all files."""
+        for writer in self.writers:
+            writer.complete()
 
     def publish(self) -> None:
         """Give the files, which are complete, their names."""
@@ -253,8 +309,7 @@ class PlacedWriters:
             self._discard()
             return
         try:
-            for writer in self.writers:
-                writer.complete()
+            self.complete()
             self.publish()
         except BaseException:
             self._discard()

@@ -73,7 +73,7 @@ def with_provenance(source: Source, recipe: Recipe) -> tuple[Field, ...]:
     if recipe.merge is not None:
         found += _adapters(recipe.merge)
     found.append(string("gpukit.recipe.type", (recipe.type or "").upper()))
-    found.append(array("gpukit.recipe.options", ValueType.STRING, _words(recipe)))
+    found.append(array("gpukit.recipe.options", ValueType.STRING, recipe_words(recipe)))
     imatrix = recipe.options.imatrix
     if imatrix is not None and imatrix.is_file:
         found.append(string("gpukit.imatrix.digest", digest(imatrix.path, whole=True).whole))
@@ -126,10 +126,10 @@ def _adapters(merge: "Merge") -> Iterator[Field]:
         yield string(prefix + "name", model_name(path) if path.is_dir() else path.name)
         yield Field(prefix + "weight", ValueType.FLOAT64, float(chosen.weight))
         yield from _hub(prefix, path)
-        yield from _files(prefix, [digest(file, whole=True) for file in _adapter_files(path)])
+        yield from _files(prefix, [digest(file, whole=True) for file in adapter_files(path)])
 
 
-def _adapter_files(path: Path) -> list[Path]:
+def adapter_files(path: Path) -> list[Path]:
     """The files of the adapter at `path`; a trainer leaves other ones of tensors beside it."""
     if path.is_dir():
         found = read_files(path)
@@ -138,7 +138,7 @@ def _adapter_files(path: Path) -> list[Path]:
     return [path] if is_gguf(path) or not config.exists() else [path, config]
 
 
-def _words(recipe: Recipe) -> Iterator[str]:
+def recipe_words(recipe: Recipe) -> Iterator[str]:
     """What was asked for, as the command line spells it."""
     options, merge = recipe.options, recipe.merge
     if options.like is not None:

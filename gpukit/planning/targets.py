@@ -14,7 +14,8 @@ from gpukit.formats.gguf_fields import DEFAULT_ALIGNMENT, TensorSpec, aligned
 from gpukit.formats.imatrix import Floats
 from gpukit.planning.budget import BudgetError, Item, Option, spend
 from gpukit.planning.importance import importance_of
-from gpukit.planning.mixes import AT_LEAST_Q8_0, EMBEDDINGS, OUTPUT, choose, unfitting
+from gpukit.planning.mix_rules import AT_LEAST_Q8_0, EMBEDDINGS, OUTPUT
+from gpukit.planning.mixes import choose, unfitting
 from gpukit.planning.overrides import Overrides
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize

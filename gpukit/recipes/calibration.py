@@ -1,6 +1,6 @@
 """Importance that is collected on the way to a quantised model, and kept in memory only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from math import prod
@@ -60,7 +60,7 @@ def options_with(
     path: Path,
     text: str | Path,
     options: Options,
-    file_type: str | None,
+    file_types: Sequence[str | None],
     *,
     pre: str | None,
     merge: Merge | None,
@@ -68,13 +68,14 @@ def options_with(
     report: Report,
 ) -> Options:
     """`options` with the importance that the model at `path` has while it reads `text`, to become
-    `file_type` or what they choose instead. What is wrong with that shows before the text is read;
-    `ArgumentError` also where nothing would look at the importance."""
+    each of `file_types` or what they choose instead. What is wrong with that shows before the text
+    is read; `ArgumentError` also where nothing would look at the importance."""
     reading = prepare(path, [text], NUM_CTX, pre=pre, adapters=merge, report=report)
     where = text if isinstance(text, Path) else TEXT
     with open_source(path, pre, merge) as source:
-        plan = _rehearsed(source, file_type, replace(options, imatrix=foreseen(reading, where)))
-    if all(output.importance is None for output in plan.outputs):
+        rehearsed = replace(options, imatrix=foreseen(reading, where))
+        plans = [_rehearsed(source, file_type, rehearsed) for file_type in file_types]
+    if all(output.importance is None for plan in plans for output in plan.outputs):
         raise ArgumentError(
             "--calibrate: no tensor becomes a type that takes importance; leave it out"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpukit.conversion.checks import check_plan, check_run
+from gpukit.conversion.resuming import Resume
 from gpukit.conversion.run import Result, run_plan
 from gpukit.conversion.within import plan_within
 from gpukit.errors import ArgumentError
@@ -14,6 +15,7 @@ from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import FileType
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.formats.outputs import check_output
+from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
 from gpukit.planning.totals import TypeTotal
@@ -39,6 +41,7 @@ class Plan(Closing):
 
     source: Source
     records: QuantizePlan
+    recipe: Recipe
 
     @property
     def file_type(self) -> FileType | None:
@@ -79,12 +82,15 @@ class Plan(Closing):
         *,
         device: str = "auto",
         memory: int = MEMORY,
+        resume: bool = False,
         report: Report = ignore,
     ) -> Result:
         """Write `out`, or its parts, whole or not at all; arguments and errors as `convert`."""
         return run_plan(
-            self.source, self.records, Path(out), device=device, budget=memory, report=report
-        )
+            self.source, self.records, Path(out), device=device, budget=memory,
+            resume=Resume(fingerprint_of(self.source.path, self.recipe)) if resume else None,
+            report=report,
+        )  # fmt: skip
 
     def close(self) -> None:
         self.source.close()
@@ -115,7 +121,35 @@ def plan(
         print(plan.size)
         plan.write("llama.gguf")
     """
-    check_plan(type, pre, options)
+    source, (records,), (recipe,) = planned_as(
+        model, (type,), options=options, calibrate=calibrate, adapters=adapters, combine=combine,
+        merge_base=merge_base, strict=strict, moe_layout=moe_layout, pre=pre,
+        provenance=provenance, hub=hub, device=device, report=report,
+    )  # fmt: skip
+    return Plan(source, records, recipe)
+
+
+def planned_as(
+    model: str | Path,
+    types: Sequence[str | None],
+    *,
+    options: Options,
+    calibrate: str | Path | None,
+    adapters: Sequence[Word],
+    combine: "Combining | None",
+    merge_base: str,
+    strict: bool,
+    moe_layout: str | None,
+    pre: str | None,
+    provenance: bool,
+    hub: bool,
+    device: str,
+    report: Report,
+) -> tuple[Source, list[QuantizePlan], list[Recipe]]:
+    """`model`, open, what it becomes as each of `types`, and what was asked for with each;
+    arguments and errors as `plan`."""
+    for type in types:
+        check_plan(type, pre, options)
     _check_calibration(calibrate, options)
     reference = locate(model, hub=hub)
     merge = chosen(
@@ -127,16 +161,21 @@ def plan(
         from gpukit.recipes.calibration import options_with  # its models need torch
 
         options = options_with(
-            path, calibrate, options, type, pre=pre, merge=merge, device=device, report=report
+            path, calibrate, options, types, pre=pre, merge=merge, device=device, report=report
         )
     source = open_source(path, pre, merge)
     try:
-        if provenance or has_provenance(source.fields):
-            source.fields = with_provenance(source, Recipe(type, options, pre, merge))
-        return Plan(source, plan_within(source, type, options, device, report))
+        fields, plans = source.fields, []
+        recipes = [Recipe(type, options, pre, merge) for type in types]
+        for recipe in recipes:
+            source.fields = fields
+            if provenance or has_provenance(fields):
+                source.fields = with_provenance(source, recipe)
+            plans.append(plan_within(source, recipe.type, options, device, report))
     except BaseException:
         source.close()
         raise
+    return source, plans, recipes
 
 
 def convert(
@@ -159,6 +198,7 @@ def convert(
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
+    resume: bool = False,
     report: Report = ignore,
 ) -> Result:
     """Write `model` to `out` as file type `type`: paths, size, seconds, totals and what was lost.
@@ -175,8 +215,9 @@ def convert(
     `like` (a GGUF whose tensors' types are taken) stand in for `type`; `split_max_size` (bytes)
     splits the output; `pre` names the pre-tokenizer of a folder where none is recognised; with
     `provenance` the metadata says what the file was made from (`gpukit.*`); `device` is auto, cpu,
-    cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in bytes; `report`
-    hears progress and warnings.
+    cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in bytes; `resume`
+    goes on, tensor by tensor, with a run of the same that was killed and had it, too, and else
+    refuses (`ArgumentError`); `report` hears progress and warnings.
     `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
     `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
     `AdapterError` for an adapter that does not fit it or contradicts another,
@@ -196,7 +237,7 @@ def convert(
         strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
         device=device, report=report,
     ) as planned:  # fmt: skip
-        return planned.write(out, device=device, memory=memory, report=report)
+        return planned.write(out, device=device, memory=memory, resume=resume, report=report)
 
 
 def quantize(
@@ -211,6 +252,7 @@ def quantize(
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
+    resume: bool = False,
     report: Report = ignore,
 ) -> Result:
     """Write `model` to the GGUF `out` as file type `type`, as llama-quantize does.
@@ -234,7 +276,7 @@ def quantize(
         device=device,
         report=report,
     ) as planned:  # fmt: skip
-        return planned.write(out, device=device, memory=memory, report=report)
+        return planned.write(out, device=device, memory=memory, resume=resume, report=report)
 
 
 def _check_calibration(text: str | Path | None, options: Options) -> None:

@@ -41,6 +41,7 @@ def merge(
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
+    resume: bool = False,
     report: Report = ignore,
 ) -> "Result | FolderResult":
     """Write `base` with `adapters` merged to `out`: paths, size, seconds, and what changed.
@@ -66,11 +67,11 @@ def merge(
             base, out, type, adapters=adapters, combine=combine, merge_base=merge_base,
             imatrix=imatrix, target_bpw=target_bpw, target_size=target_size, like=like,
             strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
-            device=device, memory=memory, report=report,
+            device=device, memory=memory, resume=resume, report=report,
         )  # fmt: skip
     _check_folder(out, type, {
         "imatrix": imatrix, "pre": pre, "target_bpw": target_bpw, "target_size": target_size,
-        "like": like, "provenance": provenance or None,
+        "like": like, "provenance": provenance or None, "resume": resume or None,
     })  # fmt: skip
     check_device(device)
     reference = locate(base, hub=hub)

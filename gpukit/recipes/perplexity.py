@@ -23,8 +23,9 @@ from gpukit.evaluation.windows import Windows
 from gpukit.events import Report, Status, ignore
 from gpukit.formats.logits import LogitsFile
 from gpukit.generation.loading import LoadedModel
+from gpukit.recipes.asked import Asked
 from gpukit.recipes.chosen import Word
-from gpukit.recipes.measured import Asked, Ready, opened
+from gpukit.recipes.measured import Ready, opened
 from gpukit.recipes.reporting import ReportWriter
 
 # Of what is in a journal: another form gets another number.

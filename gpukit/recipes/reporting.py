@@ -25,7 +25,8 @@ from gpukit.events import Report, Status
 from gpukit.formats.atomic import atomic_write, disk_errors
 from gpukit.formats.logits import LogitsFile
 from gpukit.planning.plan import QuantizePlan
-from gpukit.recipes.measured import Asked, Ready
+from gpukit.recipes.asked import Asked
+from gpukit.recipes.measured import Ready
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
 

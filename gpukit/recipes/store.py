@@ -4,7 +4,8 @@ from pathlib import Path
 
 from gpukit import store
 from gpukit.events import Report, ignore
-from gpukit.recipes import show
+from gpukit.recipes import share, show
+from gpukit.recipes.share import Transfer
 from gpukit.recipes.show import ModelDetails
 from gpukit.store import StoredModel, modelfile
 from gpukit.store.modelfile import Modelfile
@@ -81,6 +82,34 @@ class Store(store.Store):
     def remove(self, name: str) -> None:
         """Remove a model, and the blobs that no other model uses."""
         store.remove(self, name)
+
+    def pull(self, name: str, *, insecure: bool = False, report: Report = ignore) -> Transfer:
+        """Fetch a model from the registry that its name says, by default Ollama's.
+
+        Every blob is checked against its digest before it is one of the store; a pull that was
+        interrupted goes on where it stopped. `insecure` admits plain http and certificates that
+        nobody vouches for. `NotFoundError` where the registry has no such model, `RegistryError`
+        for whatever else goes wrong there.
+        """
+        return share.pull(self, name, insecure=insecure, report=report)
+
+    def push(
+        self,
+        name: str | Path,
+        to: str | None = None,
+        *,
+        insecure: bool = False,
+        private: bool = False,
+        report: Report = ignore,
+    ) -> Transfer:
+        """Send a model to the registry that its name says, or `to` another name.
+
+        What the registry has is not sent, and an interrupted push goes on where it stopped.
+        `hf.co/org/name` is the Hugging Face hub: then `name` may be the path of a .gguf file, and a
+        repository that is made for it is `private` if so wished. `RegistryError` or `HubError`
+        where it is refused.
+        """
+        return share.push(self, name, to, insecure=insecure, private=private, report=report)
 
     def tidy(self) -> None:
         """Remove what killed commands left."""

@@ -113,8 +113,12 @@ class Change:
 
         Blobs that only the old one mentions go when the change ends, unless $OLLAMA_NOPRUNE.
         """
+        self.publish_bytes(name, manifest.encode())
+
+    def publish_bytes(self, name: ModelName, data: bytes) -> None:
+        """The same with the bytes of a manifest, as another store has written them."""
         with self._locked():
-            self._publish(name, manifest.encode())
+            self._publish(name, data)
 
     def copy(self, source: ModelName, destination: ModelName) -> None:
         """Give the manifest of `source`, byte for byte, to `destination` too."""

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpukit_kernels.decode_triton import store_parts_tl
 from gpukit_kernels.dots_triton import byte_value_tl
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.launch import decode_blocks_tl, device_table, triton_pair
+from gpukit_kernels.launch import decode_blocks_tl, decode_triton, device_table, triton_pair
 from gpukit_kernels.table import QuantType, VectorParts, by_name
 from gpukit_kernels.verified import sample, verified, within
 
@@ -50,7 +51,8 @@ def halves_kernel(
     for first in range(0, per_row, STEP):
         values = _decoded_tl(blocks, table, first, per_row, DECODE, BLOCK, NBYTES, STEP)
         top = _larger_tl(top, tl.abs(values))
-    power, inverse = _power_tl(tl.max(tl.max(top, axis=1), axis=0))
+    # In one dimension: where the lanes of an axis are no neighbours, Triton 3.6.0 leaves some out.
+    power, inverse = _power_tl(tl.max(tl.reshape(top, (STEP * BLOCK,)), axis=0))
     for first in range(0, per_row, STEP):
         values = _decoded_tl(blocks, table, first, per_row, DECODE, BLOCK, NBYTES, STEP)
         block = first + tl.arange(0, STEP)
@@ -119,31 +121,7 @@ def parts_kernel(blocks, out, powers, rows, width,
                 for b in tl.static_range(4):
                     level = byte_value_tl(words[i * WORDS + w], b, SIGNED)
                     values = values + ((level * step + start).to(tl.float16),)  # noqa: RUF005
-            _store_tl(place + i * STRIDE * 4, values, mask, WORDS, WORD_STRIDE)
-
-
-@triton.jit
-def _store_tl(place, values, mask, WORDS: tl.constexpr, STRIDE: tl.constexpr):
-    """Store WORDS times four values `[Q]`, each four side by side, STRIDE fours apart."""
-    if WORDS == 4 and STRIDE == 1:
-        # Halves of the index are joined from the highest to the lowest.
-        pairs = ()
-        for i in tl.static_range(8):
-            pairs = pairs + (tl.join(values[i], values[i + 8]),)  # noqa: RUF005
-        fours = ()
-        for i in tl.static_range(4):
-            fours = fours + (tl.join(pairs[i], pairs[i + 4]),)  # noqa: RUF005
-        even, odd = tl.join(fours[0], fours[2]), tl.join(fours[1], fours[3])
-        joined = tl.reshape(tl.join(even, odd), (place.shape[0], 16))
-        target = place[:, None] + tl.arange(0, 16)[None, :]
-        tl.store(target, joined, mask=None if mask is None else mask[:, None])
-    else:
-        for w in tl.static_range(WORDS):
-            even = tl.join(values[4 * w], values[4 * w + 2])
-            odd = tl.join(values[4 * w + 1], values[4 * w + 3])
-            joined = tl.reshape(tl.join(even, odd), (place.shape[0], 4))
-            target = place[:, None] + (4 * STRIDE * w + tl.arange(0, 4))[None, :]
-            tl.store(target, joined, mask=None if mask is None else mask[:, None])
+            store_parts_tl(place + i * STRIDE * 4, values, mask, WORDS, WORD_STRIDE)
 
 
 @triton.jit
@@ -233,6 +211,22 @@ def multiply_dense(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
                 M=TILE[0],
                 ROWS=TILE[1],
             )
+        at += len(piece)
+    return out
+
+
+def multiply_decoded(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
+    """As `multiply_dense`, by torch of float32 values, some times slower: for where that is wrong.
+
+    Scratch beside the operands stays below `SCRATCH`.
+    """
+    width = x.shape[1]
+    out = torch.zeros((len(x), len(blocks)), dtype=torch.float32, device=x.device)
+    at = 0
+    for piece in blocks.contiguous().split(max(1, SCRATCH // (4 * max(width, 1)))):
+        if width:
+            values = decode_triton(piece.view(-1, row.nbytes), row, torch.float32)
+            torch.mm(x, values.view(-1, width).t(), out=out[:, at : at + len(piece)])
         at += len(piece)
     return out
 

@@ -85,3 +85,42 @@ def byte_value_tl(word, b: tl.constexpr, SIGNED: tl.constexpr):
     """float32 of byte `b` of `word`."""
     level = (word << (24 - 8 * b)) >> 24 if SIGNED else (word >> (8 * b)) & 255
     return level.to(tl.float32)
+
+
+@triton.jit
+def looked_up_tl(word, table):
+    """Two words of bytes: the entries that the low nibbles of `word` name, and those of the high
+    ones, of a `table` of sixteen bytes, four a word."""
+    if INTERPRETED:
+        return _entries_tl(word, table), _entries_tl(word >> 4, table)
+    # Three bits of a nibble choose among eight bytes, the fourth between both halves of the table.
+    three = word & 0x77777777
+    half = ((word >> 1) & 0x44444444) | 0x32103210
+    first = _permuted_tl(_permuted_tl(table[0], table[1], three),
+                         _permuted_tl(table[2], table[3], three), half)  # fmt: skip
+    three, half = three >> 16, half >> 16
+    second = _permuted_tl(_permuted_tl(table[0], table[1], three),
+                          _permuted_tl(table[2], table[3], three), half)  # fmt: skip
+    return _permuted_tl(first, second, 0x6420), _permuted_tl(first, second, 0x7531)
+
+
+@triton.jit
+def _permuted_tl(low, high, choice):
+    """int32: four of the eight bytes of `high` and `low`, by the lowest four nibbles of `choice`,
+    0 to 7 each."""
+    return tl.inline_asm_elementwise(
+        "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [low, high, choice], tl.int32, True, 1
+    )
+
+
+@triton.jit
+def _entries_tl(word, table):
+    """int32: the entries of the low nibbles, without `_permuted_tl`."""
+    found = tl.zeros_like(word)
+    for b in tl.static_range(4):
+        code = (word >> (8 * b)) & 15
+        low = tl.where((code & 4) != 0, table[1], table[0])
+        high = tl.where((code & 4) != 0, table[3], table[2])
+        entry = tl.where((code & 8) != 0, high, low) >> ((code & 3) * 8)
+        found = found | ((entry & 255) << (8 * b))
+    return found

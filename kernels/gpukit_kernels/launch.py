@@ -4,13 +4,23 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
+from gpukit_kernels.decode_triton import parts_values_kernel
+from gpukit_kernels.encode_triton import encode_lanes_kernel
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.verified import hard_values, sample, verified
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.
 DECODE_VALUES = 2048
+# Blocks that a program encodes by lanes, one a thread.
+LANES_TILE = 128
+# Threads of a program that decodes by parts, one each.
+PART_THREADS = 128
+# Blocks of a sample: several programs, and the last one not full where a part is large; 16 divides
+# them, as it does most weights' blocks, which are decoded by the same compilation.
+PROVEN_BLOCKS = 144
 
 # 2^23 as float32: or'd with a whole number below 2^23 it is 2^23 more. Kernels of one type take it
 # as an argument, since of two constants ptxas makes two instructions.
@@ -123,6 +133,9 @@ def encode_triton(values: Tensor, row: QuantType, importance: Tensor | None = No
     values = values.contiguous()
     shape = {"BLOCK": row.block, "NBYTES": row.nbytes, "enable_fp_fusion": False}
     with torch.cuda.device_of(values):
+        if importance is None and _by_lanes(row, values):
+            _encode_lanes(values, row, out)
+            return out
         if importance is None:
             encode_kernel[(triton.cdiv(count, pair.tile),)](
                 values, out, count, ENCODE=pair.encode, TILE=pair.tile, **shape
@@ -145,6 +158,37 @@ def encode_triton(values: Tensor, row: QuantType, importance: Tensor | None = No
     return out
 
 
+def _by_lanes(row: QuantType, values: Tensor) -> bool:
+    """Whether `values` are encoded by lanes: where there is such a kernel, found right (`verified`)
+    for their dtype."""
+    if triton_pair(row).lanes is None:
+        return False
+    device, dtype = values.device, values.dtype
+    if _is_trusted(device):
+        return True
+
+    def got() -> Tensor:
+        some = hard_values(row).to(device, dtype)
+        out = torch.empty((len(some), row.nbytes), dtype=torch.uint8, device=device)
+        _encode_lanes(some, row, out)
+        return out
+
+    def wanted() -> Tensor:
+        some = hard_values(row).to(dtype).to(torch.float32)
+        return row.encoder()(some.t().contiguous()).to(torch.uint8).t()
+
+    what = f"encoding of {str(dtype).removeprefix('torch.')}"
+    return verified(what, row.name, device, got, wanted)
+
+
+def _encode_lanes(values: Tensor, row: QuantType, out: Tensor) -> None:
+    """Blocks of `values` into uint8 `out` `[blocks, nbytes]`, by `encode_lanes_kernel`."""
+    encode_lanes_kernel[(triton.cdiv(len(out), LANES_TILE),)](
+        values, out, len(out), ENCODE=triton_pair(row).lanes, BLOCK=row.block, NBYTES=row.nbytes,
+        TILE=LANES_TILE, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
 def _mean_squares(values: Tensor) -> Tensor:
     rows = values.numel() // values.shape[-1]
     out = torch.empty(rows, dtype=torch.float32, device=values.device)
@@ -159,16 +203,19 @@ def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
     pair = triton_pair(row)
     count = blocks.shape[0]
     out = torch.empty((count, row.block), dtype=dtype, device=blocks.device)
-    if count:
-        tile = DECODE_VALUES // row.block
-        with torch.cuda.device_of(blocks):
-            if pair.aligned and blocks.is_contiguous() and blocks.data_ptr() % 4 == 0:
-                pair.aligned[(triton.cdiv(count, tile),)](
-                    blocks, out, count, MAGIC, TILE=tile, enable_fp_fusion=False
-                )
-                return out
+    if not count:
+        return out
+    blocks, tile = blocks.contiguous(), DECODE_VALUES // row.block
+    with torch.cuda.device_of(blocks):
+        if pair.aligned and blocks.data_ptr() % 4 == 0:
+            pair.aligned[(triton.cdiv(count, tile),)](
+                blocks, out, count, MAGIC, TILE=tile, enable_fp_fusion=False
+            )
+        elif _by_parts(row, blocks, dtype):
+            _decode_parts(blocks, row, out)
+        else:
             decode_kernel[(triton.cdiv(count, tile),)](
-                blocks.contiguous(),
+                blocks,
                 device_table(pair, blocks.device),
                 out,
                 count,
@@ -179,6 +226,45 @@ def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
                 enable_fp_fusion=False,
             )
     return out
+
+
+def _by_parts(row: QuantType, blocks: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `blocks` are decoded by parts: where that is faster, and found right (`verified`)."""
+    parts = triton_pair(row).vectors
+    if parts is None or not parts.decodes or dtype.itemsize != 2:
+        return False
+    if blocks.data_ptr() % parts.align:
+        return False
+    device = blocks.device
+    if _is_trusted(device):
+        return True
+
+    def got() -> Tensor:
+        some = sample(row, PROVEN_BLOCKS, row.block)[0].to(device)
+        out = torch.empty((PROVEN_BLOCKS, row.block), dtype=dtype, device=device)
+        _decode_parts(some, row, out)
+        return out
+
+    what = f"decoding to {str(dtype).removeprefix('torch.')}"
+    return verified(
+        what, row.name, device, got, lambda: sample(row, PROVEN_BLOCKS, row.block)[1].to(dtype)
+    )
+
+
+def _is_trusted(device: torch.device) -> bool:
+    """Whether the interpreter runs the kernels there, which the tests compare."""
+    return device.type == "cpu"
+
+
+def _decode_parts(blocks: Tensor, row: QuantType, out: Tensor) -> None:
+    """Values of uint8 `[blocks, nbytes]` to `out` `[blocks, block]`, by `parts_values_kernel`."""
+    parts = triton_pair(row).vectors
+    assert parts is not None
+    grid = (triton.cdiv(len(blocks) * parts.parts, PART_THREADS),)
+    parts_values_kernel[grid](
+        blocks, out, len(blocks), **parts.constants(row.block), THREADS=PART_THREADS,
+        num_warps=PART_THREADS // 32, enable_fp_fusion=False,
+    )  # fmt: skip
 
 
 def device_table(pair: TritonPair, device: torch.device) -> Tensor | None:

@@ -14,6 +14,8 @@ from gpukit_kernels import (
     vector_kernels_triton,
     vectors_triton,
 )
+from gpukit_kernels.decode_triton import parts_values_kernel
+from gpukit_kernels.encode_triton import encode_lanes_kernel
 from gpukit_kernels.merge import LANES
 from gpukit_kernels.table import FLOATS, QuantType, VectorParts, by_name
 
@@ -71,6 +73,15 @@ def _encoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             {"ENCODE": pair.encode, **shape, "TILE": pair.tile},
             True,
         )
+    if pair.lanes:
+        yield Kernel(
+            f"{row.name} encode by lanes {dtype}",
+            encode_lanes_kernel,
+            {"values": f"*{dtype}", "out": "*u8"},
+            ("count",),
+            {"ENCODE": pair.lanes, **shape, "TILE": launch.LANES_TILE},
+            True,
+        )
     if pair.weighted:
         means = {"means": "*fp32"} if row.row_mean else {}
         yield Kernel(
@@ -116,6 +127,15 @@ def _decoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             {"blocks": "*u8", "out": f"*{dtype}"},
             ("count", "magic"),
             {"TILE": launch.DECODE_VALUES // row.block},
+            True,
+        )
+    if pair.vectors and pair.vectors.decodes and dtype != "fp32":
+        yield Kernel(
+            f"{row.name} decode by parts {dtype}",
+            parts_values_kernel,
+            {"blocks": "*u8", "out": f"*{dtype}"},
+            ("count",),
+            {**pair.vectors.constants(row.block), "THREADS": launch.PART_THREADS},
             True,
         )
 
@@ -231,7 +251,7 @@ def launched_width(row: QuantType) -> int:
 def _vectors(row: QuantType, parts: VectorParts) -> Iterator[Kernel]:
     """A few rows of x by integers: one, and as many as share a reading of W."""
     x = {"levels": "*i16", "steps": "*fp32", "sums": "*fp32"}
-    for m in (1, vectors_triton.TOGETHER):
+    for m in sorted({1, parts.together}):
         shape = vectors_triton.launch_shape(parts, row, launched_width(row), m)
         constants = {name: value for name, value in shape.items() if name != "num_warps"}
         for name, function, weights, more in (

@@ -124,6 +124,46 @@ def q6_k_place_tl(part):
     return part // 8 * 32 + part % 8
 
 
+@triton.jit
+def q3_k_read_tl(blocks, first, block, part, _, mask):
+    """Four of each quarter of a half: a word of low bits, one of third bits; bytes with the low
+    four bits of their four scales, and two with the high ones; d."""
+    at = _halves_tl(blocks, first, block, 55)
+    column = part % 8
+    scales = at.to(tl.pointer_type(tl.uint8)) + 96 + column // 4
+    return (
+        load_word_tl(at + 16 + part * 2, mask),
+        load_word_tl(at + column * 2, mask),
+        load_tl(scales, mask),
+        load_tl(scales + 2, mask),
+        load_tl(scales + 4, mask),
+        load_tl(scales + 6, mask),
+        load_tl(scales + 8, mask),
+        load_tl(scales + 10, mask),
+        load_tl(at + 54, mask),
+    )
+
+
+@triton.jit
+def q3_k_unpack_tl(found, part):
+    half = part // 8
+    third = found[1] >> (4 * half)
+    words = (
+        (found[0] & 0x03030303) | ((third << 2) & 0x04040404),
+        ((found[0] >> 2) & 0x03030303) | ((third << 1) & 0x04040404),
+        ((found[0] >> 4) & 0x03030303) | (third & 0x04040404),
+        ((found[0] >> 6) & 0x03030303) | ((third >> 1) & 0x04040404),
+    )
+    d = half_value_tl(found[8])
+    steps = ()
+    for i in tl.static_range(4):
+        low = (found[2 + i].to(tl.int32) >> (4 * half)) & 15
+        high = (found[6 + i % 2].to(tl.int32) >> (4 * half + 2 * (i // 2))) & 3
+        code = low | (high << 4)
+        steps = steps + (d * (code.to(tl.float32) - 32.0),)  # noqa: RUF005
+    return words, steps, ()
+
+
 Q8_0 = VectorParts(
     q8_0_read_tl, q8_0_unpack_tl, two_words_tl,
     parts=4, pieces=1, stride=0, words=2, top=128, signed=True,
@@ -134,9 +174,13 @@ Q4_0 = VectorParts(
 )  # fmt: skip
 Q5_0 = VectorParts(
     q5_0_read_tl, q5_0_unpack_tl, one_word_tl,
-    parts=4, pieces=1, stride=0, words=2, top=16, word_stride=4, center=16,
+    parts=4, pieces=1, stride=0, words=2, top=16, word_stride=4, center=16, decodes=True,
 )  # fmt: skip
 Q6_K = VectorParts(
     q6_k_read_tl, q6_k_unpack_tl, q6_k_place_tl,
-    parts=16, pieces=4, stride=8, words=1, top=32, center=32,
+    parts=16, pieces=4, stride=8, words=1, top=32, center=32, decodes=True,
+)  # fmt: skip
+Q3_K = VectorParts(
+    q3_k_read_tl, q3_k_unpack_tl, q6_k_place_tl,
+    parts=16, pieces=4, stride=8, words=1, top=4, center=4, decodes=True,
 )  # fmt: skip

@@ -8,7 +8,7 @@ only. All sum in float32.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import dense_triton, products, vectors_triton
+from gpukit_kernels import dense_triton, vectors_triton
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.launch import MAGIC, decode_blocks_tl, device_table, triton_pair
 from gpukit_kernels.table import QuantType
@@ -104,7 +104,7 @@ def matmul_triton(x: Tensor, blocks: Tensor, row: QuantType, exact: bool = False
         return _multiply_exactly(x, blocks, row)
     if dense_triton.is_right(row, x.device):
         return dense_triton.multiply_dense(x, blocks, row)
-    return products.multiply(x, blocks, row)
+    return dense_triton.multiply_decoded(x, blocks, row)
 
 
 def _multiply_exactly(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:

@@ -164,7 +164,7 @@ def q5_k_unpack_tl(found, part):
 
 Q5_K_VECTORS = VectorParts(
     q5_k_read_tl, q5_k_unpack_tl, place_tl,
-    parts=8, pieces=2, stride=8, words=4, top=31, minima=True, align=4,
+    parts=8, pieces=2, stride=8, words=4, top=31, minima=True, align=4, decodes=True,
 )  # fmt: skip
 VECTORS = VectorParts(
     read_tl, unpack_tl, place_tl, parts=8, pieces=2, stride=8, words=4, top=15, minima=True, align=4

@@ -25,12 +25,15 @@ class VectorParts:
              (`minima`), else nothing
     place    place(part): the first four values of the part, in fours from its block's first on
     parts    parts of a block
-    pieces   runs of values of a part, `stride` fours apart, each in one group of 32 values
+    pieces   runs of values of a part, `stride` fours apart, each in one group of 32 values, with
+             minima in one of 16
     words    words of four values of a piece, `word_stride` fours apart
     center   what is taken off each level, which is unsigned then
     signed   whether levels are signed bytes
     top      the largest magnitude of a level, less the center
     align    what the address of blocks must be a multiple of
+    together rows of x that share one reading of W, as far as registers go
+    decodes  whether `launch.decode_triton` takes this for 16-bit values
     """
 
     read: Any
@@ -46,6 +49,8 @@ class VectorParts:
     minima: bool = False
     signed: bool = False
     align: int = 2
+    together: int = 4
+    decodes: bool = False
 
     def constants(self, block: int) -> dict[str, Any]:
         """What the kernels take of it, with the type's block."""
@@ -77,6 +82,8 @@ class TritonPair:
              float32 `[TILE, block]` and the rows' mean squares `[TILE]`
     decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`; with a
              table decode(blocks, at, mask, table)
+    lanes    lanes(x, out, at, mask): as `encode`, of a tuple of 32 float32 `[TILE]`; faster, and
+             used where it is found right (`encode_triton`); None where there is none
     tile     blocks that a program of four warps encodes
     weighted_tile   the same with importance, `tile` where it is 0
     table    the constants that `decode` reads, as a tensor on a device; None where it reads none
@@ -96,6 +103,7 @@ class TritonPair:
     aligned: Any = None
     few: Any = None
     vectors: VectorParts | None = None
+    lanes: Any = None
 
 
 @dataclass(frozen=True)

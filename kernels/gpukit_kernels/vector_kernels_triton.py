@@ -45,7 +45,8 @@ def _x_tl(
             centers = start + ((256 - CENTER) * 0x01010101 - (1 << 32))
             for w in tl.static_range(WORDS):
                 start = dot4_tl(x[w], centers, start, True)
-        total = load_tl(sums + first // 4, mask) if MINIMA else 0.0
+        # Each of the pieces of sixteen values takes its share of their sum.
+        total = load_tl(sums + first // 4, mask) * (WORDS / 4) if MINIMA else 0.0
         found = found + ((x, load_tl(steps + first // 8, mask), total, start),)  # noqa: RUF005
     return found
 

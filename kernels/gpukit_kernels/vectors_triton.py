@@ -36,8 +36,6 @@ __all__ = [
     "store_prepared_tl",
 ]
 
-# Rows of x that share one reading of W.
-TOGETHER = 4
 # Rows of W that a program has, and threads, each with a part of each row.
 ROWS = 4
 THREADS = 128
@@ -56,7 +54,7 @@ def has_prepared(
     parts = row.triton.vectors if row.triton is not None else None
     if parts is None or device is None or device.type == "cpu":
         return parts is not None
-    together = max(min(m, TOGETHER), 1)
+    together = max(min(m, parts.together), 1)
     sized = THREADS // parts.parts * row.block
     even = width % sized == 0
     kernel = f"the product of {together} prepared rows{'' if even else ' of odd width'}"
@@ -191,7 +189,7 @@ def launch_shape(
     return {
         **parts.constants(row.block),
         "EVEN": width // row.block * parts.parts % threads == 0,
-        "M": min(m, TOGETHER),
+        "M": min(m, parts.together),
         "ROWS": rows,
         "THREADS": threads,
         "num_warps": threads // 32,

@@ -2,6 +2,8 @@
 
     convert    one pass of gpukit beside the converter and llama-quantize, from a checkpoint
     quantize   gpukit quantize beside llama-quantize, from a BF16 GGUF, and beside copying that file
+    batch      all types in one pass of gpukit beside converter and llama-quantize for each, and
+               beside gpukit for each; bench_batch.py
     merge      an adapter of rank 16 into the model, beside PEFT and what follows it; bench_merge.py
     run        tokens a second of a prompt and of what follows it, beside llama.cpp, on the CPU
     perplexity  tokens a second of a text, beside llama-perplexity, on the CPU
@@ -51,6 +53,7 @@ TYPES = {
     "convert": "Q4_K_M,Q8_0",
     "quantize": "Q4_K_M,Q5_K_M,Q2_K,Q6_K,IQ4_XS,Q3_K_M,Q4_0,Q8_0,Q5_1",
     "run": "Q4_K_M",
+    "batch": "Q4_K_M,Q5_K_M,Q6_K,Q8_0,Q3_K_M,IQ4_XS",
     "merge": "folder,Q4_K_M,F16",
     "perplexity": "BF16,Q4_K_M",
 }
@@ -135,7 +138,7 @@ def _bench(args: argparse.Namespace, work: Path) -> dict[str, object]:
     weights = sum(map(prod, shapes_of(size).values()))
     compare = {
         "convert": _compare_convert, "quantize": _compare_quantize, "run": _compare_run,
-        "merge": _compare_merge, "perplexity": _compare_perplexity,
+        "merge": _compare_merge, "perplexity": _compare_perplexity, "batch": _compare_batch,
     }[args.what]  # fmt: skip
     report: dict[str, object] = {
         "command": f"scripts/bench {args.what} --size {args.size} --types {args.types}",
@@ -147,7 +150,8 @@ def _bench(args: argparse.Namespace, work: Path) -> dict[str, object]:
         "rows": [],
     }
     print(f"{report['machine']}; {weights / 1e9:.2f} B weights BF16; peer: {report['peer']}")
-    for name in args.types.split(","):
+    # A batch makes all types at once.
+    for name in [args.types] if args.what == "batch" else args.types.split(","):
         row = compare(args.peers, work, folder, name)
         report["rows"].append(row)  # type: ignore[attr-defined]
         print(json.dumps(row), flush=True)
@@ -264,6 +268,12 @@ def _compare_perplexity(peers: Path, work: Path, folder: Path, name: str) -> dic
         "gpukit_mib_beside_the_file": memory - (model.stat().st_size >> 20),
         "ratio": round(found["tokens_per_second"] / rate, 2),
     }
+
+
+def _compare_batch(peers: Path, work: Path, folder: Path, names: str) -> dict[str, object]:
+    import bench_batch
+
+    return bench_batch.compare(peers, work, folder, names.split(","))
 
 
 def _compare_merge(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:

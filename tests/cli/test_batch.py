@@ -1,5 +1,6 @@
 """`gpukit batch` as a user meets it: tables, JSON, exit codes, and kills at any moment."""
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from support.checkpoints import build
 from support.command_line import gpukit, listening
 from support.loras import lora
@@ -21,7 +23,7 @@ from gpukit.batches.result import Row, Told
 from gpukit.batches.schema import json_schema
 from gpukit.batches.states import State
 from gpukit.events import Step
-from gpukit_cli.batch_progress import Board
+from gpukit_cli.batch_board import Board
 
 PLAN = """
 sources: [plain, tied]
@@ -204,6 +206,37 @@ def test_told_to_end(number: int, place: Path) -> None:
     assert not list((place / f"ended-{number}").rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_command(number: int, place: Path) -> None:
+    name = f"workers-{number}"
+    process = _started(_plan(place, name), "--jobs", "2")
+    assert process.stderr is not None
+    process.stderr.readline()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    _after_lines(process, 2, number)
+    assert len(children) == 2
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    for child in children:
+        ends = time.monotonic() + 20
+        while _works(child) and time.monotonic() < ends:
+            time.sleep(0.02)
+        assert not _works(child)
+    assert not list((place / name).rglob("*.tmp"))
+    done = gpukit("batch", place / f"{name}.yaml", "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "12 jobs (12 done)" in done.stdout
+    files = [path for path in (place / name).rglob("*") if path.is_file()]
+    assert len(files) == 24, files  # 12 outputs, their journals, nothing else
+
+
+def _works(pid: str) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_on_a_terminal_there_is_a_table(place: Path) -> None:
     plan = _plan(place, "shown", PLAN.replace("[plain, tied]", "[plain]"))
     code = "from gpukit_cli.app import main; main()"
@@ -216,17 +249,61 @@ def test_on_a_terminal_there_is_a_table(place: Path) -> None:
         assert "6/6" in shown.screen
 
 
+def _row(state: State = State.RUNNING, output: str = "a.gguf", why: str = "") -> Row:
+    return Row("a", "none", "F16", output, state, why, size=3_000_000, seconds=5.0)
+
+
 def test_the_table_tells_rate_and_time_left() -> None:
     board = Board()
-    row = Row("a", "none", "F16", "a.gguf", State.RUNNING)
-    board.hear(Told(1, 4, row), 10.0)
-    board.hear(Told(1, 4, row, Step("quantizing", 2_000_000, 8_000_000)), 12.0)
+    board.hear(Told(1, 4, _row()), 10.0)
+    assert board.total() == "0 of 4 jobs, 1 running"
+    board.hear(Told(1, 4, _row(), Step("quantizing", 0, 8_000_000)), 10.0)
+    board.hear(Told(1, 4, _row(), Step("quantizing", 2_000_000, 8_000_000)), 12.0)
     assert board.cells() == [("1/4", "a.gguf", "25 %, 1 MB/s, 6 s left")]
-    assert board.total() == "0 of 4 jobs"
-    done = Row("a", "none", "F16", "a.gguf", State.DONE, size=3_000_000, seconds=5.0)
-    board.hear(Told(1, 4, done), 15.0)
-    assert board.cells() == [("1/4", "a.gguf", "3 MB in 5.0 s")]
-    assert board.total() == "1 of 4 jobs, 15 s left"
-    for number in range(2, 20):
-        board.hear(Told(number, 20, row), 16.0)
-    assert len(board.cells()) == 8
+    # Four such jobs have 32 MB.
+    assert board.total() == "0 of 4 jobs, 1 running, 1 MB/s, 30 s left"
+    board.hear(Told(2, 4, _row(output="b.gguf")), 12.0)
+    board.hear(Told(2, 4, _row(output="b.gguf"), Step("quantizing", 6_000_000, 8_000_000)), 14.0)
+    assert board.cells()[1] == ("2/4", "b.gguf", "75 %, 3 MB/s, 1 s left")
+    board.hear(Told(1, 4, _row(), Step("quantizing", 8_000_000, 8_000_000)), 15.0)
+    board.hear(Told(1, 4, _row(State.DONE)), 15.0)
+    assert board.cells()[0] == ("1/4", "a.gguf", "3 MB in 5.0 s")
+    board.hear(Told(2, 4, _row(State.FAILED, "b.gguf", "no room")), 15.0)
+    assert board.cells()[1] == ("2/4", "b.gguf", "failed: no room")
+    assert board.total() == "2 of 4 jobs, 1 failed, 2.8 MB/s, 6 s left"
+
+
+def test_a_table_has_what_is_under_way_and_is_no_larger_than_a_screen() -> None:
+    board = Board()
+    for number in range(1, 30):
+        state = State.RUNNING if number % 3 == 0 else State.DONE
+        board.hear(Told(number, 40, _row(state, f"{'folder/' * 20}{number}.gguf")), 1.0)
+    assert [int(cells[0].split("/")[0]) for cells in board.cells(12)] == sorted(
+        [*range(3, 30, 3), 26, 28, 29]
+    )
+    assert board.cells(3)[1:] == [("6/40", f"{'folder/' * 20}6.gguf", "running"),
+                                  ("", "and 7 more under way", "")]  # fmt: skip
+    for width in (1, 9, 40, 100, 300):
+        for height in (1, 2, 5, 60):
+            text = io.StringIO()
+            console = Console(file=text, width=width, height=height, force_terminal=False)
+            console.print(board.drawn(console.size))
+            lines = text.getvalue().splitlines()
+            assert len(lines) <= max(min(height, 21), 2)
+            assert max(map(len, lines)) <= width
+    assert "…" in lines[0] or f"{'folder/' * 20}" in lines[0]
+
+
+def test_the_table_of_several_workers_in_a_window_that_changes(place: Path) -> None:
+    plan = _plan(place, "dragged")
+    code = "from gpukit_cli.app import main; main()"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
+    with Terminal(
+        code, "batch", str(plan), "--jobs", "2", folder=place, environment=environment, columns=160
+    ) as shown:
+        shown.until("2 running")
+        shown.resize(30)
+        shown.until("of 12 jobs")
+        shown.resize(120)
+        shown.until("12 jobs (12 done)")
+        assert shown.end() == 0

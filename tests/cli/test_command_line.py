@@ -120,7 +120,7 @@ def test_what_shows_progress_can_be_quiet(commands: dict[str, Any]) -> None:
     quiet = {n for n, c in commands.items() if "quiet" in {p.name for p in c.params}}
     assert quiet == {
         "adapter", "create", "run", "list", "convert", "quantize", "merge", "imatrix", "inspect",
-        "perplexity", "batch", "verify",
+        "perplexity", "batch", "verify", "push", "pull",
     }  # fmt: skip
 
 
@@ -129,7 +129,10 @@ def test_what_shows_progress_can_be_quiet(commands: dict[str, Any]) -> None:
     [
         ("convert", "Missing argument 'IN' (see gpukit convert --help)"),
         ("convert a", "Missing argument 'OUT' (see gpukit convert --help)"),
-        ("convert a b --tpye Q8_0", "No such option: --tpye; did you mean --pre or --type? (see"),
+        (
+            "convert a b --tpye Q8_0",
+            "No such option: --tpye; did you mean --pre or --type or --ty",
+        ),
         ("create a --devise cpu", "No such option: --devise; did you mean --device? (see"),
         ("list --frog", "No such option: --frog (see gpukit list --help)"),
         ("--frog", "No such option: --frog (see gpukit --help)"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from support import command_line
 from support.checkpoints import build
 from support.hub import COMMIT, Hub, serve
 
@@ -56,21 +57,12 @@ def hub(files: dict[str, bytes], tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture
 def gpukit(hub: Hub, tmp_path: Path) -> Run:
     def run(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         place = {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "home"),
             "GPUKIT_MODELS": str(tmp_path / "store"),
-            "OMP_NUM_THREADS": "1",
         }
-        return subprocess.run(
-            [sys.executable, "-m", "gpukit_cli", *map(str, words)],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=kept | place | variables,
-        )
+        return command_line.gpukit(*words, **{**place, **variables})
 
     return run
 

@@ -2,13 +2,13 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support import command_line
 
 from gpukit.formats.gguf_fields import TensorSpec, string, u32
 from gpukit.formats.gguf_writer import GGUFWriter
@@ -35,28 +35,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def gpukit(folder: Path, *arguments: str, code: int = 0, limit: int | None = None) -> Done:
+def gpukit(
+    folder: Path, *arguments: str, code: int = 0, alone: bool = False, longest: int | None = None
+) -> Done:
     """Run a command in `folder` with the store below it; checks the exit code, and of a failure
-    that it is told in one line."""
-
-    def limited() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = subprocess.run(
-        [sys.executable, "-c", "from gpukit_cli.app import main; main()", *arguments],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "cli")),
-            "GPUKIT_MODELS": str(folder / "models"),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=limited,
-    )
+    that it is told in one line. `alone` starts it beside others."""
+    models = str(folder / "models")
+    if alone or longest is not None:
+        environment = command_line.surroundings(GPUKIT_MODELS=models)
+        done = command_line.process_of_its_own(arguments, folder, environment, longest=longest)
+    else:
+        done = command_line.gpukit(*arguments, folder=folder, GPUKIT_MODELS=models)
     assert done.returncode == code, (done.returncode, done.stderr)
     if code == 1:
         assert done.stderr.splitlines()[-1].startswith("Error: "), done.stderr
@@ -274,7 +263,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(folder: Path) -> None:
     with GGUFWriter(folder / "tiny.gguf", [string("general.architecture", "a")], [spec]) as writer:
         writer.write(0, b"\1" * spec.nbytes)
     there = sorted(path for path in store.rglob("*"))
-    failed = gpukit(folder, "create", "after", code=1, limit=100_000)
+    failed = gpukit(folder, "create", "after", code=1, longest=100_000)
     assert failed.stderr.splitlines()[-1].startswith("Error: ")
     assert "File too large" in failed.stderr
     assert len([line for line in failed.stderr.splitlines() if "rror" in line]) == 1
@@ -323,7 +312,7 @@ def test_ages(seconds: float, text: str) -> None:
 def test_a_full_disk_in_the_middle_of_a_conversion(folder: Path) -> None:
     source = ROOT / "tests" / "data" / "tiny-shakespeare"
     (folder / "Modelfile").write_text(f"FROM {source}\n")
-    failed = gpukit(folder, "create", "tiny", "-q", "Q8_0", code=1, limit=1_000_000)
+    failed = gpukit(folder, "create", "tiny", "-q", "Q8_0", code=1, longest=1_000_000)
     assert "File too large" in failed.stderr.splitlines()[-1]
     assert list((folder / "models" / "blobs").iterdir()) == []
     assert [path.name for path in (folder / "models" / ".gpukit").iterdir()] == ["lock"]
@@ -332,7 +321,7 @@ def test_a_full_disk_in_the_middle_of_a_conversion(folder: Path) -> None:
 
 def test_two_creates_at_once_share_their_blobs(folder: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda name: gpukit(folder, "create", name), "abcd"))
+        list(pool.map(lambda name: gpukit(folder, "create", name, alone=True), "abcd"))
     assert len(gpukit(folder, "list").stdout.splitlines()) == 5
     blobs = folder / "models" / "blobs"
     assert len(list(blobs.iterdir())) == 5

@@ -89,6 +89,25 @@ def test_products(name: str, count: int, rows: int) -> None:
         assert_product(x, quant_kinds.blocks_of(QUANTS[name], rows, width, seed=count), name)
 
 
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 40])
+def test_one_row_of_x_and_floats(name: str, rows: int) -> None:
+    row = QUANTS[name]
+    for width in (32, 64, 1024):
+        x = torch.randn(1, width, generator=torch.Generator().manual_seed(rows))
+        wide = torch.zeros(rows, row.row_bytes(width) + 7, dtype=torch.uint8)
+        fenced = Fenced(rows * row.row_bytes(width))
+        blocks = fenced.bytes.view(rows, -1)
+        blocks.copy_(quant_kinds.blocks_of(row, rows, width, seed=rows))
+        wide[:, 5:-2] = blocks
+        assert_product(x, blocks, name)
+        assert torch.equal(matmul(x, wide[:, 5:-2], name), matmul(x, blocks, name))
+        blocks[0] = 255
+        got = matmul(x, blocks, name)
+        assert got[0, 0].isnan()
+        assert got[0, 1:].isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_K", "Q3_K"])
 def test_rows_of_w_that_lie_apart(name: str) -> None:
     blocks = quant_kinds.blocks_of(QUANTS[name], 40, 512, seed=1)
@@ -207,6 +226,7 @@ def test_nothing_is_read_behind_the_end(name: str) -> None:
         cpu_products.decode(blocks.view(-1, row.nbytes), decoder, None, out)
         assert same(out.view(rows, -1), wanted)
         assert_product(torch.randn(2, width), blocks, name)
+        assert_product(torch.randn(1, width), blocks, name)
 
 
 @pytest.mark.slow

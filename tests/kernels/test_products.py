@@ -14,7 +14,14 @@ import torch
 from support import quant_kinds
 from torch import Tensor
 
-from gpukit_kernels import QUANTS, QuantError, dequantize, matmul, vectors_triton
+from gpukit_kernels import (
+    QUANTS,
+    QuantError,
+    dense_triton,
+    dequantize,
+    matmul,
+    vectors_triton,
+)
 from gpukit_kernels.products_triton import FEW_ROWS, VECTOR_ROWS_OF_X, matmul_triton
 from gpukit_kernels.verified import within
 
@@ -76,6 +83,19 @@ def test_exact_kernels(name: str) -> None:
     width = 768 if QUANTS[name].block == 256 else 608
     x, blocks = operands(name, 5, 6, width)
     got = matmul_triton(x.to(DEVICE), blocks.to(DEVICE), QUANTS[name], exact=True)
+    assert_product(got, x, blocks, name)
+
+
+@pytest.mark.parametrize("name", ["IQ4_XS", "Q5_0", "BF16"])
+def test_a_product_that_is_refused_is_made_of_decoded_values(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width = 768 if QUANTS[name].block == 256 else 608
+    x, blocks = operands(name, 17, 7, width)
+    monkeypatch.setattr(dense_triton, "is_right", lambda *_: False)
+    # Two rows at a time, and the last alone.
+    monkeypatch.setattr(dense_triton, "SCRATCH", 2 * 4 * width)
+    got = matmul_triton(x.to(DEVICE), blocks.to(DEVICE), QUANTS[name])
     assert_product(got, x, blocks, name)
 
 

@@ -48,16 +48,20 @@ def test_no_spill_no_fma_no_flush(arch: int, part: int) -> None:
     usages = json.loads(out)
     for name in names:
         mine = [usage for usage in usages if str(usage["kernel"]).split()[0] == name]
-        # Decode, to scaled halves too, and an exact product; encode, with importance, which some
-        # types begin with rows' mean squares; some have aligned kernels. Two merge: into blocks
-        # and out of them, of floats one and one for the rows' lengths. Types whose blocks are read
-        # by parts have halves by them, products and gated ones for one row of x and for four.
+        # Decode, to scaled halves too, and an exact product; encode, some also by lanes, and with
+        # importance, which some types begin with rows' mean squares; some have aligned kernels. Two
+        # merge: into blocks and out of them, of floats one and one for the rows' lengths. Types
+        # whose blocks are read by parts have halves by them, products and gated ones for one row of
+        # x and for as many as go together; some are decoded by them.
         row = QUANTS[name]
-        assert row.triton is not None
-        more = row.encodable + (row.weighted is not None) + row.row_mean
+        pair = row.triton
+        assert pair is not None
+        more = row.encodable + (pair.lanes is not None)
+        more += (row.weighted is not None) + row.row_mean
         more += 1 + (row.encodable or row.block == 1)
-        more += (row.triton.few is not None) + (row.triton.aligned is not None)
-        more += 5 * (row.triton.vectors is not None)
+        more += (pair.few is not None) + (pair.aligned is not None)
+        if pair.vectors is not None:
+            more += 1 + pair.vectors.decodes + 2 * len({1, pair.vectors.together})
         assert len(mine) == 3 + more
         faults = {usage["kernel"]: usage["fault"] for usage in mine}
         assert set(faults.values()) == {None}, faults

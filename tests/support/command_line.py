@@ -1,21 +1,129 @@
 """gpukit as a user calls it."""
 
+import atexit
+import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Importing torch takes seconds: a process that has done so divides for every command. All of gpukit
+# is loaded by each anew. What says how Python starts needs a process that does: `STARTS`.
+SERVER = """
+import json, os, socket, sys
+import numpy, torch
+channel = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    asked, files, _, _ = socket.recv_fds(channel, 1 << 17, 2)
+    if not asked:
+        sys.exit()
+    process = os.fork()
+    if not process:
+        break
+    for file in files:
+        os.close(file)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    channel.send(str(status).encode())
+channel.close()
+for number, file in enumerate(files, 1):
+    os.dup2(file, number)
+    os.close(file)
+asked = json.loads(asked)
+os.environ.clear()
+os.environ.update(asked["environment"])
+os.chdir(asked["folder"])
+sys.argv = ["gpukit", *asked["words"]]
+from gpukit_cli.app import main
+main()
+"""
+STARTS = ("PYTHON", "LC_", "LANG", "OMP_")
 
 
-def gpukit(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """What the command line says to `words`, on one thread, with `variables` in its environment."""
+def surroundings(**variables: str) -> dict[str, str]:
+    """Ours with `variables`, on one thread, without what is set for the hub, and as on a machine
+    without a GPU: no kernels of Triton, which the interpreter would run."""
+    ours = {
+        key: value
+        for key, value in os.environ.items()
+        if key != "TRITON_INTERPRET" and not key.startswith("HF_")
+    }
+    roots = os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "cli"))
+    return {**ours, "PYTHONPATH": roots, "OMP_NUM_THREADS": "1", **variables}
+
+
+def gpukit(
+    *words: object, folder: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """What the command line says to `words`, in `folder`, else in ours, on one thread, with
+    `variables` in its environment."""
+    environment = surroundings(**variables)
+    arguments = [*map(str, words)]
+    if any(name.startswith(STARTS) for name in variables):
+        return process_of_its_own(arguments, folder, environment)
+    asked = {"words": arguments, "environment": environment, "folder": str(folder or Path.cwd())}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        channel = _server()
+        files = [out.fileno(), err.fileno()]
+        socket.send_fds(channel, [json.dumps(asked).encode()], files)
+        status = int(channel.recv(64))
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read().decode().replace("\r\n", "\n"))
+    return subprocess.CompletedProcess(arguments, status, *said)
+
+
+def process_of_its_own(
+    arguments: Sequence[str],
+    folder: Path | None,
+    environment: dict[str, str],
+    *,
+    longest: int | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """The same, from the start of Python on; no file that it writes is longer than `longest`."""
+
+    def limited() -> None:
+        if longest is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (longest, longest))
+
     return subprocess.run(
-        [sys.executable, "-m", "gpukit_cli", *map(str, words)],
+        [sys.executable, "-m", "gpukit_cli", *arguments],
         capture_output=True,
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        cwd=folder,
+        env=environment,
+        preexec_fn=limited,
     )
+
+
+@cache
+def _server() -> socket.socket:
+    """Where commands are asked for, one at a time: not from several threads."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(theirs.fileno())],
+        env=surroundings(),
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+    )
+    theirs.close()
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
 
 
 def listening() -> None:

@@ -1,27 +1,21 @@
 """Lines of a shell that call gpukit."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from support.checkpoints import DATA
+from support.command_line import surroundings
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = DATA / "tiny-shakespeare"
 COMMAND = [sys.executable, "-m", "gpukit_cli"]
 
 
 def environment(folder: Path, **others: str) -> dict[str, str]:
     # Compiling in this process says for good where what is compiled lies: here it must not.
-    own = {key: value for key, value in os.environ.items() if key != "GPUKIT_CACHE"}
-    return {
-        **own,
-        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "cli")),
-        "GPUKIT_MODELS": str(folder / "models"),
-        "OMP_NUM_THREADS": "1",
-        **others,
-    }
+    own = surroundings()
+    own.pop("GPUKIT_CACHE", None)
+    return {**own, "GPUKIT_MODELS": str(folder / "models"), **others}
 
 
 def shell(line: str, folder: Path, **others: str) -> subprocess.CompletedProcess[str]:

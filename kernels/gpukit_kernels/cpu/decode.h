@@ -1,7 +1,8 @@
 /* Blocks to values, and products with them. Before it stand LANES, BLOCK, NBYTES and GROUP,
    `vectors.h`, values_of(words, values, 0), of LANES times GROUP blocks, their words [WORDS, LANES],
    the values [TILE, LANES], and dots_of(words, x, sums), which adds to sums [LANES] the products with
-   one row of x [TILE]. */
+   one row of x [TILE]. With LINE, the elements that a word of a float type has, line_of(words, x, sums)
+   adds to sums [LINE, LANES] the products of LANES words of one row of W, [LANES], with x of that form. */
 #define TILE (GROUP * BLOCK)
 #define BYTES (GROUP * NBYTES)
 #define WORDS ((BYTES + 3) / 4)
@@ -18,6 +19,7 @@ typedef struct {
     float tiled[TILED_W / 32][TILED_X / 32][1024] __attribute__((aligned(64)));
 } Arena;
 const int64_t gpukit_arena = sizeof(Arena), gpukit_lanes = LANES, gpukit_panel = WIDTH == 16 ? 16 : 8;
+const int64_t gpukit_line = LINE;
 
 /* The words of what begins at `from`, one a lane, nothing of it read behind `end`; what lies `ahead`
    bytes behind is fetched meanwhile. */
@@ -176,3 +178,32 @@ void multiply(const Product *job, int64_t first, int64_t last, int64_t thread) {
         }
     }
 }
+
+#if LINE
+/* Rows of W that are read side by side: enough to be waited for together. */
+#define TOGETHER 8
+#define STEP (LINE * LANES)
+
+/* As `multiply`, of one row of x, [width / STEP, LINE, LANES], and a width that STEP divides: rows of W
+   are read from end to end, and lanes are elements of them. */
+void multiply_line(const Product *job, int64_t first, int64_t last, int64_t thread) {
+    (void)thread;
+    for (int64_t r = first; r < last; r += TOGETHER) {
+        float sums[TOGETHER][STEP] __attribute__((aligned(64)));
+        float words[LANES] __attribute__((aligned(64)));
+        memset(sums, 0, sizeof sums);
+        for (int64_t c = 0; c < job->width; c += STEP)
+            _Pragma("GCC unroll 8") for (int64_t i = 0; i < TOGETHER; i++) {
+                int64_t row = r + i < last ? r + i : r;
+                memcpy(words, job->blocks + row * job->row_bytes + c * NBYTES, sizeof words);
+                line_of(words, job->x + c, sums[i]);
+            }
+        for (int64_t i = 0; i < TOGETHER && r + i < last; i++) {
+            for (int64_t half = STEP / 2; half; half /= 2)
+                for (int64_t k = 0; k < half; k++)
+                    sums[i][k] += sums[i][k + half];
+            job->y[r + i] = sums[i][0];
+        }
+    }
+}
+#endif

@@ -2,9 +2,10 @@
 
 A product decodes 256 values of 16 rows of W at a time and multiplies them with every row of x,
 sixteen rows of W side by side in a vector; of one row of x the values stay in registers, for more
-they lie in the first-level cache. Sums are float32, of four parts for a single row of x. Threads
-share the rows of W. Where the processor has tiles (AMX), many rows of x go through them
-(`tiles.h`).
+they lie in the first-level cache. A float type needs no such order: for one row of x its rows are
+read from end to end, and a vector is elements of one. Sums are float32, of several parts for a
+single row of x. Threads share the rows of W. Where the processor has tiles (AMX), many rows of x
+go through them (`tiles.h`).
 """
 
 from functools import cache
@@ -52,15 +53,20 @@ def multiply(x: Tensor, blocks: Tensor, decoder: Decoder, pool: Pool | None) -> 
     threads = min(_threads(), max(work // SHARE, 1))
     parts = min(threads * PARTS, max(work // SHARE, 1))
     pool = pool if threads > 1 else None
-    tiled = decoder.tiled and count >= TILED
-    if tiled:
-        given, lanes = _tiles(x, decoder, pool, threads), 2 * decoder.lanes
+    way, lanes = "multiply", decoder.lanes
+    line = decoder.line * lanes
+    if decoder.tiled and count >= TILED:
+        way, lanes = "multiply_tiled", 2 * lanes
+        given = _tiles(x, decoder, pool, threads)
+    elif count == 1 and line and width % line == 0:
+        way = "multiply_line"
+        given = x.reshape(-1, decoder.lanes, decoder.line).transpose(1, 2).contiguous()
     else:
-        given, lanes = _panels(x, decoder.panel), decoder.lanes
+        given = _panels(x, decoder.panel)
     step = -(-rows // parts // lanes) * lanes
     decoder.multiply(
         begin, row_bytes, rows, width, end, given.data_ptr(), count, out.data_ptr(),
-        pool, step, threads, tiled,
+        pool, step, threads, way,
     )  # fmt: skip
     return out
 

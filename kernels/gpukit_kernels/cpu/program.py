@@ -139,13 +139,16 @@ class Decoder(Library):
         self.panel = self._number("panel")
         # Rows of W that are decoded at a time.
         self.lanes = self._number("lanes")
+        # Elements of a float type in a word; 0 of other types.
+        self.line = self._number("line")
         # Each job's function, and its address: a product calls it hundreds of times a token.
         self._parts: dict[str, tuple[Callable[..., Any], ctypes.c_void_p]] = {}
         # Whether products of many rows can go through the processor's tiles.
         self.tiled = bool(self._number("tiled")) and bool(
             self._function("may_tile", "", ctypes.c_int64)()
         )
-        names = ("decode", "multiply", *(("tile", "multiply_tiled") if self.tiled else ()))
+        names = ["decode", "multiply", *["tile", "multiply_tiled"] * self.tiled]
+        names += ["multiply_line"] * (self.line > 0)
         for name in names:
             address = ctypes.cast(getattr(self._found, name), ctypes.c_void_p)
             self._parts[name] = (self._function(name, "pnnn"), address)
@@ -160,16 +163,16 @@ class Decoder(Library):
 
     def multiply(
         self, blocks: int, row_bytes: int, rows: int, width: int, end: int, x: int, count: int,
-        y: int, pool: Pool | None, step: int, threads: int, tiled: bool = False,
+        y: int, pool: Pool | None, step: int, threads: int, way: str = "multiply",
     ) -> None:  # fmt: skip
         """Fill float32 `[count, rows]` at `y`: x W^T.
 
         W is `rows` rows of `width` values in blocks, `row_bytes` apart, from `blocks` on; nothing
-        is read from `end` on. `x` is float32 x in panels (see `decode.h`), or what `tile` has made
-        of it, `tiled`.
+        is read from `end` on. `x` is float32 x as the `way` wants it: in panels, for
+        "multiply_line" one row by lanes (see `decode.h`), for "multiply_tiled" what `tile` makes.
         """
         job = _Product(None, blocks, row_bytes, width, end, x, count, y, rows)
-        self._run("multiply_tiled" if tiled else "multiply", job, rows, pool, step, threads)
+        self._run(way, job, rows, pool, step, threads)
 
     def tile(
         self, x: int, count: int, width: int, out: int, pool: Pool | None, threads: int

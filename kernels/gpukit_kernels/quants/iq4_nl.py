@@ -10,6 +10,7 @@ Source: block_iq4_nl, quantize_row_iq4_nl_impl in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
+from gpukit_kernels import parts_codebook_triton
 from gpukit_kernels.bits import (
     divide,
     half_bits,
@@ -102,7 +103,9 @@ ROWS = (
         FACTS["IQ4_NL"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=128),
+        TritonPair(
+            encode_tl, decode_tl, weighted_tl, tile=128, vectors=parts_codebook_triton.IQ4_NL
+        ),
         weighted=weighted,
     ),
 )

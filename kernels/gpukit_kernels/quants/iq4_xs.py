@@ -12,6 +12,7 @@ Source: block_iq4_xs, quantize_row_iq4_nl_impl in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
+from gpukit_kernels import parts_codebook_triton
 from gpukit_kernels.bits import divide, half_bits, half_value, nearest_int, word_bytes
 from gpukit_kernels.bits_triton import (
     half_bits_tl,
@@ -144,7 +145,9 @@ ROWS = (
         FACTS["IQ4_XS"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=16),
+        TritonPair(
+            encode_tl, decode_tl, weighted_tl, tile=16, vectors=parts_codebook_triton.IQ4_XS
+        ),
         weighted=weighted,
     ),
 )

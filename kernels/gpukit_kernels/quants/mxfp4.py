@@ -11,6 +11,7 @@ OCP Microscaling Formats specification, version 1.0.
 import torch
 from torch import Tensor
 
+from gpukit_kernels import parts_codebook_triton
 from gpukit_kernels.bits import pack_nibbles, unpack_nibbles
 from gpukit_kernels.bits_triton import load_byte_tl, load_nibbles_tl
 from gpukit_kernels.facts import FACTS
@@ -19,7 +20,7 @@ from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 
 # The eight magnitudes of E2M1, doubled to be whole.
-NUMBERS = (0, 1, 2, 3, 4, 6, 8, 12)
+NUMBERS = parts_codebook_triton.E2M1
 # How far from 1 a power of two lies, at the least, and how many more floats below it log2f rounds.
 ROUNDED = ((2, 1), (4, 1), (8, 3), (16, 6), (32, 11), (64, 22), (128, 44))
 
@@ -158,6 +159,6 @@ ROWS = (
         FACTS["MXFP4"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, tile=64),
+        TritonPair(encode_tl, decode_tl, tile=64, vectors=parts_codebook_triton.MXFP4),
     ),
 )

@@ -12,6 +12,7 @@ Source: block_q2_K, quantize_row_q2_K_ref and quantize_row_q2_K_impl in llama.cp
 import torch
 from torch import Tensor
 
+from gpukit_kernels import parts_minima_triton
 from gpukit_kernels.bits import (
     half_bits,
     half_round,
@@ -179,7 +180,7 @@ ROWS = (
         FACTS["Q2_K"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=8),
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=8, vectors=parts_minima_triton.Q2_K),
         weighted=weighted,
     ),
 )

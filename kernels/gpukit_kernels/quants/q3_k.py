@@ -14,6 +14,7 @@ Source: block_q3_K, quantize_row_q3_K_ref and quantize_row_q3_K_impl in llama.cp
 import torch
 from torch import Tensor
 
+from gpukit_kernels import parts_triton
 from gpukit_kernels.bits import (
     divide,
     half_bits,
@@ -247,7 +248,7 @@ ROWS = (
         FACTS["Q3_K"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=8),
+        TritonPair(encode_tl, decode_tl, weighted_tl, tile=8, vectors=parts_triton.Q3_K),
         weighted=weighted,
     ),
 )

@@ -10,7 +10,7 @@ Source: block_q4_0, quantize_row_q4_0_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import parts_triton
+from gpukit_kernels import encode_triton, parts_triton
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
 from gpukit_kernels.bits_triton import (
     half_bits_tl,
@@ -92,6 +92,7 @@ ROWS = (
             tile=128,
             weighted_tile=128,
             vectors=parts_triton.Q4_0,
+            lanes=encode_triton.q4_0_tl,
         ),
         weighted=weighted,
     ),

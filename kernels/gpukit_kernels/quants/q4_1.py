@@ -11,6 +11,7 @@ Source: block_q4_1, quantize_row_q4_1_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
+from gpukit_kernels import encode_triton, parts_minima_triton
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
 from gpukit_kernels.bits_triton import (
     half_pair_tl,
@@ -96,7 +97,15 @@ ROWS = (
         FACTS["Q4_1"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=64, weighted_tile=128),
+        TritonPair(
+            encode_tl,
+            decode_tl,
+            weighted_tl,
+            tile=64,
+            weighted_tile=128,
+            vectors=parts_minima_triton.Q4_1,
+            lanes=encode_triton.q4_1_tl,
+        ),
         weighted=weighted,
     ),
 )

@@ -11,7 +11,7 @@ Source: block_q5_0, quantize_row_q5_0_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import parts_triton
+from gpukit_kernels import encode_triton, parts_triton
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
 from gpukit_kernels.bits_triton import (
     half_bits_tl,
@@ -99,7 +99,13 @@ ROWS = (
         encode,
         decode,
         TritonPair(
-            encode_tl, decode_tl, weighted_tl, tile=64, weighted_tile=128, vectors=parts_triton.Q5_0
+            encode_tl,
+            decode_tl,
+            weighted_tl,
+            tile=64,
+            weighted_tile=128,
+            vectors=parts_triton.Q5_0,
+            lanes=encode_triton.q5_0_tl,
         ),
         weighted=weighted,
     ),

@@ -12,6 +12,7 @@ Source: block_q5_1, quantize_row_q5_1_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
+from gpukit_kernels import encode_triton, parts_minima_triton
 from gpukit_kernels.bits import (
     half_bits,
     half_value,
@@ -107,7 +108,15 @@ ROWS = (
         FACTS["Q5_1"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=64, weighted_tile=128),
+        TritonPair(
+            encode_tl,
+            decode_tl,
+            weighted_tl,
+            tile=64,
+            weighted_tile=128,
+            vectors=parts_minima_triton.Q5_1,
+            lanes=encode_triton.q5_1_tl,
+        ),
         weighted=weighted,
     ),
 )

@@ -18,6 +18,7 @@ from gpukit_kernels import (
     vectors_triton,
 )
 from gpukit_kernels.products_triton import FEW_ROWS, VECTOR_ROWS_OF_X
+from gpukit_kernels.verified import refused
 
 GOLDEN = ROOT / "tests" / "data" / "golden" / "kernels.npz"
 
@@ -43,6 +44,8 @@ def check_bytes(plan: Plan, row: QuantType) -> dict[str, Any]:
             expected = entry["decoded"].to(dtype)
             wrong.append(compare(f"values of {kind} as {dtype}", wanted, decoded, expected))
         blocks += len(wanted)
+    # What took over may be right.
+    wrong += [{"kind": f"{what} is refused", "share": 0.0} for what in refused(row.name)]
     return _told(blocks, wrong)
 
 

@@ -67,6 +67,9 @@ def test_36_jobs_have_the_bytes_of_single_commands(place: Path) -> None:
         n for n in range(1, 37) for _ in "01"
     ]
     assert {type(told.event) for told in heard} >= {type(None), gpukit.Step}
+    # One pass for all types of a source with its adapters.
+    steps = [told.event for told in heard if isinstance(told.event, gpukit.Step)]
+    assert sum(step.done == 0 for step in steps) == 9
     adapters = ((), (place / "first",), (place / "second", (place / "first", 0.5)))
     options = gpukit.Options(allow_requantize=True)
     rows = iter(zip(before.rows, made.rows, strict=True))

@@ -19,6 +19,7 @@ from gpukit.formats.atomic import (
     disk_errors,
     need_room,
     remove_abandoned,
+    remove_temporaries,
     temporary_name,
 )
 from gpukit.formats.positioned import read_at, write_at
@@ -88,6 +89,24 @@ def test_only_abandoned_files_are_removed(tmp_path: Path) -> None:
     removed = remove_abandoned(tmp_path)
     assert sorted(path.name for path in removed) == sorted([*left, far])
     assert names(tmp_path) == sorted(kept)
+
+
+def test_what_another_machine_writes_is_left_alone(tmp_path: Path) -> None:
+    gone, ours = gone_pid(), temporary_name(tmp_path / "a").name.split("-")[-1][:8]
+    theirs = "00000000" if ours != "00000000" else "11111111"
+    other, old, mine = (
+        tmp_path / f".{name}.gpukit-{gone}-{machine}0123abcd.tmp"
+        for name, machine in (("a", theirs), ("b", theirs), ("c", ours))
+    )
+    for path in (other, old, mine):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    assert sorted(remove_abandoned(tmp_path)) == [old, mine]
+    assert names(tmp_path) == [other.name]
+    remove_temporaries(tmp_path / "b")
+    assert names(tmp_path) == [other.name]
+    remove_temporaries(tmp_path / "a")
+    assert names(tmp_path) == []
 
 
 def test_the_next_write_removes_what_was_abandoned(tmp_path: Path) -> None:

@@ -33,14 +33,6 @@ def targets(name: str) -> Any:
     )
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A base and an adapter of all its linear layers."""
-    root = tmp_path_factory.mktemp("qwen")
-    base = build("qwen2", root)
-    return base, lora(base, root / "lora")
-
-
 @pytest.mark.parametrize("name", ANIMALS)
 def test_one_pass_is_merge_then_convert(name: str, tmp_path: Path) -> None:
     base = build(name, tmp_path)

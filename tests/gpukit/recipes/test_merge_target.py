@@ -4,19 +4,9 @@ from pathlib import Path
 
 import pytest
 from support.gguf_contents import tensors
-from support.loras import lora
-from support.zoo_build import build
 
 import gpukit
 from gpukit import ArgumentError, Result
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A base and an adapter of all its linear layers."""
-    root = tmp_path_factory.mktemp("qwen")
-    base = build("qwen2", root)
-    return base, lora(base, root / "lora")
 
 
 @pytest.mark.parametrize("by", ["bpw", "size"])

@@ -1,0 +1,115 @@
+"""A model of the store, sent to a registry: its blobs, then its manifest, byte for byte."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpukit.errors import ArgumentError, RegistryError, StoreError
+from gpukit.events import Report, Status
+from gpukit.remote import sent
+from gpukit.remote.download import title
+from gpukit.remote.registry import Registry, Reply
+from gpukit.remote.tokens import reason
+from gpukit.remote.upload import Outcome, Upload
+from gpukit.remote.wire import Again
+from gpukit.store import blobs
+from gpukit.store.manifest import MANIFEST_TYPE, Layer, decode
+from gpukit.store.names import ModelName
+from gpukit.store.store import Store
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What went: the digest of the manifest, bytes of all blobs, those that were sent, and how
+    many blobs were mounted from another model of the registry."""
+
+    digest: str
+    size: int
+    moved: int
+    mounted: int
+
+
+def push(
+    registry: Registry,
+    store: Store,
+    name: ModelName,
+    report: Report,
+    uploads: Path | None = None,
+) -> Pushed:
+    """Send the model `name` of `store` to the registry, under the registry's name.
+
+    `uploads` is the folder of notes about unfinished uploads. `RegistryError` for what the registry
+    refuses, `StoreError` for a model that is not there or damaged.
+    """
+    report(Status("retrieving manifest"))
+    data = store.manifest_bytes(name)
+    manifest = decode(data, f"model '{name.display}'")
+    if manifest.config is None or not manifest.layers:
+        raise StoreError(f"model '{name.display}': no weights in the store, nothing to push")
+    files = {
+        layer.digest: blobs.check(store.blobs, layer, name.display) for layer in manifest.blobs
+    }
+    moved = mounted = 0
+    for layer in {layer.digest: layer for layer in manifest.blobs}.values():
+        folder = uploads or sent.default_folder()
+        with sent.held(folder, registry.path, layer.digest) as note:
+            upload = Upload(registry, layer, files[layer.digest], note, report)
+            outcome = upload.run(_mounts(store, registry.name, layer))
+        moved += upload.moved
+        mounted += outcome is Outcome.MOUNTED
+    report(Status("pushing manifest"))
+    _put_manifest(registry, data)
+    return Pushed(blobs.digest_of(data), manifest.size, moved, mounted)
+
+
+def _mounts(store: Store, target: ModelName, layer: Layer) -> list[str]:
+    """Repositories of the same registry that may have the blob: the one that it was made from,
+    then those of models here that have it, too."""
+    found = []
+    if layer.origin:
+        with suppress(ArgumentError):  # of a GGUF taken as it is: a file's name
+            found.append(ModelName.parse(layer.origin))
+    found += _owners(store, target.host, layer.digest)
+    paths = [f"{name.namespace}/{name.model}" for name in found if name.host == target.host]
+    own = f"{target.namespace}/{target.model}"
+    return [path for path in dict.fromkeys(paths) if path != own]
+
+
+def _owners(store: Store, host: str, digest: str) -> Sequence[ModelName]:
+    found = []
+    for name in store.names():
+        if name.host != host:
+            continue
+        try:
+            manifest = store.manifest(name)
+        except StoreError:
+            continue
+        if any(layer.digest == digest for layer in manifest.blobs):
+            found.append(name)
+    return found
+
+
+def _put_manifest(registry: Registry, data: bytes) -> None:
+    """Publish the manifest; the id that others see is the one here."""
+    kind = json.loads(data).get("mediaType") or MANIFEST_TYPE
+    url = f"{registry.path}/manifests/{registry.name.tag}"
+    headers = {"Content-Type": str(kind), "Content-Length": str(len(data))}
+
+    def attempt() -> Reply:
+        reply = registry.call("pushing manifest", "PUT", url, headers, data)
+        if reply.status in (400, 404) and b"BLOB_UNKNOWN" in reply.body:
+            # While another push puts the same blob in its place, some registries miss it.
+            raise Again(f"{reply.status}: {reason(reply.body)}")
+        return reply
+
+    reply = registry.wire.patiently(f"{registry.name.host}: pushing manifest", attempt)
+    if reply.status not in (200, 201, 202, 204):
+        registry.refuse("pushing manifest", reply)
+    told, actual = reply.headers.get("Docker-Content-Digest", ""), blobs.digest_of(data)
+    if told.startswith("sha256:") and told != actual:
+        raise RegistryError(
+            f"{registry.name.host}: the manifest of {title(actual)} was kept as "
+            f"{title(told[:80])}: push again"
+        )
