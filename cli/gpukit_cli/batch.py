@@ -1,5 +1,6 @@
 """`gpukit batch`: many files from a plan in YAML."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,16 +12,24 @@ from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
     from gpukit import BatchResult
+    from gpukit.batches.result import Row
 
-STATUS = "status"
+STATUS, LOGS = "status", "logs"
+# Of an evaluation: the column, the number, and how it is written.
+MEASURES = {
+    "PPL": ("perplexity", "{:.4f}"),
+    "KLD": ("kld", "{:.5f}"),
+    "SAME TOP": ("same_top", "{:.2%}"),
+}
 
 
 def batch(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[status] PLAN",
-            help="The plan, a YAML file; with the word status before it, how its jobs stand.",
+            metavar="[status|logs] PLAN [JOB]",
+            help="The plan, a YAML file; with the word status before it, how its jobs stand, with "
+            "logs what they, or JOB, have reported.",
             show_default="none",
         ),
     ] = None,
@@ -66,7 +75,8 @@ def batch(
         typer.Option(
             "--summary",
             metavar="FILE",
-            help="Write what --json prints to FILE, too.",
+            help="Write what --json prints to FILE, too, and a page beside it, which ends in .html "
+            "instead of .json.",
             show_default="none",
         ),
     ] = None,
@@ -86,8 +96,12 @@ def batch(
     import gpukit
     from gpukit.batches.preparing import shard_of
 
-    plan, wants_status = _plan(words or [])
+    words = words or []
     part = shard_of(shard) if shard is not None else None
+    if words[:1] == [LOGS] and len(words) in (2, 3):
+        _show_logs(Path(words[1]), words[2] if len(words) == 3 else None, part, json)
+        return
+    plan, wants_status = _plan(words)
     if wants_status or dry_run:
         with reporter(quiet) as report:
             if wants_status:
@@ -115,6 +129,11 @@ def batch(
         complain(f"{len(failed)} of {len(found.rows)} jobs failed; {failed[0].output}: "
                  f"{failed[0].why.removeprefix(failed[0].output + ': ')}")  # fmt: skip
         raise typer.Exit(1)
+    if missed := found.not_evaluated:
+        assert missed[0].evaluation is not None
+        complain(f"{len(missed)} of {len(found.rows)} results could not be evaluated; "
+                 f"{missed[0].output}: {missed[0].evaluation['why']}")  # fmt: skip
+        raise typer.Exit(1)
 
 
 def _plan(words: list[str]) -> tuple[Path, bool]:
@@ -122,38 +141,89 @@ def _plan(words: list[str]) -> tuple[Path, bool]:
     from gpukit.errors import ArgumentError
 
     wants_status = len(words) == 2 and words[0] == STATUS
-    if len(words) != 1 + wants_status or words == [STATUS]:
+    if len(words) != 1 + wants_status or words in ([STATUS], [LOGS]):
         told = f"{len(words)} words" if len(words) > 1 else "no plan"
         raise ArgumentError(f"{told}; name one plan, as in gpukit batch plan.yaml")
     return Path(words[-1]), wants_status
 
 
+def _show_logs(plan: Path, job: str | None, part: tuple[int, int] | None, json: bool) -> None:
+    """Print what jobs have reported, each line with its time."""
+    from gpukit.batches.logs import batch_logs
+    from gpukit.errors import one_line
+
+    found = batch_logs(plan, job, shard=part)
+    if json:
+        print_json({"plan": str(plan), "jobs": [log.as_json() for log in found]})
+        return
+    for log in found:
+        print(_from_here(log.output))
+        for line in log.lines:
+            text = f": {one_line(line.text)}" if line.text else ""
+            print(f"  {line.time} {one_line(line.event)}{text}")
+
+
 def _check_summary(path: Path) -> None:
     from gpukit.formats.outputs import check_output
 
-    check_output(path)
+    for each in _summaries(path):
+        check_output(each)
+
+
+def _summaries(path: Path) -> tuple[Path, Path]:
+    """Where the JSON and the page of a summary go; either of them may be named."""
+    if path.suffix.lower() in (".json", ".html"):
+        return path.with_suffix(".json"), path.with_suffix(".html")
+    return path, path.with_name(f"{path.name}.html")
 
 
 def _show(found: "BatchResult", json: bool, summary: Path | None) -> None:
     """Print every job and the sums; the document goes to `summary`, too."""
     document = found.as_json()
     if summary is not None:
-        import json as encoding
-
-        from gpukit.formats.atomic import atomic_write
-
-        atomic_write(summary, (encoding.dumps(document, indent=1) + "\n").encode())
+        _write(summary, document)
     if json:
         print_json(document)
         return
-    rows = [("SOURCE", "ADAPTER", "TYPE", "OUTPUT", "SIZE", "STATE")]
+    measured = any(row.evaluation is not None for row in found.rows)
+    names = MEASURES if measured else ()
+    rows: list[tuple[str, ...]] = [("SOURCE", "ADAPTER", "TYPE", "OUTPUT", "SIZE", *names, "STATE")]
     for row in found.rows:
         size = human_bytes(row.size) if row.size is not None else "-"
         why = f": {row.why}" if row.why else ""
         place = _from_here(row.output)
-        rows.append((row.source, row.adapter, row.type, place, size, f"{row.state}{why}"))
+        numbers = _measures(row.numbers) if measured else ()
+        state = f"{row.state}{why}{_not_measured(row)}"
+        rows.append((row.source, row.adapter, row.type, place, size, *numbers, state))
     print_table(rows)
     print(_totals(document, found))
+
+
+def _write(summary: Path, document: Mapping[str, Any]) -> None:
+    import json
+
+    from gpukit.batches.summary_page import page
+    from gpukit.formats.atomic import atomic_write
+
+    data, shown = _summaries(summary)
+    atomic_write(data, (json.dumps(document, indent=1) + "\n").encode())
+    atomic_write(shown, page(document).encode("utf-8", "backslashreplace"))
+
+
+def _measures(numbers: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an evaluation gave, as cells of the table; a dash for what there is none of."""
+    return tuple(
+        form.format(numbers[key]) if isinstance(numbers.get(key), int | float) else "-"
+        for key, form in MEASURES.values()
+    )
+
+
+def _not_measured(row: "Row") -> str:
+    """Why there are no numbers of an evaluation that is asked for."""
+    found = row.evaluation
+    if found is None or row.numbers:
+        return ""
+    return f", not evaluated: {found['why']}" if found.get("why") else ", to be evaluated"
 
 
 def _from_here(output: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Lines of a table at most, however high the screen; a low one leaves one for the cursor.
 MOST_LINES = 20
-UNDER_WAY = (State.RUNNING,)
+UNDER_WAY = (State.RUNNING, State.EVALUATING)
 Cells = tuple[str, str, str]
 
 
@@ -155,8 +155,16 @@ class Board:
 
 
 def ended(row: Row) -> str:
-    """What came of a job."""
-    return f"{human_bytes(row.size or 0)} in {row.seconds or 0:.1f} s"
+    """What came of a job, or of its evaluation."""
+    found = row.evaluation
+    if found is None:
+        return f"{human_bytes(row.size or 0)} in {row.seconds or 0:.1f} s"
+    if not row.numbers:
+        return f"not evaluated: {found.get('why')}"
+    ppl, kld = found["perplexity"], found.get("kld")
+    told = f"PPL {ppl:.4f}" if isinstance(ppl, float) else f"PPL {ppl}"
+    told += f", KLD {kld:.5f}" if isinstance(kld, float) else ""
+    return f"{told} in {found['seconds']:.1f} s"
 
 
 def _lines(rows: Sequence[Cells], width: int) -> list[str]:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from gpukit.batches.result import Told, Watch, unwatched
 from gpukit.batches.states import State
 from gpukit.events import Step, Warned
-from gpukit_cli.progress import PLAIN_SECONDS, human_bytes
+from gpukit_cli.batch_board import ended
+from gpukit_cli.progress import PLAIN_SECONDS
 
 
 @contextmanager
@@ -44,9 +45,10 @@ class _Lines:
         match row.state:
             case State.RUNNING:
                 _line(f"{at} {row.output}")
+            case State.EVALUATING:
+                _line(f"{at} {row.output}: evaluating")
             case State.DONE:
-                size = human_bytes(row.size or 0)
-                _line(f"{at} {row.output}: {size} in {row.seconds or 0:.1f} s")
+                _line(f"{at} {row.output}: {ended(row)}")
             case _:
                 _line(f"{at} {row.output}: {row.state}: {row.why}")
 

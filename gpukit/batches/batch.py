@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from gpukit.batches.evaluating import evaluated, known
 from gpukit.batches.matrix import expand
 from gpukit.batches.opening import Inputs
 from gpukit.batches.preparing import Prepared, Shard, in_shard, prepare
@@ -39,11 +40,13 @@ def batch(
 
     A result that is there and whose journal says that it was made of the same is left alone; one
     that was made of something else is refused, or with `force` made anew. A job that fails ends the
-    batch, or with `keep_going` only itself. `shard` (I, N) takes every N-th source from the I-th
-    on. `jobs` processes work at a time, each on what reads the same files, which share the cores;
-    without it one for each GPU, or one. A process that dies is a job that failed. With `ray`, auto
-    or the address of a Ray cluster, its nodes do the work, each with so many. `report` hears what
-    comes before the first job, `watch` each job.
+    batch, or with `keep_going` only itself. When all are made, those are measured of which the plan
+    wants that: what fails there leaves the result alone, and the next run tries again. `shard`
+    (I, N) takes every N-th source from the I-th on. `jobs` processes work at a time, each on what
+    reads the same files, which share the cores; without it one for each GPU, or one. A process that
+    dies is a job that failed. With `ray`, auto or the address of a Ray cluster, its nodes do the
+    work, each with so many; measuring is for this machine. `report` hears what comes before the
+    first job, `watch` each job.
     `ArgumentError` for a plan that is wrong, that another process runs, or whose results are not
     its own; `DiskError` where results do not fit; and the errors of `gpukit.plan`, all before
     anything is written.
@@ -62,6 +65,7 @@ def batch(
             rows = _made(prepared, keep_going, watch)
         else:
             rows = run_on_ray(prepared, ray, jobs, keep_going, watch).rows
+        rows = evaluated(prepared, rows, keep_going, watch)
     return replace(prepared.result, rows=tuple(rows), seconds=time.monotonic() - started)
 
 
@@ -86,7 +90,12 @@ def plan_batch(
     """What `batch` would do with the same arguments, with exact sizes; nothing is written. What
     would be refused is told in `refused`; a plan that is wrong is an error as there."""
     check_jobs(jobs)
-    return prepare(read_plan(plan), shard, force, report, jobs if ray is None else 0).result
+    found = prepare(read_plan(plan), shard, force, report, jobs if ray is None else 0)
+    rows = [
+        known(found.read, at.job, row)
+        for at, row in zip(found.standings, found.result.rows, strict=True)
+    ]
+    return replace(found.result, rows=tuple(rows))
 
 
 def batch_status(
@@ -103,7 +112,7 @@ def batch_status(
         except GpukitError as error:
             rows.append(Row.of(job, State.FAILED, str(error)))
             continue
-        rows.append(Row.of(job, at.state, at.why, at.size))
+        rows.append(known(read, job, Row.of(job, at.state, at.why, at.size)))
     return BatchResult(read.document.path, tuple(rows), shard, warnings=tuple(warnings))
 
 

@@ -21,10 +21,17 @@ def fingerprint(job: Job, source: Path, adapters: Sequence[Path]) -> dict[str, A
     options = job.options.model_dump(
         mode="json", exclude=SAME_BYTES | {*PATHS}, exclude_defaults=True
     )
-    recipe = {"type": job.type, **options}
-    for name in PATHS:
-        if (path := getattr(job.options, name)) is not None:
-            recipe[name] = [file_facts(Path(path))]
+    wanted = job.wanted.model_dump(mode="json", exclude={"name", "like"}, exclude_none=True)
+    recipe = {**wanted, **options}
+    given = {"like": job.wanted.like, **{name: getattr(job.options, name) for name in PATHS}}
+    for name, path in given.items():
+        if path is not None:
+            files = files_of(Path(path)) if name == "like" else [Path(path)]
+            recipe[name] = [*map(file_facts, files)]
+    if job.calibrate is not None:
+        text = file_facts(Path(str(job.calibrate.text)))
+        heard = job.calibrate.model_dump(exclude={"text"}, exclude_none=True)
+        recipe["calibrate"] = {**heard, "text": text}
     weights = [weight for _, weight in job.adapter.adapters]
     return {
         "source": [*map(file_facts, files_of(source))],

@@ -3,8 +3,10 @@
 Lines of JSON, only ever added to, in `OUTPUT.gpukit.jsonl`:
 
     {"event": "begun", "form": 1, "of": {…}, "size": …, "before": [size, mtime_ns, inode] | null}
-    {"event": "done", "size": …, "mtime_ns": …, "seconds": …}
+    {"event": "done", "size": …, "mtime_ns": …, "seconds": …, "bits_per_weight": …}
     {"event": "failed", "error": "…"}
+    {"event": "evaluated", "of": {…}, "numbers": {…}}         of an output that is done
+    {"event": "not evaluated", "of": {…}, "error": "…"}
 
 `of` is the output's fingerprint, `size` the bytes that it will have, `before` the file that had its
 name. A last line that is not whole
@@ -15,7 +17,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from gpukit.formats.positioned import append_line, read_whole
 
 FORM = 1
 MOST_BYTES = 64 << 20
+EVALUATED, NOT_EVALUATED = EVALUATIONS = ("evaluated", "not evaluated")
 
 
 def journal_of(output: Path) -> Path:
@@ -36,12 +39,13 @@ def journal_of(output: Path) -> Path:
 @dataclass(frozen=True)
 class Record:
     """The last attempt that a journal tells of: what of, the bytes to be written, what was there
-    before, how it ended."""
+    before, how it ended, and what its last evaluation gave."""
 
     of: Mapping[str, Any]
     size: int
     before: tuple[int, int, int] | None
     end: Mapping[str, Any] | None = None
+    evaluation: Mapping[str, Any] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -75,6 +79,8 @@ def _after(found: Record | None, line: bytes, path: Path, number: int) -> Record
             before = document["before"]
             size = int(document["size"])
             return Record(dict(document["of"]), size, tuple(before) if before else None)
+        if found is not None and found.is_done and document["event"] in EVALUATIONS:
+            return replace(found, evaluation=document)
         if found is None or document["event"] not in ("done", "failed"):
             raise ValueError
         return Record(found.of, found.size, found.before, document)
@@ -106,15 +112,26 @@ class Journal(Closing):
         """Note that an output is being made; on the disk when this returns, as all lines."""
         self._write({"event": "begun", "form": FORM, "of": of, "size": size, "before": before})
 
-    def done(self, size: int, mtime_ns: int, seconds: float) -> None:
+    def done(
+        self, size: int, mtime_ns: int, seconds: float, bits_per_weight: float | None = None
+    ) -> None:
         """Note that it is there."""
-        self._write(
-            {"event": "done", "size": size, "mtime_ns": mtime_ns, "seconds": round(seconds, 3)}
-        )
+        self._write({
+            "event": "done", "size": size, "mtime_ns": mtime_ns, "seconds": round(seconds, 3),
+            "bits_per_weight": bits_per_weight,
+        })  # fmt: skip
 
     def failed(self, error: str) -> None:
         """Note why it is not."""
         self._write({"event": "failed", "error": error})
+
+    def evaluated(self, of: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+        """Note what measuring it gave."""
+        self._write({"event": EVALUATED, "of": of, "numbers": numbers})
+
+    def not_evaluated(self, of: Mapping[str, Any], error: str) -> None:
+        """Note why it could not be measured."""
+        self._write({"event": NOT_EVALUATED, "of": of, "error": error})
 
     def _write(self, document: Mapping[str, Any]) -> None:
         with disk_errors(self.path):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from gpukit.batches.document import Place
 from gpukit.batches.journal import journal_of
@@ -22,10 +22,23 @@ from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
 if TYPE_CHECKING:
-    from gpukit.batches.schema import Adapter, JobOptions, Match, Matrix, Source
+    from gpukit.batches.schema import (
+        Adapter,
+        Calibrate,
+        Evaluate,
+        JobOptions,
+        Match,
+        Matrix,
+        Source,
+        Type,
+    )
 
 ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
 NONE = "none"
+# These have no use for importance.
+FLOATS = ("F32", "F16", "BF16")
+# What a divergence is from, where no other model is named.
+SOURCE = "source"
 
 
 @dataclass(frozen=True)
@@ -39,18 +52,28 @@ class Input:
 
 @dataclass(frozen=True)
 class Job:
-    """One result to be made: `source` with `adapter` as file type `type`, at the path `output` or
-    in the store under the name `stored`. `group` numbers the sources, from 0 on."""
+    """One result to be made: `source` with `adapter` as `wanted`, which is called `type`, at the
+    path `output` or in the store under the name `stored`. `group` numbers the sources, from 0 on.
+    """
 
     number: int
     group: int
     source: Input
     adapter: Input
     type: str
+    wanted: "Type"
     options: "JobOptions"
     output: Path | None = None
     stored: ModelName | None = None
     place: Place = field(default=(), compare=False)
+    evaluate: "Evaluate | None" = None
+    calibrate: "Calibrate | None" = None
+    kept: Path = field(default=Path(), compare=False)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the result may be several files."""
+        return self.options.split_max_size is not None or self.options.keep_split
 
     @property
     def target(self) -> str:
@@ -73,20 +96,24 @@ def expand(read: ReadPlan) -> tuple[list[Job], list[str]]:
     jobs: list[Job] = []
     groups: dict[str, int] = {}
     used: set[int] = set()
-    for place, source, adapter, kind in _combinations(read, used):
+    for place, source, adapter, wanted in _combinations(read, used):
         group = groups.setdefault(str(source.source), len(groups))
+        kind = wanted.called
         options = _options(read, source, adapter, kind)
         output, stored = _target(read, source.name, adapter.name, kind)
+        wanted = _placed(read, place, source, adapter, wanted)
         jobs.append(
-            Job(len(jobs) + 1, group, source, adapter, kind, options, output, stored, place)
-        )
+            Job(len(jobs) + 1, group, source, adapter, kind, wanted, options, output, stored, place,
+                _evaluate(read, source.name, adapter.name, kind),
+                _calibrate(read, (source.name, adapter.name, kind), options, wanted), read.kept)
+        )  # fmt: skip
     if not jobs:
         raise read.document.fault(("exclude",), "nothing is left of the matrix; exclude less")
     _check_different(read, jobs)
     return jobs, list(_idle(read, jobs, used))
 
 
-def _combinations(read: ReadPlan, used: set[int]) -> Iterator[tuple[Place, Input, Input, str]]:
+def _combinations(read: ReadPlan, used: set[int]) -> Iterator[tuple[Place, Input, Input, "Type"]]:
     """Of each combination: where it stands, source, adapter, type. `used` gets the numbers of
     `exclude` that leave something out."""
     matrices: list[tuple[Place, Matrix]] = [((), read.plan)]
@@ -98,13 +125,13 @@ def _combinations(read: ReadPlan, used: set[int]) -> Iterator[tuple[Place, Input
                     for a in _adapters(read, (*at, "adapters", i), e)]  # fmt: skip
         for place, source in sources:
             for _, adapter in adapters:
-                for kind in matrix.types:
-                    names = (source.name, adapter.name, kind)
+                for wanted in matrix.types:
+                    names = (source.name, adapter.name, wanted.called)
                     rules = () if at else read.plan.exclude
                     out = [i for i, match in enumerate(rules) if matches(match, *names)]
                     used.update(out)
                     if not out:
-                        yield place, source, adapter, kind
+                        yield place, source, adapter, wanted
 
 
 def matches(match: "Match", source: str, adapter: str, kind: str) -> bool:
@@ -144,6 +171,81 @@ def _options(read: ReadPlan, source: Input, adapter: Input, kind: str) -> "JobOp
         if not os.path.exists(path):
             raise read.document.fault(("options", name), f"{path}: no such file")
     return found.model_copy(update=paths)
+
+
+def _wish(read: ReadPlan, key: str, names: tuple[str, str, str]) -> tuple[Any, Place]:
+    """What a job is told under `key`: the plan's, and over it that of what matches, with the text's
+    path from the plan's folder on; and where that stands. None for nothing."""
+    found = getattr(read.plan, key)
+    place: Place = (key,)
+    for i, rule in enumerate(read.plan.overrides):
+        wish = getattr(rule, key)
+        if wish is None or not matches(rule.match, *names):
+            continue
+        place = ("overrides", i, key)
+        if wish is False or found is None:
+            found = wish or None
+        else:
+            over = {name: getattr(wish, name) for name in wish.model_fields_set}
+            found = found.model_copy(update=over)
+    if found is None:
+        return None, place
+    if found.text is None:
+        raise read.document.fault(place, f"'text' is missing in {key}: a file of text")
+    text = read.folder / expanded(found.text)
+    if not text.is_file():
+        raise read.document.fault((*place, "text"), f"{text}: no such file")
+    return found.model_copy(update={"text": str(text)}), place
+
+
+def _calibrate(
+    read: ReadPlan, names: tuple[str, str, str], options: "JobOptions", wanted: "Type"
+) -> "Calibrate | None":
+    """What a job's source reads first; None for nothing, for floats, and where an importance matrix
+    is named."""
+    if wanted.type in FLOATS or options.imatrix is not None:
+        return None
+    found, place = _wish(read, "calibrate", names)
+    if found is not None and (options.combine is not None or options.merge_base != "full"):
+        raise read.document.fault(
+            place, "what is heard is with adapters beside the weights; with combine or merge_base "
+            "name an importance matrix of the merged model",
+        )  # fmt: skip
+    return cast("Calibrate | None", found)
+
+
+def _evaluate(read: ReadPlan, source: str, adapter: str, kind: str) -> "Evaluate | None":
+    """What a job's result is measured by, with paths from the plan's folder on; None for
+    nothing."""
+    found, place = _wish(read, "evaluate", (source, adapter, kind))
+    if found is None:
+        return None
+    paths = {}
+    if found.against is not None and found.against != SOURCE:
+        there = read.folder / expanded(found.against)
+        if not there.exists():
+            _reference(read, (*place, "against"), found.against)
+        paths["against"] = str(there) if there.exists() else found.against
+    return cast("Evaluate", found.model_copy(update=paths))
+
+
+def _reference(read: ReadPlan, place: Place, word: str) -> None:
+    """The errors of `locate`, with the line."""
+    try:
+        locate(word, folder=read.folder)
+    except GpukitError as error:
+        raise type(error)(f"{read.document.where(place)}: {error}") from None
+
+
+def _placed(read: ReadPlan, place: Place, source: Input, adapter: Input, wanted: "Type") -> "Type":
+    """`wanted` with the path of the GGUF whose types are taken, from the plan's folder on."""
+    _checked(read, place, wanted.called)
+    if wanted.like is None:
+        return wanted
+    path = read.folder / expanded(wanted.like.format(source=source.name, adapter=adapter.name))
+    if not path.exists():
+        raise read.document.fault((*place[:-2], "types"), f"like: {path}: no such file")
+    return wanted.model_copy(update={"like": str(path)})
 
 
 def _sources(read: ReadPlan, place: Place, entry: "Source") -> list[tuple[Place, Input]]:
@@ -218,8 +320,10 @@ def _is_model(path: Path) -> bool:
     if path.is_dir():
         return (path / "config.json").exists() and has_weights(path)
     part = part_of(path.name)
-    first = part is None or part[1] == 1
-    return path.suffix == ".gguf" and first and not journal_of(path).exists()
+    if path.suffix != ".gguf" or (part is not None and part[1] != 1):
+        return False
+    whole = path if part is None else path.with_name(f"{part[0]}.gguf")
+    return not (journal_of(path).exists() or journal_of(whole).exists())
 
 
 def _is_adapter(path: Path) -> bool:
@@ -292,4 +396,4 @@ def _inputs(job: Job) -> Iterator[Path | str]:
     if isinstance(job.reference.model, Path):
         yield job.reference.model
     yield from (path for path, _ in job.adapter.adapters if isinstance(path, Path))
-    yield from filter(None, (job.options.imatrix, job.options.tensor_type_file))
+    yield from filter(None, (job.options.imatrix, job.options.tensor_type_file, job.wanted.like))

@@ -2,22 +2,27 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpukit.batches.matrix import Job
 from gpukit.batches.reading import combining
 from gpukit.conversion.within import plan_within
 from gpukit.events import Report, ignore
-from gpukit.formats.imatrix import read_imatrix
+from gpukit.formats.imatrix import Imatrix, read_imatrix
 from gpukit.planning.overrides import make_overrides, read_patterns
 from gpukit.planning.plan import Options, QuantizePlan
+from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
 from gpukit.recipes.chosen import chosen
 from gpukit.recipes.references import fetched_adapter
 from gpukit.remote.hub import HubModel
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
+
+if TYPE_CHECKING:
+    from gpukit.sources.merged import Merge
 
 
 class Inputs:
@@ -76,28 +81,56 @@ def _read_by(job: Job) -> object:
 @contextmanager
 def opened(job: Job, inputs: Inputs, report: Report) -> Iterator[Source]:
     """The model of a job with its adapters; the errors of `gpukit.plan`."""
-    weights = [weight for _, weight in job.adapter.adapters]
-    merge = chosen(
-        [*zip(inputs.adapters(job), weights, strict=True)],
-        combine=combining(job.options), merge_base=job.options.merge_base,
-        strict=job.options.strict, moe_layout=job.options.moe_layout, report=report,
-    )  # fmt: skip
+    merge = merge_of(job, inputs, report)
     with open_source(inputs.source(job), job.options.pre, merge) as source:
         yield source
 
 
-def planned(source: Source, job: Job, report: Report) -> QuantizePlan:
-    """What `source` becomes by a job, as `gpukit.plan` plans it."""
+def merge_of(job: Job, inputs: Inputs, report: Report) -> "Merge | None":
+    """What is merged on a job's way; None for nothing."""
+    weights = [weight for _, weight in job.adapter.adapters]
+    return chosen(
+        [*zip(inputs.adapters(job), weights, strict=True)],
+        combine=combining(job.options), merge_base=job.options.merge_base,
+        strict=job.options.strict, moe_layout=job.options.moe_layout, report=report,
+    )  # fmt: skip
+
+
+def planned(
+    source: Source, job: Job, inputs: Inputs, report: Report, importance: Imatrix | None = None
+) -> QuantizePlan:
+    """What `source`, which `opened` has given, becomes by a job, as `gpukit.plan` plans it, with
+    the `importance` that was collected for it."""
+    options, fields = _options(job), source.fields
+    if importance is not None:
+        options = replace(options, imatrix=importance)
+    try:
+        if job.options.provenance or has_provenance(fields):
+            recipe = Recipe(
+                job.wanted.type, options, job.options.pre, merge_of(job, inputs, ignore)
+            )
+            source.fields = with_provenance(source, recipe)
+        return plan_within(source, job.wanted.type, options, job.options.device, report)
+    finally:
+        source.fields = fields  # the next job of it has a recipe of its own
+
+
+def _options(job: Job) -> Options:
+    """What a job asks for besides a file type; the errors of `Options` and of the files."""
     o = job.options
     patterns = [*o.tensor_types]
     if o.tensor_type_file is not None:
         patterns += read_patterns(Path(o.tensor_type_file))
-    options = Options(
+    return Options(
         overrides=make_overrides(
             patterns, pure=o.pure, leave_output=o.leave_output_tensor,
             output_type=o.output_tensor_type, embedding_type=o.token_embedding_type,
         ),
         imatrix=read_imatrix(Path(o.imatrix)) if o.imatrix is not None else None,
         allow_requantize=o.allow_requantize,
+        keep_split=o.keep_split,
+        split_max_size=o.split_max_size,
+        target_bpw=job.wanted.target_bpw,
+        target_size=job.wanted.target_size,
+        like=Path(job.wanted.like) if job.wanted.like is not None else None,
     )  # fmt: skip
-    return plan_within(source, job.type, options, o.device, report)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpukit.batches import needs
+from gpukit.batches.calibrating import foreseen
 from gpukit.batches.matrix import Job, expand
 from gpukit.batches.opening import Inputs, gathered, opened, planned, together
 from gpukit.batches.reading import ReadPlan
@@ -103,12 +104,11 @@ def _shared(
     if jobs == 0 or not groups:
         return ALONE, None, []
     devices = [group[0].options.device for group in groups]
-    on_gpus = [(job.options.device, wanted[job.number][1]) for group in groups for job in group]
+    passes = [needs.in_one_pass(group, [wanted[job.number] for job in group]) for group in groups]
+    on_gpus = [(device, gpu) for device, (_, gpu) in zip(devices, passes, strict=True)]
     free = free_on_gpus([device for device, _ in on_gpus])
     crew = shares(jobs, devices, len(free))
-    memory = needs.memory_need(
-        (max(wanted[job.number][0] for job in group) for group in groups), crew.workers
-    )
+    memory = needs.memory_need((host for host, _ in passes), crew.workers)
     return crew, memory, needs.device_needs(on_gpus, crew, free)
 
 
@@ -142,17 +142,19 @@ def _planned(run: Sequence[Standing], inputs: Inputs, report: Report) -> list[Lo
     try:
         with opened(run[0].job, inputs, report) as source:
             left = sum(at.state.is_left for at in run)
-            return [_sized(at, source, left, report) for at in run]
+            return [_sized(at, source, left, inputs, report) for at in run]
     except GpukitError as error:
         return [(at, at.size, NOTHING, error if at.state.is_left else None) for at in run]
 
 
-def _sized(at: Standing, source: Source, made_together: int, report: Report) -> Looked:
+def _sized(
+    at: Standing, source: Source, made_together: int, inputs: Inputs, report: Report
+) -> Looked:
     if not at.state.is_left:
         return at, at.size, NOTHING, None
     try:
         _check_place(at.job, source.files)
-        plan = planned(source, at.job, report)
+        plan = planned(source, at.job, inputs, report, foreseen(at.job, inputs))
     except GpukitError as error:
         return at, None, NOTHING, error
     buffers = (needs.buffers(at.job, plan), needs.on_device(at.job, plan, made_together))

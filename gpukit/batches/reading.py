@@ -1,6 +1,7 @@
 """From a file to a plan that is known to make sense, whatever the models are."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -9,10 +10,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from gpukit.batches.document import Document, Place, read_document, with_variables
-from gpukit.batches.schema import BatchPlan, JobOptions
+from gpukit.batches.schema import BatchPlan, Calibrate, Evaluate, JobOptions, Matrix
 from gpukit.conversion.checks import check_device, check_plan
 from gpukit.errors import ArgumentError, GpukitError, did_you_mean
 from gpukit.planning.overrides import make_overrides
+from gpukit.planning.plan import Options
 
 NAMES = ("source", "adapter", "type")
 # Where pydantic speaks of Python instead of YAML.
@@ -40,6 +42,12 @@ class ReadPlan:
         """Where relative paths start."""
         return self.document.path.absolute().parent
 
+    @property
+    def kept(self) -> Path:
+        """The folder of what belongs to the plan and to no output: beside the plan."""
+        path = self.document.path.absolute()
+        return path.with_name(f"{path.name}.gpukit")
+
 
 def read_plan(path: str | Path) -> ReadPlan:
     """The plan at `path`; `ArgumentError` with file and line for what is wrong in it."""
@@ -51,23 +59,32 @@ def read_plan(path: str | Path) -> ReadPlan:
     except ValidationError as error:
         raise _first(document, error) from None
     _check_output(document, plan)
+    _check_types(document, plan)
+    _check_evaluations(document, plan)
     for place, options in _all_options(plan):
         _check_options(document, place, options, in_store=bool(plan.store))
     return ReadPlan(document, plan)
 
 
 def _first(document: Document, error: ValidationError) -> ArgumentError:
-    """The fault that stands first in the file, and how many more there are."""
+    """The fault that stands first in the file, behind it keys that are missing, and the lines of
+    all others. A key that is missing stands nowhere: it is told first only where nothing else is
+    wrong."""
     faults = error.errors(include_url=False)
     places = [fault["loc"] for fault in faults]
     # A list whose every item is wrong is told to be empty, too.
     faults = [f for f in faults if not any(len(p) > len(f["loc"]) and p[: len(f["loc"])] == f["loc"]
                                            for p in places)]  # fmt: skip
-    lines = {document.line(fault["loc"]) for fault in faults}
-    first = min(faults, key=lambda fault: document.line(fault["loc"]))
-    others = ", ".join(map(str, sorted(lines)[1:4])) + (", …" if lines and len(lines) > 4 else "")
-    more = f"; see also line {others}" if others else ""
-    return document.fault(first["loc"], _told(first, document) + more)
+    faults.sort(key=lambda fault: (fault["type"] == "missing", document.line(fault["loc"])))
+    first, *rest = faults
+    told = [_told(first, document)]
+    told += [f"and {_told(fault, document)}" for fault in rest if fault["type"] == "missing"]
+    stand = [fault["loc"] for fault in faults if fault["type"] != "missing"]
+    others = sorted({document.line(place) for place in stand} - {document.line(first["loc"])})
+    if others:
+        shown = ", ".join(map(str, others[:3])) + (", …" if len(others) > 3 else "")
+        told.append(f"see also line {shown}")
+    return document.fault(first["loc"], "; ".join(told))
 
 
 def _told(fault: Any, document: Document) -> str:
@@ -117,17 +134,59 @@ def _check_output(document: Document, plan: BatchPlan) -> None:
             raise document.fault(("output",), f"{plan.output}: must end in .gguf")
 
 
-def check_pattern(document: Document, place: Place, pattern: str) -> None:
-    """`ArgumentError` for braces around anything but the names of a job's parts."""
+def _check_types(document: Document, plan: BatchPlan) -> None:
+    """`ArgumentError` for what cannot be asked for in place of a file type."""
+    matrices: list[tuple[Place, Matrix]] = [((), plan)]
+    matrices += [(("include", i), more) for i, more in enumerate(plan.include)]
+    for at, matrix in matrices:
+        for i, wanted in enumerate(matrix.types):
+            place = (*at, "types", i)
+            if plan.store and wanted.type is None:
+                raise document.fault(place, "the store's models have file types; write files with "
+                                     "`output`, or name a type")  # fmt: skip
+            if wanted.like is not None:
+                check_pattern(document, (*place, "like"), wanted.like, NAMES[:2])
+            try:
+                Options(target_bpw=wanted.target_bpw, target_size=wanted.target_size)
+            except GpukitError as error:
+                raise document.fault(place, str(error)) from None
+
+
+def _check_evaluations(document: Document, plan: BatchPlan) -> None:
+    """`ArgumentError` for windows that nothing can be cut into."""
+    wishes: list[tuple[Place, Any]] = []
+    for key in ("evaluate", "calibrate"):
+        wish = getattr(plan, key)
+        if wish is not None and wish.text is None:
+            raise document.fault((key,), f"'text' is missing in {key}: a file of text")
+        wishes.append(((key,), wish))
+        wishes += [(("overrides", i, key), getattr(o, key)) for i, o in enumerate(plan.overrides)]
+    for place, wish in wishes:
+        if not isinstance(wish, Evaluate | Calibrate):
+            continue
+        # What cuts texts takes time to import.
+        from gpukit.evaluation.windows import NUM_CTX, check_window
+
+        try:
+            stride = wish.stride if isinstance(wish, Evaluate) else None
+            check_window(NUM_CTX if wish.context is None else wish.context, wish.chunks, stride)
+        except GpukitError as error:
+            raise document.fault(place, str(error).replace("num_ctx", "context")) from None
+
+
+def check_pattern(
+    document: Document, place: Place, pattern: str, names: Sequence[str] = NAMES
+) -> None:
+    """`ArgumentError` for braces around anything but `names` of a job's parts."""
     try:
         parts = list(Formatter().parse(pattern))
     except ValueError as error:
         raise document.fault(place, f"{pattern}: {error}") from None
     for _, name, form, conversion in parts:
-        if name is not None and (name not in NAMES or form or conversion):
-            known = ", ".join(f"{{{known}}}" for known in NAMES)
+        if name is not None and (name not in names or form or conversion):
+            known = ", ".join(f"{{{known}}}" for known in names)
             raise document.fault(
-                place, f"{pattern}: unknown {{{name}}}; known: {known}{did_you_mean(name, NAMES)}"
+                place, f"{pattern}: unknown {{{name}}}; known: {known}{did_you_mean(name, names)}"
             )
 
 
@@ -137,7 +196,7 @@ def _all_options(plan: BatchPlan) -> list[tuple[Place, JobOptions]]:
 
 
 # What the store's models are made with; everything else is for files.
-FOR_THE_STORE = {"imatrix", "pre", "device", "memory"}
+FOR_THE_STORE = {"imatrix", "pre", "provenance", "device", "memory"}
 
 
 def _check_options(
@@ -164,6 +223,9 @@ def _check_options(
             checks[name]()
         except GpukitError as error:
             raise document.fault((*place, name), str(error)) from None
+    if options.keep_split and options.split_max_size is not None:
+        raise document.fault((*place, "keep_split"), "keep_split and split_max_size exclude each "
+                             "other; give one")  # fmt: skip
     if options.imatrix is not None:
         check_pattern(document, (*place, "imatrix"), options.imatrix)
 

@@ -1,7 +1,7 @@
 """What is known of every job of a batch: before it, after it, or in between."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from gpukit.version import VERSION
 class Row:
     """One job: what it makes of what, its state and why, bytes and seconds where they are known.
 
-    `made` tells whether this run has made the result.
+    `made` tells whether this run has made the result. `evaluation` is how its evaluation stands,
+    if one is asked for: `state` (to do, done, failed), and the numbers of `gpukit.Perplexity`, or
+    `why` there are none.
     """
 
     source: str
@@ -29,6 +31,14 @@ class Row:
     size: int | None = None
     seconds: float | None = None
     made: bool = False
+    bits_per_weight: float | None = None
+    evaluation: Mapping[str, Any] | None = None
+
+    @property
+    def numbers(self) -> Mapping[str, Any]:
+        """What an evaluation gave; nothing where there is none."""
+        found = self.evaluation
+        return found if found is not None and found["state"] == State.DONE.value else {}
 
     @classmethod
     def of(cls, job: Job, state: State, why: str = "", size: int | None = None) -> "Row":
@@ -46,6 +56,8 @@ class Row:
             "why": self.why or None,
             "size": self.size,
             "seconds": None if self.seconds is None else round(self.seconds, 3),
+            "bits_per_weight": self.bits_per_weight,
+            "evaluation": None if self.evaluation is None else dict(self.evaluation),
         }
 
 
@@ -77,6 +89,11 @@ class BatchResult:
     def failed(self) -> list[Row]:
         """The jobs that failed."""
         return [row for row in self.rows if row.state is State.FAILED]
+
+    @property
+    def not_evaluated(self) -> list[Row]:
+        """The jobs whose results are there and could not be measured."""
+        return [row for row in self.rows if row.evaluation and row.evaluation["state"] == "failed"]
 
     def as_json(self) -> dict[str, Any]:
         """Everything as one JSON-ready document; sizes in bytes, times in seconds."""

@@ -6,20 +6,29 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from gpukit.batches.calibrating import collected, collected_file
 from gpukit.batches.fingerprint import difference, fingerprint
 from gpukit.batches.journal import Journal
+from gpukit.batches.logs import note_event, note_row
 from gpukit.batches.matrix import Job
-from gpukit.batches.opening import gathered, opened, planned
+from gpukit.batches.opening import Inputs, gathered, opened, planned
 from gpukit.batches.preparing import Prepared
-from gpukit.batches.reading import ReadPlan
 from gpukit.batches.result import Row, Told, Watch
 from gpukit.batches.resuming import is_resumed, resumed
-from gpukit.batches.states import Standing, State, identity, journal_path, result_size
+from gpukit.batches.states import (
+    Standing,
+    State,
+    bits_per_weight,
+    identity,
+    journal_path,
+    result_size,
+)
 from gpukit.conversion.run import run_plan
 from gpukit.conversion.run_many import run_plans
 from gpukit.errors import CheckpointError, GpukitError
 from gpukit.events import Event, Report, Warned
 from gpukit.formats.atomic import disk_errors
+from gpukit.planning.plan import QuantizePlan
 from gpukit.remote.hub import HubModel
 from gpukit.sources.base import Source
 from gpukit.store.modelfile import Modelfile
@@ -59,11 +68,11 @@ class Run:
                 self._one(at, self._into_store)
             return
         with ExitStack() as stack:
-            first, read = run[0].job, self._prepared.read
+            first = run[0].job
             try:
                 opening = opened(first, self._prepared.inputs, self._report(first))
                 source = stack.enter_context(opening)
-                make = _writing(source, read)
+                make = _writing(source, self._prepared)
                 run = self._in_one_pass(run, source)
             except GpukitError as error:
                 make = _failing(error)
@@ -75,13 +84,18 @@ class Run:
         it: made one by one, each tells of itself."""
         if len(run) < 2:
             return run
-        first, read, started = run[0].job, self._prepared.read, time.monotonic()
+        first, started = run[0].job, time.monotonic()
+        read, inputs = self._prepared.read, self._prepared.inputs
         report = self._report(first)
         self._begin(first)
         with ExitStack() as stack:
             try:
                 making = [
-                    (at, stack.enter_context(self._journal(at)), planned(source, at.job, report))
+                    (
+                        at,
+                        stack.enter_context(self._journal(at)),
+                        _planned(source, at.job, inputs, report),
+                    )
                     for at in run
                 ]
                 for at, journal, plan in making:
@@ -150,7 +164,7 @@ class Run:
         there = identity(at.job)
         assert there is not None
         seconds = time.monotonic() - started
-        journal.done(there[0], there[1], seconds)
+        journal.done(there[0], there[1], seconds, bits_per_weight(at.job))
         size = result_size(at.job)
         self._set(at.job, state=State.DONE, size=size, seconds=seconds, made=True)
 
@@ -171,15 +185,17 @@ class Run:
             source=str(word), folder=self._prepared.read.folder,
             adapters=tuple(map(str, inputs.adapters(job))),
         )  # fmt: skip
+        imatrix = options.imatrix or collected_file(job, inputs, report)
         journal.begun(at.of, self.rows[self._at[job.number]].size or 0, identity(job))
         Store().create(
-            job.target, described, job.type, imatrix=options.imatrix, pre=options.pre,
-            merge=bool(described.adapters), device=options.device, memory=options.memory,
-            report=report,
+            job.target, described, job.type, imatrix=imatrix, pre=options.pre,
+            merge=bool(described.adapters), provenance=options.provenance, device=options.device,
+            memory=options.memory, report=report,
         )  # fmt: skip
 
     def _report(self, job: Job) -> Report:
         def report(event: Event) -> None:
+            note_event(self._prepared.read, job, event)
             self._watch(Told(max(self._begun, 1), self._count, self._row(job), event))
 
         return report
@@ -190,6 +206,7 @@ class Run:
     def _set(self, job: Job, **changes: object) -> None:
         row = replace(self._row(job), **changes)  # type: ignore[arg-type]
         self.rows[self._at[job.number]] = row
+        note_row(self._prepared.read, job, row)
         self._watch(Told(self._begun, self._count, row))
 
 
@@ -198,11 +215,18 @@ def _place(job: Job) -> Path:
     return job.output
 
 
-def _writing(source: Source, read: ReadPlan) -> Make:
+def _planned(source: Source, job: Job, inputs: Inputs, report: Report) -> QuantizePlan:
+    """What `source` becomes by a job, with the importance that is asked for, which is collected if
+    it is not kept."""
+    return planned(source, job, inputs, report, collected(job, inputs, report))
+
+
+def _writing(source: Source, prepared: Prepared) -> Make:
     """Makes files of `source`, each whole or not at all."""
+    read = prepared.read
 
     def make(at: Standing, journal: Journal, report: Report) -> None:
-        plan = planned(source, at.job, report)
+        plan = _planned(source, at.job, prepared.inputs, report)
         journal.begun(at.of, plan.size, identity(at.job))
         run_plan(
             source, plan, _place(at.job), device=at.job.options.device,

@@ -1,6 +1,7 @@
 """What a plan may say. Importing pydantic takes time: only `reading` imports this."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -9,11 +10,12 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
+    model_validator,
 )
 
 from gpukit.errors import GpukitError
 from gpukit.formats.file_types import ALIASES, FILE_TYPES, file_type_of
-from gpukit.formats.gguf_split import parse_size
+from gpukit.formats.gguf_split import parse_size, part_of
 
 
 class Entry(BaseModel):
@@ -51,6 +53,14 @@ def _adapter(value: Any) -> Any:
     return {"paths": value} if isinstance(value, list) else value
 
 
+def _kind(value: Any) -> Any:
+    return {"type": value} if isinstance(value, str) else value
+
+
+def _text(value: Any) -> Any:
+    return {"text": value} if isinstance(value, str) else value
+
+
 def _list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -86,8 +96,76 @@ TypeName = Annotated[
     AfterValidator(_type),
     WithJsonSchema({"type": "string", "examples": [*FILE_TYPES, *ALIASES]}),
 ]
-Words = Annotated[tuple[str, ...], BeforeValidator(_list, json_schema_input_type=str | list[str])]
 Size = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | str)]
+
+
+class Type(Entry):
+    """What a model becomes: a file type, or what chooses the types of its tensors instead; one of
+    the first four."""
+
+    type: TypeName | None = Field(default=None, description="A file type such as Q4_K_M.")
+    target_bpw: float | None = Field(
+        default=None, gt=0, description="Bits per weight; the types that lose least within them."
+    )
+    target_size: Size | None = Field(
+        default=None, description="Bytes of the file, as 500M or 2G; as target_bpw."
+    )
+    like: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A GGUF whose tensors' types are taken, with {source} and {adapter} in it.",
+    )
+    name: str | None = Field(default=None, min_length=1, description="What {type} becomes.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in CHOICES if getattr(self, name) is not None]
+        if len(given) != 1:
+            told = " and ".join(given) if given else "none of them"
+            raise ValueError(f"one of {', '.join(CHOICES)} is needed, {told} is given")
+        if self.like is not None and "{" in self.like and self.name is None:
+            raise ValueError(f"{self.like}: say what {{type}} becomes, with `name`")
+        return self
+
+    @property
+    def called(self) -> str:
+        """What {type} becomes."""
+        if self.name is not None:
+            return self.name
+        if self.target_bpw is not None:
+            return f"{self.target_bpw:g}bpw"
+        if self.target_size is not None:
+            return _round_size(self.target_size)
+        if self.like is not None:
+            path = Path(self.like)
+            part = part_of(path.name)
+            return part[0] if part else path.stem
+        assert self.type is not None
+        return self.type
+
+
+CHOICES = ("type", "target_bpw", "target_size", "like")
+
+
+def _round_size(size: int) -> str:
+    """A size as users write it, in the largest unit that leaves nothing over."""
+    for unit, letter in ((10**9, "G"), (10**6, "M"), (10**3, "K")):
+        if size % unit == 0:
+            return f"{size // unit}{letter}"
+    return str(size)
+
+
+TypeEntry = Annotated[
+    Type,
+    BeforeValidator(
+        _kind,
+        json_schema_input_type=Annotated[
+            str, WithJsonSchema({"type": "string", "examples": [*FILE_TYPES, *ALIASES]})
+        ]
+        | Type,
+    ),
+]
+Words = Annotated[tuple[str, ...], BeforeValidator(_list, json_schema_input_type=str | list[str])]
 NO_ADAPTER = Adapter(paths=())
 
 
@@ -100,7 +178,10 @@ class Matrix(Entry):
         min_length=1,
         description="What is merged into each: `none`, an adapter, or a list of them together.",
     )
-    types: tuple[TypeName, ...] = Field(min_length=1, description="File types such as Q4_K_M.")
+    types: tuple[TypeEntry, ...] = Field(
+        min_length=1,
+        description="File types such as Q4_K_M, or what chooses a type for each tensor.",
+    )
 
 
 class Match(Entry):
@@ -139,6 +220,15 @@ class JobOptions(Entry):
     allow_requantize: bool = Field(
         default=False, description="Take quantised tensors, which loses more."
     )
+    split_max_size: Size | None = Field(
+        default=None, description="Bytes of data in each file at most: results are split."
+    )
+    keep_split: bool = Field(
+        default=False, description="As many files as the split GGUF has that is read."
+    )
+    provenance: bool = Field(
+        default=False, description="The metadata say what a file was made from."
+    )
     pre: str | None = Field(default=None, description="Pre-tokenizer of a model folder.")
     strict: bool = Field(
         default=False, description="Refuse an adapter that names another base model."
@@ -158,11 +248,47 @@ class JobOptions(Entry):
     )
 
 
+class Evaluate(Entry):
+    """A text that results are measured by, as `gpukit perplexity` does."""
+
+    text: str | None = Field(default=None, min_length=1, description="A file of text; needed.")
+    context: int | None = Field(default=None, description="Tokens of each window; 512.")
+    chunks: int | None = Field(default=None, description="Windows at most; all of the text.")
+    stride: int | None = Field(
+        default=None, description="Windows begin every so many tokens, and only these are scored."
+    )
+    against: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`source`, with the adapters that were merged, or a model or a logits file: "
+        "what the divergence is from. Without it there is perplexity alone.",
+    )
+
+
+class Calibrate(Entry):
+    """A text that a source reads first: what it hears is the importance of its weights."""
+
+    text: str | None = Field(default=None, min_length=1, description="A file of text; needed.")
+    context: int | None = Field(default=None, description="Tokens of each window; 512.")
+    chunks: int | None = Field(default=None, description="Windows at most; all of the text.")
+
+
+CalibrateEntry = Annotated[
+    Calibrate, BeforeValidator(_text, json_schema_input_type=str | Calibrate)
+]
+
+
 class Override(Entry):
     """Options for the jobs that match, over those before it."""
 
     match: Match
-    options: JobOptions
+    options: JobOptions = JobOptions()
+    evaluate: Evaluate | Literal[False] | None = Field(
+        default=None, description="Keys over those before, or false: these are not measured."
+    )
+    calibrate: CalibrateEntry | Literal[False] | None = Field(
+        default=None, description="Keys over those before, or false: without importance."
+    )
 
 
 class BatchPlan(Matrix):
@@ -186,6 +312,13 @@ class BatchPlan(Matrix):
         default=(), description="Combinations of the matrix left out."
     )
     options: JobOptions = Field(default=JobOptions(), description="Options of all jobs.")
+    evaluate: Evaluate | None = Field(
+        default=None, description="What every result is measured by when it is made."
+    )
+    calibrate: CalibrateEntry | None = Field(
+        default=None,
+        description="What sources read first; the importance is used by all types but floats.",
+    )
     overrides: tuple[Override, ...] = Field(default=(), description="Options of some jobs.")
 
 

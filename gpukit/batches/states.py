@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,8 @@ from gpukit.batches.journal import Record, journal_of, last_record
 from gpukit.batches.matrix import Job
 from gpukit.batches.opening import Inputs
 from gpukit.batches.reading import ReadPlan
+from gpukit.formats.folder import file_names
+from gpukit.formats.gguf_split import GGUFModel, part_of
 from gpukit.store.store import Store
 
 
@@ -24,6 +27,7 @@ class State(StrEnum):
     MISSING = "missing"  # was done, and the result is gone
     FAILED = "failed"
     RUNNING = "running"
+    EVALUATING = "evaluating"  # done, and now measured
     DONE = "done"
     CHANGED = "changed"  # what is there is not what the plan would make
 
@@ -57,18 +61,31 @@ def journal_path(read: ReadPlan, job: Job) -> Path:
 
 def state_folder(read: ReadPlan) -> Path:
     """Where a batch keeps what belongs to the plan and to no output: beside the plan."""
-    path = read.document.path.absolute()
-    return path.with_name(f"{path.name}.gpukit")
+    return read.kept
 
 
 def identity(job: Job) -> Identity | None:
-    """Size, time of change in ns and inode of what is at a job's place; None for nothing."""
-    path = job.output if job.output is not None else _manifest(job)
+    """Size, time of change in ns and inode of what is at a job's place; of several files the sum,
+    the last and that of the first; None for nothing."""
     try:
-        facts = path.stat()
+        facts = [path.stat() for path in result_files(job)]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return facts.st_size, facts.st_mtime_ns, facts.st_ino
+    return sum(f.st_size for f in facts), max(f.st_mtime_ns for f in facts), facts[0].st_ino
+
+
+def result_files(job: Job) -> list[Path]:
+    """The files that a job's result is, whether they are there or not; of what may be split, those
+    that are there, if any."""
+    if job.output is None:
+        return [_manifest(job)]
+    if not job.is_split:
+        return [job.output]
+    stem, folder = job.output.name.removesuffix(".gguf"), job.output.parent
+    names = sorted(file_names(folder)) if folder.is_dir() else []
+    parts = [name for name in names if (part := part_of(name)) is not None and part[0] == stem]
+    whole = [job.output] if job.output.exists() or not parts else []
+    return [*whole, *(folder / name for name in parts)]
 
 
 def _manifest(job: Job) -> Path:
@@ -82,6 +99,21 @@ def result_size(job: Job) -> int | None:
         return Store().describe(job.stored).size
     there = identity(job)
     return there[0] if there else None
+
+
+def model_path(job: Job) -> Path:
+    """The GGUF of a result that is there, or its first part."""
+    if job.stored is not None:
+        return Store().resolve(job.stored.display).gguf
+    return result_files(job)[0]
+
+
+def bits_per_weight(job: Job) -> float | None:
+    """Those of a result that is there; None for a model without weights."""
+    with GGUFModel(model_path(job)) as model:
+        weights = sum(prod(tensor.ne) for tensor in model.tensors.values())
+        nbytes = sum(tensor.nbytes for tensor in model.tensors.values())
+    return round(8 * nbytes / weights, 4) if weights else None
 
 
 def standing(read: ReadPlan, job: Job, inputs: Inputs) -> Standing:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpukit.evaluation.pages import finite
+from gpukit.evaluation.report_plot import pareto
 from gpukit.evaluation.tensor_errors import TensorError
 from gpukit.evaluation.worst_tokens import WorstToken
 from gpukit_kernels.facts import MATCHED
@@ -52,25 +54,3 @@ def document(models: Sequence[Measured], facts: Mapping[str, Any]) -> dict[str, 
         "pareto": pareto([(row["size"], row.get("kld", math.nan)) for row in rows]),
     })  # fmt: skip
     return found
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The numbers of the points (size, loss) that no other beats: none is as small and loses less,
-    or loses as little and is smaller. In order of size; a loss that is no number takes no part."""
-    known = [n for n, (_, loss) in enumerate(points) if math.isfinite(loss)]
-    found: list[int] = []
-    for number in sorted(known, key=lambda n: points[n]):
-        if not found or points[number][1] < points[found[-1]][1]:
-            found.append(number)
-    return found
-
-
-def finite(value: Any) -> Any:
-    """`value` without numbers that JSON has none for: "NaN", "Infinity", "-Infinity"."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value

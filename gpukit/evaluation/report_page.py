@@ -1,43 +1,27 @@
 """The page of a report: one HTML file that asks nobody for anything, made of its document alone.
 
-What is in it of models and texts is hostile: whatever the template puts out is made visible and
-escaped, the JSON has no "<", and a policy in the page forbids every script and every request.
+`pages` keeps what is in it of models and texts from acting.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpukit.evaluation.pages import NONE, as_script, number, percent, rendered, visible
 from gpukit.evaluation.report_plot import Point, in_bytes, size_plot
-from gpukit.evaluation.worst_tokens import visible
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 # Shades of a map of errors.
 SHADES = 7
-NONE = "–"
-# Of a longer word a page shows the beginning; the JSON has all of it.
-WORDS = 400
 
 
 def page(document: Mapping[str, Any]) -> str:
     """The page of what `gpukit.evaluation.report.document` gives."""
-    # What no report is asked for need not wait for.
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else _shown(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     models: Sequence[Mapping[str, Any]] = document["models"]
     maps = error_maps(models)
-    return template.render(
+    return rendered(
+        TEMPLATE,
         title=models[0]["model"],
         build=document["build"],
         facts=[(n, NONE if v is None else v) for n, v in document["facts"].items()],
@@ -53,37 +37,6 @@ def page(document: Mapping[str, Any]) -> str:
         percent=percent,
         data=as_script(document),
     )
-
-
-def as_script(document: Mapping[str, Any]) -> Any:
-    """The document as JSON that can stand in a script element whatever is in it."""
-    from markupsafe import Markup
-
-    text = json.dumps(document, ensure_ascii=True, allow_nan=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
-def _shown(text: str) -> str:
-    found = visible(text[: WORDS + 1])
-    return found if len(found) <= WORDS else f"{found[:WORDS]}…"
-
-
-def number(value: Any, digits: int = 4, sign: str = "") -> str:
-    """A number with `digits` behind the point; a value that is none as a word."""
-    if value is None:
-        return NONE
-    if isinstance(value, str):
-        return {"NaN": "none", "Infinity": "∞", "-Infinity": "−∞"}[value]
-    return f"{value:{sign}.{digits}f}".replace("-", "−")
-
-
-def percent(value: Any, digits: int = 2, sign: str = "") -> str:
-    """A share from 0 to 1 in percent."""
-    if value is None or isinstance(value, str):
-        return number(value)
-    return f"{number(100 * value, digits, sign)} %"
 
 
 def _row(model: Mapping[str, Any], best: bool) -> dict[str, Any]:

@@ -26,6 +26,19 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What is lost: its name, what stands at the axis, and the unit behind a number."""
+
+    name: str
+    axis: str
+    unit: str = ""
+
+
+DIVERGENCE = Measure("KL divergence", "mean KLD in nats", " nats")
+PERPLEXITY = Measure("perplexity", "PPL")
+
+
+@dataclass(frozen=True)
 class Axis:
     """Where the values from `low` to `high` lie between the positions `begin` and `end`."""
 
@@ -87,20 +100,23 @@ class Box:
         )
 
 
-def size_plot(points: Sequence[Point], base: float | None) -> Markup:
+def size_plot(
+    points: Sequence[Point], base: float | None, measure: Measure = DIVERGENCE, name: str = "plot"
+) -> Markup:
     """The SVG, with title and description for who does not see it; `base` is the size of the
-    reference. Numbers of `points` are finite; there is one at least."""
+    reference, `measure` what is lost, `name` begins the ids of the page's elements. Numbers of
+    `points` are finite; there is one at least."""
     sizes = [point.size for point in points] + ([base] if base else [])
     x = Axis.over(sizes, LEFT, WIDTH - RIGHT)
     y = Axis.over([point.loss for point in points], HEIGHT - BOTTOM, TOP)
     best = sorted((point for point in points if point.best), key=lambda point: point.size)
     line = " ".join(f"{x.at(p.size):.1f},{y.at(p.loss):.1f}" for p in best)
     parts = [
-        Markup('<svg class="plot" viewBox="0 0 {} {}" role="img" aria-labelledby="plot-title '
-               'plot-text">').format(WIDTH, HEIGHT),
-        Markup('<title id="plot-title">Size against KL divergence</title>'),
-        Markup('<desc id="plot-text">{}</desc>').format(_described(points, best)),
-        *_axes(x, y),
+        Markup('<svg class="plot" viewBox="0 0 {0} {1}" role="img" aria-labelledby="{2}-title '
+               '{2}-text">').format(WIDTH, HEIGHT, name),
+        Markup('<title id="{}-title">Size against {}</title>').format(name, measure.name),
+        Markup('<desc id="{}-text">{}</desc>').format(name, _described(points, best, measure)),
+        *_axes(x, y, measure),
     ]  # fmt: skip
     if base:
         parts += _reference(x.at(base))
@@ -111,12 +127,12 @@ def size_plot(points: Sequence[Point], base: float | None) -> Markup:
     return Markup("\n").join([*parts, Markup("</svg>")])
 
 
-def _described(points: Sequence[Point], best: Sequence[Point]) -> str:
-    each = "; ".join(f"{p.label}: {in_bytes(p.size)}, {p.loss:.3g} nats" for p in points)
+def _described(points: Sequence[Point], best: Sequence[Point], measure: Measure) -> str:
+    each = "; ".join(f"{p.label}: {in_bytes(p.size)}, {p.loss:.3g}{measure.unit}" for p in points)
     return f"{each}. On the Pareto line: {', '.join(p.label for p in best)}."
 
 
-def _axes(x: Axis, y: Axis) -> list[Markup]:
+def _axes(x: Axis, y: Axis, measure: Measure) -> list[Markup]:
     parts = []
     for value in x.ticks():
         parts.append(
@@ -136,9 +152,9 @@ def _axes(x: Axis, y: Axis) -> list[Markup]:
     parts.append(Markup(
         '<text class="name" x="{0:.1f}" y="{1}" text-anchor="middle">size ({2})</text>'
         '<text class="name" transform="translate(14 {3:.1f}) rotate(-90)" text-anchor="middle">'
-        'mean KLD in nats ({4})</text>'
+        '{5} ({4})</text>'
     ).format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, scales[0],
-             (TOP + HEIGHT - BOTTOM) / 2, scales[1]))  # fmt: skip
+             (TOP + HEIGHT - BOTTOM) / 2, scales[1], measure.axis))  # fmt: skip
     return parts
 
 
@@ -204,3 +220,14 @@ def in_bytes(size: float) -> str:
         size /= 1000
         del units[0]
     return f"{size:.3g} {units[0]}"
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The numbers of the points (size, loss) that no other beats: none is as small and loses less,
+    or loses as little and is smaller. In order of size; a loss that is no number takes no part."""
+    known = [n for n, (_, loss) in enumerate(points) if math.isfinite(loss)]
+    found: list[int] = []
+    for number in sorted(known, key=lambda n: points[n]):
+        if not found or points[number][1] < points[found[-1]][1]:
+            found.append(number)
+    return found

@@ -1,7 +1,6 @@
 """The tokens on which a model is farthest from its reference, with the text around them."""
 
 import math
-import unicodedata
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +14,6 @@ COUNT = 20
 # Tokens of context in front of one and behind it, and characters of it that are kept.
 BEFORE, AFTER = 16, 6
 MOST = 120
-# Marks that pile up on one character; more are shown by number.
-MARKS = 2
 
 
 @dataclass(frozen=True)
@@ -69,29 +66,3 @@ def _text(ids: list[int], tokenizer: Tokenizer) -> str:
         for each in ids
     ]
     return b"".join(parts).decode("utf-8", "backslashreplace")
-
-
-def visible(text: str) -> str:
-    """`text` so that a reader sees all of it and nothing in it acts: control characters, those
-    that change the direction of what follows and those without a shape become numbers, line
-    ends and tabs arrows."""
-    found, marks = [], 0
-    for character in text:
-        kind = unicodedata.category(character)
-        marks = marks + 1 if kind.startswith("M") else 0
-        found.append(_shown(character, kind) if marks <= MARKS else _number(character))
-    return "".join(found)
-
-
-def _shown(character: str, kind: str) -> str:
-    if character == "\n":
-        return "↵"
-    if character == "\t":
-        return "⇥"
-    if kind in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-        return _number(character)
-    return character
-
-
-def _number(character: str) -> str:
-    return f"⟨U+{ord(character):04X}⟩"

@@ -108,7 +108,7 @@ def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     recipe = then.get("recipe", {})
     for name in recipe.keys() | now["recipe"].keys():
         if recipe.get(name) != now["recipe"].get(name):
-            if name in PATHS:
+            if name in (*PATHS, "calibrate"):
                 return f"{name} has changed"
             return f"{name} was {recipe.get(name)!r} and is {now['recipe'].get(name)!r}"
     return None

@@ -1,5 +1,6 @@
 """What a model becomes, tensor by tensor: the records of a plan."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import FileType
 from gpukit.formats.gguf_fields import Field, TensorSpec
+from gpukit.formats.gguf_split import part_fields
 from gpukit.formats.gguf_writer import plan_layout
 from gpukit.formats.imatrix import Floats, Imatrix
 from gpukit.planning.overrides import Overrides
@@ -95,8 +97,8 @@ class PlannedOutput:
 class QuantizePlan:
     """Everything that will be written: metadata, tensors in file order, the size in bytes.
 
-    `parts` is the number of tensors in each file; `warnings` are lines for the user, `notes` those
-    that say how types were chosen.
+    `size` is that of all files, `parts` the number of tensors in each; `warnings` are lines for the
+    user, `notes` those that say how types were chosen.
     """
 
     file_type: FileType | None
@@ -109,7 +111,13 @@ class QuantizePlan:
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        size = plan_layout(self.fields, self.specs).size
+        specs, size, begin = self.specs, 0, 0
+        for number, count in enumerate(self.parts):
+            fields: Sequence[Field] = self.fields
+            if len(self.parts) > 1:
+                fields = part_fields(fields, number, len(self.parts), len(specs))
+            size += plan_layout(fields, specs[begin : begin + count]).size
+            begin += count
         object.__setattr__(self, "size", size)
 
     @property

@@ -12,6 +12,7 @@ from gpukit.evaluation.windows import NUM_CTX, check_window, read_text
 from gpukit.formats.logits import LogitsFile, is_logits
 from gpukit.formats.outputs import check_output
 from gpukit.recipes.chosen import Word
+from gpukit.sources.merged import Merge
 
 # What a file system takes for one name.
 LONGEST_NAME = 255
@@ -19,7 +20,8 @@ LONGEST_NAME = 255
 
 @dataclass(frozen=True)
 class Asked:
-    """The arguments of `gpukit.perplexity` and `gpukit.perplexities`."""
+    """The arguments of `gpukit.perplexity` and `gpukit.perplexities`. `against_merge` are adapters
+    of the reference, which is quantised to `against_type` in memory, if that is told."""
 
     models: tuple[str | Path, ...]
     text: str | Path | None
@@ -38,6 +40,8 @@ class Asked:
     save_logits: str | Path | None = None
     save_report: str | Path | None = None
     imatrix: str | Path | None = None
+    against_merge: Merge | None = None
+    against_type: str | None = None
 
 
 def check(asked: Asked, stack: ExitStack) -> LogitsFile | None:

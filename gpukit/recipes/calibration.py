@@ -48,10 +48,10 @@ def calibrated(
         path, [text], NUM_CTX, pre=work.pre, adapters=work.merge, report=work.report
     )  # fmt: skip
     where = text if isinstance(text, Path) else TEXT
-    foreseen = replace(work, imatrix=_foreseen(reading, where))
+    rehearsed = replace(work, imatrix=foreseen(reading, where))
     if dry:
-        return foreseen
-    with closing(opened(foreseen)):
+        return rehearsed
+    with closing(opened(rehearsed)):
         pass
     return replace(work, imatrix=_heard(reading, where, work.device, work.report))
 
@@ -73,8 +73,8 @@ def options_with(
     reading = prepare(path, [text], NUM_CTX, pre=pre, adapters=merge, report=report)
     where = text if isinstance(text, Path) else TEXT
     with open_source(path, pre, merge) as source:
-        foreseen = replace(options, imatrix=_foreseen(reading, where))
-        plans = [_rehearsed(source, file_type, foreseen) for file_type in file_types]
+        rehearsed = replace(options, imatrix=foreseen(reading, where))
+        plans = [_rehearsed(source, file_type, rehearsed) for file_type in file_types]
     if all(output.importance is None for plan in plans for output in plan.outputs):
         raise ArgumentError(
             "--calibrate: no tensor becomes a type that takes importance; leave it out"
@@ -96,7 +96,8 @@ def _heard(reading: Reading, where: Path, device: str, report: Report) -> Imatri
     return replace(as_imatrix(found, where), is_file=False)
 
 
-def _foreseen(reading: Reading, where: Path) -> Imatrix:
+def foreseen(reading: Reading, where: Path) -> Imatrix:
+    """The importance of all that `reading` would hear, as 1; `where` is what messages call it."""
     entries = {
         name: np.ones(spec.ne[0] * prod(spec.ne[2:3]), np.float32)
         for name, spec in reading.tensors.items()

@@ -65,7 +65,8 @@ def opened(asked: Asked, stack: ExitStack, report: Report) -> Ready:
     ]
     against: Subject | LogitsFile | None = file
     if base is not None:
-        against = _subject(base, asked, Merge(()), report)
+        merge = asked.against_merge or Merge(())
+        against = _subject(base, asked, merge, report, asked.against_type)
     elif file is None and len(subjects) > 1:
         against = subjects[0]
     everyone = [*subjects, *([against] if isinstance(against, Subject) else [])]

@@ -1,5 +1,7 @@
 """How well models expect a text, and what quantising them cost."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from gpukit.formats.logits import LogitsFile
 from gpukit.generation.loading import LoadedModel
 from gpukit.recipes.asked import Asked
 from gpukit.recipes.chosen import Word
-from gpukit.recipes.measured import opened
+from gpukit.recipes.measured import Ready, opened
 from gpukit.recipes.reporting import ReportWriter
 
 # Of what is in a journal: another form gets another number.
@@ -127,7 +129,7 @@ def perplexity(
         adapters=adapters, strict=strict, moe_layout=moe_layout, save_logits=save_logits,
         save_report=save_report, journal=journal, pre=pre, hub=hub, device=device,
     )  # fmt: skip
-    (found,) = _measured(asked, report)
+    (found,) = measured(asked, report)
     return found
 
 
@@ -164,10 +166,14 @@ def perplexities(
         stride=stride, against=against, adapters=adapters, strict=strict, moe_layout=moe_layout,
         save_report=save_report, journal=journal, pre=pre, hub=hub, device=device,
     )  # fmt: skip
-    return _measured(asked, report)
+    return measured(asked, report)
 
 
-def _measured(asked: Asked, report: Report) -> tuple[Perplexity, ...]:
+def measured(
+    asked: Asked, report: Report, shared: "SharedReference | None" = None
+) -> tuple[Perplexity, ...]:
+    """What `asked` asks for; arguments and errors as `perplexities`. `shared` keeps the reference
+    for the next that is asked for."""
     with ExitStack() as stack:
         ready = opened(asked, stack, report)
         journal = None
@@ -177,9 +183,11 @@ def _measured(asked: Asked, report: Report) -> tuple[Perplexity, ...]:
         found: list[Perplexity] = []
         # The first model stands beside itself in every pair: it is not run alone before them.
         alone = ready.base is not None and ready.base is ready.subjects[0]
-        reference = _Reference(
-            ready.base, ready.base_windows, asked.device, report, len(ready.subjects) - alone
-        )
+        models = len(ready.subjects) - alone
+        if shared is not None:
+            reference = shared.of(ready, asked, report)
+        else:
+            reference = _Reference(ready.base, ready.base_windows, asked.device, report, models)
         for number, subject in enumerate(ready.subjects):
             if alone and number == 0:
                 continue
@@ -254,6 +262,29 @@ class _Reference:
             running.append(sums.perplexity().value)
         seconds = self._open.passes.seconds if isinstance(self._open, ModelBase) else 0.0
         return Measurement(Scores(nll), tuple(running), beside.evaluated, seconds)
+
+
+class SharedReference:
+    """The reference that up to so many `models` have, which are asked for one by one."""
+
+    def __init__(self, models: int) -> None:
+        self._models = models
+        self._key: object = None
+        self._reference: _Reference | None = None
+
+    def of(self, ready: Ready, asked: Asked, report: Report) -> _Reference:
+        """The reference of what is asked for: the last one if it is the same on the same text."""
+        if not isinstance(ready.base, Subject):
+            return _Reference(ready.base, ready.base_windows, asked.device, report, 1)
+        windows = ready.base_windows
+        key = (
+            json.dumps(ready.base.identity()), asked.device, windows.num_ctx, windows.scored,
+            hashlib.sha256(windows.ids.tobytes()).digest(),
+        )  # fmt: skip
+        if self._reference is None or key != self._key:
+            self._key = key
+            self._reference = _Reference(ready.base, windows, asked.device, report, self._models)
+        return self._reference
 
 
 def _row(

@@ -14,6 +14,7 @@ from rich.console import Console
 from support.checkpoints import build
 from support.command_line import gpukit, listening
 from support.loras import lora
+from support.pages import data_of
 from support.terminal import Terminal
 
 import gpukit as library
@@ -66,6 +67,7 @@ def test_a_plan_from_the_table_to_the_files(place: Path) -> None:
     assert "[10/12] warning: " in done.stderr
     found = json.loads(done.stdout)
     assert found == json.loads((place / "summary.json").read_text())
+    assert data_of((place / "summary.html").read_text(), "gpukit-batch") == found
     assert (found["counts"], len(found["jobs"])) == ({"done": 12}, 12)
     assert found["size"] == sum(Path(job["output"]).stat().st_size for job in found["jobs"])
     again = gpukit("batch", plan)
@@ -97,6 +99,18 @@ def test_a_job_that_fails_ends_in_one(place: Path, tmp_path: Path) -> None:
     assert line.startswith(f"Error: 1 of 2 jobs failed; {tmp_path}/f16.gguf: ")
     jobs = json.loads((tmp_path / "s.json").read_text())["jobs"]
     assert [(job["state"], job["made"]) for job in jobs] == [("failed", False), ("done", True)]
+    shown = gpukit("batch", "logs", plan).stdout.splitlines()
+    assert [line.split(" ")[-1] if line[0] != " " else line.split()[1] for line in shown] == [
+        f"{tmp_path}/f16.gguf", "running", "failed:", f"{tmp_path}/plain.gguf", "running", "done:",
+    ]  # fmt: skip
+    assert "is nan; a model with such weights" in shown[2]
+    for word in ("2", "plain.gguf", tmp_path / "plain.gguf", "pl*"):
+        found = json.loads(gpukit("batch", "logs", plan, word, "--json").stdout)
+        (log,) = found["jobs"]
+        assert [line["event"] for line in log["lines"]] == ["running", "done"]
+    done = gpukit("batch", "logs", plan, "nobody")
+    assert done.returncode == 2
+    assert "nobody: no job of " in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -104,6 +118,7 @@ def test_a_job_that_fails_ends_in_one(place: Path, tmp_path: Path) -> None:
     [
         ((), "no plan; name one plan, as in gpukit batch plan.yaml"),
         (("status",), "no plan; name one plan"),
+        (("logs",), "no plan; name one plan"),
         (("a", "b"), "2 words; name one plan"),
         (("none.yaml",), "none.yaml: No such file or directory: name the YAML file of a plan"),
         (("none.yaml", "--shard", "3/2"), "--shard 3/2: I/N is needed"),
@@ -171,7 +186,8 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(place: Path) -> None
     assert done.returncode == 0, done.stderr
     assert finished.items() <= _finished(folder).items()
     undisturbed = [path for path in folder.rglob("*") if path.is_file()]
-    assert len(undisturbed) == 24, undisturbed  # 12 outputs, their journals, nothing else
+    # 12 outputs, their journals and logs, nothing else
+    assert len(undisturbed) == 36, undisturbed
     for source in ("plain", "tied"):
         for adapter in ((), (place / "lora",)):
             for kind in ("F16", "Q8_0", "Q4_0"):

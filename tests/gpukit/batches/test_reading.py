@@ -9,7 +9,7 @@ import pytest
 
 from gpukit.batches.document import read_document, with_variables
 from gpukit.batches.reading import read_plan
-from gpukit.batches.schema import BatchPlan, JobOptions, json_schema
+from gpukit.batches.schema import BatchPlan, Evaluate, JobOptions, Type, json_schema
 from gpukit.errors import ArgumentError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,7 +27,7 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     variables: {out: results}
     sources: [models/*, {path: org.gguf, name: mine}]
     adapters: [none, lora, [first, "second:0.5"], {paths: [x, y], name: both}, null]
-    types: [q4_k_m, Q4_K, F16]
+    types: [q4_k_m, Q4_K, F16, {target_bpw: 4.5}, {target_size: 3G}, {like: t/a.gguf}]
     output: ${out}/{source}/{adapter}-{type}.gguf
     exclude: [{source: mine, type: [F16, Q*]}]
     options: {memory: 2G, tensor_types: [attn_v=Q8_0]}
@@ -40,7 +40,8 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     assert [a.paths for a in plan.adapters] == [
         (), ("lora",), ("first", "second:0.5"), ("x", "y"), (),
     ]  # fmt: skip
-    assert plan.types == ("Q4_K_M", "Q4_K_M", "F16")
+    assert [each.called for each in plan.types] == ["Q4_K_M", "Q4_K_M", "F16", "4.5bpw", "3G", "a"]
+    assert [each.type for each in plan.types] == ["Q4_K_M", "Q4_K_M", "F16", None, None, None]
     assert plan.output == "results/{source}/{adapter}-{type}.gguf"
     assert plan.exclude[0].type == ("F16", "Q*")
     assert (plan.options.memory, plan.options.tensor_types) == (2 * 10**9, ("attn_v=Q8_0",))
@@ -51,7 +52,7 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     ("text", "line", "told"),
     [
         (GOOD + "outptu: x\n", 4, "unknown key 'outptu'; known: sources, adapters, types, output, "
-         "store, variables, include, exclude, options, overrides: did you mean 'output'?"),
+         "store, variables, include, exclude, options, evaluate, calibrate, overrides: did you "),
         ("sources:\n  - a\n  - path: b\n    nmae: c\ntypes: [F16]\noutput: x.gguf\n", 4,
          "unknown key 'nmae'; known: path, name: did you mean 'name'?"),
         (GOOD + "options:\n  device: cpu\n\n  memroy: 1G\n", 7, "did you mean 'memory'?"),
@@ -75,6 +76,14 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
         (GOOD + "overrides:\n- match: {source: a}\n  options:\n    tensor_types: [x=Q9]\n", 7,
          "unknown tensor type 'Q9'"),
         (GOOD + "store: true\noptions:\n  pure: true\n", 6, "'pure' is for files; with `store`"),
+        (GOOD.replace("F16", "{target_bpw: 4, type: F16}"), 2, "one of type, target_bpw, "
+         "target_size, like is needed, type and target_bpw is given"),
+        (GOOD.replace("F16", "{target_bpw: 44}"), 2, "from 0 to 32 bits per weight are possible"),
+        (GOOD.replace("F16", "{like: 't/{source}.gguf'}"), 2, "say what {type} becomes, with `na"),
+        (GOOD.replace("F16", "{like: 't/{type}.gguf', name: x}"), 2, "unknown {type}; known: {sou"),
+        (GOOD.replace("F16", "{target_size: 3G}") + "store: true\n", 2, "the store's models have "
+         "file types"),
+        (GOOD + "options:\n  keep_split: true\n  split_max_size: 1G\n", 5, "exclude each other"),
         (GOOD + "types: [Q8_0]\n", 4, "'types' stands here again, after line 2; keep one"),
         ("sources: [a\n", 2, "no YAML: "),
         ("- a\n", 1, "no plan: keys are needed: sources"),
@@ -96,6 +105,25 @@ def test_of_several_faults_the_first_is_told(tmp_path: Path) -> None:
     path = _plan(tmp_path, "sources: [a]\ntypes: [Q9]\noutput: x.gguf\nmore: 1\nand: 2\n")
     with pytest.raises(ArgumentError, match=r"plan.yaml:2: unknown type 'Q9'.*see also line 4, 5"):
         read_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sources: [a]\n\ntyps: [F16]\noutput: x.gguf\n",
+         r"plan.yaml:3: unknown key 'typs'; known: .*: did you mean 'types'\?; and 'types' is "
+         r"missing$"),
+        ("sorces: [a]\ntyps: [F16]\noutput: x.gguf\n",
+         r"plan.yaml:1: unknown key 'sorces'; .*; and 'sources' is missing; and 'types' is "
+         r"missing; see also line 2$"),
+        ("output: x.gguf\n", r"plan.yaml:1: 'sources' is missing; and 'types' is missing$"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_told_before_what_is_missing(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ArgumentError, match=told):
+        read_plan(_plan(tmp_path, text))
 
 
 def test_what_is_no_file_of_text(tmp_path: Path) -> None:
@@ -138,7 +166,8 @@ def test_the_schema_takes_what_is_read() -> None:
 def test_the_docs_name_every_key_and_their_plans_are_plans(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "batch.md").read_text()
     named = set(re.findall(r"`(\w+)`", text))
-    assert {*BatchPlan.model_fields, *JobOptions.model_fields} <= named
+    assert {*BatchPlan.model_fields, *JobOptions.model_fields, *Type.model_fields} <= named
+    assert {*Evaluate.model_fields} <= named
     blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
     plans = [block for block in map(dedent, blocks) if "\nsources:" in f"\n{block}"]
     assert len(plans) == 2

@@ -12,13 +12,13 @@ from gguf.quants import dequantize
 from support.checkpoints import DATA
 
 import gpukit
-from gpukit.evaluation.report import finite, pareto
-from gpukit.evaluation.report_plot import Axis, Point, in_bytes, size_plot
+from gpukit.evaluation.pages import finite, visible
+from gpukit.evaluation.report_plot import Axis, Point, in_bytes, pareto, size_plot
 from gpukit.evaluation.scoring import Scores
 from gpukit.evaluation.subjects import look
 from gpukit.evaluation.tensor_errors import errors_beside, errors_in_memory
 from gpukit.evaluation.windows import Windows
-from gpukit.evaluation.worst_tokens import visible, worst_tokens
+from gpukit.evaluation.worst_tokens import worst_tokens
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.sources.opening import open_source
 from gpukit.tokenizer import Tokenizer
