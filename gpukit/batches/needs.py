@@ -8,8 +8,8 @@ from typing import Any
 
 from gpukit.batches.matrix import Job
 from gpukit.batches.shares import ANY_GPU, Shares
-from gpukit.conversion.device_memory import device_bytes
-from gpukit.conversion.pipeline import BYTES_PER_WEIGHT
+from gpukit.conversion.device_memory import CONTEXT, device_bytes
+from gpukit.conversion.pipeline import BYTES_PER_WEIGHT, BYTES_WRITTEN
 from gpukit.errors import DiskError, GpukitError
 from gpukit.planning.plan import QuantizePlan
 from gpukit.store.store import Store
@@ -43,6 +43,19 @@ def on_device(job: Job, plan: QuantizePlan, together: int = 1) -> int:
         device_bytes(plan, job.options.memory, merged=merged, outputs=outputs)
         for outputs in {1, max(together, 1)}
     )
+
+
+def in_one_pass(jobs: Sequence[Job], alone: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Bytes of host memory and of a GPU for jobs that one pass makes, of which each alone would
+    take so many; models of the store are made alone."""
+    host, gpu = (max(each) for each in zip(*alone, strict=True))
+    if jobs[0].stored is not None:
+        return host, gpu
+    # Each other output has its results of every slab.
+    more = BYTES_WRITTEN * (len(jobs) - 1)
+    host += host * more // BYTES_PER_WEIGHT
+    gpu += max(gpu - CONTEXT, 0) * more // BYTES_PER_WEIGHT
+    return min(host, max(job.options.memory for job in jobs)), gpu
 
 
 def disk_needs(sizes: Iterable[tuple[Job, int]]) -> list[Need]:

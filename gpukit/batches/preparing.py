@@ -104,12 +104,11 @@ def _shared(
     if jobs == 0 or not groups:
         return ALONE, None, []
     devices = [group[0].options.device for group in groups]
-    on_gpus = [(job.options.device, wanted[job.number][1]) for group in groups for job in group]
+    passes = [needs.in_one_pass(group, [wanted[job.number] for job in group]) for group in groups]
+    on_gpus = [(device, gpu) for device, (_, gpu) in zip(devices, passes, strict=True)]
     free = free_on_gpus([device for device, _ in on_gpus])
     crew = shares(jobs, devices, len(free))
-    memory = needs.memory_need(
-        (max(wanted[job.number][0] for job in group) for group in groups), crew.workers
-    )
+    memory = needs.memory_need((host for host, _ in passes), crew.workers)
     return crew, memory, needs.device_needs(on_gpus, crew, free)
 
 

@@ -3,7 +3,7 @@
 from gpukit.conversion.pipeline import (
     BYTES_PER_WEIGHT,
     BYTES_WRITTEN,
-    GPU_PACE,
+    gpu_pace,
     weights_of_a_slab,
 )
 from gpukit.planning.plan import QuantizePlan
@@ -26,7 +26,7 @@ def device_bytes(plan: QuantizePlan, budget: int, *, merged: bool = False, outpu
     CUDA takes."""
     rows = max((spec.ne[0] for spec in plan.specs if spec.ne), default=0)
     on_host = BYTES_PER_WEIGHT + BYTES_WRITTEN * (outputs - 1)
-    slab = max(weights_of_a_slab(GPU_PACE, TURNS, budget, on_host), rows)
+    slab = max(weights_of_a_slab(gpu_pace(), TURNS, budget, on_host), rows)
     weights = min(TURNS * slab, sum(spec.n_elements for spec in plan.specs))
     each = STORED + VALUE + JOINED + WRITTEN * outputs + (MERGED if merged else 0)
     columns = sum(o.importance.nbytes for o in plan.outputs if o.importance is not None)

@@ -31,10 +31,6 @@ SLAB_WEIGHTS, GPU_SLAB_WEIGHTS = 1 << 22, 1 << 24
 BYTES_PER_WEIGHT = 4 + 8 + 4
 # Of them what each other output takes that is made of the same tensor.
 BYTES_WRITTEN = 4
-# A CPU computes slower than one thread writes; for a GPU one thread copies too slowly from the page
-# cache and into it.
-CPU_PACE = Pace(SLAB_WEIGHTS, readers=2, writers=1, ahead=3, behind=3)
-GPU_PACE = Pace(GPU_SLAB_WEIGHTS, readers=4, writers=3, ahead=4, behind=4)
 
 
 # Told of each slab that is through.
@@ -120,7 +116,17 @@ def bytes_per_weight(outputs: Sequence[PlannedOutput]) -> int:
 
 
 def _pace(engine: Engine[Any, Any]) -> Pace:
-    return GPU_PACE if any(lane.depth for lane in engine.lanes) else CPU_PACE
+    return gpu_pace() if any(lane.depth for lane in engine.lanes) else cpu_pace()
+
+
+def cpu_pace() -> Pace:
+    """A CPU computes slower than one thread writes."""
+    return Pace(SLAB_WEIGHTS, readers=2, writers=1, ahead=3, behind=3)
+
+
+def gpu_pace() -> Pace:
+    """One thread copies too slowly for a GPU from the page cache and into it."""
+    return Pace(GPU_SLAB_WEIGHTS, readers=4, writers=3, ahead=4, behind=4)
 
 
 def weights_of_a_slab(pace: Pace, under_way: int, budget: int, each: int = BYTES_PER_WEIGHT) -> int:

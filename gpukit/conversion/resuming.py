@@ -16,7 +16,8 @@ from gpukit.conversion.audit import Audit, sums_of
 from gpukit.errors import ArgumentError, CheckpointError, GpukitError
 from gpukit.events import Report, Warned
 from gpukit.formats.ledger import ANEW, Head, Known, Ledger, Whole, partial_of
-from gpukit.formats.placed_writer import PlacedWriter, PlacedWriters
+from gpukit.formats.placed_writer import PlacedWriter
+from gpukit.formats.placed_writers import PlacedWriters
 from gpukit.planning.fingerprint import difference
 from gpukit.planning.plan import PlannedOutput
 
@@ -233,7 +234,8 @@ class Resuming:
         with self._lock:
             pieces, self._noting.pieces, self._noting.size = self._noting.pieces, [], 0
         if pieces:
-            for file in {id(file): file for file, _ in map(self._place, _tensors(pieces))}.values():
+            tensors = {piece.tensor for piece in pieces}
+            for file in {id(file): file for file, _ in map(self._place, tensors)}.values():
                 file.sync()
             self._ledger.add(pieces)
 
@@ -272,10 +274,6 @@ class Resuming:
             for file in self._files:
                 file.discard()
             self._ledger.close()
-
-
-def _tensors(pieces: Sequence[Whole]) -> set[int]:
-    return {piece.tensor for piece in pieces}
 
 
 def _is_told(told: Any) -> bool:

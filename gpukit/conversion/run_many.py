@@ -17,7 +17,8 @@ from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats import atomic
 from gpukit.formats.ledger import abandon
 from gpukit.formats.outputs import check_output
-from gpukit.formats.placed_writer import PlacedWriter, PlacedWriters
+from gpukit.formats.placed_writer import PlacedWriter
+from gpukit.formats.placed_writers import PlacedWriters
 from gpukit.formats.room import check_room
 from gpukit.planning.changes import faint
 from gpukit.planning.plan import PlannedOutput, QuantizePlan

@@ -18,7 +18,7 @@ from gpukit.formats.closing import Closing
 from gpukit.formats.gguf_fields import Field, TensorInfo, TensorSpec, i32, u16
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
-from gpukit.formats.placed_writer import PlacedWriters
+from gpukit.formats.placed_writers import PlacedWriters
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 MOST_PARTS = 99_999

@@ -5,7 +5,7 @@ A file appears under its name only when every byte is there (see `atomic`).
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -243,78 +243,3 @@ class PlacedWriter:
         self._close()
         if not self._kept:
             atomic.remove(self._temporary)
-
-
-class PlacedWriters:
-    """Several files being written as one, their tensors numbered through; use it as a
-    `PlacedWriter`. Where it ends with an error none is left."""
-
-    def __init__(self, writers: Iterable[PlacedWriter]) -> None:
-        self.writers = tuple(writers)
-        self._places = [
-            (writer, index) for writer in self.writers for index in range(len(writer.tensors))
-        ]
-
-    def place(self, index: int) -> tuple[PlacedWriter, int]:
-        """The file of tensor `index` of all, and its number in that."""
-        return self._places[index]
-
-    @property
-    def held(self) -> int:
-        """As a `PlacedWriter`'s, of all files."""
-        return sum(writer.held for writer in self.writers)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(writer.size for writer in self.writers)
-
-    @property
-    def in_order(self) -> bool:
-        """As a `PlacedWriter`'s: whether that is so of any."""
-        return any(writer.in_order for writer in self.writers)
-
-    def write(self, index: int, data: bytes | bytearray | memoryview, start: int = 0) -> None:
-        """Bytes of tensor `index` of all, from `start` of its data on."""
-        writer, local = self._places[index]
-        writer.write(local, data, start)
-
-    def complete(self) -> None:
-        """As a `PlacedWriter`'s, of all files."""
-        for writer in self.writers:
-            writer.complete()
-
-    def publish(self) -> None:
-        """Give the files, which are complete, their names."""
-        # The first one, which readers are given, appears when the others are there.
-        for writer in reversed(self.writers):
-            writer.publish()
-
-    def __enter__(self) -> Self:
-        try:
-            for writer in self.writers:
-                writer.open()
-        except BaseException:
-            self._discard()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            self.complete()
-            self.publish()
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
-        for writer in self.writers:
-            writer.discard()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from gpukit.errors import ArgumentError
 from gpukit.formats import atomic
-from gpukit.formats.placed_writer import PlacedWriter, PlacedWriters
+from gpukit.formats.placed_writer import PlacedWriter
+from gpukit.formats.placed_writers import PlacedWriters
 from gpukit.formats.safetensors_writer import Entry, plan_entries
 
 # Bytes of a shard, as huggingface_hub has them.

@@ -47,7 +47,8 @@ def prepares(linear: Linear) -> bool:
     weight = linear.weight
     if linear.pairs or weight.width % GROUP:
         return False
-    return has_prepared(kernels.by_name(weight.type), weight.blocks.device, 1, weight.width)
+    row, blocks = kernels.by_name(weight.type), weight.blocks
+    return has_prepared(row, blocks.device, 1, weight.width, len(blocks))
 
 
 def multiply(linear: Linear, row: Row, out: Tensor, add: Tensor | None = None) -> None:

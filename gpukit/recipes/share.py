@@ -60,7 +60,10 @@ def push(
 ) -> Transfer:
     """Send a model to its registry, or to the one that `to` names; `hf.co/org/name` is the Hugging
     Face hub, which takes a path of a .gguf file, too."""
-    del private
+    from gpukit.remote.hub import is_id
+
+    if is_id(to or str(source)):
+        return _push_to_hub(store, source, to, private=private, report=report)
     from gpukit.remote.push import push as send
     from gpukit.remote.registry import Registry, scheme_of
 
@@ -72,6 +75,15 @@ def push(
     return Transfer(
         target.display, pushed.digest, pushed.size, pushed.moved, pushed.mounted, _page(target)
     )
+
+
+def _push_to_hub(
+    store: Store, source: str | Path, to: str | None, *, private: bool, report: Report
+) -> Transfer:
+    from gpukit.recipes.share_hub import push_to_hub
+
+    target, made, size = push_to_hub(store, source, to, private=private, report=report)
+    return Transfer(target.display, made.commit, size, size, url=made.url)
 
 
 def _page(name: ModelName) -> str:

@@ -90,11 +90,11 @@ def _fetched(
             return cached
         _fail(model, "not in the cache, and HF_HUB_OFFLINE is set")
     except (HfHubHTTPError, HFValidationError) as error:
-        _refused(model, error)
+        refused(model, error)
     except Exception as error:  # of whatever library the package talks HTTP with
         cached = _cached(model, known_by)
         if cached is None:
-            _refused(model, error)
+            refused(model, error)
         report(Warned(f"{model.display}: the hub cannot be reached; using what is cached"))
         return cached
     sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
@@ -213,7 +213,7 @@ class _Fetcher:
                 tqdm_class=_bar(self._moved),
             )
         except Exception as error:
-            _refused(self.model, error)
+            refused(self.model, error)
         return Path(path)
 
     def _moved(self, count: int) -> None:
@@ -269,7 +269,7 @@ def _fail(model: HubModel, what: str) -> NoReturn:
     raise HubError(f"{model.display}: {what}")
 
 
-def _refused(model: HubModel, error: Exception) -> NoReturn:
+def refused(model: HubModel, error: Exception) -> NoReturn:
     """The reason in one line, with the remedy."""
     from huggingface_hub import constants, errors
 

@@ -252,7 +252,9 @@ def _vectors(row: QuantType, parts: VectorParts) -> Iterator[Kernel]:
     """A few rows of x by integers: one, and as many as share a reading of W."""
     x = {"levels": "*i16", "steps": "*fp32", "sums": "*fp32"}
     for m in sorted({1, parts.together}):
-        shape = vectors_triton.launch_shape(parts, row, launched_width(row), m)
+        # The last one has the most rows, and so registers.
+        tile = vectors_triton.tiles_of(row, m)[-1]
+        shape = vectors_triton.launch_shape(parts, row, launched_width(row), m, tile)
         constants = {name: value for name, value in shape.items() if name != "num_warps"}
         for name, function, weights, more in (
             ("vectors", vector_kernels_triton.multiply_kernel, ("blocks",), {"add": None}),

@@ -98,7 +98,7 @@ def matmul_triton(x: Tensor, blocks: Tensor, row: QuantType, exact: bool = False
     if exact:
         return _multiply_exactly(x, blocks, row)
     m, width = x.shape
-    if m <= VECTOR_ROWS_OF_X and vectors_triton.has_prepared(row, x.device, m, width):
+    if m <= VECTOR_ROWS_OF_X and vectors_triton.has_prepared(row, x.device, m, width, len(blocks)):
         return vectors_triton.multiply_prepared(vectors_triton.prepare(x), blocks, row)
     if m <= FEW_ROWS:
         return _multiply_exactly(x, blocks, row)

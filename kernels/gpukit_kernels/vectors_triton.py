@@ -37,35 +37,56 @@ __all__ = [
 ]
 
 # Rows of W that a program has, and threads, each with a part of each row.
-ROWS = 4
-THREADS = 128
+Tile = tuple[int, int]
+# Of several rows of x; of one row and a W of few rows, or a type whose blocks are small; of other
+# narrow ones, and wide ones. Measured, see `scripts/gpu_check --steps vectors`.
+SHARED, LOW, NARROW, WIDE = (4, 128), (2, 128), (4, 64), (8, 128)
+FEW_ROWS, NARROW_WIDTH = 2048, 4096
 ACTIVATIONS = ("silu", "gelu_tanh")
 
 
 def has_prepared(
-    row: QuantType, device: torch.device | None = None, m: int = 1, width: int = 0
+    row: QuantType, device: torch.device | None = None, m: int = 1, width: int = 0, rows: int = 0
 ) -> bool:
     """Whether the two products below know the type.
 
     With `device` also whether they have been found right there, by a sample at the first question
-    of a process, for `m` rows of x and rows of `width` (`verified`): ask before a CUDA graph is
-    recorded. Where the interpreter runs the kernels nothing is compared.
+    of a process, for `m` rows of x and a W of `rows` of `width` (`verified`): ask before a CUDA
+    graph is recorded. Where the interpreter runs the kernels nothing is compared.
     """
     parts = row.triton.vectors if row.triton is not None else None
     if parts is None or device is None or device.type == "cpu":
         return parts is not None
     together = max(min(m, parts.together), 1)
-    sized = THREADS // parts.parts * row.block
+    tile = tile_for(row, m, rows, width)
+    sized = tile[1] // parts.parts * row.block
     even = width % sized == 0
-    kernel = f"the product of {together} prepared rows{'' if even else ' of odd width'}"
-    trial = partial(_trial, row, together, sized if even else sized + row.block)
+    odd = "" if even else " of odd width"
+    kernel = f"the product of {together} prepared rows{odd} by tiles of {tile[0]} x {tile[1]}"
+    trial = partial(_trial, row, together, sized if even else sized + row.block, tile)
     return verified(
         kernel, row.name, device, lambda: trial(device), lambda: trial(None)[0],
         lambda got, wanted: within(trial(None)[1])(got, wanted),
     )  # fmt: skip
 
 
-def _trial(row: QuantType, m: int, width: int, device: torch.device | None) -> Any:
+def tile_for(row: QuantType, m: int, rows: int, width: int) -> Tile:
+    """The tile for `m` rows of x and a W of `rows` of `width`."""
+    if m > 1:
+        return SHARED
+    if row.block == 32 or rows < FEW_ROWS:
+        return LOW
+    return NARROW if width <= NARROW_WIDTH else WIDE
+
+
+def tiles_of(row: QuantType, m: int) -> list[Tile]:
+    """Every tile that `tile_for` may give."""
+    if m > 1:
+        return [SHARED]
+    return [LOW] if row.block == 32 else [LOW, NARROW, WIDE]
+
+
+def _trial(row: QuantType, m: int, width: int, tile: Tile, device: torch.device | None) -> Any:
     """Products and gated products of a sample side by side, by the kernels on `device`; without
     one float64, by the definition, and what each may be off by."""
     rows = 16
@@ -74,7 +95,10 @@ def _trial(row: QuantType, m: int, width: int, device: torch.device | None) -> A
     other = blocks.flip(0)
     if device is not None:
         p, here, beside = prepare(x.to(device)), blocks.to(device), other.to(device)
-        made = multiply_prepared(p, here, row), gated(p, here, beside, row, "silu")
+        made = (
+            multiply_prepared(p, here, row, tile=tile),
+            gated(p, here, beside, row, "silu", tile=tile),
+        )
         return torch.cat(made, dim=1)
     product, off = x.double() @ weights.double().t(), allowed_error(x, weights)
     up, gate = product.flip(1), torch.nn.functional.silu(product)
@@ -105,10 +129,12 @@ def multiply_prepared(
     *,
     add: Tensor | None = None,
     out: Tensor | None = None,
+    tile: Tile | None = None,
 ) -> Tensor:
     """float32 `[m, rows]`: x, prepared, times the transpose of W, uint8 `[rows, row_bytes]`.
 
     `add`, float32 `[m, rows]`, is added to it. With `out` nothing is allocated; it may be `add`.
+    `tile` is by default the one for the shape.
     `QuantError` for a type that has no such kernel, and for shapes that do not agree.
     """
     parts, blocks, out = _checked(p, blocks, row, out)
@@ -117,7 +143,7 @@ def multiply_prepared(
     if add is not None and (add.shape != out.shape or not add.is_contiguous()):
         raise QuantError(f"add is {list(add.shape)}, the product is {list(out.shape)}")
     rows, m = blocks.shape[0], p.rows
-    shape = launch_shape(parts, row, p.width, m)
+    shape = launch_shape(parts, row, p.width, m, tile or tile_for(row, m, rows, p.width))
     grid = (triton.cdiv(m, shape["M"]) * triton.cdiv(rows, shape["ROWS"]),)
     with torch.cuda.device_of(blocks):
         multiply_kernel[grid](
@@ -133,6 +159,7 @@ def gated(
     row: QuantType,
     activation: str,
     out: Tensor | None = None,
+    tile: Tile | None = None,
 ) -> Tensor:
     """float32 `[m, rows]`: activation(x @ gate^T) * (x @ up^T), in one launch.
 
@@ -147,7 +174,7 @@ def gated(
     if not out.numel():
         return out
     rows, m = gate.shape[0], p.rows
-    shape = launch_shape(parts, row, p.width, m)
+    shape = launch_shape(parts, row, p.width, m, tile or tile_for(row, m, rows, p.width))
     grid = (triton.cdiv(m, shape["M"]) * triton.cdiv(rows, shape["ROWS"] // 2),)
     with torch.cuda.device_of(gate):
         gated_kernel[grid](
@@ -181,7 +208,7 @@ def _checked(
 
 
 def launch_shape(
-    parts: VectorParts, row: QuantType, width: int, m: int, tile: tuple[int, int] = (ROWS, THREADS)
+    parts: VectorParts, row: QuantType, width: int, m: int, tile: Tile
 ) -> dict[str, Any]:
     """The constants and options that a kernel is launched with: `tile` is the rows of W that a
     program has, and its threads."""

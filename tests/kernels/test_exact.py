@@ -80,6 +80,7 @@ def test_every_type_has_golden_bytes(golden: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("kind", [*quant_kinds.FINITE, *quant_kinds.NOT_FINITE])
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.peer
+@pytest.mark.thorough
 def test_peer(name: str, kind: str) -> None:
     peer = quant_kinds.need_peer()
     row = QUANTS[name]
@@ -94,6 +95,7 @@ def test_peer(name: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", quant_kinds.FINITE)
 @pytest.mark.parametrize("name", WEIGHTED)
 @pytest.mark.peer
+@pytest.mark.thorough
 def test_peer_with_importance(name: str, kind: str) -> None:
     row = QUANTS[name]
     values = quant_kinds.make(kind, max(64, BLOCKS * row.block // quant_kinds.WIDTH))

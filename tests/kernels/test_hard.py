@@ -69,9 +69,11 @@ COMPILED = pytest.param(
         pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning"),
     ],
 )
+TRITON = pytest.param(
+    by_triton, id="triton", marks=[pytest.mark.thorough] if DEVICE.type == "cpu" else []
+)
 BACKENDS = pytest.mark.parametrize(
-    "encode",
-    [pytest.param(by("eager"), id="eager"), COMPILED, pytest.param(by_triton, id="triton")],
+    "encode", [pytest.param(by("eager"), id="eager"), COMPILED, TRITON]
 )
 
 

@@ -88,6 +88,7 @@ def test_golden_bytes_with_importance(name: str) -> None:
     assert_same_blocks(encode(values, QUANTS[name], importance), wanted, KINDS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_experts_have_an_importance_each(name: str) -> None:
     # Rows of three blocks, and a tile that takes the end of one expert and half the next.
@@ -103,7 +104,14 @@ def test_experts_have_an_importance_each(name: str) -> None:
     assert torch.equal(torch.stack(each), wanted)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, marks=pytest.mark.thorough),
+        pytest.param(torch.float16, marks=pytest.mark.thorough),
+        torch.bfloat16,
+    ],
+)
 @pytest.mark.parametrize("name", WRITTEN)
 def test_reference_bytes(name: str, dtype: torch.dtype) -> None:
     row = QUANTS[name]

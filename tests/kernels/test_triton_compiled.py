@@ -29,8 +29,8 @@ def start(*arguments: str, interpret: bool = False) -> subprocess.Popen[str]:
     )
 
 
-# Processes for all types, which several cores share.
-PARTS = 6
+# Processes for all types, which several cores share; each takes seconds to start.
+PARTS = 3
 ARCHES = [
     pytest.param(arch, marks=[] if arch == 90 else pytest.mark.thorough)
     for arch in resources.ARCHES

@@ -96,6 +96,35 @@ def test_gated_products(activation: str, m: int, rows: int) -> None:
     assert within(allowed)(got.cpu(), made * b)
 
 
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0"])
+def test_every_tile(name: str) -> None:
+    row = QUANTS[name]
+    width = 2 * row.block
+    x, packed = rows_of(1, width), quant_kinds.blocks_of(row, 11, width)
+    p, here = prepare(x.to(DEVICE)), packed.to(DEVICE)
+    product, off = (
+        x.double() @ dequantize(packed, name).double().t(),
+        allowed_error(x, dequantize(packed, name)),
+    )
+    beside = gated(p, here, here, row, "silu", tile=vectors_triton.SHARED)
+    for tile in vectors_triton.tiles_of(row, 1):
+        assert within(off)(multiply_prepared(p, here, row, tile=tile).cpu(), product)
+        assert torch.allclose(gated(p, here, here, row, "silu", tile=tile), beside, rtol=1e-5)
+
+
+def test_tiles_by_shape() -> None:
+    tiles = {
+        (1, 128256, 4096): vectors_triton.NARROW,
+        (1, 4096, 14336): vectors_triton.WIDE,
+        (1, 1024, 4096): vectors_triton.LOW,
+        (2, 4096, 4096): vectors_triton.SHARED,
+    }
+    for shape, tile in tiles.items():
+        assert vectors_triton.tile_for(Q4_K, *shape) == tile
+        assert tile in vectors_triton.tiles_of(Q4_K, shape[0])
+    assert vectors_triton.tile_for(QUANTS["Q8_0"], 1, 128256, 4096) == vectors_triton.LOW
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_zeros_are_zeros_and_nan_is_nan(name: str) -> None:
     row = QUANTS[name]
@@ -167,11 +196,12 @@ def test_a_device_that_computes_otherwise_is_found_out() -> None:
     row = QUANTS["Q8_0"]
     assert row.triton is not None
     assert row.triton.vectors is not None
-    wanted, allowed = vectors_triton._trial(row, 1, 256, None)
-    assert within(allowed)(vectors_triton._trial(row, 1, 256, DEVICE).cpu(), wanted)
+    tile = vectors_triton.LOW
+    wanted, allowed = vectors_triton._trial(row, 1, 256, tile, None)
+    assert within(allowed)(vectors_triton._trial(row, 1, 256, tile, DEVICE).cpu(), wanted)
     parts = replace(row.triton.vectors, signed=False)
     wrong = replace(row, triton=replace(row.triton, vectors=parts))
-    assert not within(allowed)(vectors_triton._trial(wrong, 1, 256, DEVICE).cpu(), wanted)
+    assert not within(allowed)(vectors_triton._trial(wrong, 1, 256, tile, DEVICE).cpu(), wanted)
     blocks, weights = sample(row, 16, 256)
     x = rows_of(17, 256)
     right = dense_triton.multiply_dense(x.to(DEVICE), blocks.to(DEVICE), row).cpu()

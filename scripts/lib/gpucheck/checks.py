@@ -91,7 +91,7 @@ def check_products(plan: Plan, row: QuantType) -> dict[str, Any]:
         by_integers = count <= VECTOR_ROWS_OF_X and vectors_triton.has_prepared(row)
         if by_integers:
             allowed = vectors_triton.allowed_error(x, weights)
-            right = vectors_triton.has_prepared(row, device, count, width)
+            right = vectors_triton.has_prepared(row, device, count, width, len(blocks))
         elif count <= FEW_ROWS:
             allowed, right = width * 2.0**-24 * (x.double().abs() @ weights.abs().t()), True
         else:

@@ -68,7 +68,7 @@ def check_vectors(plan: Plan, row: QuantType) -> dict[str, Any]:
     x = torch.randn(1, width, device=plan.device)
     exact, allowed = x.double() @ weights.double().t(), allowed_error(x, weights)
     wrong = []
-    if not has_prepared(row, torch.device(plan.device), 1, width):
+    if not has_prepared(row, torch.device(plan.device), 1, width, rows):
         wrong.append({"kind": "differs at its first use", "share": 0.0})
     for name, parts in forms(row):
         packed = planes(blocks, row) if name == "planes" else blocks

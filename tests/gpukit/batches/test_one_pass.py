@@ -72,6 +72,20 @@ def test_another_device_or_budget_is_another_pass(plan: Path) -> None:
     assert passes(heard) == 2
 
 
+def test_what_a_pass_needs_grows_with_its_outputs_up_to_its_budget(plan: Path) -> None:
+    plan.write_text("sources: [plain]\ntypes: [BF16]\noutput: '{type}.gguf'\n")
+    one = gpukit.plan_batch(plan).memory
+    plan.write_text(plan.read_text().replace("[BF16]", "[BF16, Q4_0, Q8_0, F32]"))
+    four = gpukit.plan_batch(plan).memory
+    assert one is not None
+    assert four is not None
+    assert four.needed == one.needed * (16 + 3 * 4) // 16
+    plan.write_text(plan.read_text() + "options: {memory: 1M}\n")
+    bounded = gpukit.plan_batch(plan).memory
+    assert bounded is not None
+    assert bounded.needed == 1_000_000 < one.needed
+
+
 @pytest.mark.parametrize("keep_going", [False, True])
 def test_a_failure_is_of_one_output(keep_going: bool, plan: Path) -> None:
     tensors = weights("plain")
