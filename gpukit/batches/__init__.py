@@ -16,5 +16,9 @@ workers     several processes of this machine; `worker` is each of them
 ray_cluster the nodes of a Ray cluster; `ray_task` is what they run, `nodes` what it asks for
 gathering   what several workers tell, as if it were one; `throttle` lets them tell less
 lost        what becomes of the jobs of a worker that has died
+calibrating importance that is collected once for a source with its adapters
+evaluating  results measured when they are made
+logs        what jobs reported, beside their journals
 result      what is known of every job, as a table and as JSON
+summary_page the same as a page
 """
