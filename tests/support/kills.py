@@ -6,6 +6,7 @@ of it would be missing in a fork.
 
 import faulthandler
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -254,12 +256,28 @@ def _case(folder: Path, name: str) -> Case:
     out = folder / name
     out.mkdir()
     work = _work(folder, name, out)
-    whole(work, folder / "side")  # programs are compiled at their first use
+    # Programs are compiled at their first use, and what that imports is imported here for all.
+    _import_what(work, folder / "modules")
     for path in out.iterdir():
         path.unlink()
     seconds = whole(work, folder / "side")
     old = {"x.gguf": b"old"} if name in ("quantize", "merge") else {}
     return Case(name, work, out, digests(out), seconds, old)
+
+
+def _import_what(work: Work, told: Path) -> None:
+    """Import here what `work` imports, which a fork does."""
+
+    def noted() -> None:
+        before = set(sys.modules)
+        work()
+        told.write_text("\n".join(name for name in sys.modules if name not in before))
+
+    whole(noted, told.with_name("side"))
+    for name in told.read_text().split():
+        if name.startswith(("gpukit", "yaml", "pydantic", "numpy", "torch", "safetensors")):
+            with suppress(ImportError):
+                importlib.import_module(name)
 
 
 def _work(folder: Path, name: str, out: Path) -> Work:
