@@ -31,7 +31,7 @@ from gpukit.planning.fingerprint import file_facts, files_of
 
 if TYPE_CHECKING:
     from gpukit.recipes.asked import Asked
-    from gpukit.recipes.perplexity import SharedReference
+    from gpukit.recipes.shared_reference import SharedReference
 
 # Of a measurement, what a row has elsewhere or nobody reads in a table.
 LEFT_OUT = ("model", "type", "running", "size", "bits_per_weight")
@@ -102,7 +102,7 @@ class _Evaluating:
         """Measure what is left, without `keep_going` up to the first failure."""
         for _, group in groupby(self._left, key=_beside):
             # What measures computes with torch.
-            from gpukit.recipes.perplexity import SharedReference
+            from gpukit.recipes.shared_reference import SharedReference
 
             jobs = list(group)
             shared = SharedReference(len(jobs))

@@ -1,7 +1,5 @@
 """How well models expect a text, and what quantising them cost."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -9,24 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import gpukit_kernels as kernels
-from gpukit.evaluation.divergence import Base, Divergence, FileBase, ModelBase
+from gpukit.evaluation.divergence import Divergence
 from gpukit.evaluation.journal import Journal
-from gpukit.evaluation.kept import KeptPasses
 from gpukit.evaluation.measuring import Measurement, measure, stage
-from gpukit.evaluation.perplexity import Mean, Sums, perplexity as perplexity_of
-from gpukit.evaluation.scoring import Passes, Scores
+from gpukit.evaluation.perplexity import Mean, perplexity as perplexity_of
+from gpukit.evaluation.scoring import Scores
 from gpukit.evaluation.subjects import Subject
 from gpukit.evaluation.windows import Windows
 from gpukit.events import Report, Status, ignore
-from gpukit.formats.logits import LogitsFile
-from gpukit.generation.loading import LoadedModel
 from gpukit.recipes.asked import Asked
 from gpukit.recipes.chosen import Word
-from gpukit.recipes.measured import Ready, opened
+from gpukit.recipes.measured import opened
 from gpukit.recipes.reporting import ReportWriter
+from gpukit.recipes.shared_reference import SharedReference, SubjectReference
 
 # Of what is in a journal: another form gets another number.
 JOURNAL = "1"
@@ -170,7 +164,7 @@ def perplexities(
 
 
 def measured(
-    asked: Asked, report: Report, shared: "SharedReference | None" = None
+    asked: Asked, report: Report, shared: SharedReference | None = None
 ) -> tuple[Perplexity, ...]:
     """What `asked` asks for; arguments and errors as `perplexities`. `shared` keeps the reference
     for the next that is asked for."""
@@ -187,7 +181,9 @@ def measured(
         if shared is not None:
             reference = shared.of(ready, asked, report)
         else:
-            reference = _Reference(ready.base, ready.base_windows, asked.device, report, models)
+            reference = SubjectReference(
+                ready.base, ready.base_windows, asked.device, report, models
+            )
         for number, subject in enumerate(ready.subjects):
             if alone and number == 0:
                 continue
@@ -208,83 +204,6 @@ def measured(
         if page is not None:
             page.write([row.as_json() for row in found], [row.scores for row in found])
     return tuple(found)
-
-
-@dataclass
-class _Reference:
-    """The reference of so many `models`, loaded when it is first asked for and then kept."""
-
-    base: Subject | LogitsFile | None
-    windows: Windows
-    device: str
-    report: Report
-    models: int
-    _open: Base | None = None
-
-    @property
-    def name(self) -> str | None:
-        match self.base:
-            case Subject():
-                return self.base.name
-            case LogitsFile():
-                return str(self.base.path)
-        return None
-
-    def open(self) -> Base:
-        if self._open is None:
-            if isinstance(self.base, LogitsFile):
-                self._open = FileBase(self.base)
-            else:
-                assert self.base is not None
-                model = self.base.load(self.device, self.report)
-                self._open = ModelBase(self._passes(model), self.base.name)
-        return self._open
-
-    def _passes(self, model: LoadedModel) -> Passes:
-        if self.models < 2:
-            return Passes(model, self.windows)
-        found = KeptPasses(model, self.windows)
-        chunks = len(self.windows)
-        rest = f", through the other {chunks - found.room} once a model"
-        self.report(Status(
-            f"{self.name} goes through {found.room} of {chunks} chunks once for "
-            f"{self.models} models{rest if found.room < chunks else ''}"
-        ))  # fmt: skip
-        return found
-
-    def measured(self, beside: Measurement) -> Measurement:
-        """What the reference itself scored while `beside` was measured."""
-        nll = beside.scores.nll_base
-        assert nll is not None
-        sums, running = Sums(), []
-        for part in np.split(nll, len(beside.running)):
-            sums.add(part)
-            running.append(sums.perplexity().value)
-        seconds = self._open.passes.seconds if isinstance(self._open, ModelBase) else 0.0
-        return Measurement(Scores(nll), tuple(running), beside.evaluated, seconds)
-
-
-class SharedReference:
-    """The reference that up to so many `models` have, which are asked for one by one."""
-
-    def __init__(self, models: int) -> None:
-        self._models = models
-        self._key: object = None
-        self._reference: _Reference | None = None
-
-    def of(self, ready: Ready, asked: Asked, report: Report) -> _Reference:
-        """The reference of what is asked for: the last one if it is the same on the same text."""
-        if not isinstance(ready.base, Subject):
-            return _Reference(ready.base, ready.base_windows, asked.device, report, 1)
-        windows = ready.base_windows
-        key = (
-            json.dumps(ready.base.identity()), asked.device, windows.num_ctx, windows.scored,
-            hashlib.sha256(windows.ids.tobytes()).digest(),
-        )  # fmt: skip
-        if self._reference is None or key != self._key:
-            self._key = key
-            self._reference = _Reference(ready.base, windows, asked.device, report, self._models)
-        return self._reference
 
 
 def _row(

@@ -9,7 +9,8 @@ import pytest
 
 from gpukit.batches.document import read_document, with_variables
 from gpukit.batches.reading import read_plan
-from gpukit.batches.schema import BatchPlan, Evaluate, JobOptions, Type, json_schema
+from gpukit.batches.schema import BatchPlan, Evaluate, JobOptions, json_schema
+from gpukit.batches.schema_entries import Type
 from gpukit.errors import ArgumentError
 
 ROOT = Path(__file__).resolve().parents[3]
