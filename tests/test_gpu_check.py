@@ -63,7 +63,7 @@ def test_every_kind_of_step_runs_where_kernels_are_interpreted(tmp_path: Path) -
 def test_the_engine_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPT.parent / "lib")
     # Interpreted, products of prepared rows take a minute a token.
-    monkeypatch.setattr("gpukit.models.stepping.has_prepared", lambda *_: False)
+    monkeypatch.setattr("gpukit.models.step_products.has_prepared", lambda *_: False)
     from gpucheck.base import Plan
     from gpucheck.engine import time_engine
 

@@ -16,57 +16,13 @@ from gpukit.models.attention import Attention
 from gpukit.models.cache import KVCache
 from gpukit.models.decoder import Block, Decoder, Head
 from gpukit.models.layers import GatedFeedForward, RMSNorm, Rope, rotate_halves, rotate_pairs
+from gpukit.models.step_products import Joined, Row, multiply, prepares
 from gpukit.models.weights import Embedding, Linear
 from gpukit_kernels.attend_triton import Scratch, Shape, attend_triton
 from gpukit_kernels.largest_triton import next_triton, tops_of
 from gpukit_kernels.norm_triton import norm_triton
-from gpukit_kernels.prepared_triton import GROUP, Prepared, prepare
-from gpukit_kernels.vectors_triton import gated, has_prepared, multiply_prepared
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of values `[1, n]` between launches: as float32, prepared for products, or both."""
-
-    values: Tensor | None
-    prepared: Prepared | None
-
-    @staticmethod
-    def read_by(readers: Sequence[Linear], device: torch.device, *, both: bool = False) -> "Row":
-        """What `readers` read, still without values; with `both` as float32 in any case."""
-        width = readers[0].weight.width
-        fast = [prepares(linear) for linear in readers]
-        return Row(
-            None if all(fast) and not both else torch.empty((1, width), device=device),
-            Prepared.from_shape(1, width, device) if any(fast) else None,
-        )
-
-
-def prepares(linear: Linear) -> bool:
-    """Whether `linear` is multiplied with prepared rows."""
-    weight = linear.weight
-    if linear.pairs or weight.width % GROUP:
-        return False
-    row, blocks = kernels.by_name(weight.type), weight.blocks
-    return has_prepared(row, blocks.device, 1, weight.width, len(blocks))
-
-
-def multiply(linear: Linear, row: Row, out: Tensor, add: Tensor | None = None) -> None:
-    """`linear` of `row` into `out` `[1, rows]`, plus `add`, which may be `out`."""
-    if prepares(linear) and row.prepared is not None:
-        kind = kernels.by_name(linear.weight.type)
-        bias = None if linear.bias is None else linear.bias[None]
-        more = bias if add is None else add
-        multiply_prepared(row.prepared, linear.weight.blocks, kind, add=more, out=out)
-        if bias is not None and add is not None:
-            out += bias
-        return
-    assert row.values is not None
-    found = linear(row.values)
-    if add is None:
-        out.copy_(found)
-    else:
-        torch.add(found, add, out=out)
+from gpukit_kernels.prepared_triton import prepare
+from gpukit_kernels.vectors_triton import gated
 
 
 @dataclass(frozen=True)
@@ -102,6 +58,7 @@ class Step:
     position  int32 `[1]`, where it goes in the cache
     logits    float32 `[vocab_size]`, of the last run; `keys` of them, int64, as `largest` says
     best      int64 `[1]`, the largest key; its token is the next `token`
+    joined    of each layer the products that give queries, keys and values
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -117,7 +74,12 @@ class Step:
         self._more = torch.zeros((1, config.n_embd), device=device)
         shape = parts.layers[0].shape
         q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        self._q, self._k, self._v = (torch.zeros((1, n), device=device) for n in (q, kv, kv))
+        self._qkv = torch.zeros((1, q + 2 * kv), device=device)
+        self._q, self._k, self._v = torch.split(self._qkv, [q, kv, kv], dim=1)
+        self.joined = [
+            Joined.of((layer.attention.q, layer.attention.k, layer.attention.v))
+            for layer in parts.layers
+        ]
         self._hidden = torch.zeros((1, config.n_ff), device=device)
         self._scratch = Scratch.of(shape, device)
         self._rows = [_rows_of(layer, device) for layer in parts.layers]
@@ -139,8 +101,9 @@ class Step:
         the next."""
         parts, add, after = self._parts, None, None
         self._x.copy_(parts.embed(self.token))
-        for layer, rows in zip(parts.layers, self._rows, strict=True):
+        for layer, rows, joined in zip(parts.layers, self._rows, self.joined, strict=True):
             self._norm(layer.norm, after, add, rows[0])
+            self.project(joined, rows[0])
             add = self._attend(layer, rows, cache, turns[layer.rope])
             self._norm(layer.next_norm, layer.after_attention, add, rows[2])
             self._gate(layer.feed_forward, rows[2], rows[3])
@@ -159,13 +122,17 @@ class Step:
             out=row.values, prepared=row.prepared,
         )  # fmt: skip
 
+    def project(self, joined: Sequence[Joined], row: Row) -> None:
+        """Queries, keys and values of `row`, behind each other."""
+        for part, out in zip(
+            joined, torch.split(self._qkv, [part.rows for part in joined], dim=1), strict=True
+        ):
+            multiply(part.whole, row, out)
+
     def _attend(
         self, layer: Layer, rows: Sequence[Row], cache: KVCache, turns: Tensor
     ) -> Tensor | None:
         attention = layer.attention
-        multiply(attention.q, rows[0], self._q)
-        multiply(attention.k, rows[0], self._k)
-        multiply(attention.v, rows[0], self._v)
         row, whole = rows[1], layer.shape.in_groups
         attend_triton(
             self._q, self._k, self._v, turns, *cache.layer(attention.layer), self.position,

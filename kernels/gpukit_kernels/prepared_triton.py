@@ -20,8 +20,8 @@ from gpukit_kernels.jit import tl, triton
 
 GROUP = 32
 LEVEL = 32767
-# Groups that a program prepares: a warp's thread has one.
-GROUPS = 32
+# Groups that a program, one warp, prepares: one row is little work, and programs share it.
+GROUPS = 8
 
 
 @dataclass(frozen=True)

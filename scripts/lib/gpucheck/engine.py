@@ -19,6 +19,7 @@ from gpucheck.synthetic import Shape, llama
 from gpukit.models.cache import KVCache
 from gpukit.models.decoder import Decoder
 from gpukit.models.recorded import RecordedStep
+from gpukit.models.step_products import Row
 from gpukit.models.stepping import Layer, Parts, Step, parts_of
 from gpukit.models.weights import Linear
 from gpukit_kernels import attend_triton, norm_triton
@@ -156,6 +157,12 @@ def _launches(plan: Plan, parts: Parts, rows: int | None) -> list[dict[str, Any]
     )
     told("head", [_product(p, parts.head.output, rows)] * 2, _read([parts.head.output]))
     step = Step(parts)
+    row = Row(None, p)
+    told(
+        "q k v",
+        [lambda of=of: step.project(of, row) for of in step.joined],  # type: ignore[misc]
+        sum(part.whole.weight.blocks.numel() for part in step.joined[-1]),
+    )
     told("embed", [lambda: parts.embed(step.token)])
     told("top 40", [lambda: torch.topk(step.keys, min(40, len(step.keys)))])
     return found
