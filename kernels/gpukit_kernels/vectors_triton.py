@@ -38,10 +38,12 @@ __all__ = [
 
 # Rows of W that a program has, and threads, each with a part of each row.
 Tile = tuple[int, int]
-# Of several rows of x; of one row and a W of few rows, or a type whose blocks are small; of other
-# narrow ones, and wide ones. Measured, see `scripts/gpu_check --steps vectors`.
+# Of several rows of x, and of types whose best is not known; of one row and few rows of W, or one of
+# BY_FEW; of those BY_SHAPE narrow ones, and wide ones: what `scripts/gpu_check --steps vectors` has
+# measured.
 SHARED, LOW, NARROW, WIDE = (4, 128), (2, 128), (4, 64), (8, 128)
 FEW_ROWS, NARROW_WIDTH = 2048, 4096
+BY_FEW, BY_SHAPE = ("Q8_0", "Q4_0"), ("Q4_K", "Q6_K")
 ACTIVATIONS = ("silu", "gelu_tanh")
 
 
@@ -74,8 +76,10 @@ def tile_for(row: QuantType, m: int, rows: int, width: int) -> Tile:
     """The tile for `m` rows of x and a W of `rows` of `width`."""
     if m > 1:
         return SHARED
-    if row.block == 32 or rows < FEW_ROWS:
+    if rows < FEW_ROWS or row.name in BY_FEW:
         return LOW
+    if row.name not in BY_SHAPE:
+        return SHARED
     return NARROW if width <= NARROW_WIDTH else WIDE
 
 
@@ -83,7 +87,9 @@ def tiles_of(row: QuantType, m: int) -> list[Tile]:
     """Every tile that `tile_for` may give."""
     if m > 1:
         return [SHARED]
-    return [LOW] if row.block == 32 else [LOW, NARROW, WIDE]
+    if row.name in BY_SHAPE:
+        return [LOW, NARROW, WIDE]
+    return [LOW] if row.name in BY_FEW else [LOW, SHARED]
 
 
 def _trial(row: QuantType, m: int, width: int, tile: Tile, device: torch.device | None) -> Any:
