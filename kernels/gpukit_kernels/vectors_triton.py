@@ -38,7 +38,7 @@ __all__ = [
 
 # Rows of W that a program has, and threads, each with a part of each row.
 Tile = tuple[int, int]
-# Of several rows of x, and of types whose best is not known; of one row and few rows of W, or one of
+# Of several rows of x, and types whose best is not known; of one row and few rows of W, or one of
 # BY_FEW; of those BY_SHAPE narrow ones, and wide ones: what `scripts/gpu_check --steps vectors` has
 # measured.
 SHARED, LOW, NARROW, WIDE = (4, 128), (2, 128), (4, 64), (8, 128)
