@@ -43,7 +43,10 @@ Tile = tuple[int, int]
 # measured.
 SHARED, LOW, NARROW, WIDE = (4, 128), (2, 128), (4, 64), (8, 128)
 FEW_ROWS, NARROW_WIDTH = 2048, 4096
-BY_FEW, BY_SHAPE = ("Q8_0", "Q4_0"), ("Q4_K", "Q6_K")
+BY_FEW = ("Q8_0",)
+BY_SHAPE = {"Q4_K": WIDE, "Q6_K": WIDE, "Q4_0": NARROW}
+# Q4_0 wants more rows before a program takes four.
+MORE_ROWS = {"Q4_0": 8192}
 ACTIVATIONS = ("silu", "gelu_tanh")
 
 
@@ -76,11 +79,11 @@ def tile_for(row: QuantType, m: int, rows: int, width: int) -> Tile:
     """The tile for `m` rows of x and a W of `rows` of `width`."""
     if m > 1:
         return SHARED
-    if rows < FEW_ROWS or row.name in BY_FEW:
+    if rows < MORE_ROWS.get(row.name, FEW_ROWS) or row.name in BY_FEW:
         return LOW
     if row.name not in BY_SHAPE:
         return SHARED
-    return NARROW if width <= NARROW_WIDTH else WIDE
+    return NARROW if width <= NARROW_WIDTH else BY_SHAPE[row.name]
 
 
 def tiles_of(row: QuantType, m: int) -> list[Tile]:
@@ -88,7 +91,7 @@ def tiles_of(row: QuantType, m: int) -> list[Tile]:
     if m > 1:
         return [SHARED]
     if row.name in BY_SHAPE:
-        return [LOW, NARROW, WIDE]
+        return list(dict.fromkeys((LOW, NARROW, BY_SHAPE[row.name])))
     return [LOW] if row.name in BY_FEW else [LOW, SHARED]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support.batches import assert_only_outputs
 from support.checkpoints import build
 from support.command_line import gpukit, listening
 from support.loras import lora
@@ -185,9 +186,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(place: Path) -> None
     done = gpukit("batch", plan)
     assert done.returncode == 0, done.stderr
     assert finished.items() <= _finished(folder).items()
-    undisturbed = [path for path in folder.rglob("*") if path.is_file()]
-    # 12 outputs, their journals and logs, nothing else
-    assert len(undisturbed) == 36, undisturbed
+    assert_only_outputs(folder, 12)
     for source in ("plain", "tied"):
         for adapter in ((), (place / "lora",)):
             for kind in ("F16", "Q8_0", "Q4_0"):
@@ -225,8 +224,7 @@ def test_workers_end_with_the_command(number: int, place: Path) -> None:
     done = gpukit("batch", place / f"{name}.yaml", "--jobs", "2")
     assert done.returncode == 0, done.stderr
     assert "12 jobs (12 done)" in done.stdout
-    files = [path for path in (place / name).rglob("*") if path.is_file()]
-    assert len(files) == 24, files  # 12 outputs, their journals, nothing else
+    assert_only_outputs(place / name, 12)
 
 
 def _works(pid: str) -> bool:

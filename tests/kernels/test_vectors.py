@@ -123,6 +123,9 @@ def test_tiles_by_shape() -> None:
         assert vectors_triton.tile_for(Q4_K, *shape) == tile
         assert tile in vectors_triton.tiles_of(Q4_K, shape[0])
     assert vectors_triton.tile_for(QUANTS["Q8_0"], 1, 128256, 4096) == vectors_triton.LOW
+    assert vectors_triton.tile_for(QUANTS["Q4_0"], 1, 4096, 4096) == vectors_triton.LOW
+    assert vectors_triton.tile_for(QUANTS["Q4_0"], 1, 128256, 4096) == vectors_triton.NARROW
+    assert vectors_triton.tile_for(QUANTS["Q5_K"], 1, 128256, 4096) == vectors_triton.SHARED
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -269,7 +269,7 @@ def test_a_disk_that_fills_up(
         with pytest.raises(DiskError, match=wanted):
             run_plans(source, plans, outs, device="cpu")
         # Room that goes away between the look and the writing.
-        monkeypatch.setattr("gpukit.conversion.run_many._Files._need_room", lambda _: None)
+        monkeypatch.setattr("gpukit.conversion.run_many.check_room", lambda _: None)
         with pytest.raises(DiskError, match=r"small/[ab].gguf: No space left on device"):
             run_plans(source, plans, outs, device="cpu")
     assert (list(small_disk.iterdir()), sorted(tmp_path.iterdir())) == ([], before)
