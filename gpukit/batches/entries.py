@@ -36,7 +36,7 @@ class Input:
     adapters: tuple[tuple[Path | HubModel, float], ...] = ()
 
 
-def sources(read: ReadPlan, place: Place, entry: "Source") -> list[tuple[Place, Input]]:
+def sources_of(read: ReadPlan, place: Place, entry: "Source") -> list[tuple[Place, Input]]:
     """The models that an entry of `sources` means, by name."""
     words: list[str | Path] = [entry.path]
     if _is_glob(read, entry.path):
@@ -59,7 +59,7 @@ def sources(read: ReadPlan, place: Place, entry: "Source") -> list[tuple[Place, 
     return found
 
 
-def adapters(read: ReadPlan, place: Place, entry: "Adapter") -> list[Input]:
+def adapters_of(read: ReadPlan, place: Place, entry: "Adapter") -> list[Input]:
     """What an entry of `adapters` means: one thing to merge, or of a glob one for each match."""
     if len(entry.paths) == 1 and _is_glob(read, entry.paths[0]):
         path, weight = split_weight(entry.paths[0])

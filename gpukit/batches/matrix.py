@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gpukit.batches.document import Place
-from gpukit.batches.entries import NONE, Input, adapters, checked, sources
+from gpukit.batches.entries import NONE, Input, adapters_of, checked, sources_of
 from gpukit.batches.reading import ReadPlan
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.formats.paths import expanded
@@ -102,9 +102,9 @@ def _combinations(read: ReadPlan, used: set[int]) -> Iterator[tuple[Place, Input
     matrices += [(("include", i), more) for i, more in enumerate(read.plan.include)]
     for at, matrix in matrices:
         sources = [s for i, e in enumerate(matrix.sources)
-                   for s in sources(read, (*at, "sources", i), e)]  # fmt: skip
+                   for s in sources_of(read, (*at, "sources", i), e)]  # fmt: skip
         adapters = [(i, a) for i, e in enumerate(matrix.adapters)
-                    for a in adapters(read, (*at, "adapters", i), e)]  # fmt: skip
+                    for a in adapters_of(read, (*at, "adapters", i), e)]  # fmt: skip
         for place, source in sources:
             for _, adapter in adapters:
                 for wanted in matrix.types:
