@@ -1,5 +1,8 @@
 """The table of quant types against gguf-py's and llama.cpp's."""
 
+import subprocess
+import sys
+
 import gguf
 import pytest
 from support import quant_kinds
@@ -54,3 +57,9 @@ def test_unknown_id_lists_the_known() -> None:
 def test_row_that_blocks_do_not_divide() -> None:
     with pytest.raises(QuantError, match=r"^rows of 100 are no multiple of 32 \(Q4_0\)$"):
         by_name("Q4_0").row_bytes(100)
+
+
+@pytest.mark.parametrize("module", ["quants.bf16", "quants.q4_k", "ops"])
+def test_whatever_is_imported_first(module: str) -> None:
+    code = f"import gpukit_kernels.{module}; from gpukit_kernels import QUANTS; assert QUANTS"
+    subprocess.run([sys.executable, "-c", code], check=True)
