@@ -157,7 +157,7 @@ def _launches(plan: Plan, parts: Parts, rows: int | None) -> list[dict[str, Any]
     )
     told("head", [_product(p, parts.head.output, rows)] * 2, _read([parts.head.output]))
     step = Step(parts)
-    row = Row(None, p)
+    row = Row(x, p)
     told(
         "q k v",
         [lambda of=of: step.project(of, row) for of in step.joined],  # type: ignore[misc]
