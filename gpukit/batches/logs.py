@@ -58,8 +58,12 @@ class JobLog:
 
 def log_path(read: ReadPlan, job: Job) -> Path:
     """The log of a job, beside its journal."""
-    path = journal_path(read, job)
-    return path.with_name(f"{path.name.removesuffix('.jsonl')}.log.jsonl")
+    return log_of(journal_path(read, job))
+
+
+def log_of(journal: Path) -> Path:
+    """The log beside a journal."""
+    return journal.with_name(f"{journal.name.removesuffix('.jsonl')}.log.jsonl")
 
 
 def _older(path: Path) -> Path:

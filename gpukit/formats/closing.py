@@ -1,4 +1,4 @@
-"""What is open for the length of a `with` block."""
+"""What is open, or being made, for the length of a `with` block."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -22,3 +22,36 @@ class Closing(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Publishing(ABC):
+    """Something being made: at the end of a `with` block it is whole and has its name, or, after an
+    error, is gone."""
+
+    @abstractmethod
+    def complete(self) -> None:
+        """All of it is checked to be there and lasts; it has no name yet."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Give what is complete its name."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Remove what there is."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.discard()
+            return
+        try:
+            self.complete()
+            self.publish()
+        except BaseException:
+            self.discard()
+            raise

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from gpukit.errors import DiskError, FormatError
 from gpukit.formats import atomic
+from gpukit.formats.closing import Publishing
 from gpukit.formats.positioned import read_at, start_writeback, write_at
 
 HASH_CHUNK = 8 << 20
@@ -38,7 +38,7 @@ class Sized(Protocol):
     def nbytes(self) -> int: ...
 
 
-class PlacedWriter:
+class PlacedWriter(Publishing):
     """One file of known layout being written; use as a context manager.
 
         with PlacedWriter(path, tensors, layout) as writer:
@@ -167,25 +167,6 @@ class PlacedWriter:
     def _gap_is_padding(self, at: int) -> bool:
         """Whether only padding lies between what is hashed and `at`."""
         return at == self._hashed or self._after_padding.get(self._hashed) == at
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self.discard()
-            return
-        try:
-            self._finish()
-        except BaseException:
-            self.discard()
-            raise
-
-    def _finish(self) -> None:
-        self.complete()
-        self.publish()
 
     def complete(self) -> None:
         """Every byte is checked to be there and lasts; the file has its temporary name still."""

@@ -1,13 +1,13 @@
 """Several files of known layout written as one."""
 
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Self
 
+from gpukit.formats.closing import Publishing
 from gpukit.formats.placed_writer import PlacedWriter
 
 
-class PlacedWriters:
+class PlacedWriters(Publishing):
     """Several files being written as one, their tensors numbered through; use it as a
     `PlacedWriter`. Where it ends with an error none is left."""
 
@@ -57,26 +57,11 @@ class PlacedWriters:
             for writer in self.writers:
                 writer.open()
         except BaseException:
-            self._discard()
+            self.discard()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            self.complete()
-            self.publish()
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Remove what there is of all files."""
         for writer in self.writers:
             writer.discard()

@@ -58,28 +58,16 @@ def multiply(linear: Linear, row: Row, out: Tensor, add: Tensor | None = None) -
         torch.add(found, add, out=out)
 
 
-@dataclass(frozen=True)
-class Joined:
-    """Linear maps of one input as one product `whole`: their rows behind each other."""
-
-    whole: Linear
-
-    @staticmethod
-    def of(linears: Sequence[Linear]) -> "list[Joined]":
-        """Neighbours among `linears` that can be one product, joined; their weights then lie
-        behind each other in memory, which is all that changes of them."""
-        runs: list[list[Linear]] = []
-        for linear in linears:
-            if runs and _go_together(runs[-1][0], linear):
-                runs[-1].append(linear)
-            else:
-                runs.append([linear])
-        return [joined for run in runs for joined in _joined(run)]
-
-    @property
-    def rows(self) -> int:
-        """Rows of all."""
-        return self.whole.weight.blocks.shape[0]
+def joined(linears: Sequence[Linear]) -> list[Linear]:
+    """`linears` of one input in few products, rows behind each other: neighbours that can be one
+    are. Their weights then lie so in memory, which is all that changes of them."""
+    runs: list[list[Linear]] = []
+    for linear in linears:
+        if runs and _go_together(runs[-1][0], linear):
+            runs[-1].append(linear)
+        else:
+            runs.append([linear])
+    return [product for run in runs for product in _joined(run)]
 
 
 def _go_together(first: Linear, other: Linear) -> bool:
@@ -88,20 +76,20 @@ def _go_together(first: Linear, other: Linear) -> bool:
     return same and bare and prepares(first) and prepares(other)
 
 
-def _joined(run: Sequence[Linear]) -> list[Joined]:
+def _joined(run: Sequence[Linear]) -> list[Linear]:
     """The linear maps of `run` as one, in memory that they share with it; each for itself where
     products of so many rows are not to be trusted."""
     if len(run) == 1:
-        return [Joined(run[0])]
+        return list(run)
     weights = [linear.weight for linear in run]
     joint = replace(weights[0], blocks=_behind_each_other([w.blocks for w in weights]))
     whole = replace(run[0], weight=joint)
     if not prepares(whole):
-        return [Joined(linear) for linear in run]
+        return list(run)
     counts = [weight.blocks.shape[0] for weight in weights]
     for weight, part in zip(weights, torch.split(joint.blocks, counts), strict=True):
         weight.blocks.data = part
-    return [Joined(whole)]
+    return [whole]
 
 
 def _behind_each_other(parts: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from gpukit.models.attention import Attention
 from gpukit.models.cache import KVCache
 from gpukit.models.decoder import Block, Decoder, Head
 from gpukit.models.layers import GatedFeedForward, RMSNorm, Rope, rotate_halves, rotate_pairs
-from gpukit.models.step_products import Joined, Row, multiply, prepares
+from gpukit.models.step_products import Row, joined, multiply, prepares
 from gpukit.models.weights import Embedding, Linear
 from gpukit_kernels.attend_triton import Scratch, Shape, attend_triton
 from gpukit_kernels.largest_triton import next_triton, tops_of
@@ -77,7 +77,7 @@ class Step:
         self._qkv = torch.zeros((1, q + 2 * kv), device=device)
         self._q, self._k, self._v = torch.split(self._qkv, [q, kv, kv], dim=1)
         self.joined = [
-            Joined.of((layer.attention.q, layer.attention.k, layer.attention.v))
+            joined((layer.attention.q, layer.attention.k, layer.attention.v))
             for layer in parts.layers
         ]
         self._hidden = torch.zeros((1, config.n_ff), device=device)
@@ -101,9 +101,9 @@ class Step:
         the next."""
         parts, add, after = self._parts, None, None
         self._x.copy_(parts.embed(self.token))
-        for layer, rows, joined in zip(parts.layers, self._rows, self.joined, strict=True):
+        for layer, rows, products in zip(parts.layers, self._rows, self.joined, strict=True):
             self._norm(layer.norm, after, add, rows[0])
-            self.project(joined, rows[0])
+            self.project(products, rows[0])
             add = self._attend(layer, rows, cache, turns[layer.rope])
             self._norm(layer.next_norm, layer.after_attention, add, rows[2])
             self._gate(layer.feed_forward, rows[2], rows[3])
@@ -122,12 +122,11 @@ class Step:
             out=row.values, prepared=row.prepared,
         )  # fmt: skip
 
-    def project(self, joined: Sequence[Joined], row: Row) -> None:
+    def project(self, products: Sequence[Linear], row: Row) -> None:
         """Queries, keys and values of `row`, behind each other."""
-        for part, out in zip(
-            joined, torch.split(self._qkv, [part.rows for part in joined], dim=1), strict=True
-        ):
-            multiply(part.whole, row, out)
+        counts = [len(linear.weight.blocks) for linear in products]
+        for linear, out in zip(products, torch.split(self._qkv, counts, dim=1), strict=True):
+            multiply(linear, row, out)
 
     def _attend(
         self, layer: Layer, rows: Sequence[Row], cache: KVCache, turns: Tensor

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gpukit.batches.journal import journal_of
+from gpukit.batches.logs import log_of
 
 
 def assert_only_outputs(folder: Path, count: int) -> None:
@@ -13,7 +14,7 @@ def assert_only_outputs(folder: Path, count: int) -> None:
     files = {path for path in folder.rglob("*") if path.is_file()}
     outputs = {path for path in files if path.suffix == ".gguf"}
     journals = {journal_of(path) for path in outputs}
-    logs = {path.with_name(f"{path.name.removesuffix('.jsonl')}.log.jsonl") for path in journals}
+    logs = {log_of(path) for path in journals}
     assert len(outputs) == count, outputs
     assert journals <= files
     assert files <= outputs | journals | logs, files - outputs - journals - logs

@@ -161,7 +161,7 @@ def _launches(plan: Plan, parts: Parts, rows: int | None) -> list[dict[str, Any]
     told(
         "q k v",
         [lambda of=of: step.project(of, row) for of in step.joined],  # type: ignore[misc]
-        sum(part.whole.weight.blocks.numel() for part in step.joined[-1]),
+        sum(linear.weight.blocks.numel() for linear in step.joined[-1]),
     )
     told("embed", [lambda: parts.embed(step.token)])
     told("top 40", [lambda: torch.topk(step.keys, min(40, len(step.keys)))])
