@@ -1,16 +1,22 @@
 """Launches the Triton kernels of any type over whole tensors."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.lanes_triton import load_lanes_tl
+from gpukit_kernels.pieces_triton import pieces_kernel
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.
 DECODE_VALUES = 2048
+# Pieces of eight bytes that a program takes, one a thread.
+PIECES = 128
 
 # 2^23 as float32: or'd with a whole number below 2^23 it is 2^23 more. Kernels of one type take it
 # as an argument, since of two constants ptxas makes two instructions.
@@ -26,14 +32,21 @@ def encode_kernel(
     BLOCK: tl.constexpr,
     NBYTES: tl.constexpr,
     TILE: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """`count` rows of BLOCK values to blocks; a program encodes TILE of them."""
+    """`count` rows of BLOCK values to blocks; a program encodes TILE of them.
+
+    ENCODE takes a tuple of 32 lanes where LANES, else a tile.
+    """
     # 64 bits to the program's first block, 32 from there: half the registers for addresses.
     first = tl.program_id(0).to(tl.int64) * TILE
     block = tl.arange(0, TILE)
-    mask = block < count - first
-    place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]  # [TILE, BLOCK]
-    x = load_float_tl(values + first * BLOCK + place, mask[:, None])
+    mask = block < tl.minimum(count - first, TILE).to(tl.int32)
+    if LANES:
+        x = load_lanes_tl(values + first * BLOCK, block * BLOCK, mask)
+    else:
+        place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]  # [TILE, BLOCK]
+        x = load_float_tl(values + first * BLOCK + place, mask[:, None])
     ENCODE(x, out + first * NBYTES, block * NBYTES, mask)
 
 
@@ -57,7 +70,7 @@ def decode_kernel(
     """`count` blocks to values; a program decodes TILE of them."""
     first = tl.program_id(0).to(tl.int64) * TILE
     block = tl.arange(0, TILE)
-    mask = block < count - first
+    mask = block < tl.minimum(count - first, TILE).to(tl.int32)
     x = decode_blocks_tl(blocks + first * NBYTES, table, block * NBYTES, mask, DECODE)
     place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     store_float_tl(out + first * BLOCK + place, x, mask[:, None])
@@ -83,7 +96,7 @@ def weighted_kernel(
     """
     first = tl.program_id(0).to(tl.int64) * TILE
     block = tl.arange(0, TILE)
-    mask = block < count - first
+    mask = block < tl.minimum(count - first, TILE).to(tl.int32)
     element = tl.arange(0, BLOCK)[None, :]
     x = load_float_tl(values + first * BLOCK + block[:, None] * BLOCK + element, mask[:, None])
     row = (first + block) // row_blocks
@@ -125,7 +138,7 @@ def encode_triton(values: Tensor, row: QuantType, importance: Tensor | None = No
     with torch.cuda.device_of(values):
         if importance is None:
             encode_kernel[(triton.cdiv(count, pair.tile),)](
-                values, out, count, ENCODE=pair.encode, TILE=pair.tile, **shape
+                values, out, count, ENCODE=pair.encode, TILE=pair.tile, LANES=pair.lanes, **shape
             )
             return out
         tile = pair.weighted_tile or pair.tile
@@ -167,6 +180,17 @@ def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
                     blocks, out, count, MAGIC, TILE=tile, enable_fp_fusion=False
                 )
                 return out
+            if pair.pieces:
+                shape = piece_constants(row, pair.pieces)
+                pieces_kernel[(triton.cdiv(count, shape["TILE"]),)](
+                    blocks.contiguous(),
+                    device_table(pair.pieces, blocks.device),
+                    out,
+                    count,
+                    **shape,
+                    enable_fp_fusion=False,
+                )
+                return out
             decode_kernel[(triton.cdiv(count, tile),)](
                 blocks.contiguous(),
                 device_table(pair, blocks.device),
@@ -181,8 +205,20 @@ def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def device_table(pair: TritonPair, device: torch.device) -> Tensor | None:
-    """The constants on `device` that `pair.decode` reads, None where it reads none."""
+def piece_constants(row: QuantType, pieces: Pieces) -> dict[str, Any]:
+    """The constants of `pieces_kernel` for blocks of `row`."""
+    return {
+        "PIECES": pieces.pieces,
+        "SPAN": pieces.span,
+        "COUNT": pieces.count,
+        "BLOCK": row.block,
+        "NBYTES": row.nbytes,
+        "TILE": PIECES * 8 * pieces.count // row.block,
+    }
+
+
+def device_table(pair: TritonPair | Pieces, device: torch.device) -> Tensor | None:
+    """The constants on `device` that `pair` decodes with, None where there are none."""
     return pair.table(device) if pair.table else None
 
 

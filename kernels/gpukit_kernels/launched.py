@@ -8,11 +8,16 @@ import triton  # noqa: F401 - before the kernels, which are Triton's then (`jit`
 
 from gpukit_kernels import launch, merge_triton, products_triton
 from gpukit_kernels.merge import LANES
+from gpukit_kernels.pieces_triton import pieces_kernel
 from gpukit_kernels.table import FLOATS, QuantType, by_name
 
 DTYPES = ("fp32", "fp16", "bf16")
 # The same as types of GGUF data.
 NAMES = dict(zip(DTYPES, FLOATS, strict=True))
+
+
+# A width that all blocks divide.
+WIDTH = 4096
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def _encoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             launch.encode_kernel,
             {"values": f"*{dtype}", "out": "*u8"},
             ("count",),
-            {"ENCODE": pair.encode, **shape, "TILE": pair.tile},
+            {"ENCODE": pair.encode, **shape, "TILE": pair.tile, "LANES": pair.lanes},
             True,
         )
     if pair.weighted:
@@ -97,6 +102,16 @@ def _decoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
         {**decoder, "TILE": launch.DECODE_VALUES // row.block},
         True,
     )
+    if pair.pieces:
+        codebook = {"table": "*i32"} if pair.pieces.table else {}
+        yield Kernel(
+            f"{row.name} decode pieces {dtype}",
+            pieces_kernel,
+            {"blocks": "*u8", **codebook, "out": f"*{dtype}"},
+            ("count",),
+            {**launch.piece_constants(row, pair.pieces), **({} if codebook else {"table": None})},
+            True,
+        )
     if pair.aligned:
         yield Kernel(
             f"{row.name} decode aligned {dtype}",
@@ -140,7 +155,7 @@ def _merger(
     name: str, row: QuantType, kind: QuantType, weight: str, out: str, *, dora: bool = False
 ) -> Kernel:
     pointers = {"weight": weight, **dict.fromkeys(("b", "a"), "*fp32"), "bounds": "*i32"}
-    pointers |= {"scales": "*fp32", "out": out}
+    pointers |= {"scales": "*fp32", "strange": "*i32", "out": out}
     nothing: dict[str, Any] = {}
     if row.name not in FLOATS and launch.triton_pair(row).table:
         pointers["table"] = "*i16"
@@ -150,8 +165,8 @@ def _merger(
         pointers["factors"] = "*fp32"
     else:
         nothing["factors"] = None
-    integers = ("rows", "width", "ranks", "adapters")
-    constants = {**merge_triton.tile(row, kind), **nothing}
+    integers = ("rows", "width", "ranks")
+    constants = {**merge_triton.tile(row, kind, WIDTH), "ADAPTERS": 1, **nothing}
     return Kernel(name, merge_triton.merge_kernel, pointers, integers, constants, True)
 
 

@@ -12,28 +12,86 @@ from torch import Tensor
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
 from gpukit_kernels.factors import Factors
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.lanes_triton import lanes_tl
 from gpukit_kernels.launch import decode_blocks_tl, decode_triton, device_table, triton_pair
 from gpukit_kernels.merge import LANES
 from gpukit_kernels.table import FLOATS, QuantType, by_name
 
-# Columns and rows of a program where neither side has blocks: sixteen values a thread.
-COLUMNS = 256
-ROWS = 8
+# Columns and rows of a program where neither side has blocks: 32 values a thread.
+COLUMNS = 64
+ROWS = 64
 # Rows of blocks that a program encodes at most: more, and IQ4_NL spills (3.7.1, sm_80).
 MOST_ROWS = 64
+# Neighbours of a sum that a turn of the loop adds.
+AHEAD = 4
+# Programs of `exact_kernel`, and what each looks at in a turn.
+SHARES = 64
+SHARE = 1024
 # Rows whose lengths a program adds up.
 LENGTH_ROWS = 16
 
 
 @triton.jit
-def delta_tl(b, a, r, column, rows, inside, begin, end, ranks, width):
-    """float32 `[ROWS, COLUMNS]`: Σ b·a over `begin` to `end` for rows `r` and columns `column`."""
-    total = tl.zeros((r.shape[0], column.shape[0]), tl.float32)
-    for k in range(begin, end):
-        left = tl.load(b + r * ranks + k, mask=rows, other=0.0)
-        right = tl.load(a + k * width + column, mask=inside, other=0.0)
-        total = total + left[:, None] * right[None, :]
+def exact_kernel(b, a, out, rows, columns, STEP: tl.constexpr):
+    """`out [programs]`: whether any of the program's share of `rows` values of `b` and `columns` of
+    `a` may give a product that is not exact in float32: one of more than twelve bits, or that is
+    not from 2^-60 to 2^63 and not zero."""
+    strange = tl.zeros((STEP,), tl.int32)
+    stride = tl.num_programs(0) * STEP
+    start = tl.program_id(0) * STEP
+    for first in range(start, rows, stride):
+        at = first + tl.arange(0, STEP)
+        strange |= strange_tl(tl.load(b + at, mask=at < rows, other=0.0))
+    for first in range(start, columns, stride):
+        at = first + tl.arange(0, STEP)
+        strange |= strange_tl(tl.load(a + at, mask=at < columns, other=0.0))
+    tl.store(out + tl.program_id(0), tl.max(strange, axis=0))
+
+
+@triton.jit
+def strange_tl(v):
+    """int32: 1 where float32 `v` is what `exact_kernel` looks for, else 0."""
+    bits = v.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    long = (bits & 0xFFF) != 0
+    # The exponents 67 to 189 are those from 2^-60 to 2^63.
+    outside = (bits < (67 << 23)) | (bits >= (190 << 23))
+    return tl.where((bits != 0) & (long | outside), 1, 0)
+
+
+@triton.jit
+def added_tl(total, left, right, FUSED: tl.constexpr):
+    """`total` plus the products of `left [ROWS]` and `right [COLUMNS]`."""
+    left = tl.broadcast_to(left[:, None], total.shape)
+    right = tl.broadcast_to(right[None, :], total.shape)
+    return tl.fma(left, right, total) if FUSED else total + left * right
+
+
+@triton.jit
+def delta_tl(total, left, right, inside, count, width, FUSED: tl.constexpr, AHEAD: tl.constexpr):
+    """float32 `[ROWS, COLUMNS]`: `total` plus Σ b·a of `count` neighbours from `left [ROWS]` and
+    `right [COLUMNS]` on, pointers into `b` and `a`; where not `inside`, any; AHEAD at a time.
+
+    FUSED is right where all products are exact: a fused sum then rounds as two steps do.
+    """
+    whole = count // AHEAD * AHEAD
+    for _ in range(0, whole, AHEAD):
+        for i in tl.static_range(AHEAD):
+            total = added_tl(
+                total, tl.load(left + i), load_row_tl(right + i * width, inside), FUSED
+            )
+        left += AHEAD
+        right += AHEAD * width
+    for _ in range(whole, count):
+        total = added_tl(total, tl.load(left), load_row_tl(right, inside), FUSED)
+        left += 1
+        right += width
     return total
+
+
+@triton.jit
+def load_row_tl(pointer, inside):
+    """float32 at `pointer`, 0 where not `inside`, which may be None."""
+    return tl.load(pointer) if inside is None else tl.load(pointer, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -45,23 +103,29 @@ def merge_kernel(
     bounds,
     scales,
     factors,
+    strange,
     out,
     rows,
     width,
     ranks,
-    adapters,
     DECODE: tl.constexpr,
     ENCODE: tl.constexpr,
     BLOCK: tl.constexpr,
     NBYTES: tl.constexpr,
     OUT_NBYTES: tl.constexpr,
     ROWS: tl.constexpr,
+    BY_LANES: tl.constexpr,
+    EVEN: tl.constexpr,
+    SHARES: tl.constexpr,
+    AHEAD: tl.constexpr,
+    ADAPTERS: tl.constexpr,
 ):
-    """`out`, matrices of `rows` rows, is `weight` and the deltas of `adapters` adapters.
+    """`out`, matrices of `rows` rows, is `weight` and the deltas of ADAPTERS adapters.
 
     `b [matrices, rows, ranks]` and `a [matrices, ranks, width]` hold those of all adapters, number
-    n from `bounds[n]` to `bounds[n + 1]`; `factors [adapters, matrices * rows]` are multiplied with
-    after each (DoRA), or None. DECODE and ENCODE, or None, are of blocks of BLOCK values.
+    n from `bounds[n]` to `bounds[n + 1]`; `factors [ADAPTERS, matrices * rows]` are multiplied with
+    after each (DoRA), or None. `strange [SHARES]` is of `exact_kernel`. DECODE and ENCODE, or None,
+    are of blocks of BLOCK values; EVEN where BLOCK divides `width`.
     """
     matrix = tl.program_id(2).to(tl.int64)
     first_row = tl.program_id(1).to(tl.int64) * ROWS
@@ -71,21 +135,30 @@ def merge_kernel(
     per_row = tl.cdiv(width, BLOCK)
     r = tl.arange(0, ROWS)
     column = block * BLOCK + tl.arange(0, BLOCK)
-    here = r < rows - first_row
-    inside = column < width
+    last = tl.minimum(rows - first_row, ROWS).to(tl.int32) - 1
+    here = r <= last
+    inside = None if EVEN else column < width
     place = r[:, None] * width + column[None, :]
-    mask = here[:, None] & inside[None, :]
+    mask = here[:, None] if EVEN else here[:, None] & inside[None, :]
     if DECODE is None:
         x = load_float_tl(weight + line * width + place, mask)
     else:
         at = (r * per_row + block) * NBYTES
         x = decode_blocks_tl(weight + line * per_row * NBYTES, table, at, here, DECODE)
-    b += line * ranks
-    a += matrix * ranks * width
-    for n in range(adapters):
+    exact = tl.max(tl.load(strange + tl.arange(0, SHARES)), axis=0) == 0
+    # Rows beyond the last read the last again; nothing of them is stored.
+    left = b + line * ranks + tl.minimum(r, last) * ranks
+    right = a + matrix * ranks * width + column
+    for n in tl.static_range(ADAPTERS):
         begin = tl.load(bounds + n)
-        end = tl.load(bounds + n + 1)
-        total = delta_tl(b, a, r, column, here, inside, begin, end, ranks, width)
+        count = tl.load(bounds + n + 1) - begin
+        # Zeros that are laid out among the threads as the weights are: nothing crosses them then.
+        total = ((x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >> 31).to(tl.float32)
+        start = right + begin * width
+        if exact:
+            total = delta_tl(total, left + begin, start, inside, count, width, True, AHEAD)
+        else:
+            total = delta_tl(total, left + begin, start, inside, count, width, False, AHEAD)
         x = x + total * tl.load(scales + n)
         if factors is not None:
             stride = tl.num_programs(2).to(tl.int64) * rows
@@ -94,6 +167,8 @@ def merge_kernel(
     if ENCODE is None:
         store_float_tl(out + line * width + place, x, mask)
     else:
+        if BY_LANES:
+            x = lanes_tl(x, 32)
         ENCODE(x, out + line * per_row * OUT_NBYTES, (r * per_row + block) * OUT_NBYTES, here)
 
 
@@ -124,19 +199,22 @@ def factors_kernel(
     b += line * ranks
     a += matrix * ranks * width
     by = tl.load(scale)
-    total = tl.zeros((ROWS, LANES), tl.float32)
+    left = b + tl.minimum(r, rows - 1 - first_row) * ranks + begin
+    squares = tl.zeros((ROWS, LANES), tl.float32)
     for first in range(0, width, LANES):
         column = first + tl.arange(0, LANES)
         inside = column < width
         x = load_float_tl(
             weight + r[:, None] * width + column[None, :], here[:, None] & inside[None, :]
         )
-        x = x + delta_tl(b, a, r, column, here, inside, begin, end, ranks, width) * by
-        total = total + x * x
+        total = tl.zeros((ROWS, LANES), tl.float32)
+        right = a + begin * width + column
+        x = x + delta_tl(total, left, right, inside, end - begin, width, False, 1) * by
+        squares = squares + x * x
     for k in tl.static_range(5):
-        even, odd = tl.split(tl.reshape(total, (ROWS, LANES >> (k + 1), 2)))
-        total = even + odd
-    length = tl.where(here, tl.sqrt_rn(tl.reshape(total, (ROWS,))), 1.0)
+        even, odd = tl.split(tl.reshape(squares, (ROWS, LANES >> (k + 1), 2)))
+        squares = even + odd
+    length = tl.where(here, tl.sqrt_rn(tl.reshape(squares, (ROWS,))), 1.0)
     wanted = tl.load(magnitude + line + r, mask=here, other=0.0)
     tl.store(out + line + r, divide_tl(wanted, length), mask=here)
 
@@ -163,7 +241,7 @@ def merge_triton(
         scales = torch.tensor([f.scale for f in factors], dtype=torch.float32, device=a.device)
         by = _factors(weight, row, factors, b, a, ends, scales)
         bounds = torch.tensor(ends, dtype=torch.int32, device=a.device)
-        shape = tile(row, kind)
+        shape = tile(row, kind, width)
         grid = (triton.cdiv(width, shape["BLOCK"]), triton.cdiv(rows, shape["ROWS"]), matrices)
         merge_kernel[grid](
             _values(weight, row),
@@ -173,19 +251,20 @@ def merge_triton(
             bounds,
             scales,
             by,
+            _strange(b, a),
             _values(out, kind),
             rows,
             width,
             ends[-1],
-            len(factors),
+            ADAPTERS=len(factors),
             **shape,
             enable_fp_fusion=False,
         )
     return out
 
 
-def tile(row: QuantType, kind: QuantType) -> dict[str, object]:
-    """The constants of `merge_kernel` from blocks of `row` to blocks of `kind`."""
+def tile(row: QuantType, kind: QuantType, width: int) -> dict[str, object]:
+    """The constants of `merge_kernel` from blocks of `row` to blocks of `kind`, `width` a row."""
     decode, encode = row.name not in FLOATS, kind.name not in FLOATS
     into = triton_pair(kind)
     block = kind.block if encode else row.block if decode else COLUMNS
@@ -195,7 +274,11 @@ def tile(row: QuantType, kind: QuantType) -> dict[str, object]:
         "BLOCK": block,
         "NBYTES": row.nbytes,
         "OUT_NBYTES": kind.nbytes,
+        "BY_LANES": encode and into.lanes,
         "ROWS": min(into.tile, MOST_ROWS) if encode else ROWS * COLUMNS // block,
+        "EVEN": width % block == 0,
+        "SHARES": SHARES,
+        "AHEAD": AHEAD,
     }
 
 
@@ -244,6 +327,13 @@ def _factors(
                 ROWS=LENGTH_ROWS,
                 enable_fp_fusion=False,
             )
+    return found
+
+
+def _strange(b: Tensor, a: Tensor) -> Tensor:
+    """int32 `[SHARES]`, zeros where all products of `b` and `a` are exact."""
+    found = torch.empty(SHARES, dtype=torch.int32, device=a.device)
+    exact_kernel[(SHARES,)](b, a, found, b.numel(), a.numel(), STEP=SHARE, enable_fp_fusion=False)
     return found
 
 

@@ -15,6 +15,18 @@ from gpukit_kernels.facts import TypeFacts
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """How `pieces_triton.py` decodes a type: pieces(blocks, at, part, mask), a tuple of `count`
+    float32 `[P, 8]`, which are `span` values apart; with a table of constants on a device, int32,
+    pieces(blocks, table, at, part, mask)."""
+
+    pieces: Any
+    span: int
+    count: int
+    table: Callable[[torch.device], Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class TritonPair:
     """The Triton side of a type: jit functions that `launch.py` and `products_triton.py` build
     kernels from.
@@ -27,6 +39,7 @@ class TritonPair:
     decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`; with a
              table decode(blocks, at, mask, table)
     tile     blocks that a program of four warps encodes
+    lanes    whether `encode` takes a tuple of 32 float32 `[TILE]` instead of a tile
     weighted_tile   the same with importance, `tile` where it is 0
     table    the constants that `decode` reads, as a tensor on a device; None where it reads none
     aligned  a kernel of `launch.decode_triton` for blocks that begin at a multiple of four:
@@ -41,9 +54,11 @@ class TritonPair:
     decode: Any
     weighted: Any = None
     tile: int = 0
+    lanes: bool = False
     weighted_tile: int = 0
     table: Callable[[torch.device], Tensor] | None = None
     aligned: Any = None
+    pieces: Pieces | None = None
     few: Any = None
     narrow: bool = False
 

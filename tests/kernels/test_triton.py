@@ -155,7 +155,7 @@ def test_nothing_is_written_beyond_the_last_block(name: str) -> None:
     facts = {"BLOCK": row.block, "NBYTES": row.nbytes, "TILE": 4, "enable_fp_fusion": False}
     if row.encodable:
         values = torch.randn(3, row.block, device=DEVICE)
-        launch.encode_kernel[(1,)](values, blocks, 3, ENCODE=pair.encode, **facts)
+        launch.encode_kernel[(1,)](values, blocks, 3, ENCODE=pair.encode, LANES=pair.lanes, **facts)
         assert torch.equal(blocks[:3].cpu(), quantize(values.cpu(), name, backend="eager"))
         assert (blocks[3:] == 0xAA).all()
     out = torch.full((5, row.block), torch.nan, device=DEVICE)
