@@ -6,10 +6,17 @@ from typing import Any
 
 import triton  # noqa: F401 - before the kernels, which are Triton's then (`jit`)
 
-from gpukit_kernels import launch, merge_triton, products_triton
+from gpukit_kernels import (
+    dense_triton,
+    launch,
+    merge_triton,
+    products_triton,
+    vector_kernels_triton,
+    vectors_triton,
+)
 from gpukit_kernels.merge import LANES
 from gpukit_kernels.pieces_triton import pieces_kernel
-from gpukit_kernels.table import FLOATS, QuantType, by_name
+from gpukit_kernels.table import FLOATS, QuantType, VectorParts, by_name
 
 DTYPES = ("fp32", "fp16", "bf16")
 # The same as types of GGUF data.
@@ -196,15 +203,57 @@ def _products(row: QuantType) -> Iterator[Kernel]:
             {"ROWS": products_triton.VECTOR_ROWS, "QUADS": products_triton.QUADS},
             False,
         )
-    for count in sorted({products_triton.many_tile(row, count)[1] for count in (16, 64)}):
-        rows, _, step, warps = products_triton.many_tile(row, count)
+    yield from _halves(row)
+    if pair.vectors:
+        yield from _vectors(row, pair.vectors)
+
+
+def _halves(row: QuantType) -> Iterator[Kernel]:
+    """W as float16, for products of many rows of x."""
+    parts = launch.triton_pair(row).vectors
+    out = {"out": "*fp16", "powers": "*fp32"}
+    if parts:
+        constants = dense_triton.part_constants(parts, row, launched_width(row))
         yield Kernel(
-            f"{row.name} matmul {count}",
-            products_triton.matmul_many_kernel,
-            pointers,
-            ("count", "rows", "width"),
-            {**decoder, "COUNT": count, "ROWS": rows, "STEP": step},
+            f"{row.name} halves by parts",
+            dense_triton.parts_kernel,
+            {"blocks": "*u8", **out},
+            ("rows", "width"),
+            constants,
             False,
-            warps,
-            1,
         )
+    table, decoder = _decoder(row)
+    yield Kernel(
+        f"{row.name} halves",
+        dense_triton.halves_kernel,
+        {"blocks": "*u8", **table, **out},
+        ("width",),
+        {**decoder, "STEP": dense_triton.STEP_VALUES // row.block},
+        False,
+    )
+
+
+def launched_width(row: QuantType) -> int:
+    """A width that threads divide, as those of models are."""
+    return 4096 * row.block
+
+
+def _vectors(row: QuantType, parts: VectorParts) -> Iterator[Kernel]:
+    """A few rows of x by integers: one, and as many as share a reading of W."""
+    x = {"levels": "*i16", "steps": "*fp32", "sums": "*fp32"}
+    for m in (1, vectors_triton.TOGETHER):
+        shape = vectors_triton.launch_shape(parts, row, launched_width(row), m, 4096)
+        constants = {name: value for name, value in shape.items() if name != "num_warps"}
+        for name, function, weights, more in (
+            ("vectors", vector_kernels_triton.multiply_kernel, ("blocks",), {"add": None}),
+            ("gated", vector_kernels_triton.gated_kernel, ("gate", "up"), {"SILU": True}),
+        ):
+            yield Kernel(
+                f"{row.name} {name} {m}",
+                function,
+                {**x, **dict.fromkeys(weights, "*u8"), "out": "*fp32"},
+                ("m", "rows", "width"),
+                {**constants, **more},
+                False,
+                shape["num_warps"],
+            )

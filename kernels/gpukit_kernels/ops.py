@@ -102,14 +102,20 @@ def dequantize(
 
 
 def matmul(
-    x: Tensor, blocks: Tensor, qtype: str | QuantType, *, backend: str | None = None
+    x: Tensor,
+    blocks: Tensor,
+    qtype: str | QuantType,
+    *,
+    backend: str | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """float32 `[..., rows]`: `x` `[..., n]` (float32) times the transpose of W `[rows, n]`.
 
     `blocks` is uint8 `[rows, row_bytes]`, the rows of W in blocks of `qtype`. On the CPU products
     of the exact decoded values are summed in float32, in an order that `backend`, "eager" or
     "compiled", has of its own; of many rows on a CPU with AMX each product is off by 3 * 2^-16 of
-    itself at most, but with W in float32. On a GPU as `matmul_triton` says. `QuantError` where the
+    itself at most, but with W in float32. On a GPU operands are rounded first, as `matmul_triton`
+    says, unless `exact`, which costs time there and means nothing elsewhere. `QuantError` where the
     widths do not agree.
     """
     row = by_name(qtype)
@@ -126,7 +132,7 @@ def matmul(
         )
     # Sums in another order are other sums: they shall not depend on how many there are.
     chosen = checked_backend(backend or usual_backend(x.device), x.device)
-    return torch.ops.gpukit.matmul(x, blocks, row.name, chosen)
+    return torch.ops.gpukit.matmul(x, blocks, row.name, chosen, exact)
 
 
 def plan_backend(
@@ -183,7 +189,8 @@ torch.library.define(
     "gpukit::dequantize", "(Tensor blocks, str qtype, ScalarType dtype, str backend) -> Tensor"
 )
 torch.library.define(
-    "gpukit::matmul", "(Tensor x, Tensor blocks, str qtype, str backend) -> Tensor"
+    "gpukit::matmul",
+    "(Tensor x, Tensor blocks, str qtype, str backend, bool exact=False) -> Tensor",
 )
 
 
@@ -239,14 +246,14 @@ def _(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) -> Tensor:  
 
 
 @torch.library.impl("gpukit::matmul", "default")
-def _matmul(x: Tensor, blocks: Tensor, qtype: str, backend: str) -> Tensor:
+def _matmul(x: Tensor, blocks: Tensor, qtype: str, backend: str, exact: bool = False) -> Tensor:
     row = by_name(qtype)
     flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     decoder = None
     if backend == "compiled" and flat.numel() and blocks.numel():
         decoder = compiled.decoder(row)
     if backend == "triton":
-        out = matmul_triton(flat, blocks, row)
+        out = matmul_triton(flat, blocks, row, exact)
     elif decoder is not None:
         out = cpu_products.multiply(flat, blocks, decoder, compiled.pool())
     else:
@@ -255,5 +262,5 @@ def _matmul(x: Tensor, blocks: Tensor, qtype: str, backend: str) -> Tensor:
 
 
 @torch.library.register_fake("gpukit::matmul")
-def _(x: Tensor, blocks: Tensor, qtype: str, backend: str) -> Tensor:  # noqa: ARG001
+def _(x: Tensor, blocks: Tensor, qtype: str, backend: str, exact: bool = False) -> Tensor:  # noqa: ARG001
     return x.new_empty((*x.shape[:-1], len(blocks)))

@@ -23,8 +23,9 @@ def pieces_kernel(
 ):
     """`count` blocks to values; a program decodes TILE of them.
 
-    PIECES(blocks, at, part, mask), or with a table PIECES(blocks, table, at, part, mask), gives a
-    tuple of COUNT float32 `[P, 8]`: those of the bytes number `part` of blocks at `at`, int32 `[P]`.
+    PIECES(blocks, at, part, mask), or with a table PIECES(blocks, table, at, part, mask), gives
+    COUNT tiles, float32 `[P, 8]`, a tuple: those of the bytes number `part` of the blocks at `at`,
+    int32 `[P]` both.
     """
     each: tl.constexpr = BLOCK // (8 * COUNT)
     first = tl.program_id(0).to(tl.int64) * TILE

@@ -5,7 +5,9 @@ before the levels of their block: the scales. Nothing crosses a lane before the 
 """
 
 from gpukit_kernels.bits_triton import store_float_tl, words2_tl
+from gpukit_kernels.dots_triton import load4_tl
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.table import VectorParts
 
 
 @triton.jit
@@ -112,6 +114,61 @@ def _quad_tl(levels, steps, low, high, magic):
             value = nibble_tl(levels[i], upper, magic, 8 * b + 4) * other - steps[3]
             total += value * high[i][b]
     return total
+
+
+@triton.jit
+def read_tl(blocks, first, block, part, _, mask):
+    """Eight words of a part: sixteen bytes of levels, and the block's first sixteen."""
+    at = blocks.to(tl.pointer_type(tl.int32)) + first * 36 + block * 36
+    return load4_tl(at + 4 + part * 4, mask) + load4_tl(at, mask)
+
+
+@triton.jit
+def unpack_tl(found, part):
+    """Low levels, then high ones; two steps and two offsets."""
+    low, high = (), ()
+    for i in tl.static_range(4):
+        low = low + (found[i] & 0x0F0F0F0F,)  # noqa: RUF005
+        high = high + ((found[i] >> 4) & 0x0F0F0F0F,)  # noqa: RUF005
+    steps = steps_tl((found[4], found[5], found[6], found[7]), part // 2)
+    return low + high, (steps[0], steps[1]), (steps[2], steps[3])
+
+
+@triton.jit
+def place_tl(part):
+    """Where the first sixteen values begin within their block; the others are 32 further on."""
+    return part // 2 * 16 + part % 2 * 4
+
+
+@triton.jit
+def q5_k_read_tl(blocks, first, block, part, _, mask):
+    """Twelve words: as `read_tl`, and the high bits of the levels, eight groups a byte."""
+    at = blocks.to(tl.pointer_type(tl.int32)) + first * 44 + block * 44
+    levels = load4_tl(at + 12 + part * 4, mask)
+    return levels + load4_tl(at, mask) + load4_tl(at + 4 + part % 2 * 4, mask)
+
+
+@triton.jit
+def q5_k_unpack_tl(found, part):
+    """As `unpack_tl`."""
+    shift = part // 2 * 2
+    low, high = (), ()
+    for i in tl.static_range(4):
+        bits = found[8 + i] >> shift
+        low = low + ((found[i] & 0x0F0F0F0F) | ((bits & 0x01010101) << 4),)  # noqa: RUF005
+        bits = (bits << 3) & 0x10101010
+        high = high + (((found[i] >> 4) & 0x0F0F0F0F) | bits,)  # noqa: RUF005
+    steps = steps_tl((found[4], found[5], found[6], found[7]), part // 2)
+    return low + high, (steps[0], steps[1]), (steps[2], steps[3])
+
+
+Q5_K_VECTORS = VectorParts(
+    q5_k_read_tl, q5_k_unpack_tl, place_tl,
+    parts=8, pieces=2, stride=8, words=4, top=31, minima=True, align=4,
+)  # fmt: skip
+VECTORS = VectorParts(
+    read_tl, unpack_tl, place_tl, parts=8, pieces=2, stride=8, words=4, top=15, minima=True, align=4
+)
 
 
 @triton.jit

@@ -27,6 +27,57 @@ class Pieces:
 
 
 @dataclass(frozen=True)
+class VectorParts:
+    """How the kernels of `vectors_triton` read a type: blocks are cut into parts, a thread has one.
+
+    read     read(blocks, first, block, part, count, mask): what is loaded of part `part` of block
+             `block`, int32 `[Q]` each, counted from block `first`; `count` is how many there are
+    unpack   unpack(found, part): of what `read` found three tuples: words of four levels, a byte
+             each, piece after piece; the step of each piece; what is taken off each level's value
+             (`minima`), else nothing
+    place    place(part): the first four values of the part, in fours from its block's first on
+    parts    parts of a block
+    pieces   runs of values of a part, `stride` fours apart, each in one group of 32 values
+    words    words of four values of a piece, `word_stride` fours apart
+    center   what is taken off each level, which is unsigned then
+    signed   whether levels are signed bytes
+    top      the largest magnitude of a level, less the center
+    align    what the address of blocks must be a multiple of
+    """
+
+    read: Any
+    unpack: Any
+    place: Any
+    parts: int
+    pieces: int
+    stride: int
+    words: int
+    top: int
+    word_stride: int = 1
+    center: int = 0
+    minima: bool = False
+    signed: bool = False
+    align: int = 2
+
+    def constants(self, block: int) -> dict[str, Any]:
+        """What the kernels take of it, with the type's block."""
+        return {
+            "READ": self.read,
+            "UNPACK": self.unpack,
+            "PLACE": self.place,
+            "BLOCK": block,
+            "PARTS": self.parts,
+            "PIECES": self.pieces,
+            "STRIDE": self.stride,
+            "WORDS": self.words,
+            "WORD_STRIDE": self.word_stride,
+            "CENTER": self.center,
+            "MINIMA": self.minima,
+            "SIGNED": self.signed,
+        }
+
+
+@dataclass(frozen=True)
 class TritonPair:
     """The Triton side of a type: jit functions that `launch.py` and `products_triton.py` build
     kernels from.
@@ -48,6 +99,7 @@ class TritonPair:
              at a multiple of four: few(x, blocks, out, rows, width, magic, ROWS, QUADS)
     narrow   whether products of 5 to 16 rows of x take half as many rows of W at a time, since
              with more some version of Triton spills registers
+    vectors  how `vectors_triton` reads the blocks; None where it does not
     """
 
     encode: Any
@@ -61,6 +113,7 @@ class TritonPair:
     pieces: Pieces | None = None
     few: Any = None
     narrow: bool = False
+    vectors: VectorParts | None = None
 
 
 @dataclass(frozen=True)

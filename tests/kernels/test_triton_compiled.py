@@ -48,15 +48,17 @@ def test_no_spill_no_fma_no_flush(arch: int, part: int) -> None:
     usages = json.loads(out)
     for name in names:
         mine = [usage for usage in usages if str(usage["kernel"]).split()[0] == name]
-        # Decode, one product for few rows of x and two for many; encode, with importance, which
-        # some types begin with rows' mean squares; some have aligned kernels. Two merge: into
-        # blocks and out of them, of floats one and one for the rows' lengths.
+        # Decode, to scaled halves too, and an exact product; encode, with importance, which some
+        # types begin with rows' mean squares; some have aligned kernels. Two merge: into blocks
+        # and out of them, of floats one and one for the rows' lengths. Types whose blocks are read
+        # by parts have halves by them, products and gated ones for one row of x and for four.
         row = QUANTS[name]
         assert row.triton is not None
         more = row.encodable + (row.weighted is not None) + row.row_mean
         more += 1 + (row.encodable or row.block == 1)
         more += (row.triton.few is not None) + (row.triton.aligned is not None)
-        assert len(mine) == 4 + more
+        more += 5 * (row.triton.vectors is not None)
+        assert len(mine) == 3 + more
         faults = {usage["kernel"]: usage["fault"] for usage in mine}
         assert set(faults.values()) == {None}, faults
     # Products do fuse, so that a count of no FMAs elsewhere says something.

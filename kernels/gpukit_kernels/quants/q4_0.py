@@ -10,6 +10,7 @@ Source: block_q4_0, quantize_row_q4_0_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
+from gpukit_kernels import parts_triton
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
 from gpukit_kernels.bits_triton import (
     half_bits_tl,
@@ -104,6 +105,7 @@ ROWS = (
             tile=128,
             lanes=True,
             weighted_tile=128,
+            vectors=parts_triton.Q4_0,
         ),
         weighted=weighted,
     ),

@@ -16,7 +16,7 @@ from gpukit_kernels.bits import unpack_scales6
 from gpukit_kernels.bits_triton import load_byte_tl, store_words32_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.q4_k_triton import decode_kernel, few_kernel
+from gpukit_kernels.q4_k_triton import VECTORS, decode_kernel, few_kernel
 from gpukit_kernels.search.affine import (
     WITH_IMPORTANCE,
     affine_search,
@@ -94,7 +94,13 @@ ROWS = (
         encode,
         decode,
         TritonPair(
-            encode_tl, decode_tl, weighted_tl, tile=16, aligned=decode_kernel, few=few_kernel
+            encode_tl,
+            decode_tl,
+            weighted_tl,
+            tile=16,
+            aligned=decode_kernel,
+            few=few_kernel,
+            vectors=VECTORS,
         ),
         weighted=weighted,
     ),

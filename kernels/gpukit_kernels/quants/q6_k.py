@@ -13,6 +13,7 @@ Source: block_q6_K, quantize_row_q6_K_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
+from gpukit_kernels import parts_triton
 from gpukit_kernels.bits import (
     divide,
     half_bits,
@@ -224,7 +225,14 @@ ROWS = (
         FACTS["Q6_K"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, pieces=Pieces(pieces_tl, 64, 2), tile=8),
+        TritonPair(
+            encode_tl,
+            decode_tl,
+            weighted_tl,
+            pieces=Pieces(pieces_tl, 64, 2),
+            tile=8,
+            vectors=parts_triton.Q6_K,
+        ),
         weighted=weighted,
     ),
 )

@@ -10,6 +10,7 @@ Source: block_q8_0, quantize_row_q8_0_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
+from gpukit_kernels import parts_triton
 from gpukit_kernels.bits import divide, half_bits, half_value, round_away, word_bytes
 from gpukit_kernels.bits_triton import (
     divide_tl,
@@ -112,6 +113,6 @@ ROWS = (
         FACTS["Q8_0"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, tile=128, lanes=True),
+        TritonPair(encode_tl, decode_tl, tile=128, lanes=True, vectors=parts_triton.Q8_0),
     ),
 )
