@@ -160,13 +160,6 @@ def load_half_tl(blocks, at, mask):
 
 
 @triton.jit
-def words2_tl(pointer, mask):
-    """Two `[Q]`: the two neighbours at each of `[Q]` pointers; 0 where masked."""
-    place = pointer[:, None] + tl.arange(0, 2)[None, :]
-    return tl.split(tl.load(place, mask=mask[:, None], other=0))
-
-
-@triton.jit
 def store_word16_tl(out, at, word, mask):
     """Store the low 16 bits of `word` at `at`, which is even."""
     tl.store((out + at).to(tl.pointer_type(tl.int16)), word.to(tl.int16), mask=mask)

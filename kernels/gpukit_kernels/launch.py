@@ -1,5 +1,6 @@
 """Launches the Triton kernels of any type over whole tensors."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import load_lanes_tl
 from gpukit_kernels.pieces_triton import pieces_kernel
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
+from gpukit_kernels.verified import sample, verified
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.
@@ -169,40 +171,85 @@ def _mean_squares(values: Tensor) -> Tensor:
 
 def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
     """`dtype` `[blocks, block]` of uint8 `[blocks, nbytes]`."""
-    pair = triton_pair(row)
-    count = blocks.shape[0]
-    out = torch.empty((count, row.block), dtype=dtype, device=blocks.device)
-    if count:
-        tile = DECODE_VALUES // row.block
+    out = torch.empty((len(blocks), row.block), dtype=dtype, device=blocks.device)
+    if len(blocks):
+        blocks = blocks.contiguous()
         with torch.cuda.device_of(blocks):
-            if pair.aligned and blocks.is_contiguous() and blocks.data_ptr() % 4 == 0:
-                pair.aligned[(triton.cdiv(count, tile),)](
-                    blocks, out, count, MAGIC, TILE=tile, enable_fp_fusion=False
-                )
-                return out
-            if pair.pieces:
-                shape = piece_constants(row, pair.pieces)
-                pieces_kernel[(triton.cdiv(count, shape["TILE"]),)](
-                    blocks.contiguous(),
-                    device_table(pair.pieces, blocks.device),
-                    out,
-                    count,
-                    **shape,
-                    enable_fp_fusion=False,
-                )
-                return out
-            decode_kernel[(triton.cdiv(count, tile),)](
-                blocks.contiguous(),
-                device_table(pair, blocks.device),
-                out,
-                count,
-                DECODE=pair.decode,
-                BLOCK=row.block,
-                NBYTES=row.nbytes,
-                TILE=tile,
-                enable_fp_fusion=False,
-            )
+            decode = quick_decoder(blocks, row) or _decode_plainly
+            if decode is not _decode_plainly and not decodes(row, dtype, blocks.device):
+                decode = _decode_plainly
+            decode(blocks, row, out)
     return out
+
+
+def decodes(row: QuantType, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the type's own kernel on `device` gives the reference's values, as `verified.py`
+    has it; of what is no GPU that is not asked."""
+    return device.type != "cuda" or decoder_verified(row, dtype, device)
+
+
+def decoder_verified(row: QuantType, dtype: torch.dtype, device: torch.device) -> bool:
+    """As `decodes`, for any device."""
+    blocks, values = sample(row, 16, 1024)
+
+    def got() -> Tensor:
+        given = blocks.to(device).view(-1, row.nbytes)
+        out = torch.empty((len(given), row.block), dtype=dtype, device=device)
+        decode = quick_decoder(given, row)
+        assert decode
+        decode(given, row, out)
+        return out.view(values.shape)
+
+    name = f"decoding to {str(dtype).removeprefix('torch.')}"
+    return verified(name, row.name, device, got, lambda: values.to(dtype))
+
+
+Decode = Callable[[Tensor, QuantType, Tensor], None]
+
+
+def quick_decoder(blocks: Tensor, row: QuantType) -> Decode | None:
+    """What fills values `[blocks, block]` by a kernel of the type's own; None where it has none."""
+    pair = triton_pair(row)
+    if pair.aligned and blocks.data_ptr() % 4 == 0:
+        return _decode_aligned
+    return _decode_pieces if pair.pieces else None
+
+
+def _decode_aligned(blocks: Tensor, row: QuantType, out: Tensor) -> None:
+    tile = DECODE_VALUES // row.block
+    triton_pair(row).aligned[(triton.cdiv(len(blocks), tile),)](
+        blocks, out, len(blocks), MAGIC, TILE=tile, enable_fp_fusion=False
+    )
+
+
+def _decode_pieces(blocks: Tensor, row: QuantType, out: Tensor) -> None:
+    pieces = triton_pair(row).pieces
+    assert pieces
+    shape = piece_constants(row, pieces)
+    pieces_kernel[(triton.cdiv(len(blocks), shape["TILE"]),)](
+        blocks,
+        device_table(pieces, blocks.device),
+        out,
+        len(blocks),
+        **shape,
+        enable_fp_fusion=False,
+    )
+
+
+def _decode_plainly(blocks: Tensor, row: QuantType, out: Tensor) -> None:
+    pair = triton_pair(row)
+    tile = DECODE_VALUES // row.block
+    decode_kernel[(triton.cdiv(len(blocks), tile),)](
+        blocks,
+        device_table(pair, blocks.device),
+        out,
+        len(blocks),
+        DECODE=pair.decode,
+        BLOCK=row.block,
+        NBYTES=row.nbytes,
+        TILE=tile,
+        enable_fp_fusion=False,
+    )
 
 
 def piece_constants(row: QuantType, pieces: Pieces) -> dict[str, Any]:

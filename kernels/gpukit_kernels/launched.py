@@ -7,6 +7,7 @@ from typing import Any
 import triton  # noqa: F401 - before the kernels, which are Triton's then (`jit`)
 
 from gpukit_kernels import (
+    delta_triton,
     dense_triton,
     launch,
     merge_triton,
@@ -29,7 +30,10 @@ WIDTH = 4096
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel with the types and constants that a launcher gives it; `exact` where bits matter."""
+    """A kernel with the types and constants that a launcher gives it; `exact` where bits matter.
+
+    `fuses` says that its own text fuses products and sums, where the bits are the same.
+    """
 
     name: str
     function: Any
@@ -39,6 +43,7 @@ class Kernel:
     exact: bool
     warps: int = 4
     stages: int = 3
+    fuses: bool = False
 
 
 def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
@@ -137,6 +142,15 @@ def _mergers(row: QuantType, dtype: str) -> Iterator[Kernel]:
         yield _merger(
             f"{row.name} merge {dtype}", plain, row, "*" + dtype, _pointer(row), dora=True
         )
+        if row.name == "F32":
+            yield Kernel(
+                f"{row.name} merge factors {dtype}",
+                delta_triton.exact_kernel,
+                {"b": "*fp32", "a": "*fp32", "out": "*i32"},
+                ("rows", "columns"),
+                {"STEP": delta_triton.SHARE},
+                True,
+            )
         yield Kernel(
             f"{row.name} merge lengths {dtype}",
             merge_triton.factors_kernel,
@@ -174,7 +188,8 @@ def _merger(
         nothing["factors"] = None
     integers = ("rows", "width", "ranks")
     constants = {**merge_triton.tile(row, kind, WIDTH), "ADAPTERS": 1, **nothing}
-    return Kernel(name, merge_triton.merge_kernel, pointers, integers, constants, True)
+    kernel = merge_triton.merge_kernel
+    return Kernel(name, kernel, pointers, integers, constants, True, fuses=True)
 
 
 def _products(row: QuantType) -> Iterator[Kernel]:

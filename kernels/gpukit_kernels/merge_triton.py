@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
+from gpukit_kernels.delta_triton import SHARES, delta_tl, strange_products
 from gpukit_kernels.factors import Factors
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import lanes_tl
@@ -20,78 +21,14 @@ from gpukit_kernels.table import FLOATS, QuantType, by_name
 # Columns and rows of a program where neither side has blocks: 32 values a thread.
 COLUMNS = 64
 ROWS = 64
+# Weights of a program that decodes: sixteen a thread, or Q4_0 spills (3.7.1, sm_90).
+DECODED = 2048
 # Rows of blocks that a program encodes at most: more, and IQ4_NL spills (3.7.1, sm_80).
 MOST_ROWS = 64
 # Neighbours of a sum that a turn of the loop adds.
 AHEAD = 4
-# Programs of `exact_kernel`, and what each looks at in a turn.
-SHARES = 64
-SHARE = 1024
 # Rows whose lengths a program adds up.
 LENGTH_ROWS = 16
-
-
-@triton.jit
-def exact_kernel(b, a, out, rows, columns, STEP: tl.constexpr):
-    """`out [programs]`: whether any of the program's share of `rows` values of `b` and `columns` of
-    `a` may give a product that is not exact in float32: one of more than twelve bits, or that is
-    not from 2^-60 to 2^63 and not zero."""
-    strange = tl.zeros((STEP,), tl.int32)
-    stride = tl.num_programs(0) * STEP
-    start = tl.program_id(0) * STEP
-    for first in range(start, rows, stride):
-        at = first + tl.arange(0, STEP)
-        strange |= strange_tl(tl.load(b + at, mask=at < rows, other=0.0))
-    for first in range(start, columns, stride):
-        at = first + tl.arange(0, STEP)
-        strange |= strange_tl(tl.load(a + at, mask=at < columns, other=0.0))
-    tl.store(out + tl.program_id(0), tl.max(strange, axis=0))
-
-
-@triton.jit
-def strange_tl(v):
-    """int32: 1 where float32 `v` is what `exact_kernel` looks for, else 0."""
-    bits = v.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    long = (bits & 0xFFF) != 0
-    # The exponents 67 to 189 are those from 2^-60 to 2^63.
-    outside = (bits < (67 << 23)) | (bits >= (190 << 23))
-    return tl.where((bits != 0) & (long | outside), 1, 0)
-
-
-@triton.jit
-def added_tl(total, left, right, FUSED: tl.constexpr):
-    """`total` plus the products of `left [ROWS]` and `right [COLUMNS]`."""
-    left = tl.broadcast_to(left[:, None], total.shape)
-    right = tl.broadcast_to(right[None, :], total.shape)
-    return tl.fma(left, right, total) if FUSED else total + left * right
-
-
-@triton.jit
-def delta_tl(total, left, right, inside, count, width, FUSED: tl.constexpr, AHEAD: tl.constexpr):
-    """float32 `[ROWS, COLUMNS]`: `total` plus Σ b·a of `count` neighbours from `left [ROWS]` and
-    `right [COLUMNS]` on, pointers into `b` and `a`; where not `inside`, any; AHEAD at a time.
-
-    FUSED is right where all products are exact: a fused sum then rounds as two steps do.
-    """
-    whole = count // AHEAD * AHEAD
-    for _ in range(0, whole, AHEAD):
-        for i in tl.static_range(AHEAD):
-            total = added_tl(
-                total, tl.load(left + i), load_row_tl(right + i * width, inside), FUSED
-            )
-        left += AHEAD
-        right += AHEAD * width
-    for _ in range(whole, count):
-        total = added_tl(total, tl.load(left), load_row_tl(right, inside), FUSED)
-        left += 1
-        right += width
-    return total
-
-
-@triton.jit
-def load_row_tl(pointer, inside):
-    """float32 at `pointer`, 0 where not `inside`, which may be None."""
-    return tl.load(pointer) if inside is None else tl.load(pointer, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -139,7 +76,9 @@ def merge_kernel(
     here = r <= last
     inside = None if EVEN else column < width
     place = r[:, None] * width + column[None, :]
-    mask = here[:, None] if EVEN else here[:, None] & inside[None, :]
+    mask = here[:, None]
+    if inside is not None:
+        mask = mask & inside[None, :]
     if DECODE is None:
         x = load_float_tl(weight + line * width + place, mask)
     else:
@@ -251,7 +190,7 @@ def merge_triton(
             bounds,
             scales,
             by,
-            _strange(b, a),
+            strange_products(b, a),
             _values(out, kind),
             rows,
             width,
@@ -268,6 +207,9 @@ def tile(row: QuantType, kind: QuantType, width: int) -> dict[str, object]:
     decode, encode = row.name not in FLOATS, kind.name not in FLOATS
     into = triton_pair(kind)
     block = kind.block if encode else row.block if decode else COLUMNS
+    rows = DECODED // block if decode else ROWS
+    if encode:
+        rows = min(into.tile, MOST_ROWS)
     return {
         "DECODE": triton_pair(row).decode if decode else None,
         "ENCODE": into.encode if encode else None,
@@ -275,7 +217,7 @@ def tile(row: QuantType, kind: QuantType, width: int) -> dict[str, object]:
         "NBYTES": row.nbytes,
         "OUT_NBYTES": kind.nbytes,
         "BY_LANES": encode and into.lanes,
-        "ROWS": min(into.tile, MOST_ROWS) if encode else ROWS * COLUMNS // block,
+        "ROWS": rows,
         "EVEN": width % block == 0,
         "SHARES": SHARES,
         "AHEAD": AHEAD,
@@ -327,13 +269,6 @@ def _factors(
                 ROWS=LENGTH_ROWS,
                 enable_fp_fusion=False,
             )
-    return found
-
-
-def _strange(b: Tensor, a: Tensor) -> Tensor:
-    """int32 `[SHARES]`, zeros where all products of `b` and `a` are exact."""
-    found = torch.empty(SHARES, dtype=torch.int32, device=a.device)
-    exact_kernel[(SHARES,)](b, a, found, b.numel(), a.numel(), STEP=SHARE, enable_fp_fusion=False)
     return found
 
 

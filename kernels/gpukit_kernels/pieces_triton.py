@@ -53,3 +53,10 @@ def load_eight_tl(blocks, at, mask):
 def eight_bits_tl(byte, BIT: tl.constexpr):
     """int32 `[P, 8]`: bit j of `byte` `[P]`, at bit BIT of element j."""
     return ((byte << BIT)[:, None] >> tl.arange(0, 8)[None, :]) & (1 << BIT)
+
+
+@triton.jit
+def words2_tl(pointer, mask):
+    """Two `[Q]`: the two neighbours at each of `[Q]` pointers; 0 where masked."""
+    place = pointer[:, None] + tl.arange(0, 2)[None, :]
+    return tl.split(tl.load(place, mask=mask[:, None], other=0))

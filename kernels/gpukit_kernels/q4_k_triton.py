@@ -4,9 +4,10 @@ A thread takes 16 bytes of levels, which hold 16 values of each of two groups, a
 before the levels of their block: the scales. Nothing crosses a lane before the end.
 """
 
-from gpukit_kernels.bits_triton import store_float_tl, words2_tl
+from gpukit_kernels.bits_triton import store_float_tl
 from gpukit_kernels.dots_triton import load4_tl
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.table import VectorParts
 
 

@@ -69,6 +69,11 @@ def verified(
         return not fault
 
 
+def refused() -> list[str]:
+    """What was found wrong in this process: kernel, type and device of each."""
+    return [" ".join(key) for key, right in _known.items() if not right]
+
+
 def _fault(got: Callable[[], Tensor], wanted: Callable[[], Tensor], same: Comparison) -> str:
     """What is wrong, in words that follow a name; empty where nothing is."""
     try:
@@ -94,5 +99,6 @@ def sample(row: QuantType, rows: int, width: int) -> tuple[Tensor, Tensor]:
     # Float types have values that no product of some thousand survives.
     fit = values.isfinite().all(dim=1) & (values.abs() < 2.0**40).all(dim=1)
     blocks = torch.where(fit[:, None], blocks, torch.zeros_like(blocks))
-    values = torch.where(fit[:, None], values, torch.zeros_like(values))
+    # Not just zeros: a level below the center times a step of zero is -0.
+    values = row.decode(blocks.t().contiguous()).t()
     return blocks.view(rows, -1), values.reshape(rows, width)

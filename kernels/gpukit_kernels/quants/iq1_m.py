@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import grids
-from gpukit_kernels.bits_triton import load_byte_tl, words2_tl
+from gpukit_kernels.bits_triton import load_byte_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 # The codebook of IQ1_S.

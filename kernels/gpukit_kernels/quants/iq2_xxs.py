@@ -15,9 +15,10 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value
-from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl, words2_tl
+from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ2_XXS")

@@ -125,9 +125,9 @@ def encode_tl(x, out, at, mask):
     scale = _scale_tl(e)
     # Beside an infinity errors round until numbers seem as near as others.
     if tl.max(tl.abs(largest), axis=0) == float("inf"):
-        words = _words_tl(x, scale, True)
+        words = _tried_words_tl(x, scale)
     else:
-        words = _words_tl(x, scale, False)
+        words = _words_tl(x, scale)
     tl.store(out + at, e.to(tl.uint8), mask=mask)
     place = at[:, None] + 1 + tl.arange(0, 16)[None, :]
     low = rows_tl(words, 4)
@@ -137,12 +137,20 @@ def encode_tl(x, out, at, mask):
 
 
 @triton.jit
-def _words_tl(x, scale, TRIED: tl.constexpr):
+def _words_tl(x, scale):
     """A tuple of four int32 lanes: the levels of a tuple of 32, packed."""
     levels = ()
     for i in tl.static_range(32):
-        level = _tried_level_tl(x[i], scale) if TRIED else _level_tl(x[i], scale)
-        levels = levels + (level,)  # noqa: RUF005
+        levels = levels + (_level_tl(x[i], scale),)  # noqa: RUF005
+    return nibble_lanes_tl(byte_lanes_tl(levels, 8))
+
+
+@triton.jit
+def _tried_words_tl(x, scale):
+    """`_words_tl` by `_tried_level_tl`."""
+    levels = ()
+    for i in tl.static_range(32):
+        levels = levels + (_tried_level_tl(x[i], scale),)  # noqa: RUF005
     return nibble_lanes_tl(byte_lanes_tl(levels, 8))
 
 

@@ -8,14 +8,19 @@ from torch import Tensor
 from gpucheck.base import ROOT, Plan
 from gpucheck.data import any_bytes, compare
 from gpucheck.jobs import counts, odd, product
-from gpukit_kernels import Lane, QuantType, by_name, dequantize, quantize
+from gpukit_kernels import Lane, QuantType, by_name, dequantize, quantize, verified
 from gpukit_kernels.products_triton import FEW_ROWS
 
 GOLDEN = ROOT / "tests" / "data" / "golden" / "kernels.npz"
 
 
 def _told(blocks: int, wrong: list[dict[str, Any] | None]) -> dict[str, Any]:
-    return {"blocks": blocks, "wrong": [entry for entry in wrong if entry]}
+    return {"blocks": blocks, "wrong": [*filter(None, wrong), *passed_by()]}
+
+
+def passed_by() -> list[dict[str, Any]]:
+    """The kernels that were not used, since at their first use they were found wrong."""
+    return [{"kind": f"passed by: {name}"} for name in verified.refused()]
 
 
 def check_bytes(plan: Plan, row: QuantType) -> dict[str, Any]:
