@@ -65,10 +65,11 @@ def delta_tl(total, left, right, inside, count, width, FUSED: tl.constexpr, AHEA
             )
         left += AHEAD
         right += AHEAD * width
-    for _ in range(whole, count):
-        total = added_tl(total, tl.load(left), load_row_tl(right, inside), FUSED)
-        left += 1
-        right += width
+    if AHEAD > 1:
+        for _ in range(whole, count):
+            total = added_tl(total, tl.load(left), load_row_tl(right, inside), FUSED)
+            left += 1
+            right += width
     return total
 
 

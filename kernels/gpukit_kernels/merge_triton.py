@@ -94,8 +94,10 @@ def merge_kernel(
     for n in tl.static_range(ADAPTERS):
         begin = tl.load(bounds + n)
         count = tl.load(bounds + n + 1) - begin
-        # Zeros that are laid out among the threads as the weights are: nothing crosses them then.
-        total = ((x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >> 31).to(tl.float32)
+        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        if DECODE is None:
+            # Zeros laid out among the threads as the weights are: nothing crosses them then.
+            total = ((x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >> 31).to(tl.float32)
         start = right + begin * width
         if exact:
             total = delta_tl(total, left + begin, start, inside, count, width, True, AHEAD)
@@ -210,7 +212,7 @@ def tile(row: QuantType, kind: QuantType, width: int) -> dict[str, object]:
     decode, encode = row.name not in FLOATS, kind.name not in FLOATS
     into = triton_pair(kind)
     block = kind.block if encode else row.block if decode else COLUMNS
-    rows = DECODED // block if decode else ROWS
+    rows = max(DECODED // block, 1) if decode else ROWS
     if encode:
         rows = min(into.tile, MOST_ROWS)
     return {
@@ -223,9 +225,9 @@ def tile(row: QuantType, kind: QuantType, width: int) -> dict[str, object]:
         "ROWS": rows,
         "EVEN": width % block == 0,
         "SHARES": SHARES,
-        "AHEAD": AHEAD,
-        # With the second sum as well Q8_0 and Q5_K, decoded, spill (3.7.1, sm_90).
-        "FUSE": not decode,
+        # Beside blocks more loads ahead, or a second sum, spill with some version of Triton.
+        "AHEAD": 1 if decode or encode else AHEAD,
+        "FUSE": not decode and not encode,
     }
 
 
