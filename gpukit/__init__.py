@@ -9,6 +9,9 @@
     perplexity, perplexities    how well models expect a text, and what quantising them cost
     inspect                     what is inside a file or a folder
     imatrix                     how important the columns of a model's weights are
+    batch, plan_batch,          many files from a plan: made, looked at before, looked at meanwhile
+    batch_status
+    verify                      whether a GGUF is what its source gives
     Store, Modelfile            the models on disk, laid out as Ollama's
     Options, make_overrides     what a quantisation may be told besides a type
     Status, Step, Warned        what a `report` hears
@@ -20,10 +23,17 @@ Names are imported when they are first used, so that torch is, too, only where s
 
 from typing import TYPE_CHECKING
 
+from gpukit.version import VERSION
 from gpukit_kernels.lazy import lazily
 
 if TYPE_CHECKING:
     from gpukit.adapters.mixing import Combining as Combining
+    from gpukit.batches.batch import (
+        batch as batch,
+        batch_status as batch_status,
+        plan_batch as plan_batch,
+    )
+    from gpukit.batches.result import BatchResult as BatchResult
     from gpukit.conversion.run import Result as Result
     from gpukit.errors import (
         AdapterError as AdapterError,
@@ -86,13 +96,17 @@ if TYPE_CHECKING:
         perplexity as perplexity,
     )
     from gpukit.recipes.store import Store as Store
+    from gpukit.recipes.verified import Verification as Verification
+    from gpukit.recipes.verify import verify as verify
     from gpukit.store.modelfile import Modelfile as Modelfile
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # The module of each name.
 _MODULES = {
     "adapters.mixing": ["Combining"],
+    "batches.batch": ["batch", "batch_status", "plan_batch"],
+    "batches.result": ["BatchResult"],
     "conversion.run": ["Result"],
     "errors": [
         "AdapterError",
@@ -126,6 +140,8 @@ _MODULES = {
     "recipes.merge": ["merge"],
     "recipes.perplexity": ["Perplexity", "perplexities", "perplexity"],
     "recipes.store": ["Store"],
+    "recipes.verified": ["Verification"],
+    "recipes.verify": ["verify"],
     "store.modelfile": ["Modelfile"],
 }
 

@@ -27,16 +27,20 @@ def test_without_a_device_it_says_so(tmp_path: Path) -> None:
     assert "invalid float value: 'soon'" in done.stderr
 
 
+STEPS = "bytes,rates,merge,products,vectors,odd,golden,forward,prefill,attention,copies"
+
+
 def test_every_kind_of_step_runs_where_kernels_are_interpreted(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, "--interpret", "--types", "Q8_0", "--workers", "1",
-         "--steps", "bytes,rates,merge,products,odd,golden", "--out", tmp_path / "x.json"],
+         "--steps", STEPS, "--out", tmp_path / "x.json"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "x.json").read_text())
     assert set(report["steps"]) == {
-        "facts", "Q8_0 bytes", "Q8_0 rates", "Q8_0 merge", "Q8_0 products", "Q8_0 odd", "golden"
+        "facts", "Q8_0 bytes", "Q8_0 rates", "Q8_0 merge", "Q8_0 products", "Q8_0 vectors",
+        "Q8_0 odd", "golden", "forward", "prefill", "attention", "copies",
     }  # fmt: skip
     assert not report["left_out"]
     assert report["steps"]["Q8_0 bytes"]["blocks"] > 1000
@@ -45,8 +49,29 @@ def test_every_kind_of_step_runs_where_kernels_are_interpreted(tmp_path: Path) -
     assert "wrong" not in report["steps"]["Q8_0 bytes"]
     assert report["steps"]["Q8_0 merge"]["blocks"] > 1000
     assert "wrong" not in report["steps"]["Q8_0 merge"]
+    assert "wrong" not in report["steps"]["Q8_0 vectors"]
+    assert len(report["steps"]["Q8_0 vectors"]["rates"]) == 2  # blocks and planes
     assert max(report["steps"]["Q8_0 products"]["share_of_tolerance"].values()) < 1
+    assert len(report["steps"]["prefill"]["models"]) == 5
+    for name in ("forward", "prefill", "attention", "copies"):
+        assert "wrong" not in report["steps"][name]
     assert not any("error" in job for job in report["jobs"].values())
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+def test_the_engine_runs_where_kernels_are_interpreted(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--interpret", "--types", "Q8_0", "--workers", "1",
+         "--steps", "engine", "--out", tmp_path / "x.json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    step = json.loads((tmp_path / "x.json").read_text())["steps"]["engine"]
+    told = [rate["what"] for rate in step["rates"]]
+    assert told[0] == "token at 3"
+    assert {"norm", "prepare", "gated", "head", "q Q4_K", "attend 3"} < set(told)
+    assert "wrong" not in step
 
 
 def test_a_differing_block_is_told_in_full(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,10 +99,13 @@ def adapter(
                 source, base, out or "", type=type, hub=hub, strict=strict, layout=moe_layout,
                 report=report,
             )  # fmt: skip
-    if extract is not None:
-        _print_extraction(made, json)
-    else:
-        _print_result(written, json)
+    result = made if extract is not None else written
+    if json:
+        print_json(result.as_json())
+    elif not quiet and extract is not None:
+        _print_extraction(made)
+    elif not quiet:
+        _print_result(written)
 
 
 def _check(
@@ -119,10 +122,7 @@ def _check(
         raise ArgumentError("--extract reads no adapter: leave --strict and --moe-layout out")
 
 
-def _print_result(result: "AdapterResult", json: bool) -> None:
-    if json:
-        print_json(result.as_json())
-        return
+def _print_result(result: "AdapterResult") -> None:
     ranks = ", ".join(map(str, result.ranks))
     types = ", ".join(f"{count} {name}" for name, count in result.types.items())
     folded = f", the scale of {result.folded} multiplied into B" if result.folded else ""
@@ -130,10 +130,7 @@ def _print_result(result: "AdapterResult", json: bool) -> None:
           f"({types}), rank {ranks}, alpha {result.alpha:g}{folded}")  # fmt: skip
 
 
-def _print_extraction(made: "Extraction", json: bool) -> None:
-    if json:
-        print_json(made.as_json())
-        return
+def _print_extraction(made: "Extraction") -> None:
     names = max(len("tensors"), *(len(found.name) for found in made.classes))
     print(f"{'tensors':<{names}}  {'number':>6}  {'kept':>8}  {'||dW|| / ||W||':>14}")
     for found in made.classes:

@@ -46,6 +46,7 @@ def command_line() -> typer.Typer:
     """Every command with its help."""
     from gpukit_cli import (
         adapter,
+        batch,
         bench,
         convert,
         doctor,
@@ -55,6 +56,7 @@ def command_line() -> typer.Typer:
         merge,
         run,
         store,
+        verify,
     )
 
     app = typer.Typer(
@@ -80,6 +82,8 @@ def command_line() -> typer.Typer:
         "perplexity": evaluate.perplexity,
         "imatrix": imatrix.imatrix,
         "inspect": inspect.inspect,
+        "batch": batch.batch,
+        "verify": verify.verify,
         "bench": bench.bench,
         "doctor": doctor.doctor,
     }

@@ -13,7 +13,8 @@ def doctor(json: Json = False) -> None:
     if json:
         print_json(found.as_json())
         return
-    rows = [("gpukit", found.gpukit), ("python", found.python), ("system", found.system)]
+    rows = [("gpukit", f"{found.gpukit}, with the bytes of {found.matches}")]
+    rows += [("python", found.python), ("system", found.system)]
     rows += [(name, version or "not installed") for name, version in found.libraries.items()]
     for device in found.devices:
         memory = f"{human_bytes(device.free)} free of {human_bytes(device.total)}"

@@ -10,7 +10,7 @@ from gpukit.errors import ArgumentError
 from gpukit_cli.measures import ChunkPrinter, print_divergence, print_estimate, print_rows
 from gpukit_cli.options import (
     Adapters,
-    Device,
+    Devices,
     Hub,
     ImatrixFile,
     Json,
@@ -121,7 +121,7 @@ def perplexity(
     moe_layout: MoeLayout = None,
     pre: Pre = None,
     hub: Hub = False,
-    device: Device = "auto",
+    device: Devices = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

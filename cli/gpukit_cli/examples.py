@@ -41,6 +41,16 @@ EXAMPLES = {
         "gpukit imatrix --in-file imatrix.gguf --show-statistics",
     ),
     "inspect": ("gpukit inspect llama.gguf", "gpukit inspect Llama-3.2-1B-Instruct --tensors"),
+    "batch": (
+        "gpukit batch plan.yaml --dry-run",
+        "gpukit batch plan.yaml --keep-going --summary summary.json",
+        "gpukit batch status plan.yaml",
+    ),
+    "verify": (
+        "gpukit verify llama-q4.gguf --from Llama-3.2-1B-Instruct",
+        "gpukit verify merged.gguf --from Llama-3.2-1B-Instruct --adapter my-lora:0.8",
+        "gpukit verify llama-q4.gguf",
+    ),
     "bench": ("gpukit bench quantize --type Q4_K --type Q8_0", "gpukit bench dequantize"),
     "doctor": ("gpukit doctor",),
 }

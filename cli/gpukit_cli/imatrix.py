@@ -125,6 +125,9 @@ def imatrix(
         return
     if show_statistics:
         _print(made.statistics)
+    if quiet:
+        return
+    if show_statistics:
         print()
     rate = f" ({made.tokens / made.seconds:.0f} tokens/s)" if made.tokens else ""
     print(

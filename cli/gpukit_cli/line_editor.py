@@ -1,12 +1,15 @@
-"""Lines that are typed: edited, remembered in Ollama's file, cut off by Ctrl-C."""
+"""Lines that are typed or pasted: edited, remembered in Ollama's file, cut off by Ctrl-C."""
 
 import os
 import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
+
+from gpukit_cli.external_editor import edited
 
 try:
     import readline
@@ -15,6 +18,10 @@ except ImportError:  # as on Windows
 
 # Lines that are remembered.
 REMEMBERED = 100
+# Stands before a line that is to go on in the user's editor; no key types it into one.
+TO_EDITOR = "\x07"
+# Several lines that are pasted stay in one. Ctrl-G puts the mark before the line and ends it.
+SETTINGS = ("set enable-bracketed-paste on", r'"\C-g": "\C-a\C-v\C-g\C-m"')
 
 
 class Interrupted(KeyboardInterrupt):
@@ -57,15 +64,26 @@ class LineEditor:
         self.remembers = path is not None
         self._lines = _read(path) if path else []
         if readline:
+            if "libedit" not in (readline.__doc__ or ""):  # which has other settings
+                for setting in SETTINGS:
+                    readline.parse_and_bind(setting)
             readline.set_auto_history(False)
             readline.clear_history()
             for line in self._lines:
                 readline.add_history(line)
 
     def line(self, prompt: str) -> str:
-        """The next line. `EOFError` for Ctrl-D, `Interrupted` for Ctrl-C, `UnicodeError` for what
-        the terminal sends in another encoding."""
+        """The next line, which holds several where they were pasted together or come of the user's
+        editor. `EOFError` for Ctrl-D, `Interrupted` for Ctrl-C, `UnicodeError` for what the
+        terminal sends in another encoding, and the errors of `edited`."""
         line = input(prompt)
+        while readline and line.startswith(TO_EDITOR):
+            text = edited(line.removeprefix(TO_EDITOR))
+            readline.set_startup_hook(partial(readline.insert_text, text))
+            try:
+                line = input(prompt)
+            finally:
+                readline.set_startup_hook()
         if self.remembers and line.strip():
             self._remember(line)
         return line
@@ -73,7 +91,7 @@ class LineEditor:
     def _remember(self, line: str) -> None:
         if readline:
             readline.add_history(line)
-        self._lines = [*self._lines, line][-REMEMBERED:]
+        self._lines = [*self._lines, *filter(None, line.splitlines())][-REMEMBERED:]
         if self._path:
             with suppress(OSError):  # a home that cannot be written to has no history
                 _write(self._path, self._lines)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpukit_cli.convert import print_changes, print_result, size
+from gpukit_cli.convert import size
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
     Adapters,
@@ -16,6 +16,7 @@ from gpukit_cli.options import (
     Like,
     MoeLayout,
     Pre,
+    Provenance,
     Quiet,
     Strict,
     TargetBpw,
@@ -25,8 +26,10 @@ from gpukit_cli.options import (
 )
 from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
+from gpukit_cli.results import print_changes, print_result
 
 if TYPE_CHECKING:
+    from gpukit import Combining
     from gpukit.conversion.folder import FolderResult
 
 METHODS = (
@@ -37,6 +40,64 @@ METHODS = (
 
 def _methods(incomplete: str) -> list[str]:
     return [name for name in METHODS if name.startswith(incomplete)]
+
+
+Combine = Annotated[
+    str | None,
+    typer.Option(
+        "--combine",
+        metavar="METHOD",
+        help=f"How several adapters become one, as PEFT does it: {', '.join(METHODS)}.",
+        show_default="deltas are added up",
+        autocompletion=_methods,
+    ),
+]
+Density = Annotated[
+    float | None,
+    typer.Option(
+        "--density",
+        metavar="F",
+        help="The part of the values that a method that prunes keeps.",
+        show_default="none",
+    ),
+]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        "--rank", metavar="N", help="Of a combination by SVD.", show_default="the largest"
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Of methods that leave values to chance.",
+        show_default="a new one",
+    ),
+]
+MergeBase = Annotated[
+    str,
+    typer.Option(
+        "--merge-base",
+        metavar="full|nf4|nf4-single",
+        help="Add deltas to the weights, or to what QLoRA's NF4 makes of them.",
+    ),
+]
+
+
+def combining(
+    method: str | None, density: float | None, rank: int | None, seed: int | None
+) -> "Combining | None":
+    """How several adapters become one; `ArgumentError` for what only a method has a use for."""
+    import gpukit
+
+    if method is not None:
+        return gpukit.Combining(method, density=density, rank=rank, seed=seed)
+    for option, value in (("--density", density), ("--rank", rank), ("--seed", seed)):
+        if value is not None:
+            raise gpukit.ArgumentError(f"{option} is for --combine METHOD; give that, too")
+    return None
 
 
 def merge(
@@ -67,48 +128,11 @@ def merge(
             autocompletion=file_types,
         ),
     ] = None,
-    combine: Annotated[
-        str | None,
-        typer.Option(
-            "--combine",
-            metavar="METHOD",
-            help=f"How several adapters become one, as PEFT does it: {', '.join(METHODS)}.",
-            show_default="deltas are added up",
-            autocompletion=_methods,
-        ),
-    ] = None,
-    density: Annotated[
-        float | None,
-        typer.Option(
-            "--density",
-            metavar="F",
-            help="The part of the values that a method that prunes keeps.",
-            show_default="none",
-        ),
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            "--rank", metavar="N", help="Of a combination by SVD.", show_default="the largest"
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            help="Of methods that leave values to chance.",
-            show_default="a new one",
-        ),
-    ] = None,
-    merge_base: Annotated[
-        str,
-        typer.Option(
-            "--merge-base",
-            metavar="full|nf4|nf4-single",
-            help="Add deltas to the weights, or to what QLoRA's NF4 makes of them.",
-        ),
-    ] = "full",
+    combine: Combine = None,
+    density: Density = None,
+    rank: Rank = None,
+    seed: Seed = None,
+    merge_base: MergeBase = "full",
     imatrix: ImatrixFile = None,
     target_bpw: TargetBpw = None,
     target_size: TargetSize = None,
@@ -125,6 +149,7 @@ def merge(
     strict: Strict = False,
     moe_layout: MoeLayout = None,
     pre: Pre = None,
+    provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
     quiet: Quiet = False,
@@ -133,29 +158,25 @@ def merge(
     """Merge LoRA adapters into their base: a folder, or a GGUF quantised on the way."""
     import gpukit
 
-    how = None
-    if combine is not None:
-        how = gpukit.Combining(combine, density=density, rank=rank, seed=seed)
-    else:
-        for option, value in (("--density", density), ("--rank", rank), ("--seed", seed)):
-            if value is not None:
-                raise gpukit.ArgumentError(f"{option} is for --combine METHOD; give that, too")
+    how = combining(combine, density, rank, seed)
     with reporter(quiet) as report:
         result = gpukit.merge(
             base, adapter or [], out, type, combine=how, merge_base=merge_base, imatrix=imatrix,
             target_bpw=target_bpw, target_size=size(target_size), like=like,
             max_shard_size=size(max_shard_size),
-            strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
+            strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
+            device=device, report=report,
         )  # fmt: skip
     if isinstance(result, gpukit.Result):
-        print_result(result, json)
+        print_result(result, json=json, quiet=quiet)
     else:
-        _print_folder(result, json)
+        _print_folder(result, json=json, quiet=quiet)
 
 
-def _print_folder(result: "FolderResult", json: bool) -> None:
+def _print_folder(result: "FolderResult", *, json: bool, quiet: bool) -> None:
     if json:
         print_json(result.as_json())
+    if json or quiet:
         return
     print_changes(result.changes)
     print(f"{result.path}: {len(result.paths)} files, {human_bytes(result.size)} in "

@@ -88,7 +88,11 @@ Devices = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", help="Print no progress and no warnings: result and errors only.")
+    bool,
+    typer.Option(
+        "--quiet",
+        help="Print errors only, and what is asked for: an answer, a measurement, a plan, --json.",
+    ),
 ]
 Adapters = Annotated[
     list[str] | None,
@@ -120,6 +124,15 @@ ImatrixFile = Annotated[
         "--imatrix",
         metavar="FILE",
         help="Importance matrix of llama-imatrix, .gguf or .dat.",
+        show_default="none",
+    ),
+]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate",
+        metavar="TEXT",
+        help="Instead of --imatrix: the model reads this text first, in chunks of 512 tokens.",
         show_default="none",
     ),
 ]
@@ -158,6 +171,13 @@ Pre = Annotated[
         metavar="NAME",
         help="Pre-tokenizer of a model folder, such as llama-bpe, where none is recognised.",
         show_default="the one recognised",
+    ),
+]
+Provenance = Annotated[
+    bool,
+    typer.Option(
+        "--provenance",
+        help="Note in the metadata what the file was made from: source, digests, adapters, recipe.",
     ),
 ]
 Hub = Annotated[

@@ -11,7 +11,7 @@ from gpukit.errors import ArgumentError
 from gpukit_cli import answer
 from gpukit_cli.options import (
     Adapters,
-    Device,
+    Devices,
     Hub,
     Json,
     MoeLayout,
@@ -118,7 +118,7 @@ def run(
     moe_layout: MoeLayout = None,
     pre: Pre = None,
     hub: Hub = False,
-    device: Device = "auto",
+    device: Devices = "auto",
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Print times on stderr, --quiet or not.")
     ] = False,

@@ -93,7 +93,7 @@ class Talker:
             line = self._editor.line(PROMPT)
             if line.startswith(QUOTES):
                 self._say(self._block(line.removeprefix(QUOTES)))
-            elif line.startswith("/"):
+            elif line.startswith("/") and "\n" not in line:
                 self._command(line)
             elif line:
                 self._say(line)
@@ -191,11 +191,23 @@ class Talker:
             case "noformat", _:
                 self._session.set("format", None)
                 print("Disabled format.")
+            case "think" | "nothink", levels:
+                self._set_think(word == "think", levels)
             case "verbose" | "quiet", _:
                 self.begun = replace(self.begun, verbose=word == "verbose")
                 print(f"Set '{word}' mode.")
             case _:
                 print(f"Unknown command '/set {word}'. Type /? for help")
+
+    def _set_think(self, wanted: bool, levels: list[str]) -> None:
+        if not self._session.knows_thinking:
+            print(f'warning: model "{self.begun.word}" does not support thinking output')
+        level = levels[0] if wanted and levels else ""
+        self._session.think = level or wanted
+        mode = (
+            f"'think' mode to '{level}'" if level else f"'{'think' if wanted else 'nothink'}' mode"
+        )
+        print(f"Set {mode}.")
 
     def _set_parameter(self, name: str, values: list[str]) -> None:
         from gpukit.store import parameters
@@ -229,6 +241,7 @@ class Talker:
         for name, value in before.parameters.items():
             # What was set by hand stays; what the other model says of itself comes with it.
             self._session.set(name, value)
+        self._session.think = before.think
         self.begun = replace(self.begun, word=word, hub=False, adapted=False)
         self.replay()
 

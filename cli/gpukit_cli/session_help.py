@@ -12,7 +12,7 @@ Available Commands:
   /?, /help       This list; /? set and /? show tell more
   /? shortcuts    Keys
 
-Use \"\"\" to begin a message of several lines, and to end it.
+Use \"\"\" to begin a message of several lines, and to end it; what is pasted is one message.
 """
 SET = """\
 Available Commands:
@@ -24,6 +24,8 @@ Available Commands:
   /set nowordwrap                 Let the terminal break lines
   /set format json                Answer in JSON
   /set noformat                   Answer freely
+  /set think [level]              Think before answering, if the model can
+  /set nothink                    Do not think
   /set verbose                    Show times after each answer
   /set quiet                      Show none
 """
@@ -46,6 +48,7 @@ Available keyboard shortcuts:
   Ctrl + u   Delete what is before the cursor
   Ctrl + w   Delete the word before the cursor
   Ctrl + l   Clear the screen
+  Ctrl + g   Go on in your editor ($EDITOR)
   Ctrl + r   Search in what was typed before
   Ctrl + c   Stop the answer, or drop the line
   Ctrl + d   Leave (/bye)

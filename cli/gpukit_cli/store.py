@@ -9,12 +9,14 @@ import typer
 from gpukit_cli.details import parameter_rows, print_details
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
+    Calibrate,
     Devices,
     DryRun,
     Hub,
     ImatrixFile,
     Json,
     Pre,
+    Provenance,
     Quiet,
     StoredName,
     file_types,
@@ -67,17 +69,10 @@ def create(
         ),
     ] = False,
     pre: Pre = None,
+    provenance: Provenance = False,
     hub: Hub = False,
     imatrix: ImatrixFile = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibrate",
-            metavar="TEXT",
-            help="Instead of --imatrix: the model reads this text first, in chunks of 512 tokens.",
-            show_default="none",
-        ),
-    ] = None,
+    calibrate: Calibrate = None,
     device: Devices = "auto",
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -99,28 +94,28 @@ def create(
             planned = plan_create(
                 gpukit.Store(), name, parsed, quantize,
                 pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-                report=report,
+                provenance=provenance, report=report,
             )  # fmt: skip
-        _print_planned(planned, json)
+        _print_planned(planned, json=json, quiet=quiet)
         return
     with reporter(quiet) as report:
         made = gpukit.Store().create(
             name, source, quantize,
             device=device, pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-            report=report,
+            provenance=provenance, report=report,
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})
 
 
-def _print_planned(planned: "PlannedModel", json: bool) -> None:
-    from gpukit_cli.convert import print_tensors
+def _print_planned(planned: "PlannedModel", *, json: bool, quiet: bool) -> None:
     from gpukit_cli.progress import human_bytes
+    from gpukit_cli.results import print_tensors
 
     if json:
         print_json(planned.as_json())
         return
-    print_tensors(planned.weights)
+    print_tensors(planned.weights, quiet=quiet)
     table = [("LAYER", "SIZE", "DIGEST", "IN THE STORE")]
     for layer in planned.layers:
         digest = layer.digest.removeprefix("sha256:")[:12] or "when written"

@@ -1,6 +1,7 @@
 """Renders a model's chat template (Jinja) as transformers does, in a sandbox, within bounds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from gpukit.errors import CheckpointError
@@ -9,6 +10,11 @@ Message = Mapping[str, Any]
 
 # A text that no template has.
 MARK = "systemtextofgpukit"
+# By these names templates ask whether, and how hard, a model shall think before it answers.
+THINKING = ("enable_thinking", "thinking", "reasoning_effort")
+
+# Whether to think, or how hard; None is the template's own way.
+Think = bool | str | None
 
 
 def render(
@@ -18,15 +24,16 @@ def render(
     bos_token: str = "",
     eos_token: str = "",
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
+    think: Think = None,
 ) -> str:
-    """The prompt that `template` makes of `messages` (role and content each).
+    """The prompt that `template` makes of `messages` (role and content each, or role and
+    tool_calls), and of `tools`, JSON schemas as transformers takes them.
 
     `CheckpointError`, one line, for a template that is broken or refuses the messages, or wants
     more than some seconds or some MiB; it holds in any thread.
     """
     # Loaded where a template is: a model without one needs no jinja2.
-    from jinja2.exceptions import SecurityError, TemplateError
-
     from gpukit.chat import bounds, sandbox
 
     variables = {
@@ -34,13 +41,46 @@ def render(
         "bos_token": bos_token,
         "eos_token": eos_token,
         "add_generation_prompt": add_generation_prompt,
-        "tools": None,
+        "tools": [dict(tool) for tool in tools] or None,
         "documents": None,
+        **_thinking(think),
     }
-    budget = bounds.Budget(bounds.MOST + 2 * bounds.size_of(messages))
+    budget = bounds.Budget(bounds.MOST + 2 * bounds.size_of([*messages, *tools]))
     token = bounds.CURRENT.set(budget)
     try:
-        return sandbox.rendered(template, variables)
+        with _one_line():
+            return sandbox.rendered(template, variables)
+    finally:
+        bounds.CURRENT.reset(token)
+
+
+def _thinking(think: Think) -> dict[str, Any]:
+    if think is None:
+        return {}
+    names: dict[str, Any] = dict.fromkeys(THINKING[:2], bool(think))
+    return {**names, THINKING[2]: think} if isinstance(think, str) else names
+
+
+def knows_thinking(template: str) -> bool:
+    """Whether `template` looks at one of `THINKING`; a broken one does not."""
+    from gpukit.chat import sandbox
+
+    try:
+        with _one_line():
+            return not sandbox.asked(template).isdisjoint(THINKING)
+    except CheckpointError:
+        return False
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Whatever a template does wrong in the block is a `CheckpointError`."""
+    from jinja2.exceptions import SecurityError, TemplateError
+
+    from gpukit.chat import bounds
+
+    try:
+        yield
     except bounds.Exceeded as error:
         raise CheckpointError(f"chat template: {error}") from None
     except SecurityError as error:
@@ -54,8 +94,6 @@ def render(
     except (SyntaxError, MemoryError):
         # What Python, which jinja2 compiles to, does not take.
         raise CheckpointError("chat template: it is nested too deeply") from None
-    finally:
-        bounds.CURRENT.reset(token)
 
 
 def accepted(template: str, messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, NoReturn
 
-from jinja2 import Environment, Template, nodes, pass_context
+from jinja2 import Environment, Template, meta, nodes, pass_context
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -227,12 +227,21 @@ def _environment() -> Environment:
 @lru_cache(maxsize=8)
 def compiled(source: str) -> Template:
     """The template, ready to run within the bounds of `CURRENT`; errors as jinja2's."""
+    tree = _parsed(source)
+    _Counting().visit(tree)
+    return _environment().from_string(tree)
+
+
+@lru_cache(maxsize=8)
+def asked(source: str) -> frozenset[str]:
+    """The variables that the template `source` takes from outside; errors as `compiled`."""
+    return frozenset(meta.find_undeclared_variables(_parsed(source)))
+
+
+def _parsed(source: str) -> nodes.Template:
     if len(source) > MOST_OF_A_SOURCE:
         raise Exceeded(f"{len(source)} characters; {MOST_OF_A_SOURCE} at most")
-    environment = _environment()
-    tree = environment.parse(source)
-    _Counting().visit(tree)
-    return environment.from_string(tree)
+    return _environment().parse(source)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -23,7 +23,7 @@ FP16_MAX = 65504.0
 # Searches square sums of importance * x * x * level, over 256 values with levels to 127. Up to this
 # importance * x * x the squares are well within float32.
 WEIGHTED_MAX = 1e12
-# Values of a slab that the CPU decodes again to tell the error, at least; a GPU decodes all.
+# Values of a piece that are decoded again to tell the error, at least.
 SAMPLE = 1 << 15
 
 

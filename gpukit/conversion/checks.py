@@ -7,7 +7,6 @@ from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import file_type_of
 from gpukit.formats.outputs import check_output
 from gpukit.planning.plan import Options
-from gpukit.tokenizer.recognition import check_pre
 
 SAFETENSORS = ".safetensors"
 
@@ -24,13 +23,25 @@ def check_plan(
                 f"{options.instead} chooses the types itself; leave {file_type} out"
             )
     if pre is not None:
+        # Those that are known take time to import.
+        from gpukit.tokenizer.recognition import check_pre
+
         check_pre(pre)
 
 
-def check_run(out: Path, file_type: str | None, options: Options, device: str) -> None:
+def check_run(
+    out: Path,
+    file_type: str | None,
+    options: Options,
+    device: str,
+    *,
+    provenance: bool = False,
+) -> None:
     """`ArgumentError` for a place that no file can be written to, for a file that cannot hold what
     is asked for and for a device that is not here; `DiskError` where this user may not write."""
     if out.suffix == SAFETENSORS:
+        if provenance:
+            raise ArgumentError(f"{out}: --provenance is metadata of a GGUF; name a .gguf file")
         if options.instead is not None:
             raise ArgumentError(f"{out}: {options.instead} is for a GGUF; name a .gguf file")
         if file_type is not None and not file_type_of(file_type).is_float:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpukit.conversion.engine import Engine, Wish
-from gpukit.conversion.numpy_engine import plain_conversion
 from gpukit.errors import ArgumentError
 from gpukit.planning.plan import PlannedOutput
 from gpukit.sources.base import Source
+from gpukit_kernels.cpu import plain
 
 
 def choose_engine(
@@ -17,7 +17,10 @@ def choose_engine(
 
     `ArgumentError` where numpy is wished for and cannot do all, and for a device that is not there.
     """
-    if wish != "torch":
+    if wish == "numpy" or (wish == "auto" and plain.is_cpu(device)):
+        # Another device needs nothing of it.
+        from gpukit.conversion.numpy_engine import plain_conversion
+
         found = plain_conversion(source, outputs, device)
         if not isinstance(found, str):
             return found

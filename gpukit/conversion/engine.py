@@ -61,6 +61,10 @@ class Engine(Protocol[L, W]):
 
     def end(self, work: W) -> list[memoryview]: ...
 
+    def holds(self, slab: Slab) -> bool:
+        """Whether what `end` gives may lie in the slab's buffer."""
+        ...
+
     def running(self) -> AbstractContextManager[None]:
         """What holds while the lanes' threads begin and work."""
         ...

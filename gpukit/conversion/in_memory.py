@@ -17,6 +17,8 @@ class _Memory:
     def __init__(self, outputs: Sequence[PlannedOutput]) -> None:
         self.blocks = [torch.empty(output.spec.nbytes, dtype=torch.uint8) for output in outputs]
 
+    in_order = False
+
     def write(self, index: int, data: memoryview, start: int) -> None:
         """Take the bytes of an output from position `start` on; any thread, every byte once."""
         part = self.blocks[index].numpy()[start : start + data.nbytes]

@@ -124,6 +124,9 @@ class PlainConversion:
     def end(self, work: _Done) -> list[memoryview]:
         return [blocks.data for blocks in work.blocks]
 
+    def holds(self, slab: Slab) -> bool:  # noqa: ARG002
+        return True
+
     def _piece(self, piece: Piece, data: Bytes) -> Bytes:
         """The piece's bytes, checked."""
         output = self.outputs[piece.output]

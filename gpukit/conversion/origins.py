@@ -14,13 +14,14 @@ from gpukit.conversion.admission import Checked, Header, check_folder, check_ggu
 from gpukit.conversion.copying import copy_file
 from gpukit.conversion.run import run_plan
 from gpukit.errors import ArgumentError
-from gpukit.events import Report, Status
+from gpukit.events import Report, Status, Warned
 from gpukit.formats.file_types import FILE_TYPE, file_type_name, file_type_of
 from gpukit.formats.gguf_fields import UNQUANTIZED
 from gpukit.formats.imatrix import Imatrix
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize
-from gpukit.sources.base import Source
+from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
+from gpukit.sources.base import ModelSource
 from gpukit.sources.gguf import GGUFSource
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import check_whole, open_source
@@ -36,7 +37,8 @@ MODEL = LAYER_PREFIX + "model"
 class Wishes:
     """How weights are converted: the file type wanted (None: the source's own), who hears of it,
     the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, the
-    importance weights, and the adapters that are merged on the way.
+    importance weights, the adapters that are merged on the way, and whether the metadata says what
+    the weights are made from.
     """
 
     file_type: str | None
@@ -46,6 +48,7 @@ class Wishes:
     pre: str | None = None
     imatrix: Imatrix | None = None
     merge: Merge | None = None
+    provenance: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class _Copied:
 class _Converted:
     """A checkpoint or a GGUF on its way to another type, planned tensor by tensor."""
 
-    source: Source
+    source: ModelSource
     plan: QuantizePlan
     work: Wishes
     opening: str
@@ -224,6 +227,8 @@ def _stored(store: Store, name: ModelName, work: Wishes) -> Origin:
     path = store.weights(name, manifest)
     checked = check_gguf(path)
     quantized = _quantized(checked, work, f"FROM {name.display}")
+    if quantized is None:
+        _tell_untouched(f"FROM {name.display}", work)
     return _Inherited(name, manifest, path, work, checked.header, quantized)
 
 
@@ -233,7 +238,15 @@ def _file(path: Path, work: Wishes) -> Origin:
     quantized = _quantized(checked, work, str(path))
     if quantized is None and checked.is_split:
         return _converted(path, replace(work, file_type=None), "joining the parts of the model")
+    if quantized is None:
+        _tell_untouched(str(path), work)
     return quantized or _Copied(path, work, checked.header)
+
+
+def _tell_untouched(what: str, work: Wishes) -> None:
+    """A file that is taken as it is keeps its metadata, too."""
+    if work.provenance:
+        work.report(Warned(f"{what}: taken as it is, so that no provenance is noted in it"))
 
 
 def _quantized(checked: Checked, work: Wishes, what: str) -> _Converted | None:
@@ -255,7 +268,12 @@ def _quantized(checked: Checked, work: Wishes, what: str) -> _Converted | None:
 def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
     source = open_source(path, work.pre, work.merge)
     try:
-        plan = plan_quantize(source, work.file_type, Options(imatrix=work.imatrix))
+        options = Options(imatrix=work.imatrix)
+        changed = work.file_type is not None or work.merge is not None
+        if work.provenance or (changed and has_provenance(source.fields)):
+            recipe = Recipe(work.file_type, options, work.pre, work.merge)
+            source.fields = with_provenance(source, recipe)
+        plan = plan_quantize(source, work.file_type, options)
         return _Converted(source, plan, work, opening)
     except BaseException:
         source.close()
@@ -263,7 +281,7 @@ def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
 
 
 def _plan_of_copy(path: Path, work: Wishes) -> QuantizePlan:
-    plain = replace(work, file_type=None, imatrix=None, merge=None)
+    plain = replace(work, file_type=None, imatrix=None, merge=None, provenance=False)
     whole = _converted(path, plain, "parsing GGUF")
     with closing(whole):
         return whole.plan

@@ -1,14 +1,17 @@
 """What every tensor would lose as every type that it may become.
 
-The loss is the expected squared error of what a layer computes, relative to the expected square of
-what it computes:
+The loss is the squared error of what is written, relative to the squares of what it stands for:
 
-    sum over rows and columns of importance * (w - decoded)^2 / the same of importance * w^2
+    sum over rows and columns of (w - decoded)^2 / the same of w^2
 
-with the importance of the columns, the mean squares of what comes in, or 1 where there is none. It
-is a share, whatever the scale of a tensor; how much each counts is for `plan_target` to say. Of
-each matrix some rows are looked at, evenly spread; all types are encoded from one reading of them.
-Sums are exact, so that neither threads nor the size of a batch change a result.
+where encoding has had the importance of the columns, if there is some. It is a share, whatever the
+scale of a tensor; how much each counts is for `plan_target` to say. Importance, the mean squares of
+what comes in, is no weight of the sums: where a column is large for one token of a window alone, as
+some are for the first, it would be most of both, and the tensor would seem to lose little although
+the other tokens lose as much as ever (docs/measuring.md has the numbers).
+
+Of each matrix some rows are looked at, evenly spread; all types are encoded from one reading of
+them. Sums are exact, so that neither threads nor the size of a batch change a result.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,14 +68,14 @@ def _losses(
                 f"{source.path}: {tensor.spec.name}: rows {ranges[0][0]} to {sum(ranges[-1])} hold "
                 "values that are not finite; a model with such weights cannot be quantised"
             )
-        energies += _row_sums(x, columns)
+        energies += _row_sums(x)
         for kind in tensor.types:
             if kind == tensor.spec.type:
                 continue
             weighted = None if columns is None or kind == "F16" else columns
             key = f"{kind} weighted" if weighted is not None else kind
             blocks = kernels.quantize(x, kind, weighted, backend=backends.get(key))
-            errors[kind] += _row_sums(kernels.dequantize(blocks, kind).sub_(x), columns)
+            errors[kind] += _row_sums(kernels.dequantize(blocks, kind).sub_(x))
     energy = fsum(energies)
     return [_share(fsum(errors[kind]), energy) for kind in tensor.types]
 
@@ -81,12 +84,9 @@ def _share(error: float, energy: float) -> float:
     return float(f"{error / energy:.{DIGITS}g}") if energy else 0.0
 
 
-def _row_sums(x: Tensor, columns: Tensor | None) -> list[float]:
+def _row_sums(x: Tensor) -> list[float]:
     """Of each row of float32 `x` the sum of squares, in float64."""
-    squares = x.double().square_()
-    if columns is not None:
-        squares *= columns.double()
-    found: list[float] = squares.sum(-1).tolist()
+    found: list[float] = x.double().square_().sum(-1).tolist()
     return found
 
 

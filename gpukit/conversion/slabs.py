@@ -47,9 +47,14 @@ def importance_of(piece: Piece, output: PlannedOutput, width: int) -> Floats | N
     if output.importance is None:
         return None
     columns = output.importance.reshape(-1, width)
-    of_one = max(output.spec.rows // len(columns), 1)
+    return columns[experts_of(piece, output, len(columns))]
+
+
+def experts_of(piece: Piece, output: PlannedOutput, experts: int) -> slice:
+    """Which of the `experts` that `output` consists of a piece of it belongs to."""
+    of_one = max(output.spec.rows // experts, 1)
     first = piece.row // of_one
-    return columns[first : max(first + piece.rows // of_one, first + 1)]
+    return slice(first, max(first + piece.rows // of_one, first + 1))
 
 
 def cut(source: Source, outputs: Sequence[PlannedOutput], weights: int) -> Iterator[Slab]:

@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
 from gpukit.conversion.audit import SAMPLE, Audit
 from gpukit.conversion.engine import Buffer
-from gpukit.conversion.slabs import Piece, Slab, importance_of, passes, stored_bytes
+from gpukit.conversion.slabs import Piece, Slab, experts_of, passes, stored_bytes
 from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
@@ -25,8 +27,8 @@ from gpukit.sources.base import Source
 
 @dataclass
 class _Result:
-    """A piece's bytes, the least and largest value, and the sums for its error and for what
-    adapters changed, if any."""
+    """A piece's bytes on their way to the host; on the device the least and largest
+    value, and the sums for its error and for what adapters changed, if any."""
 
     blocks: Tensor
     extremes: Tensor | None
@@ -35,15 +37,21 @@ class _Result:
     changed: Tensor | None = None
     looked_at: int = 0
 
+    @property
+    def numbers(self) -> list[Tensor]:
+        """What there is of extremes, sums and changes, in this order."""
+        return [x for x in (self.extremes, self.sums, self.changed) if x is not None]
+
 
 @dataclass
 class Work:
-    """A slab on its way through a device."""
+    """A slab on its way through a device; `numbers`, float64, are those of all results."""
 
     slab: Slab
     turn: kernels.Turn
     data: Tensor
     results: list[_Result]
+    numbers: Tensor | None
 
 
 class Conversion:
@@ -58,6 +66,7 @@ class Conversion:
         self.lanes = [lane for place in places for lane in kernels.lanes(place)]
         self._pinned = places[0].type != "cpu"
         self._backends = _backends(outputs, places[0])
+        self._columns = {place: _columns(outputs, place) for place in map(_indexed, places)}
 
     def fidelity(self) -> tuple[Fidelity, ...]:
         return self._audit.fidelity()
@@ -78,6 +87,7 @@ class Conversion:
     def begin(self, slab: Slab, buffer: Buffer, lane: kernels.Lane) -> Work:
         """Launch the work on the slab's stored bytes in the lane's next turn."""
         data, turn = buffer.tensor[: stored_bytes(slab)], lane.turn()
+        numbers = None
         with turn:
             here = turn.put(data)
             values = [self._values(piece, here) for piece in slab]
@@ -89,23 +99,32 @@ class Conversion:
             for piece, x, b, result in zip(slab, values, blocks, results, strict=True):
                 if x is not None and x.numel() and self.source.changes(self._index(piece)):
                     self._change(piece, x, b, here, result, turn)
-        return Work(slab, turn, data, results)
+            # One copy for all of them: a slab may hold thousands of pieces.
+            if found := [x.to(torch.float64) for result in results for x in result.numbers]:
+                numbers = turn.take(torch.cat(found))
+        return Work(slab, turn, data, results, numbers)
 
     def end(self, work: Work) -> list[memoryview]:
         work.turn.wait()
+        numbers = iter(work.numbers.tolist() if work.numbers is not None else ())
         for piece, result in zip(work.slab, work.results, strict=True):
             if result.extremes is not None:
-                low, high = result.extremes.tolist()
+                low, high = islice(numbers, 2)
                 blocks, data = result.blocks.numpy(), work.data.numpy()
                 self._audit.finite(piece, max(-low, high), blocks, data)
             if result.sums is not None:
-                error, square = result.sums.tolist()
+                error, square = islice(numbers, 2)
                 self._audit.lost(piece, error, square, result.compared)
             if result.changed is not None:
-                weight, delta, stored, along = result.changed.tolist()
+                weight, delta, stored, along = islice(numbers, 4)
                 change = Change(weight, delta, stored, along, result.looked_at)
                 self._audit.changed(piece, change)
         return [result.blocks.numpy().data for result in work.results]
+
+    def holds(self, slab: Slab) -> bool:
+        if not self._pinned:
+            return True  # a tensor that keeps its type is no copy
+        return any(passes(self.source, self.outputs[piece.output]) for piece in slab)
 
     def _index(self, piece: Piece) -> int:
         return self.outputs[piece.output].index
@@ -145,8 +164,11 @@ class Conversion:
         return [blocks[at] for at in range(len(slab))]
 
     def _importance(self, piece: Piece, x: Tensor) -> Tensor | None:
-        found = importance_of(piece, self.outputs[piece.output], x.shape[-1])
-        return None if found is None else torch.from_numpy(found)
+        """float32 `[experts, width]` where the piece's values `x` are; None without."""
+        columns = self._columns[x.device][piece.output]
+        if columns is None:
+            return None
+        return columns[experts_of(piece, self.outputs[piece.output], len(columns))]
 
     def _quantize(self, pieces: Sequence[Piece], parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """`parts`, the values of `pieces`, as blocks of their one type, uint8, in one launch."""
@@ -154,7 +176,7 @@ class Conversion:
         row = kernels.by_name(kind)
         found = [c for c in map(self._importance, pieces, parts) if c is not None]
         if found:
-            columns = torch.cat(found).to(parts[0].device)
+            columns = torch.cat(found) if len(found) > 1 else found[0]
             width = columns.shape[1]
             matrices = [part.view(len(c), -1, width) for part, c in zip(parts, found, strict=True)]
             values = torch.cat(matrices) if len(parts) > 1 else matrices[0]
@@ -174,14 +196,14 @@ class Conversion:
         taken = blocks if passes(self.source, output) else turn.take(blocks)
         if x is None or not x.numel():
             return _Result(taken, None)
-        result = _Result(taken, turn.take(torch.stack(x.aminmax())))
+        result = _Result(taken, torch.stack(x.aminmax()))
         if output.spec.type != output.source_type:
-            step = max(x.numel() // SAMPLE, 1) if turn.sparing else 1
+            step = max(x.numel() // SAMPLE, 1)
             some = x[::step].to(torch.float32)
             again = kernels.dequantize(blocks.view(x.shape[0], -1)[::step], output.spec.type)
             error = (some - again).square().sum(dtype=torch.float64)
             square = some.square().sum(dtype=torch.float64)
-            result.sums, result.compared = turn.take(torch.stack((error, square))), some.numel()
+            result.sums, result.compared = torch.stack((error, square)), some.numel()
         return result
 
     def _change(
@@ -201,23 +223,44 @@ class Conversion:
         columns = self._importance(piece, x)
         # Rows of one matrix: of experts each has an importance of its own.
         rows = len(x) if columns is None else len(x) // len(columns)
-        if turn.sparing and torch.equal(x[:rows:step], base[:rows:step].to(x.dtype)):
+        if turn.at_once and torch.equal(x[:rows:step], base[:rows:step].to(x.dtype)):
             step = 1  # a few rows have changed, those of tokens: all are looked at
         before = base[:rows:step].to(torch.float32)
         delta = x[:rows:step].to(torch.float32) - before
-        weights = None if columns is None else columns[0].to(x.device)
+        weights = None if columns is None else columns[0]
         moved = delta  # float64 keeps all of it
         if kind in kernels.QUANTS:
             was = kernels.dequantize(kernels.quantize(before, kind, weights), kind)
             moved = kernels.dequantize(blocks.view(len(x), -1)[:rows:step], kind) - was
         pairs = ((before, before), (delta, delta), (moved, moved), (moved, delta))
         sums = [(a.double() * b.double()).sum() for a, b in pairs]
-        result.changed, result.looked_at = turn.take(torch.stack(sums)), delta.numel()
+        result.changed, result.looked_at = torch.stack(sums), delta.numel()
 
 
 def tensor_conversion(source: Source, outputs: Sequence[PlannedOutput], device: str) -> Conversion:
     """The engine for `device`, which may name several, `cuda:0,cuda:1`."""
     return Conversion(source, outputs, kernels.device_list(device))
+
+
+def _indexed(place: torch.device) -> torch.device:
+    """`place` as a tensor there names it: a GPU by its number."""
+    return torch.empty(0, device=place).device
+
+
+def _columns(outputs: Sequence[PlannedOutput], place: torch.device) -> list[Tensor | None]:
+    """float32 `[experts, width]` on `place` for each output: its importance; None without."""
+    given = [o.importance for o in outputs if o.importance is not None]
+    if not given:
+        return [None] * len(outputs)
+    if place.type == "cpu":
+        parts = iter([torch.from_numpy(each) for each in given])
+    else:
+        # One copy for all, which has come when this returns, whatever stream it is read in.
+        flat = torch.from_numpy(np.concatenate([each.reshape(-1) for each in given])).to(place)
+        parts = iter(torch.split(flat, [each.size for each in given]))
+    return [
+        None if o.importance is None else next(parts).reshape(-1, o.spec.ne[0]) for o in outputs
+    ]
 
 
 def _backends(outputs: Sequence[PlannedOutput], place: torch.device) -> dict[str, str]:

@@ -263,7 +263,7 @@ def _heard(
     for number, ids in enumerate(reading.inputs(done), 1):
         (states,) = model.decoder.states(torch.tensor([ids]))
         if reading.process_output:
-            for part in torch.split(states, slice_rows(model.decoder.config.vocab_size)):
+            for part in torch.split(states, slice_rows(model.decoder)):
                 model.decoder.head(part)
         collector.end_chunk()
         yield done + number

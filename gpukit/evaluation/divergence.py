@@ -6,6 +6,7 @@ Means have standard errors; a percentile lies between its two neighbours in prop
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -124,13 +125,41 @@ class Divergence:
         return {**found, **self.kld.as_json("kld"), **self.dp.as_json("dp")}
 
 
+@dataclass
+class Slice:
+    """A model's logits behind some tokens of a window, float32 `[rows, vocab_size]`; `where` is for
+    messages."""
+
+    logits: Tensor
+    where: str
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """`CheckpointError` for logits that are no numbers."""
+        return Likelihood.of(self.logits, self.where)
+
+
+def alone(slices: Iterator[Slice], targets: list[int]) -> Scores:
+    """The scores of a window's tokens without a reference; errors as `Slice.likelihood`."""
+    found = [
+        part.likelihood.nll(part.logits, wanted) for part, wanted in _with_targets(slices, targets)
+    ]
+    return Scores(torch.cat(found).cpu().numpy())
+
+
+def _with_targets(slices: Iterator[Slice], targets: list[int]) -> Iterator[tuple[Slice, Tensor]]:
+    at = 0
+    for part in slices:
+        rows = len(part.logits)
+        yield part, torch.tensor(targets[at : at + rows], device=part.logits.device)
+        at += rows
+
+
 class Base(Protocol):
     """A reference: what a window's tokens score beside it, whose logits by the model come in
-    slices."""
+    slices; `CheckpointError` for logits that are no numbers."""
 
-    def scores(
-        self, number: int, logits: Iterator[Tensor], targets: list[int], where: str
-    ) -> Scores: ...
+    def scores(self, number: int, slices: Iterator[Slice], targets: list[int]) -> Scores: ...
 
 
 @dataclass(frozen=True)
@@ -141,20 +170,20 @@ class ModelBase:
     name: str
 
     @torch.inference_mode()
-    def scores(
-        self, number: int, logits: Iterator[Tensor], targets: list[int], where: str
-    ) -> Scores:
-        """The scores of window `number`; `CheckpointError` for logits that are no numbers."""
-        found, at = [], 0
-        for theirs, ours in zip(self.passes.logits(number), logits, strict=True):
-            wanted = torch.tensor(targets[at : at + len(ours)], device=ours.device)
-            at += len(ours)
-            found.append(_beside(theirs.to(ours.device), ours, wanted, (self.name, where)))
-        return _collected(found)
+    def scores(self, number: int, slices: Iterator[Slice], targets: list[int]) -> Scores:
+        """The scores of window `number`."""
+        pairs = zip(self.passes.logits(number), _with_targets(slices, targets), strict=True)
+        return _collected(
+            [
+                _beside(Slice(theirs.to(ours.logits.device), self.name), ours, wanted)
+                for theirs, (ours, wanted) in pairs
+            ]
+        )
 
 
-def _beside(base: Tensor, ours: Tensor, targets: Tensor, where: tuple[str, str]) -> list[Tensor]:
-    p, q = Likelihood.of(base, where[0]), Likelihood.of(ours, where[1])
+def _beside(reference: Slice, model: Slice, targets: Tensor) -> list[Tensor]:
+    base, ours = reference.logits, model.logits
+    p, q = reference.likelihood, model.likelihood
     # sum p ln(p / q), with what the rows of p and q have in common taken out of the sum: where the
     # logits are near, their differences are exact.
     products = p.weights * (base - ours)
@@ -175,21 +204,18 @@ class FileBase:
     file: LogitsFile
 
     @torch.inference_mode()
-    def scores(
-        self, number: int, logits: Iterator[Tensor], targets: list[int], where: str
-    ) -> Scores:
-        """The scores of window `number`; `CheckpointError` for logits that are no numbers."""
+    def scores(self, number: int, slices: Iterator[Slice], targets: list[int]) -> Scores:
+        """The scores of window `number`."""
         found, at = [], 0
-        for ours in logits:
-            base = torch.from_numpy(self.file.log_probabilities(number, at, len(ours)))
-            wanted = torch.tensor(targets[at : at + len(ours)], device=ours.device)
-            at += len(ours)
-            found.append(_beside_logs(base.to(ours.device), ours, wanted, where))
+        for ours, wanted in _with_targets(slices, targets):
+            base = torch.from_numpy(self.file.log_probabilities(number, at, len(wanted)))
+            at += len(wanted)
+            found.append(_beside_logs(base.to(wanted.device), ours, wanted))
         return _collected(found)
 
 
-def _beside_logs(base: Tensor, ours: Tensor, targets: Tensor, where: str) -> list[Tensor]:
-    q = Likelihood.of(ours, where)
+def _beside_logs(base: Tensor, model: Slice, targets: Tensor) -> list[Tensor]:
+    ours, q = model.logits, model.likelihood
     logs = q.top + q.log_sum.float()
     terms = torch.where(base > LEAST_LOG, base.exp() * (base - ours + logs[:, None]), 0.0)
     nll_base = -base.gather(-1, targets[:, None])[:, 0].double()

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from gpukit.evaluation.divergence import Base
+from gpukit.evaluation.ahead import Ahead
+from gpukit.evaluation.divergence import Base, Slice, alone
 from gpukit.evaluation.journal import Journal
 from gpukit.evaluation.perplexity import Mean, Sums
-from gpukit.evaluation.scoring import Likelihood, Passes, Scores, joined, scores
+from gpukit.evaluation.scoring import Passes, Scores, joined, scores
 from gpukit.evaluation.windows import Windows
 from gpukit.events import Report, Status, Step, ignore
 from gpukit.formats.logits import LogitsWriter, writing
@@ -107,10 +109,7 @@ def measure(
         for number, found in enumerate(known):
             if found is None:
                 if scorer is None:
-                    model = load()
-                    scorer = _Scorer(
-                        model, windows, name, Passes(model, windows), base() if base else None
-                    )
+                    scorer = _Scorer.of(load(), windows, name, base, alone=save is None)
                     if save is not None:
                         writer = writing(save, windows.ids, scorer.vocab_size)
                         scorer.writer = stack.enter_context(writer)
@@ -122,7 +121,7 @@ def measure(
             running.append(standing.perplexity.value)
             report(Scored(stage(name), number + 1, len(windows), "chunks", standing))
     evaluated = windows.num_ctx * known.count(None)
-    seconds = scorer.passes.seconds if scorer else 0.0
+    seconds = scorer.seconds if scorer else 0.0
     return Measurement(joined(parts), tuple(running), evaluated, seconds)
 
 
@@ -140,26 +139,49 @@ class _Scorer:
     name: str
     passes: Passes
     base: Base | None
+    ahead: Ahead | None = None
     writer: LogitsWriter | None = None
+
+    @staticmethod
+    def of(
+        model: LoadedModel,
+        windows: Windows,
+        name: str,
+        base: Callable[[], Base] | None,
+        *,
+        alone: bool,
+    ) -> "_Scorer":
+        """With `alone` and without a reference nobody sees the logits: they need not wait."""
+        alone = alone and base is None and model.decoder.device.type != "cpu"
+        ahead = Ahead(model, windows, name) if alone else None
+        passes = Passes(model, windows)
+        return _Scorer(model, windows, name, passes, base() if base else None, ahead)
+
+    @property
+    def seconds(self) -> float:
+        return (self.ahead or self.passes).seconds
 
     @property
     def vocab_size(self) -> int:
         return self.model.decoder.config.vocab_size
 
+    @torch.inference_mode()
     def scores(self, number: int) -> Scores:
+        if self.ahead is not None:
+            return self.ahead.scores(number)
         where = f"{self.name}: chunk {number + 1}"
-        logits = self.passes.logits(number)
-        if self.writer is not None:
-            logits = self._written(logits, self.writer, where)
-        targets = self.windows.targets(number)
+        logits, targets = self.passes.logits(number), self.windows.targets(number)
+        if self.base is None and self.writer is None:
+            return scores(logits, targets, where)
+        slices = self._slices(logits, where)
         if self.base is not None:
-            return self.base.scores(number, logits, targets, where)
-        return scores(logits, targets, where)
+            return self.base.scores(number, slices, targets)
+        return alone(slices, targets)
 
-    def _written(
-        self, logits: Iterator[Tensor], writer: LogitsWriter, where: str
-    ) -> Iterator[Tensor]:
+    def _slices(self, logits: Iterator[Tensor], where: str) -> Iterator[Slice]:
         for part in logits:
-            found = Likelihood.of(part, where)
-            writer.add(part.cpu().numpy(), found.log_sum.float().cpu().numpy())
-            yield part
+            found = Slice(part, where)
+            if self.writer is not None:
+                log_sum = found.likelihood.log_sum
+                self.writer.add(part.cpu().numpy(), log_sum.float().cpu().numpy())
+            yield found

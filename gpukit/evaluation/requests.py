@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpukit.errors import ArgumentError
-from gpukit.evaluation.scoring import PASS, Likelihood, slice_rows
+from gpukit.evaluation.scoring import LARGE_PASS, PASS, Likelihood, slice_rows
 from gpukit.generation.generate import GenerateOptions, stream
 from gpukit.generation.loading import LoadedModel
 
@@ -96,9 +96,9 @@ class Scorer:
             else:
                 yield number, Answer(0.0, True)
         inputs = sorted(together, key=lambda ids: (-len(ids), ids))
-        at = 0
+        at, most = 0, self._model.decoder.together(PASS, LARGE_PASS)
         while at < len(inputs):
-            count = max(PASS // len(inputs[at]), 1)
+            count = max(most // len(inputs[at]), 1)
             taken = inputs[at : at + min(count, self.batch or count)]
             at += len(taken)
             yield from self._batch(pairs, taken, [together[ids] for ids in taken])
@@ -132,9 +132,10 @@ class Scorer:
     def _rows(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """float64 `[rows]`, -ln p of the targets, and bool `[rows]`, whether they are likeliest."""
         nll, greedy = [], []
-        size = slice_rows(self._model.decoder.config.vocab_size)
-        for part, wanted in zip(torch.split(states, size), torch.split(targets, size), strict=True):
+        size = slice_rows(self._model.decoder)
+        for part, asked in zip(torch.split(states, size), torch.split(targets, size), strict=True):
             logits = self._model.decoder.head(part)
+            wanted = asked.to(logits.device)
             nll.append(Likelihood.of(logits, self._name).nll(logits, wanted))
             greedy.append(logits.argmax(-1) == wanted)
         return torch.cat(nll).cpu(), torch.cat(greedy).cpu()

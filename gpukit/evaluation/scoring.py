@@ -17,15 +17,20 @@ from torch import Tensor
 from gpukit.errors import CheckpointError
 from gpukit.evaluation.windows import Windows
 from gpukit.generation.loading import LoadedModel
+from gpukit.models.decoder import Decoder
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 # Logits in memory at a time: 64 MiB of float32.
 SLICE = 1 << 24
+# Off the CPU: 1 GiB, of which a head is decoded once.
+LARGE_SLICE = 1 << 28
 # Tokens that go through the layers together, as llama-perplexity has it: their largest intermediate
 # takes 128 MiB where it has 16 384 values a token.
 PASS = 2048
+# Off the CPU, where there is memory for more: a weight is decoded once for as many.
+LARGE_PASS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Passes:
 
     def __init__(self, model: LoadedModel, windows: Windows) -> None:
         self._decoder, self._windows = model.decoder, windows
+        self._together = windows_together(model.decoder, windows)
         self._states: dict[int, Tensor] = {}
         self.seconds = 0.0
 
@@ -75,7 +81,7 @@ class Passes:
         if number not in self._states:
             self._pass_through(number)
         states = self._states.pop(number)
-        for part in torch.split(states, slice_rows(self._decoder.config.vocab_size)):
+        for part in torch.split(states, slice_rows(self._decoder)):
             logits = self._decoder.head(part)
             logits[0, 0].item()  # waits for the device
             self.seconds += time.monotonic() - started
@@ -86,16 +92,22 @@ class Passes:
     def _pass_through(self, first: int) -> None:
         """Take `first` and the windows behind it through the layers, as many as pass together."""
         windows = self._windows
-        numbers = range(first, min(first + max(PASS // windows.num_ctx, 1), len(windows)))
+        numbers = range(first, min(first + self._together, len(windows)))
         ids = torch.tensor([windows.inputs(number) for number in numbers])
         # Behind the last token of a window nothing is scored.
         states = self._decoder.states(ids)[:, windows.first : -1]
         self._states = dict(zip(numbers, states, strict=True))
 
 
-def slice_rows(vocab_size: int) -> int:
+def windows_together(decoder: Decoder, windows: Windows) -> int:
+    """How many windows pass through the layers together."""
+    return max(decoder.together(PASS, LARGE_PASS) // windows.num_ctx, 1)
+
+
+def slice_rows(decoder: Decoder) -> int:
     """How many rows of logits are in memory at a time."""
-    return max(SLICE // vocab_size, 1)
+    size = SLICE if decoder.device.type == "cpu" else LARGE_SLICE
+    return max(size // decoder.config.vocab_size, 1)
 
 
 @torch.inference_mode()
@@ -108,6 +120,14 @@ def scores(logits: Iterator[Tensor], targets: list[int], where: str) -> Scores:
         at += len(part)
         found.append(Likelihood.of(part, where).nll(part, wanted))
     return Scores(torch.cat(found).cpu().numpy())
+
+
+def no_number(logit: float, where: str) -> CheckpointError:
+    """The error of a model whose largest logit is not finite."""
+    return CheckpointError(
+        f"{where}: a logit is {logit}: the weights are damaged, or overflow on this device; gpukit "
+        "inspect shows their types"
+    )
 
 
 @dataclass(frozen=True)
@@ -127,11 +147,7 @@ class Likelihood:
         """That of float32 `[rows, vocab_size]`; `CheckpointError` for what has no largest value."""
         top = logits.amax(-1)
         if not bool(torch.isfinite(top).all()):
-            row = int(torch.nonzero(~torch.isfinite(top))[0])
-            raise CheckpointError(
-                f"{where}: a logit is {float(top[row])}: the weights are damaged, or overflow on "
-                "this device; gpukit inspect shows their types"
-            )
+            raise no_number(top[~torch.isfinite(top)][0].item(), where)
         weights = (logits - top[:, None]).exp_()
         return Likelihood(top, weights.sum(-1, dtype=torch.float64).log_(), weights)
 

@@ -82,6 +82,17 @@ def model_name(folder: Path) -> str:
     return folder.name
 
 
+def hub_snapshot(path: Path) -> tuple[str, str] | None:
+    """The repository and the revision of a file or folder in Hugging Face's cache, None for any
+    other."""
+    parts = Path(os.path.abspath(path)).parts
+    for at, part in enumerate(parts[1:-1], 1):
+        repository = parts[at - 1]
+        if part == "snapshots" and repository.startswith("models--"):
+            return repository.removeprefix("models--").replace("--", "/"), parts[at + 1]
+    return None
+
+
 def read_json(path: Path, kind: type[CheckpointError] = CheckpointError) -> dict[str, Any] | None:
     """The JSON object in `path`, None where there is no such file; `kind` for anything else."""
     try:

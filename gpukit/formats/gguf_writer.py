@@ -42,7 +42,7 @@ def plan_layout(
         if field.key in seen:
             raise GGUFError(f"metadata key {field.key!r} stands twice")
         seen.add(field.key)
-        out += _text(field.key) + struct.pack("<I", field.type) + _value(field)
+        out += _text(field.key) + struct.pack("<I", field.type) + value_bytes(field)
     relative, at = [], 0
     for tensor in tensors:
         out += _entry(tensor, at, seen)
@@ -76,7 +76,8 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _value(field: Field) -> bytes:
+def value_bytes(field: Field) -> bytes:
+    """The value of `field` as it stands in a file; `GGUFError` where it is none of its type."""
     try:
         if field.type is ValueType.STRING:
             return _text(field.value)

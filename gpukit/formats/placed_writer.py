@@ -77,6 +77,11 @@ class PlacedWriter:
         """Bytes of the whole file."""
         return self.layout.size
 
+    @property
+    def in_order(self) -> bool:
+        """Whether data in another order than the file's would have to be read again."""
+        return self._hash is not None
+
     def __enter__(self) -> Self:
         self.open()
         return self
@@ -212,6 +217,11 @@ class PlacedWriters:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(writer.size for writer in self.writers)
+
+    @property
+    def in_order(self) -> bool:
+        """As a `PlacedWriter`'s: whether that is so of any."""
+        return any(writer.in_order for writer in self.writers)
 
     def write(self, index: int, data: bytes | bytearray | memoryview, start: int = 0) -> None:
         """Bytes of tensor `index` of all, from `start` of its data on."""

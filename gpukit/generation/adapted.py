@@ -15,7 +15,7 @@ from gpukit.adapters.unmerged import beside, with_factors
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.dtypes import TORCH_TYPES
 from gpukit.models.weights import Pair, Weight
-from gpukit.sources.base import Source
+from gpukit.sources.base import ModelSource
 from gpukit.sources.merged import Merge, open_adapters
 
 HALVES = ("BF16", "F16")
@@ -49,7 +49,7 @@ class Adapted:
 
 @contextmanager
 def adapted(
-    source: Source,
+    source: ModelSource,
     merge: Merge | None,
     device: torch.device,
     *,

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.events import Report, Warned, ignore
+from gpukit.generation.drawing import Drawing
 from gpukit.generation.form import Form, Format, grammar_of
 from gpukit.generation.loading import LoadedModel
 from gpukit.generation.memory import Memory
@@ -181,17 +182,18 @@ def _pieces(
     model: LoadedModel, seen: list[int], options: GenerateOptions, report: Report, cache: KVCache
 ) -> Generator[str, None, Generation]:
     """The pieces behind the tokens `seen`, which grow with them."""
-    decoder, tokenizer = model.decoder, model.tokenizer
+    tokenizer = model.tokenizer
     count, remembered = len(seen), cache.length
-    sampler, ends = Sampler(options.sampling), tokenizer.eog_ids | options.stop_ids
+    ends = tokenizer.eog_ids | options.stop_ids
     form = None if options.format is None else Form(options.format, tokenizer)
     text, decoded = StopWatch(options.stop), tokenizer.stream().continued()
     started = time.monotonic()
-    logits = decoder.forward(seen[remembered:], cache)
+    drawing = Drawing(model.decoder, model.steps, cache, Sampler(options.sampling), form)
+    drawing.begin(seen[remembered:])
     reason = "length"
     prompted = time.monotonic()
     while options.num_predict < 0 or len(seen) - count < options.num_predict:
-        token = sampler.pick(form.masked(logits) if form else logits, seen)
+        token = drawing.pick(seen)
         seen.append(token)
         if token in ends:
             reason = "stop"
@@ -207,7 +209,7 @@ def _pieces(
             report(Warned(f"the context of {cache.n_ctx} tokens is full; {cache.limit}"))
             break
         if len(seen) - count != options.num_predict:
-            logits = decoder.forward([token], cache)
+            drawing.take(token)
     if piece := text.push(decoded.flush()) + text.flush():
         yield piece
     return Generation(

@@ -4,21 +4,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import gpukit_kernels as kernels
-from gpukit.errors import AdapterError, CheckpointError, GGUFError
+from gpukit.errors import AdapterError, CheckpointError, GGUFError, GpukitError
 from gpukit.events import Report, ignore
 from gpukit.generation.adapted import adapted
+from gpukit.generation.placing import place_weights, rooms
+from gpukit.generation.steps import Steps
 from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
 from gpukit.models.registry import Architecture, architecture_of
-from gpukit.models.weights import Observer, Weight, Weights
+from gpukit.models.weights import Observer, Weights
 from gpukit.sources.base import Source
-from gpukit.sources.gguf import GGUFSource
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import open_source
 from gpukit.tokenizer import Tokenizer
@@ -32,6 +33,11 @@ class LoadedModel:
     tokenizer: Tokenizer
     seconds: float
 
+    @cached_property
+    def steps(self) -> Steps:
+        """The recorded steps of its decoder."""
+        return Steps(self.decoder)
+
 
 def load_model(
     path: Path,
@@ -43,7 +49,9 @@ def load_model(
     names: Sequence[str] = (),
     report: Report = ignore,
 ) -> LoadedModel:
-    """The model in a GGUF file or a Hugging Face folder, its weights in blocks on `device`; `pre`
+    """The model in a GGUF file or a Hugging Face folder, its weights in blocks on `device`, or on
+    several with commas between, each of which has some of the layers; what has no room there comes
+    from the host's memory for each pass. `pre`
     names the pre-tokenizer of a folder with a byte-level BPE, `observe` hears of every input of a
     linear map. `adapters` work beside the weights, which stay as they are; `names` are what else
     the model is called, for the warning about an adapter of another one.
@@ -53,14 +61,20 @@ def load_model(
     merged, and the errors of the readers.
     """
     started = time.monotonic()
-    place = kernels.device(device)
+    devices = kernels.device_list(device)
     with open_source(path, pre) as source:
         found = Description.of(source)
-        with at_path(path):
-            with adapted(source, adapters, place, names=names, report=report) as beside:
-                taken = beside.changed(_weights(source, place))
+        with at_path(path), _room_for(path, devices):
+            with adapted(source, adapters, devices[0], names=names, report=report) as beside:
+                placed = place_weights(source, found.config, rooms(devices))
+                if adapters is not None and adapters.adapters and not placed.placement.is_simple:
+                    raise AdapterError(
+                        f"{path}: adapters work beside a model that is on one device as a whole; "
+                        "merge them with gpukit merge, or quantise the model to a smaller type"
+                    )
+                taken = beside.changed(placed.weights)
                 weights = Weights(taken, observe, beside.pairs_of(taken))
-            decoder = found.build(weights)
+            decoder = placed.decoder(found.build(weights))
     return LoadedModel(decoder, found.tokenizer, time.monotonic() - started)
 
 
@@ -95,6 +109,19 @@ class Description:
 
 
 @contextmanager
+def _room_for(path: Path, devices: Sequence[torch.device]) -> Iterator[None]:
+    """Say in one line that a device ran out of memory in the block."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        there = ", ".join(f"{d} has {kernels.free_bytes(d) / 2**30:.1f} GiB free" for d in devices)
+        raise GpukitError(
+            f"{path}: the device ran out of memory while the model was loaded; {there}; end what "
+            "else runs there, or quantise the model to a smaller type"
+        ) from None
+
+
+@contextmanager
 def at_path(path: Path) -> Iterator[None]:
     """Put `path` in front of what is wrong with a model in the block."""
     try:
@@ -103,22 +130,3 @@ def at_path(path: Path) -> Iterator[None]:
         raise
     except (GGUFError, CheckpointError) as error:
         raise type(error)(f"{path}: {error}") from None
-
-
-def _weights(source: Source, place: torch.device) -> dict[str, Weight]:
-    weights = {}
-    for index, tensor in enumerate(source.tensors):
-        # A checkpoint's float32 weights stay float32, which a plain conversion would round.
-        kind = "F32" if tensor.type == "F32" else source.stored_type(index)
-        if kind not in kernels.QUANTS:
-            known = ", ".join(kernels.QUANTS)
-            raise GGUFError(f"{tensor.name} is {kind}; types that can be run: {known}")
-        data = torch.from_numpy(np.empty(source.stored_bytes(index, tensor.rows), np.uint8))
-        source.read(index, 0, data.numpy().data)
-        if isinstance(source, GGUFSource):
-            blocks = data.view(tensor.rows, tensor.row_bytes)
-        else:
-            values = source.values(index, 0, tensor.rows, data)
-            blocks = kernels.quantize(values, kind)
-        weights[tensor.name] = Weight(blocks.to(place), kind, tensor.ne[0] if tensor.ne else 1)
-    return weights

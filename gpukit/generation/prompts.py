@@ -1,13 +1,18 @@
 """From a text or a conversation to the tokens of a prompt."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from gpukit.chat import Message, accepted, render
+from gpukit import chat
+from gpukit.chat import Message, Think, accepted, render
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, Warned, ignore
 from gpukit.generation.loading import LoadedModel
 from gpukit.store import gotemplate_prompt
 from gpukit.tokenizer import Tokenizer
+
+# What a message has besides its role, one of these at least.
+SAID = {"content", "tool_calls"}
 
 
 def prompt_ids(
@@ -36,7 +41,7 @@ def prompt_ids(
     if not said:
         raise ArgumentError("no messages; there is nothing to answer")
     for number, turn in enumerate(said):
-        if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
+        if not isinstance(turn, Mapping) or "role" not in turn or not turn.keys() & SAID:
             raise ArgumentError(f"message {number} is {turn!r}; role and content are needed")
     turns = [*messages, *said]
     if system and said[0]["role"] != "system":
@@ -44,23 +49,44 @@ def prompt_ids(
     return turn_ids(model, turns, template)
 
 
-def turn_ids(model: LoadedModel, turns: Sequence[Message], template: str = "") -> list[int]:
+def turn_ids(
+    model: LoadedModel,
+    turns: Sequence[Message],
+    template: str = "",
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    think: Think = None,
+) -> list[int]:
     """The tokens of a conversation, through `template` or the model's own as `prompt_ids`. Without
     either it is what the user and the model said, one behind the other, as Ollama has it.
-    `CheckpointError` where the template refuses it."""
+    `ArgumentError` for `tools` that no template would see, `CheckpointError` where the template
+    refuses the conversation."""
     tokenizer, own = model.tokenizer, model.tokenizer.chat_template
+    if tools and (template or own is None):
+        why = "a TEMPLATE, which does not see them" if template else "no chat template"
+        raise ArgumentError(f"tools are for a model's own chat template; this one has {why}")
     bos, eos = (_spelled(tokenizer, number) for number in (tokenizer.bos_id, tokenizer.eos_id))
     if template:
-        text = gotemplate_prompt.prompt(template, turns)
+        text = gotemplate_prompt.prompt(template, turns, think)
     elif own is not None:
-        text = render(own, accepted(own, turns), bos_token=bos, eos_token=eos)
+        text = render(
+            own, accepted(own, turns), bos_token=bos, eos_token=eos, tools=tools, think=think
+        )
     else:
-        said = (str(turn["content"]) for turn in turns if turn["role"] != "system")
+        said = (str(turn.get("content", "")) for turn in turns if turn["role"] != "system")
         return _without_end(tokenizer, tokenizer.encode("".join(said)))
     # Many templates write BOS themselves, and it must not stand there twice.
     has_bos = bool(bos) and text.startswith(bos)
     ids = tokenizer.encode(text, add_special=not has_bos, parse_special=True)
     return _without_end(tokenizer, ids)
+
+
+def knows_thinking(model: LoadedModel, template: str = "") -> bool:
+    """Whether the template of a model looks at what `think` says."""
+    if template:
+        return gotemplate_prompt.knows_thinking(template)
+    own = model.tokenizer.chat_template
+    return own is not None and chat.knows_thinking(own)
 
 
 def _without_end(tokenizer: Tokenizer, ids: list[int]) -> list[int]:

@@ -52,6 +52,11 @@ class SamplingOptions:
         if self.seed >= 1 << 63:
             raise ArgumentError(f"seed is {self.seed}; the largest is {(1 << 63) - 1}")
 
+    @property
+    def penalises(self) -> bool:
+        """Whether what was said makes logits smaller."""
+        return bool(self.repeat_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+
 
 class Sampler:
     """Draws tokens one after the other; one seed draws the same from the same logits."""
@@ -73,12 +78,37 @@ class Sampler:
         options = self.options
         logits = logits.to("cpu", torch.float32)
         # NaN is the largest there is for max, so one look finds it as well as infinities.
-        if not math.isfinite(float(logits.max())):
-            raise GpukitError("the model gave logits that are no finite numbers: damaged weights")
+        self.checked(float(logits.max()), 0)
         logits = penalise(logits, before, options)
         if options.temperature == 0:
             return int(logits.argmax())
-        logits, ids = top_k(logits, options.top_k)
+        return self._draw(*top_k(logits, options.top_k))
+
+    @property
+    def few(self) -> int | None:
+        """How many of the largest logits decide; None where all have to be looked at."""
+        options = self.options
+        if options.penalises:
+            return None
+        if options.temperature == 0:
+            return 1
+        return options.top_k if options.top_k > 0 else None
+
+    def pick_of_largest(self, logits: Tensor, ids: Tensor) -> int:
+        """As `pick` of the `few` largest logits, largest first, of equals the first, and their
+        ids."""
+        self.checked(float(logits[0]), 0)
+        return self._draw(logits, ids)
+
+    @staticmethod
+    def checked(largest: float, token: int) -> int:
+        """`token`; `GpukitError` where the largest logit is no finite number."""
+        if not math.isfinite(largest):
+            raise GpukitError("the model gave logits that are no finite numbers: damaged weights")
+        return token
+
+    def _draw(self, logits: Tensor, ids: Tensor) -> int:
+        options = self.options
         logits, ids = typical_p(logits, ids, options.typical_p)
         logits, ids = top_p(logits, ids, options.top_p)
         logits, ids = min_p(logits, ids, options.min_p)
@@ -88,10 +118,7 @@ class Sampler:
 def penalise(logits: Tensor, before: Sequence[int], options: SamplingOptions) -> Tensor:
     """Logits of tokens among the last `repeat_last_n` made smaller."""
     last = options.repeat_last_n if options.repeat_last_n >= 0 else len(before)
-    plain = options.repeat_penalty == 1 and not (
-        options.presence_penalty or options.frequency_penalty
-    )
-    if plain or not last or not before:
+    if not options.penalises or not last or not before:
         return logits
     seen = Counter(before[-last:])
     ids = torch.tensor(list(seen))

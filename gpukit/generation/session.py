@@ -1,11 +1,11 @@
 """A conversation with a model: what was said, within the context, computed once."""
 
 from bisect import bisect_left
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
-from gpukit.chat import Message
+from gpukit.chat import Message, Think
 from gpukit.errors import GpukitError
 from gpukit.events import Report, ignore
 from gpukit.generation import generate, prompts
@@ -23,7 +23,10 @@ class Session:
     """A conversation, which begins as the model's Modelfile says.
 
     `messages` is what was said so far, `system` the system text before it, `parameters` what is set
-    over the model's own parameters. What of the next prompt the last one had is not computed again.
+    over the model's own parameters. `tools` are JSON schemas that a chat template shows the model;
+    `think` says whether it shall think before it answers, or how hard ("low"), where its template
+    knows that (`knows_thinking`); None is the template's own way. What of the next prompt the last
+    one had is not computed again.
     `report` hears warnings, such as of a context that is full.
     `ArgumentError` for parameters that make no sense.
 
@@ -37,12 +40,15 @@ class Session:
         model: Model,
         *,
         system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        think: Think = None,
         report: Report = ignore,
         **parameters: Unpack[Parameters],
     ) -> None:
         check_names(parameters)
         self.model = model
         self.system = model.system if system is None else system
+        self.tools, self.think = tools, think
         self.messages: list[Message] = [dict(message) for message in model.messages]
         given: dict[str, Any] = dict(parameters)
         self.parameters = {key: value for key, value in given.items() if value is not None}
@@ -65,16 +71,23 @@ class Session:
         """Forget what was said; the system text and the parameters stay."""
         self.messages, self._dropped = [], 0
 
-    def say(self, text: str) -> Stream:
-        """The answer to `text`, piece by piece; with what there was of it at its end, or when it is
+    @property
+    def knows_thinking(self) -> bool:
+        """Whether the model's template looks at `think`."""
+        return prompts.knows_thinking(self.model.loaded, self.model.template)
+
+    def say(self, text: str, role: str = "user") -> Stream:
+        """The answer to `text`, which the user says, or a tool that the model called (role "tool"),
+        piece by piece; with what there was of it at its end, or when it is
         closed before, it becomes a part of the conversation.
 
         Where the conversation outgrows the context, the oldest messages are left out, but never a
-        system text nor the last message. `ArgumentError` where that alone is too long and
+        system text nor the last message. `ArgumentError` where that alone is too long or tools are
+        for no template, and
         `CheckpointError` where the template refuses it: then nothing was said.
         """
         options = generate.options_from(self.model.params, self.parameters)
-        self.messages.append({"role": "user", "content": text})
+        self.messages.append({"role": role, "content": text})
         try:
             ids = self._fitted(options)
             pieces = generate.stream(self.model.loaded, ids, options, self._report, self._memory)
@@ -123,7 +136,9 @@ class Session:
         system = [{"role": "system", "content": self.system}] if self.system else []
         old = (turn for turn in self.messages[:dropped] if turn["role"] == "system")
         turns = joined([*system, *old, *self.messages[dropped:]])
-        return prompts.turn_ids(self.model.loaded, turns, self.model.template)
+        return prompts.turn_ids(
+            self.model.loaded, turns, self.model.template, tools=self.tools, think=self.think
+        )
 
 
 def joined(turns: Iterable[Message]) -> list[Message]:
@@ -131,9 +146,14 @@ def joined(turns: Iterable[Message]) -> list[Message]:
     user and assistant by turns."""
     found: list[Message] = []
     for turn in turns:
-        if found and found[-1]["role"] == turn["role"] != "tool":
+        if found and found[-1]["role"] == turn["role"] != "tool" and not _calls(found[-1], turn):
             both = f"{found[-1]['content']}\n\n{turn['content']}"
             found[-1] = {**found[-1], "content": both}
         else:
             found.append(turn)
     return found
+
+
+def _calls(*turns: Message) -> bool:
+    """Whether one of `turns` calls tools."""
+    return any("tool_calls" in turn for turn in turns)

@@ -1,35 +1,28 @@
 """Puts a decoder together from the weights of a file; an architecture says in a `Style` how."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, silu
 
 from gpukit.models.attention import Attention
 from gpukit.models.config import ModelConfig
-from gpukit.models.decoder import Block, Decoder
+from gpukit.models.decoder import Block, Decoder, Head
 from gpukit.models.layers import (
     Experts,
     GatedFeedForward,
     RMSNorm,
     Rope,
+    Rotation,
     rotate_halves,
     rotate_pairs,
 )
 from gpukit.models.rope import yarn_divisors, yarn_magnitude
 from gpukit.models.style import Style
-from gpukit.models.weights import Embedding, Weights
+from gpukit.models.weights import Weights
 
-ROTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "halves": rotate_halves,
-    "pairs": rotate_pairs,
-}
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": silu,
-    "gelu_tanh": partial(gelu, approximate="tanh"),
-}
+ROTATIONS: dict[str, Rotation] = {"halves": rotate_halves, "pairs": rotate_pairs}
 
 
 def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
@@ -45,22 +38,14 @@ def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
     return Decoder(
         config=config,
         device=device,
-        embed=_scaled(embedding) if style.scaled else embedding,
+        embed=replace(embedding, factor=n_embd**0.5) if style.scaled else embedding,
         ropes=[
             local if config.rope_theta_local and config.window_of(layer) else rope
             for layer in range(config.n_layer)
         ],
         blocks=[_block(layer, config, weights, style) for layer in range(config.n_layer)],
-        head=_capped(lambda x: output(last_norm(x)), config.logit_cap),
+        head=Head(last_norm, output, config.logit_cap),
     )
-
-
-def _capped(head: Callable[[Tensor], Tensor], cap: float) -> Callable[[Tensor], Tensor]:
-    return (lambda x: torch.tanh(head(x) / cap) * cap) if cap else head
-
-
-def _scaled(embedding: Embedding) -> Callable[[Tensor], Tensor]:
-    return lambda ids: embedding(ids) * embedding.weight.width**0.5
 
 
 def norm(name: str, width: int, config: ModelConfig, weights: Weights) -> RMSNorm:
@@ -91,16 +76,13 @@ def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> B
     def named(name: str) -> RMSNorm:
         return norm(f"{at}.{name}", config.n_embd, config, weights)
 
-    attention = _attention(layer, config, weights, style)
-    feed_forward = _feed_forward(at, config, weights, style)
-    if not style.post_norms:
-        return Block(named("attn_norm"), attention, named("ffn_norm"), feed_forward)
-    after_attention, after_feed_forward = named("post_attention_norm"), named("post_ffw_norm")
     return Block(
         attention_norm=named("attn_norm"),
-        attention=lambda x, turns, cache: after_attention(attention(x, turns, cache)),
+        attention=_attention(layer, config, weights, style),
         feed_forward_norm=named("ffn_norm"),
-        feed_forward=lambda x: after_feed_forward(feed_forward(x)),
+        feed_forward=_feed_forward(at, config, weights, style),
+        after_attention=named("post_attention_norm") if style.post_norms else None,
+        after_feed_forward=named("post_ffw_norm") if style.post_norms else None,
     )
 
 
@@ -151,7 +133,7 @@ def _feed_forward(
         gate=gate,
         up=up,
         down=weights.linear(f"{at}.ffn_down", embd, ff),
-        activation=ACTIVATIONS[style.activation],
+        activation=style.activation,
     )
 
 
@@ -166,8 +148,7 @@ def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Ex
     return Experts(
         router=weights.linear(f"{at}.ffn_gate_inp", count, embd),
         experts=tuple(
-            GatedFeedForward(gate, up, down, ACTIVATIONS[style.activation])
-            for gate, up, down in maps
+            GatedFeedForward(gate, up, down, style.activation) for gate, up, down in maps
         ),
         used=config.n_expert_used,
     )

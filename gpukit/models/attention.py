@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+import gpukit_kernels as kernels
 from gpukit.models.cache import KVCache, Unrelated
+from gpukit.models.layers import Rotation
 from gpukit.models.weights import Linear
 
 
@@ -74,7 +76,7 @@ class Attention:
     o: Linear
     head_dim: int
     scale: float
-    rotate: Callable[[Tensor, Tensor], Tensor]
+    rotate: Rotation
     window: int = 0
     cap: float = 0.0
     norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
@@ -84,11 +86,12 @@ class Attention:
         q, k = self.q(x).view(heads), self.k(x).view(heads)
         if self.norms is not None:
             q, k = self.norms[0](q), self.norms[1](k)
-        q, k, v = self.rotate(q, turns), self.rotate(k, turns), self.v(x).view(heads)
-        out = [
-            attend(
-                queries, *cache.extend(self.layer, keys, values), self.scale, self.window, self.cap
-            )
-            for queries, keys, values in zip(*map(cache.apart, (q, k, v)), strict=True)
-        ]
-        return self.o(out[0] if len(out) == 1 else torch.cat(out))
+        q, k = self.rotate(q, turns, cache.dtype), self.rotate(k, turns, cache.dtype)
+        found = cache.taken(self.layer, q, k, self.v(x).view(heads))
+        if cache.dtype is torch.float32:
+            each = [
+                attend(q, k.transpose(0, 1), v.transpose(0, 1), self.scale, self.window, self.cap)
+                for q, k, v in zip(*found, strict=True)
+            ]
+            return self.o(each[0] if len(each) == 1 else torch.cat(each))
+        return self.o(kernels.attention(*found, self.scale, self.window, self.cap).flatten(0, 1))

@@ -3,6 +3,7 @@ need none.
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -14,19 +15,49 @@ from gpukit.models.config import ModelConfig
 FIRST_POSITIONS = 256
 
 
-class KVCache:
-    """Keys and values of every layer, float32 `[kv_heads, positions, head_dim]` each.
+def kept_dtype(device: torch.device) -> torch.dtype:
+    """What keys and values are kept as on `device`: float16, as llama.cpp does, but on the CPU."""
+    return torch.float32 if device.type == "cpu" else torch.float16
 
-    `length` positions are filled; `n_ctx` is the most that fit.
+
+class KVCache:
+    """Keys and values of every layer, `dtype` `[kv_heads, capacity, head_dim]` each.
+
+    `length` positions are filled, those behind are zeros or were cut; `n_ctx` is the most that fit.
+    `devices` has the place of each layer, or of all.
     """
 
-    def __init__(self, config: ModelConfig, n_ctx: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        n_ctx: int,
+        devices: torch.device | Sequence[torch.device],
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.n_ctx = n_ctx
         self._most = config.n_ctx
         self.length = 0
         shape = (config.n_head_kv, min(FIRST_POSITIONS, n_ctx), config.head_dim)
-        self._keys = [torch.empty(shape, device=device) for _ in range(config.n_layer)]
-        self._values = [torch.empty(shape, device=device) for _ in range(config.n_layer)]
+        places = repeat(devices) if isinstance(devices, torch.device) else devices
+        self._layers = [
+            (_zeros(shape, place, dtype), _zeros(shape, place, dtype))
+            for _, place in zip(range(config.n_layer), places, strict=False)
+        ]
+
+    @property
+    def capacity(self) -> int:
+        """Positions that every layer has room for: a power of two, or `n_ctx`."""
+        return self._layers[0][0].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What keys and values are."""
+        return self._layers[0][0].dtype
+
+    def layer(self, number: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, `[kv_heads, capacity, head_dim]`; what is written behind
+        `length` counts with the next `advance`. `reserve` may replace them by larger ones."""
+        return self._layers[number]
 
     def need(self, count: int) -> None:
         """`ArgumentError` where `count` more positions do not fit."""
@@ -43,18 +74,25 @@ class KVCache:
             return f"--num-ctx can be raised to {self._most}"
         return f"the model was made for no more than {self._most}"
 
-    def apart(self, x: Tensor) -> Sequence[Tensor]:
-        """`x` `[count, ...]` of new positions, each sequence for itself: there is one."""
-        return (x,)
+    def reserve(self, count: int) -> None:
+        """Make room in every layer for `count` more positions, which `need` has found to fit."""
+        size = self.capacity
+        while size < self.length + count:
+            size = min(2 * size, self.n_ctx)
+        if size > self.capacity:
+            # Layer by layer: what is replaced is free before the next one grows.
+            for number, pair in enumerate(self._layers):
+                self._layers[number] = (self._grown(pair[0], size), self._grown(pair[1], size))
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put `[count, kv_heads, head_dim]` behind what is there; all keys and values so far."""
+    def taken(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`q`, and `k` and `v` behind all keys and values so far, which they have been put behind:
+        `[1, positions, heads, head_dim]` each of `[count, heads, head_dim]`."""
         end = self.length + k.shape[0]
-        for store, new in ((self._keys, k), (self._values, v)):
-            if store[layer].shape[1] < end:
-                store[layer] = self._grown(store[layer], end)
-            store[layer][:, self.length : end] = new.transpose(0, 1)
-        return self._keys[layer][:, :end], self._values[layer][:, :end]
+        found = []
+        for store, new in zip(self._layers[layer], (k, v), strict=True):
+            store[:, self.length : end] = new.transpose(0, 1)
+            found.append(store[:, :end].transpose(0, 1)[None])
+        return q[None], found[0], found[1]
 
     def cut(self, length: int) -> None:
         """Forget all but the first `length` positions."""
@@ -64,24 +102,26 @@ class KVCache:
         """Count what every layer has put in."""
         self.length += count
 
-    def _grown(self, old: Tensor, end: int) -> Tensor:
-        size = min(max(2 * old.shape[1], end), self.n_ctx)
-        new = old.new_empty((old.shape[0], size, old.shape[2]))
+    def _grown(self, old: Tensor, size: int) -> Tensor:
+        new = old.new_zeros((old.shape[0], size, old.shape[2]))
         new[:, : self.length] = old[:, : self.length]
         return new
 
 
+def _zeros(shape: tuple[int, ...], place: torch.device, dtype: torch.dtype | None) -> Tensor:
+    return torch.zeros(shape, device=place, dtype=dtype or kept_dtype(place))
+
+
 class Unrelated:
     """Takes a cache's place for sequences of `length` tokens that pass through the layers together,
-    each from its first position on; nothing is kept."""
+    each from its first position on; nothing is kept. Keys and values are `dtype`."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, dtype: torch.dtype = torch.float32) -> None:
         self._length = length
+        self.dtype = dtype
 
-    def apart(self, x: Tensor) -> Sequence[Tensor]:
-        """`x` `[sequences * length, ...]`, each sequence for itself."""
-        return torch.split(x, self._length)
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Keys and values `[kv_heads, length, head_dim]` of one sequence, which has no others."""
-        return k.transpose(0, 1), v.transpose(0, 1)
+    def taken(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
+        """All three `[sequences, length, heads, head_dim]` of
+        `[sequences * length, heads, head_dim]`."""
+        q, k, v = (x.reshape(-1, self._length, *x.shape[1:]) for x in (q, k, v))
+        return q, k.to(self.dtype), v.to(self.dtype)

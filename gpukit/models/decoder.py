@@ -5,21 +5,27 @@ takes and gives what they take and give.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
-from gpukit.errors import ArgumentError
-from gpukit.models.cache import KVCache, Unrelated
+from gpukit.errors import ArgumentError, GpukitError
+from gpukit.models.cache import KVCache, Unrelated, kept_dtype
 from gpukit.models.config import ModelConfig
 from gpukit.models.layers import Rope
+from gpukit.models.weights import Linear
 
 # Tokens of a prompt that pass through the layers together: decoding a weight pays for 512 products,
 # and an intermediate of 16 384 values a token stays at 32 MiB.
 PREFILL = 512
+# Off the CPU, where there is memory for more: a weight is decoded once for as many.
+LARGE_PREFILL = 4096
+# The part of free memory that intermediates may take, and how many there are of the width of the
+# model and of its feed forward at a time: float32, rounded to 16 bits, and what comes out.
+SHARE, WIDE, WIDEST = 4, 12, 4
 
 # (x `[count, n_embd]`, turns of `Rope`, cache) -> x
 BlockFunction = Callable[[Tensor, Tensor, KVCache | Unrelated], Tensor]
@@ -27,16 +33,34 @@ BlockFunction = Callable[[Tensor, Tensor, KVCache | Unrelated], Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); each sum's second part may go through
+    a norm of its own."""
 
     attention_norm: Callable[[Tensor], Tensor]
     attention: BlockFunction
     feed_forward_norm: Callable[[Tensor], Tensor]
     feed_forward: Callable[[Tensor], Tensor]
+    after_attention: Callable[[Tensor], Tensor] | None = None
+    after_feed_forward: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), turns, cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        found = self.attention(self.attention_norm(x), turns, cache)
+        x = x + (found if self.after_attention is None else self.after_attention(found))
+        found = self.feed_forward(self.feed_forward_norm(x))
+        return x + (found if self.after_feed_forward is None else self.after_feed_forward(found))
+
+
+@dataclass(frozen=True)
+class Head:
+    """Logits of a state: output(norm(x)), a logit l as cap * tanh(l / cap) where there is a cap."""
+
+    norm: Callable[[Tensor], Tensor]
+    output: Linear
+    cap: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits = self.output(self.norm(x))
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,7 @@ class Decoder:
     embed   int64 ids `[count]` -> float32 `[count, n_embd]`
     ropes   one a block, often the same
     head    float32 `[..., n_embd]` -> logits `[..., vocab_size]`, the last norm included
+    places  the device of each block, where they are not all on `device`; logits are on the last
     """
 
     config: ModelConfig
@@ -54,10 +79,22 @@ class Decoder:
     ropes: Sequence[Rope]
     blocks: Sequence[BlockFunction]
     head: Callable[[Tensor], Tensor]
+    places: Sequence[torch.device] = ()
 
     def cache(self, n_ctx: int) -> KVCache:
         """An empty cache for `n_ctx` positions."""
-        return KVCache(self.config, n_ctx, self.device)
+        return KVCache(self.config, n_ctx, self.places or self.device)
+
+    def together(self, least: int, most: int) -> int:
+        """Tokens that should pass through the layers at a time: `least` on the CPU, elsewhere
+        `most`, halved until their intermediates fit into a quarter of the free memory."""
+        if self.device.type == "cpu":
+            return least
+        each = 4 * (WIDE * self.config.n_embd + WIDEST * self.config.n_ff)
+        free = kernels.free_bytes(self.device) // SHARE
+        while most > least and most * each > free:
+            most //= 2
+        return most
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int], cache: KVCache, *, every: bool = False) -> Tensor:
@@ -69,9 +106,28 @@ class Decoder:
         if not ids:
             raise ArgumentError("no tokens; at least one is needed")
         cache.need(len(ids))
+        with self._room(len(ids)):
+            return self._alone(ids, cache, every)
+
+    def _alone(self, ids: Sequence[int], cache: KVCache, every: bool) -> Tensor:
         # For one token torch's own part is too short to be shared: products have their threads.
         with kernels.alone() if len(ids) == 1 else nullcontext():
             return self._forward(ids, cache, every)
+
+    @contextmanager
+    def _room(self, count: int) -> Iterator[None]:
+        """Say in one line that a device ran out of memory in the block, with `count` tokens."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            places = dict.fromkeys((self.device, *self.places))
+            free = ", ".join(
+                f"{p} has {kernels.free_bytes(p) / 2**30:.1f} GiB free" for p in places
+            )
+            raise GpukitError(
+                f"out of memory with {count} tokens at a time; {free}; make --num-ctx smaller, end "
+                "what else runs there, or quantise the model to a smaller type"
+            ) from None
 
     def _forward(self, ids: Sequence[int], cache: KVCache, every: bool) -> Tensor:
         if every:
@@ -81,8 +137,10 @@ class Decoder:
         return self.head(state)
 
     def _states(self, ids: Sequence[int], cache: KVCache) -> Iterator[Tensor]:
-        """What comes out of the blocks, `PREFILL` of `ids` at a time."""
-        for chunk in torch.split(torch.tensor(ids, device=self.device), PREFILL):
+        """What comes out of the blocks, some of `ids` at a time."""
+        size = PREFILL if len(ids) <= PREFILL else self.together(PREFILL, LARGE_PREFILL)
+        for chunk in torch.split(torch.tensor(ids, device=self.device), size):
+            cache.reserve(len(chunk))
             x = self.embed(chunk)
             turns = {
                 rope: rope.turns(cache.length, len(chunk), cache.n_ctx) for rope in set(self.ropes)
@@ -99,10 +157,15 @@ class Decoder:
 
         `ArgumentError` where there are none.
         """
+        with self._room(sequences.numel()):
+            return self._together(sequences)
+
+    def _together(self, sequences: Tensor) -> Tensor:
         count, length = sequences.shape
         if not sequences.numel():
             raise ArgumentError("no tokens; at least one is needed")
-        x, together = self.embed(sequences.flatten().to(self.device)), Unrelated(length)
+        x = self.embed(sequences.flatten().to(self.device))
+        together = Unrelated(length, kept_dtype(self.device))
         turns = {
             rope: rope.turns(0, length, length).repeat(count, 1, 1) for rope in set(self.ropes)
         }

@@ -2,13 +2,13 @@
 its own.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
+import gpukit_kernels as kernels
 from gpukit.models.weights import Linear
 
 
@@ -20,7 +20,7 @@ class RMSNorm:
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return kernels.rms_norm(x, self.weight, self.eps)
 
 
 class Rope:
@@ -63,18 +63,21 @@ class Rope:
         return torch.polar(torch.full_like(angles, self._magnitude), angles)
 
 
-def rotate_pairs(x: Tensor, turns: Tensor) -> Tensor:
+class Rotation(Protocol):
+    """How the pairs of a head are turned; `dtype` is what comes out."""
+
+    def __call__(self, x: Tensor, turns: Tensor, dtype: torch.dtype = ...) -> Tensor: ...
+
+
+def rotate_pairs(x: Tensor, turns: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`x` `[count, heads, head_dim]` with each pair (2 i, 2 i + 1) turned by its angle."""
-    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turns).flatten(-2)
+    return kernels.rotate(x, turns, neighbours=True, dtype=dtype)
 
 
-def rotate_halves(x: Tensor, turns: Tensor) -> Tensor:
+def rotate_halves(x: Tensor, turns: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`x` `[count, heads, head_dim]` with each pair (i, i + n_rot / 2) turned by its angle; values
     behind the first n_rot stay."""
-    n = turns.shape[-1]
-    pairs = torch.complex(x[..., :n], x[..., n : 2 * n]) * turns
-    return torch.cat((pairs.real, pairs.imag, x[..., 2 * n :]), -1)
+    return kernels.rotate(x, turns, neighbours=False, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,10 @@ class GatedFeedForward:
     gate: Linear
     up: Linear
     down: Linear
-    activation: Callable[[Tensor], Tensor] = silu
+    activation: kernels.Activation = "silu"
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.gate(x)).mul_(self.up(x)))
+        return self.down(kernels.gated(self.gate(x), self.up(x), self.activation))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What every architecture shares: its configuration, the plan of an import, and the registry."""
 
 import difflib
-import importlib
+import importlib.abc
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,21 +90,26 @@ class Architecture:
         return name.endswith(self.skipped) or name.startswith(self.skipped_parts)
 
 
-# What runs a model or undoes a quantisation, by torch: no architecture is there.
-COMPUTING = ("assemble", "attention", "cache", "decoder", "layers", "nf4", "weights")
-
-
 @cache
 def architectures() -> tuple[Architecture, ...]:
     """Every architecture, collected from the modules of this package."""
     from gpukit import models
 
     found: list[Architecture] = []
-    for module in pkgutil.iter_modules(models.__path__):
-        if module.name not in COMPUTING:
-            name = f"{models.__name__}.{module.name}"
-            found.extend(getattr(importlib.import_module(name), "ARCHITECTURES", ()))
+    for module in pkgutil.iter_modules(models.__path__, f"{models.__name__}."):
+        if _names_architectures(module.name):
+            found.extend(getattr(importlib.import_module(module.name), "ARCHITECTURES", ()))
     return tuple(found)
+
+
+def _names_architectures(name: str) -> bool:
+    """Whether the code of module `name` has ARCHITECTURES, seen without running it: what runs a
+    model imports torch, and who only imports one needs none."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not isinstance(spec.loader, importlib.abc.InspectLoader):
+        return True
+    code = spec.loader.get_code(name)
+    return code is None or "ARCHITECTURES" in code.co_names
 
 
 def architecture_of_class(config: Mapping[str, Any], where: str) -> Architecture:

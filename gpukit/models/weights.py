@@ -110,18 +110,20 @@ class Linear:
 
 @dataclass(frozen=True)
 class Embedding:
-    """The rows of tensor `name` by their numbers, with what `pairs` of all its rows add."""
+    """The rows of tensor `name` by their numbers, with what `pairs` of all its rows add, times
+    `factor`."""
 
     weight: Weight
     name: str
     pairs: tuple[Pair, ...] = ()
+    factor: float = 1.0
 
     def __call__(self, ids: Tensor) -> Tensor:
         """float32 `[count, width]` of int64 `[count]`."""
         out = self.weight.rows(ids)
         for pair in self.pairs:
             pair.add_to_rows(out, ids)
-        return out
+        return out if self.factor == 1.0 else out * self.factor
 
 
 class Weights:

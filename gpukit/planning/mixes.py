@@ -1,8 +1,8 @@
 """File types: which type each tensor of a quantised model gets, as data.
 
-The rules are those of llama-quantize (src/llama-quant.cpp of llama.cpp, commit 0c1e5709). A new
-file type is a row in `FILE_TYPES` and, where it deviates from its default type, rows in the tables
-below.
+The rules are those of llama-quantize (src/llama-quant.cpp of `gpukit_kernels.facts.MATCHED`). A
+new file type is a row in `FILE_TYPES` and, where it deviates from its default type, rows in the
+tables below.
 """
 
 import re

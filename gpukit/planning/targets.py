@@ -135,9 +135,9 @@ def _note(options: Options, free: Sequence[Candidate]) -> str:
     """How the types were chosen, in a line."""
     weighted = sum(candidate.importance is not None for candidate in free)
     if options.imatrix is None:
-        how = "plain, as there is no importance (--imatrix)"
+        how = "without importance (--imatrix)"
     else:
-        how = f"weighted by {options.imatrix.path} for {weighted} of {len(free)} tensors"
+        how = f"encoded by {options.imatrix.path} for {weighted} of {len(free)} tensors"
     return f"{options.target}: types chosen for the least squared error, {how}"
 
 

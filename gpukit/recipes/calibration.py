@@ -12,7 +12,14 @@ from gpukit.conversion.origins import Origin, Wishes
 from gpukit.errors import ArgumentError
 from gpukit.evaluation.collecting import Reading, collect, prepare
 from gpukit.evaluation.windows import NUM_CTX
+from gpukit.events import Report
 from gpukit.formats.imatrix import Imatrix, as_imatrix
+from gpukit.planning.plan import Options, QuantizePlan
+from gpukit.planning.planner import plan_quantize
+from gpukit.planning.targets import candidates, plan_target
+from gpukit.sources.base import Source
+from gpukit.sources.merged import Merge
+from gpukit.sources.opening import open_source
 
 # What messages call a text that is in no file.
 TEXT = Path("the text")
@@ -46,9 +53,46 @@ def calibrated(
         return foreseen
     with closing(opened(foreseen)):
         pass
-    device = work.device.partition(",")[0]  # texts are read on one
-    found = collect(reading, device, report=work.report)
-    return replace(work, imatrix=replace(as_imatrix(found, where), is_file=False))
+    return replace(work, imatrix=_heard(reading, where, work.device, work.report))
+
+
+def options_with(
+    path: Path,
+    text: str | Path,
+    options: Options,
+    file_type: str | None,
+    *,
+    pre: str | None,
+    merge: Merge | None,
+    device: str,
+    report: Report,
+) -> Options:
+    """`options` with the importance that the model at `path` has while it reads `text`, to become
+    `file_type` or what they choose instead. What is wrong with that shows before the text is read;
+    `ArgumentError` also where nothing would look at the importance."""
+    reading = prepare(path, [text], NUM_CTX, pre=pre, adapters=merge, report=report)
+    where = text if isinstance(text, Path) else TEXT
+    with open_source(path, pre, merge) as source:
+        plan = _rehearsed(source, file_type, replace(options, imatrix=_foreseen(reading, where)))
+    if all(output.importance is None for output in plan.outputs):
+        raise ArgumentError(
+            "--calibrate: no tensor becomes a type that takes importance; leave it out"
+        )
+    return replace(options, imatrix=_heard(reading, where, device, report))
+
+
+def _rehearsed(source: Source, file_type: str | None, options: Options) -> QuantizePlan:
+    """A plan of the same tensors and, with a target, within the same size, for which no weights are
+    looked at."""
+    if options.target is None:
+        return plan_quantize(source, file_type, options)
+    free = candidates(source, options)
+    return plan_target(source, options, free, [[0.0] * len(tensor.types) for tensor in free])
+
+
+def _heard(reading: Reading, where: Path, device: str, report: Report) -> Imatrix:
+    found = collect(reading, device.partition(",")[0], report=report)  # texts are read on one
+    return replace(as_imatrix(found, where), is_file=False)
 
 
 def _foreseen(reading: Reading, where: Path) -> Imatrix:

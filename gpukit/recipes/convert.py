@@ -13,7 +13,9 @@ from gpukit.events import Report, ignore
 from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import FileType
 from gpukit.formats.imatrix import read_imatrix
+from gpukit.formats.outputs import check_output
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
+from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
 from gpukit.planning.totals import TypeTotal
 from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.references import locate
@@ -93,31 +95,44 @@ def plan(
     type: str | None = None,
     *,
     options: Options = PLAIN,
+    calibrate: str | Path | None = None,
     adapters: Sequence[Word] = (),
     combine: "Combining | None" = None,
     merge_base: str = "full",
     strict: bool = False,
     moe_layout: str | None = None,
     pre: str | None = None,
+    provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
     report: Report = ignore,
 ) -> Plan:
     """What `model` becomes as `type`; nothing is written. Arguments and errors as `convert`, with
-    the options of `quantize`. `device` measures where a target asks for it.
+    the options and `calibrate` of `quantize`. `device` measures where a target asks for it, and
+    reads the text.
 
     with gpukit.plan("llama", "Q4_K_M") as plan:
         print(plan.size)
         plan.write("llama.gguf")
     """
     check_plan(type, pre, options)
+    _check_calibration(calibrate, options)
     reference = locate(model, hub=hub)
     merge = chosen(
         adapters, combine=combine, merge_base=merge_base, strict=strict, moe_layout=moe_layout,
         report=report,
     )  # fmt: skip
-    source = open_source(reference.fetch(report), pre, merge)
+    path = reference.fetch(report)
+    if calibrate is not None:
+        from gpukit.recipes.calibration import options_with  # its models need torch
+
+        options = options_with(
+            path, calibrate, options, type, pre=pre, merge=merge, device=device, report=report
+        )
+    source = open_source(path, pre, merge)
     try:
+        if provenance or has_provenance(source.fields):
+            source.fields = with_provenance(source, Recipe(type, options, pre, merge))
         return Plan(source, plan_within(source, type, options, device, report))
     except BaseException:
         source.close()
@@ -140,6 +155,7 @@ def convert(
     like: str | Path | None = None,
     split_max_size: int | None = None,
     pre: str | None = None,
+    provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
@@ -157,9 +173,10 @@ def convert(
     tells how tensors of experts lie where that cannot be seen. `imatrix` is a file with importance
     weights, .gguf or .dat; `target_bpw` (bits per weight), `target_size` (bytes of the file) and
     `like` (a GGUF whose tensors' types are taken) stand in for `type`; `split_max_size` (bytes)
-    splits the output; `pre` names the pre-tokenizer of a folder where none is recognised; `device`
-    is auto, cpu, cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in
-    bytes; `report` hears progress and warnings.
+    splits the output; `pre` names the pre-tokenizer of a folder where none is recognised; with
+    `provenance` the metadata says what the file was made from (`gpukit.*`); `device` is auto, cpu,
+    cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in bytes; `report`
+    hears progress and warnings.
     `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
     `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
     `AdapterError` for an adapter that does not fit it or contradicts another,
@@ -173,10 +190,11 @@ def convert(
         target_size=target_size, like=Path(like) if like is not None else None,
     )  # fmt: skip
     # Whatever the model, this can be wrong: looked at before that is fetched.
-    check_run(Path(out), type, options, device)
+    check_run(Path(out), type, options, device, provenance=provenance)
     with plan(
         model, type, options=options, adapters=adapters, combine=combine, merge_base=merge_base,
-        strict=strict, moe_layout=moe_layout, pre=pre, hub=hub, device=device, report=report,
+        strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
+        device=device, report=report,
     ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, report=report)
 
@@ -187,7 +205,9 @@ def quantize(
     type: str | None = None,
     *,
     options: Options = PLAIN,
+    calibrate: str | Path | None = None,
     pre: str | None = None,
+    provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
@@ -196,7 +216,9 @@ def quantize(
     """Write `model` to the GGUF `out` as file type `type`, as llama-quantize does.
 
     As `convert`, but with all `options`: types of single tensors, importance weights, a target or
-    a template instead of a type, what may be quantised again, how the output is split.
+    a template instead of a type, what may be quantised again, how the output is split. `calibrate`
+    is a text, or the `Path` of one, that the model reads first; the importance that it has then
+    stands in for that of `options`.
 
         gpukit.quantize("llama-f16.gguf", "llama-q6.gguf", "Q6_K", device="cpu").totals
     """
@@ -204,8 +226,19 @@ def quantize(
         raise ArgumentError(
             "no type; give a file type such as Q4_K_M, or --target-bpw, --target-size or --like"
         )
-    check_run(Path(out), type, options, device)
+    check_run(Path(out), type, options, device, provenance=provenance)
+    if isinstance(calibrate, Path):
+        check_output(Path(out), [calibrate])
     with plan(
-        model, type, options=options, pre=pre, hub=hub, device=device, report=report
-    ) as planned:
+        model, type, options=options, calibrate=calibrate, pre=pre, provenance=provenance, hub=hub,
+        device=device,
+        report=report,
+    ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, report=report)
+
+
+def _check_calibration(text: str | Path | None, options: Options) -> None:
+    if text is not None and options.imatrix is not None:
+        raise ArgumentError(
+            f"--calibrate and --imatrix {options.imatrix.path}: both are importance; give one"
+        )

@@ -41,6 +41,7 @@ def create(
     calibrate: str | Path | None = None,
     hub: bool = False,
     merge: bool = False,
+    provenance: bool = False,
     report: Report = ignore,
 ) -> ModelName:
     """Put the model that `modelfile` describes into the store; its name there.
@@ -51,7 +52,8 @@ def create(
     quantisation, `calibrate` a text, or the `Path` of one, from which they are collected; with
     `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the weights as they are, in
     layers of their own; with `quantize` or `merge` they, and those that FROM has already, are
-    merged into the weights on the way. Everything that can be checked is checked before the first
+    merged into the weights on the way. With `provenance` the metadata of weights that are written
+    anew says what they are made from. Everything that can be checked is checked before the first
     byte is fetched or written; a failed or killed run leaves the store as it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
     there, `AdapterError` for an adapter that was made for another base, DiskError, and the errors
@@ -61,7 +63,7 @@ def create(
     check_device(device)
     check_calibration(calibrate, quantize, imatrix)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    work = replace(work, device=device, budget=budget)
+    work = replace(work, device=device, budget=budget, provenance=provenance)
     with (
         _opened(store, modelfile, work, hub, merge, calibrate) as (base, origin, new),
         change(store) as changes,
@@ -124,12 +126,14 @@ def plan_create(
     calibrate: str | Path | None = None,
     hub: bool = False,
     merge: bool = False,
+    provenance: bool = False,
     report: Report = ignore,
 ) -> PlannedModel:
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
     model = store.find(name)
     check_calibration(calibrate, quantize, imatrix)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
+    work = replace(work, provenance=provenance)
     with _opened(store, modelfile, work, hub, merge, calibrate, dry=True) as (base, origin, new):
         foreseen = origin.foresee()
         start = (*foreseen.layers, *(adapter.foresee() for adapter in new))

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpukit import __version__
 from gpukit.errors import GpukitError
 from gpukit.store import default_root
+from gpukit.version import VERSION
+from gpukit_kernels.facts import MATCHED
 
 LIBRARIES = ("torch", "triton", "safetensors", "gguf", "peft", "numpy", "tokenizers",
              "sentencepiece", "typer")  # fmt: skip
@@ -28,9 +29,11 @@ class Device:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings; `advice` has one line for each thing that is missing, with its remedy."""
+    """The findings; `advice` has one line for each thing that is missing, with its remedy, and
+    `matches` says whose bytes gpukit's are."""
 
     gpukit: str
+    matches: str
     python: str
     system: str
     libraries: dict[str, str | None]
@@ -53,7 +56,8 @@ def diagnose() -> Diagnosis:
     compiler = _compiler()
     store, trouble = _store()
     diagnosis = Diagnosis(
-        gpukit=__version__,
+        gpukit=VERSION,
+        matches=MATCHED,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         libraries=libraries,

@@ -122,7 +122,8 @@ def _check(asked: Asked, stack: ExitStack) -> LogitsFile | None:
     for kind in asked.types:
         check_plan(kind)
     check_plan(None, asked.pre)
-    kernels.device(asked.device)
+    if len(kernels.device_list(asked.device)) > 1 and asked.types:
+        raise ArgumentError(f"types are made on one device, and {asked.device} are named")
     check_window(asked.num_ctx if asked.num_ctx is not None else NUM_CTX, asked.chunks,
                  asked.stride)  # fmt: skip
     if asked.save_logits is not None:
@@ -287,7 +288,7 @@ def _fingerprint(
     found: dict[str, Any] = {
         "num_ctx": windows.num_ctx,
         "stride": asked.stride,
-        "device": kernels.device(asked.device).type,
+        "device": kernels.device_list(asked.device)[0].type,
         "text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
     }
     for number, subject in enumerate(subjects, 1):

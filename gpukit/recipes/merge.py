@@ -37,6 +37,7 @@ def merge(
     strict: bool = False,
     moe_layout: str | None = None,
     pre: str | None = None,
+    provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
@@ -45,7 +46,8 @@ def merge(
     """Write `base` with `adapters` merged to `out`: paths, size, seconds, and what changed.
 
     `base` is what the command line takes for a model, `adapters` as `convert` takes them. `out` is
-    a .gguf, as `convert` writes it with `type`, `imatrix`, a target or `like`, or else a folder
+    a .gguf, as `convert` writes it with `type`, `imatrix`, a target, `like` or `provenance`, or
+    else a folder
     that transformers loads, its weights of float type `type` (their own without), in files of at
     most `max_shard_size` bytes; it appears whole or not at all. `combine` says how several adapters
     become one; without it the deltas are added up. `merge_base` is what they are added to: the
@@ -63,12 +65,12 @@ def merge(
         return convert(
             base, out, type, adapters=adapters, combine=combine, merge_base=merge_base,
             imatrix=imatrix, target_bpw=target_bpw, target_size=target_size, like=like,
-            strict=strict, moe_layout=moe_layout, pre=pre, hub=hub,
+            strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
             device=device, memory=memory, report=report,
         )  # fmt: skip
     _check_folder(out, type, {
         "imatrix": imatrix, "pre": pre, "target_bpw": target_bpw, "target_size": target_size,
-        "like": like,
+        "like": like, "provenance": provenance or None,
     })  # fmt: skip
     check_device(device)
     reference = locate(base, hub=hub)

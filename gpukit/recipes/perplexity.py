@@ -12,6 +12,7 @@ import numpy as np
 import gpukit_kernels as kernels
 from gpukit.evaluation.divergence import Base, Divergence, FileBase, ModelBase
 from gpukit.evaluation.journal import Journal
+from gpukit.evaluation.kept import KeptPasses
 from gpukit.evaluation.measuring import Measurement, measure, stage
 from gpukit.evaluation.perplexity import Mean, Sums, perplexity as perplexity_of
 from gpukit.evaluation.scoring import Passes, Scores
@@ -19,6 +20,7 @@ from gpukit.evaluation.subjects import Subject
 from gpukit.evaluation.windows import Windows
 from gpukit.events import Report, Status, ignore
 from gpukit.formats.logits import LogitsFile
+from gpukit.generation.loading import LoadedModel
 from gpukit.recipes.chosen import Word
 from gpukit.recipes.measured import Asked, opened
 from gpukit.recipes.reporting import ReportWriter
@@ -171,10 +173,12 @@ def _measured(asked: Asked, report: Report) -> tuple[Perplexity, ...]:
         if asked.journal is not None:
             journal = stack.enter_context(Journal(Path(asked.journal), JOURNAL, ready.fingerprint))
         page = ReportWriter(asked, ready, report) if asked.save_report is not None else None
-        reference = _Reference(ready.base, ready.base_windows, asked.device, report)
         found: list[Perplexity] = []
         # The first model stands beside itself in every pair: it is not run alone before them.
         alone = ready.base is not None and ready.base is ready.subjects[0]
+        reference = _Reference(
+            ready.base, ready.base_windows, asked.device, report, len(ready.subjects) - alone
+        )
         for number, subject in enumerate(ready.subjects):
             if alone and number == 0:
                 continue
@@ -199,12 +203,13 @@ def _measured(asked: Asked, report: Report) -> tuple[Perplexity, ...]:
 
 @dataclass
 class _Reference:
-    """The reference of a run, loaded when it is first asked for and then kept."""
+    """The reference of so many `models`, loaded when it is first asked for and then kept."""
 
     base: Subject | LogitsFile | None
     windows: Windows
     device: str
     report: Report
+    models: int
     _open: Base | None = None
 
     @property
@@ -223,8 +228,20 @@ class _Reference:
             else:
                 assert self.base is not None
                 model = self.base.load(self.device, self.report)
-                self._open = ModelBase(Passes(model, self.windows), self.base.name)
+                self._open = ModelBase(self._passes(model), self.base.name)
         return self._open
+
+    def _passes(self, model: LoadedModel) -> Passes:
+        if self.models < 2:
+            return Passes(model, self.windows)
+        found = KeptPasses(model, self.windows)
+        chunks = len(self.windows)
+        rest = f", through the other {chunks - found.room} once a model"
+        self.report(Status(
+            f"{self.name} goes through {found.room} of {chunks} chunks once for "
+            f"{self.models} models{rest if found.room < chunks else ''}"
+        ))  # fmt: skip
+        return found
 
     def measured(self, beside: Measurement) -> Measurement:
         """What the reference itself scored while `beside` was measured."""
@@ -259,7 +276,7 @@ def _row(
         tokens=len(found.scores),
         num_ctx=windows.num_ctx,
         stride=asked.stride,
-        device=str(kernels.device(asked.device)),
+        device=",".join(map(str, kernels.device_list(asked.device))),
         text_sha256=text_sha256,
         tokens_per_second=found.tokens_per_second,
         running=found.running,

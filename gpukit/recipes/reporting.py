@@ -39,7 +39,7 @@ class ReportWriter:
 
     def __init__(self, asked: Asked, ready: Ready, report: Report) -> None:
         self._asked, self._ready, self._report = asked, ready, report
-        self._place = kernels.device(asked.device)
+        self._place = kernels.device_list(asked.device)[0]
         self._errors: dict[int, tuple[TensorError, ...]] = {}
 
     def heed(self, number: int) -> Heed:
@@ -175,9 +175,9 @@ def _device(place: torch.device) -> str:
 
 
 def _versions() -> str:
-    from gpukit import __version__
+    from gpukit.version import VERSION
 
-    found = [f"gpukit {__version__}", f"Python {platform.python_version()}"]
+    found = [f"gpukit {VERSION}", f"Python {platform.python_version()}"]
     for name in LIBRARIES:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")

@@ -36,6 +36,7 @@ class Store(store.Store):
         pre: str | None = None,
         hub: bool = False,
         merge: bool = False,
+        provenance: bool = False,
         device: str = "auto",
         memory: int = 4 << 30,
         report: Report = ignore,
@@ -64,6 +65,7 @@ class Store(store.Store):
             calibrate=calibrate,
             hub=hub,
             merge=merge,
+            provenance=provenance,
             report=report,
         )
         return self.describe(made)

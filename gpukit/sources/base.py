@@ -94,11 +94,6 @@ class Source(Closing):
         """Whether the stored bytes of tensor `index` are those that a file has for type `kind`."""
         return False
 
-    def target(self) -> "Target":
-        """The model as adapters see it, where it is one that they may be for; `GGUFError` for an
-        architecture that is unknown."""
-        raise NotImplementedError
-
     @abstractmethod
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:
         """Bytes on disk of `rows` rows of tensor `index` from `row` on; 0 for computed tensors."""
@@ -139,3 +134,11 @@ class Source(Closing):
         data = torch.empty(self.stored_bytes(index, rows, row), dtype=torch.uint8)
         self.read(index, row, data.numpy().data)
         return self.values(index, row, rows, data.to(place)).float().view(rows, -1)
+
+
+class ModelSource(Source):
+    """A whole model, which adapters may be for."""
+
+    @abstractmethod
+    def target(self) -> "Target":
+        """The model as adapters see it; `GGUFError` for an architecture that is unknown."""

@@ -14,7 +14,7 @@ from gpukit.formats.folder import read_files
 from gpukit.formats.safetensors import DTYPE_BITS
 from gpukit.models.importer import plan_import, some
 from gpukit.models.rules import ImportPlan, PlannedTensor, Span, auto_type
-from gpukit.sources.base import Part, Source, SourceTensor
+from gpukit.sources.base import ModelSource, Part, SourceTensor
 from gpukit.sources.merged import Merge, MergedCheckpoint
 from gpukit.sources.steps import Scaling, Step, torch_type
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class CheckpointSource(Source):
+class CheckpointSource(ModelSource):
     """A Hugging Face folder, with the adapters of `merge` if there are any, renamed and
     transformed on the way.
 

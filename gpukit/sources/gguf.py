@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import gpukit_kernels as kernels
 from gpukit.formats.gguf_fields import TensorInfo
 from gpukit.formats.gguf_split import GGUFModel
-from gpukit.sources.base import Part, Source, SourceTensor
+from gpukit.sources.base import ModelSource, Part, SourceTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gpukit.sources.merged_gguf import MergedGGUF
 
 
-class GGUFSource(Source):
+class GGUFSource(ModelSource):
     """A GGUF model of any architecture, in one file or in all parts of a split one, with the
     adapters of `merge` if there are any."""
 

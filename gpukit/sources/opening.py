@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from gpukit.errors import ArgumentError, NotFoundError
 from gpukit.formats.gguf_reader import is_gguf
-from gpukit.sources.base import Source
+from gpukit.sources.base import ModelSource
 from gpukit.sources.gguf import GGUFSource
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def check_whole(path: Path) -> None:
         )
 
 
-def open_source(path: Path, pre: str | None = None, merge: "Merge | None" = None) -> Source:
+def open_source(path: Path, pre: str | None = None, merge: "Merge | None" = None) -> ModelSource:
     """The model at `path`: a folder with a checkpoint, or a GGUF file; the errors of its reader.
 
     `pre` names the pre-tokenizer of a folder with a byte-level BPE; `merge` tells the adapters that

@@ -20,20 +20,35 @@ from gpukit.store.gotemplate_tokens import TemplateError
 RESPONSE = "Response"
 
 
-def prompt(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The text of the prompt; `CheckpointError`, which names the template's line, where it is none
-    or cannot be executed."""
+def prompt(
+    text: str, messages: Sequence[Mapping[str, Any]], think: bool | str | None = None
+) -> str:
+    """The text of the prompt, `think` being whether to think first, or how hard; `CheckpointError`,
+    which names the template's line, where it is none or cannot be executed."""
     from gpukit.chat.bounds import MOST, size_of
 
     most = MOST + 2 * size_of(messages)
     try:
         template = _parsed(text)
         turns = collated(messages)
+        thinking = {
+            "Think": bool(think),
+            "ThinkLevel": think if isinstance(think, str) else "",
+            "IsThinkSet": think is not None,
+        }
         if "messages" in _lower(template.fields):
-            return execute(template, _all(turns), most)
-        return _by_turns(template, turns, most)
+            return execute(template, {**_all(turns), **thinking}, most)
+        return _by_turns(template, turns, thinking, most)
     except TemplateError as error:
         raise CheckpointError(f"TEMPLATE: (line {error.line}): {error}") from None
+
+
+def knows_thinking(text: str) -> bool:
+    """Whether the template looks at `.Think` and its kin; a broken one does not."""
+    try:
+        return not _lower(_parsed(text).fields).isdisjoint(("think", "thinklevel", "isthinkset"))
+    except TemplateError:
+        return False
 
 
 @lru_cache(maxsize=8)
@@ -54,7 +69,7 @@ def collated(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Role and content each; those of one role in a row are one, a blank line between them."""
     found: list[dict[str, str]] = []
     for message in messages:
-        role, content = str(message["role"]), str(message["content"])
+        role, content = str(message["role"]), str(message.get("content", ""))
         if found and found[-1]["role"] == role != "tool":
             found[-1]["content"] += f"\n\n{content}"
         else:
@@ -71,20 +86,21 @@ def _all(turns: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         for turn in turns
     ]  # fmt: skip
     system = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system")
-    return {
-        "System": system, "Messages": messages, "Tools": [], RESPONSE: "", "Think": False,
-        "ThinkLevel": "", "IsThinkSet": False,
-    }  # fmt: skip
+    return {"System": system, "Messages": messages, "Tools": [], RESPONSE: ""}
 
 
-def _by_turns(template: Template, turns: Sequence[Mapping[str, str]], most: int) -> str:
+def _by_turns(
+    template: Template,
+    turns: Sequence[Mapping[str, str]],
+    thinking: Mapping[str, Any],
+    most: int,
+) -> str:
     values = {"System": "", "Prompt": "", RESPONSE: ""}
     texts: list[str] = []
     names = {"system": "System", "user": "Prompt", "assistant": RESPONSE}
 
     def put(found: Template) -> None:
-        data = {**values, "Think": False, "ThinkLevel": "", "IsThinkSet": False}
-        texts.append(execute(found, data, most - sum(map(len, texts))))
+        texts.append(execute(found, {**values, **thinking}, most - sum(map(len, texts))))
         values.update(dict.fromkeys(values, ""))
 
     for turn in turns:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpukit.errors import ArgumentError, NotFoundError, StoreError, did_you_mean
 from gpukit.events import Report, Warned, ignore
@@ -20,8 +20,10 @@ from gpukit.formats.paths import expanded
 from gpukit.formats.positioned import read_whole
 from gpukit.store import blobs, config, gojson, parameters
 from gpukit.store.manifest import Layer, Manifest, decode, mentioned
-from gpukit.store.modelfile import Message
 from gpukit.store.names import DEFAULT_TAG, ModelName
+
+if TYPE_CHECKING:
+    from gpukit.store.modelfile import Message
 
 SCRATCH = ".gpukit"
 # Registries take no larger ones.
@@ -78,7 +80,7 @@ class ResolvedModel:
     params: dict[str, parameters.Value] = field(default_factory=dict)
     system: str = ""
     template: str = ""
-    messages: tuple[Message, ...] = ()
+    messages: "tuple[Message, ...]" = ()
     adapters: tuple[Path, ...] = ()
 
 
@@ -213,8 +215,11 @@ class Store:
                 raise _unreadable(name, layer, error) from None
         return values
 
-    def messages(self, name: ModelName, manifest: Manifest) -> tuple[Message, ...]:
+    def messages(self, name: ModelName, manifest: Manifest) -> "tuple[Message, ...]":
         """The conversation that the model begins with; () without one."""
+        # Reading Modelfiles and their templates takes time to import.
+        from gpukit.store.modelfile import Message
+
         for layer in manifest.of("messages")[-1:]:
             try:
                 turns = self._json(name, layer)

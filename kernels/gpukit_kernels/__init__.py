@@ -13,28 +13,35 @@ if TYPE_CHECKING:
     from gpukit_kernels.counting import operations
     from gpukit_kernels.factors import Factors
     from gpukit_kernels.facts import TypeFacts, type_facts
-    from gpukit_kernels.hardware import device, device_list, devices, issue_rate, timed
+    from gpukit_kernels.forward_ops import attention, gated, likelihood, rms_norm, rotate
+    from gpukit_kernels.hardware import device, device_list, devices, free_bytes, issue_rate, timed
     from gpukit_kernels.memory import keep_memory
     from gpukit_kernels.merge_op import merge_lora
     from gpukit_kernels.ops import dequantize, matmul, plan_backend, quantize
+    from gpukit_kernels.rows import Activation
+    from gpukit_kernels.side import side_of
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
-    from gpukit_kernels.turns import Lane, Turn, alone, lanes, sharing
+    from gpukit_kernels.turns import Lane, Turn, alone, copied_from, lanes, sharing, turn_on
 
 # The module of each name. None is called as one of its names: importing it would hide that.
 _MODULES = {
     "counting": ["operations"],
     "factors": ["Factors"],
     "facts": ["TypeFacts", "type_facts"],
+    "forward_ops": ["attention", "gated", "likelihood", "rms_norm", "rotate"],
     "memory": ["keep_memory"],
-    "hardware": ["device", "device_list", "devices", "issue_rate", "timed"],
+    "hardware": ["device", "device_list", "devices", "free_bytes", "issue_rate", "timed"],
     "merge_op": ["merge_lora"],
     "ops": ["dequantize", "matmul", "plan_backend", "quantize"],
+    "rows": ["Activation"],
+    "side": ["side_of"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
-    "turns": ["Lane", "Turn", "alone", "lanes", "sharing"],
+    "turns": ["Lane", "Turn", "alone", "copied_from", "lanes", "sharing", "turn_on"],
 }
 
 __all__ = [
     "QUANTS",
+    "Activation",
     "Factors",
     "Lane",
     "QuantError",
@@ -42,22 +49,31 @@ __all__ = [
     "Turn",
     "TypeFacts",
     "alone",
+    "attention",
     "by_id",
     "by_name",
+    "copied_from",
     "dequantize",
     "device",
     "device_list",
     "devices",
+    "free_bytes",
+    "gated",
     "issue_rate",
     "keep_memory",
     "lanes",
+    "likelihood",
     "matmul",
     "merge_lora",
     "operations",
     "plan_backend",
     "quantize",
+    "rms_norm",
+    "rotate",
     "sharing",
+    "side_of",
     "timed",
+    "turn_on",
     "type_facts",
 ]
 

@@ -16,6 +16,7 @@ from gpukit_kernels.dots_triton import byte_value_tl
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.launch import decode_blocks_tl, device_table, triton_pair
 from gpukit_kernels.table import QuantType, VectorParts, by_name
+from gpukit_kernels.verified import sample, verified, within
 
 # Bytes of decoded weights, and of products, that lie beside the operands at a time.
 SCRATCH = 1 << 28
@@ -86,7 +87,7 @@ def parts_kernel(blocks, out, powers, rows, width,
     levels are read once."""
     row = tl.program_id(0).to(tl.int64)
     per_row = width // BLOCK
-    count = rows.to(tl.int64) * per_row
+    count = tl.cast(rows, tl.int64) * per_row
     out += row * width
     top = tl.zeros((THREADS,), tl.float32)
     for first in range(0, per_row * PARTS, THREADS):
@@ -241,3 +242,38 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     if left.is_cuda:
         return torch.mm(left, right.t(), out_dtype=torch.float32)
     return left.to(torch.float32) @ right.to(torch.float32).t()
+
+
+def is_right(row: QuantType, device: torch.device) -> bool:
+    """Whether `multiply_dense` has been found right for the type on `device` (`verified`); where
+    the interpreter runs its kernels nothing is compared."""
+    if device.type == "cpu":
+        return True
+    return verified(
+        "the product of many rows",
+        row.name,
+        device,
+        lambda: _trial(row, device),
+        lambda: _trial(row, None)[0],
+        lambda got, wanted: within(_trial(row, None)[1])(got, wanted),
+    )
+
+
+def _trial(row: QuantType, device: torch.device | None) -> Any:
+    """The product of a sample by `multiply_dense` on `device`; without one float64, by the
+    definition, and what it may be off by."""
+    blocks, weights = sample(row, 16, 4096)
+    x = torch.randn((17, 4096), generator=torch.Generator().manual_seed(1))
+    if device is not None:
+        return multiply_dense(x.to(device), blocks.to(device), row)
+    return x.double() @ weights.double().t(), allowed_error(x, weights)
+
+
+def allowed_error(x: Tensor, weights: Tensor) -> Tensor:
+    """float64 `[m, rows]`: what a product of `x [m, n]` with the decoded `weights [rows, n]` may be
+    off by: 2^-11 of either operand, 2^-40 of the largest of its row, and n roundings of sums."""
+    x, weights = x.double().abs(), weights.double().abs()
+    room = x @ weights.t() * (2.0**-10 + 2.0**-22 + x.shape[1] * 2.0**-24)
+    left = x.amax(dim=1)[:, None] * weights.sum(dim=1)[None, :]
+    right = x.sum(dim=1)[:, None] * weights.amax(dim=1)[None, :]
+    return room + 2.0**-39 * (left + right)

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -41,6 +42,23 @@ def devices() -> list[tuple[str, str, int, int]]:
         free, total = torch.cuda.mem_get_info(index)
         found.append((f"cuda:{index}", torch.cuda.get_device_name(index), total, free))
     return found
+
+
+def free_bytes(where: torch.device) -> int:
+    """Memory in bytes that tensors can still have on `where`, with what torch keeps for them."""
+    if where.type != "cuda":
+        return _host_bytes()
+    free, _ = torch.cuda.mem_get_info(where)
+    return free + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+
+
+def _host_bytes() -> int:
+    """What Linux would give without swapping, the page cache included; elsewhere what is free."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(x.split()[1]) << 10 for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def timed(call: Callable[[], object], where: torch.device, repeats: int = 5) -> float:

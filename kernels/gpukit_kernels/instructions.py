@@ -45,6 +45,8 @@ def weights(kernel: Kernel) -> int:
     if "TILE" in c:
         return int(c["TILE"] * c.get("BLOCK", 256))
     rows = c.get("ROWS", 1)
+    if "THREADS" in c:  # each thread has a part of a block of every row
+        return int(rows * c["THREADS"] * c["BLOCK"] // c["PARTS"])
     if "QUADS" in c:  # each thread has sixteen bytes of levels of every row
         return int(rows * 32 * c["QUADS"])
     return int(rows * c.get("STEP", 1) * c.get("BLOCK", c.get("LANES", 1)))

@@ -33,6 +33,7 @@ class Kernel:
     """A kernel with the types and constants that a launcher gives it; `exact` where bits matter.
 
     `fuses` says that its own text fuses products and sums, where the bits are the same.
+    `floats` are its float32 arguments, `aligned` the integers that 16 divides.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Kernel:
     warps: int = 4
     stages: int = 3
     fuses: bool = False
+    floats: tuple[str, ...] = ()
+    aligned: tuple[str, ...] = ("width",)
 
 
 def kernels(row: QuantType, dtypes: Iterable[str] = DTYPES) -> Iterator[Kernel]:
@@ -189,7 +192,7 @@ def _merger(
     integers = ("rows", "width", "ranks")
     constants = {**merge_triton.tile(row, kind, WIDTH), "ADAPTERS": 1, **nothing}
     kernel = merge_triton.merge_kernel
-    return Kernel(name, kernel, pointers, integers, constants, True, fuses=True)
+    return Kernel(name, kernel, pointers, integers, constants, True, fuses=constants["FUSE"])
 
 
 def _products(row: QuantType) -> Iterator[Kernel]:
@@ -257,7 +260,7 @@ def _vectors(row: QuantType, parts: VectorParts) -> Iterator[Kernel]:
     """A few rows of x by integers: one, and as many as share a reading of W."""
     x = {"levels": "*i16", "steps": "*fp32", "sums": "*fp32"}
     for m in (1, vectors_triton.TOGETHER):
-        shape = vectors_triton.launch_shape(parts, row, launched_width(row), m, 4096)
+        shape = vectors_triton.launch_shape(parts, row, launched_width(row), m)
         constants = {name: value for name, value in shape.items() if name != "num_warps"}
         for name, function, weights, more in (
             ("vectors", vector_kernels_triton.multiply_kernel, ("blocks",), {"add": None}),

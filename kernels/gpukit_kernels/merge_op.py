@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from gpukit_kernels import merge, trusted
+from gpukit_kernels import merge, proven
 from gpukit_kernels.cpu import compiled, merge as cpu_merge, tiles
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.factors import Factors
@@ -120,7 +120,7 @@ def _merge(
     factors = list(map(Factors, b, a, scales, magnitudes))
     width = weight.shape[2] // row.nbytes * row.block
     if backend == "triton":
-        if not weight.numel() or trusted.merges(row, kind, width, factors, weight.device):
+        if not weight.numel() or proven.merges(row, kind, width, factors, weight.device):
             return merge_triton(weight, row, factors, kind)
         b, a = [t.cpu() for t in b], [t.cpu() for t in a]
         lengths = [None if m is None else m.cpu() for m in magnitudes]

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gpukit_kernels import jit, launch, products, trusted
+from gpukit_kernels import jit, launch, products, proven
 from gpukit_kernels.cpu import compiled, products as cpu_products, tiles
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.products_triton import matmul_triton
@@ -199,7 +199,7 @@ def _quantize(values: Tensor, qtype: str, importance: Tensor | None, backend: st
     row = by_name(qtype)
     shape = (*values.shape[:-1], row.row_bytes(values.shape[-1]))
     if backend == "triton" and values.numel():
-        if trusted.encodes(row, values.dtype, importance is not None, values.device):
+        if proven.encodes(row, values.dtype, importance is not None, values.device):
             return launch.encode_triton(values, row, importance).view(shape)
         given = None if importance is None else importance.cpu()
         return quantize(values.cpu(), row, given).to(values.device)

@@ -1,7 +1,8 @@
 """How the kernels of `vectors_triton` read types whose blocks begin at any multiple of two.
 
-A thread takes one word of levels, so that its neighbours read the bytes beside it: with more, each
-of its short loads would touch every line that the warp reads. Words are two loads of 16 bits.
+A thread takes one or two words of levels, so that its neighbours read the bytes beside it: with
+more, each of its short loads would touch every line that the warp reads. A word is two loads of 16
+bits. What it has more in a wider part, a thread saves in addresses and steps.
 """
 
 from gpukit_kernels.dots_triton import half_value_tl, load_tl, load_word_tl, spread_bits_tl
@@ -16,112 +17,126 @@ def _halves_tl(blocks, first, block, HALVES: tl.constexpr):
 
 
 @triton.jit
-def part_tl(part):
-    """Parts follow one another as their values do, four a part."""
-    return part
+def two_words_tl(part):
+    """Parts of eight values follow one another."""
+    return part * 2
+
+
+@triton.jit
+def _two_words_tl(at, part, mask):
+    """Words 2 part and 2 part + 1 of the levels that begin at `at`."""
+    return load_word_tl(at + part * 4, mask), load_word_tl(at + part * 4 + 2, mask)
+
+
+@triton.jit
+def _nibbles_tl(words):
+    """The low levels of two words, then the high ones."""
+    return (
+        words[0] & 0x0F0F0F0F,
+        words[1] & 0x0F0F0F0F,
+        (words[0] >> 4) & 0x0F0F0F0F,
+        (words[1] >> 4) & 0x0F0F0F0F,
+    )
 
 
 @triton.jit
 def q8_0_read_tl(blocks, first, block, part, _, mask):
     at = _halves_tl(blocks, first, block, 17)
-    return load_word_tl(at + 1 + part * 2, mask), load_tl(at, mask)
+    return _two_words_tl(at + 1, part, mask) + (load_tl(at, mask),)  # noqa: RUF005
 
 
 @triton.jit
 def q8_0_unpack_tl(found, _):
-    return (found[0],), (half_value_tl(found[1]),), ()
+    return (found[0], found[1]), (half_value_tl(found[2]),), ()
 
 
 @triton.jit
 def q4_0_read_tl(blocks, first, block, part, _, mask):
     at = _halves_tl(blocks, first, block, 9)
-    return load_word_tl(at + 1 + part * 2, mask), load_tl(at, mask)
+    return _two_words_tl(at + 1, part, mask) + (load_tl(at, mask),)  # noqa: RUF005
 
 
 @triton.jit
 def q4_0_unpack_tl(found, _):
-    word = found[0]
-    return (word & 0x0F0F0F0F, (word >> 4) & 0x0F0F0F0F), (half_value_tl(found[1]),), ()
+    d = half_value_tl(found[2])
+    return _nibbles_tl((found[0], found[1])), (d, d), ()
 
 
 @triton.jit
 def q5_0_read_tl(blocks, first, block, part, _, mask):
+    """A word of low bits; the block's d, and its high bits, of levels 0-15 and 16-31."""
     at = _halves_tl(blocks, first, block, 11)
-    return (
-        load_word_tl(at + 3 + part * 2, mask),
-        load_tl(at, mask),
-        load_tl(at + 1, mask),
-        load_tl(at + 2, mask),
-    )
+    head = load_tl(at, mask), load_tl(at + 1, mask), load_tl(at + 2, mask)
+    return (load_word_tl(at + 3 + part * 2, mask),) + head  # noqa: RUF005
 
 
 @triton.jit
 def q5_0_unpack_tl(found, part):
-    word = found[0]
     low = spread_bits_tl(found[2].to(tl.int32) >> (part * 4)) << 4
     high = spread_bits_tl(found[3].to(tl.int32) >> (part * 4)) << 4
-    words = (word & 0x0F0F0F0F) | low, ((word >> 4) & 0x0F0F0F0F) | high
+    words = (found[0] & 0x0F0F0F0F) | low, ((found[0] >> 4) & 0x0F0F0F0F) | high
     return words, (half_value_tl(found[1]),), ()
 
 
 @triton.jit
+def one_word_tl(part):
+    """Parts of four values follow one another; with two words some version of Triton spills."""
+    return part
+
+
+@triton.jit
 def q6_k_read_tl(blocks, first, block, part, _, mask):
-    """A word of low bits, of two quarters of a half; its word of high bits; two scales; d."""
+    """Four of each quarter of a half: two words of low bits, one of high bits; four scales; d."""
     at = _halves_tl(blocks, first, block, 105)
-    half, odd, column = part // 16, part // 8 % 2, part % 8
-    scales = at.to(tl.pointer_type(tl.int8)) + 192 + half * 8 + odd * 2 + column // 4
+    half, column = part // 8, part % 8
+    low = at + half * 32 + column * 2
+    scales = at.to(tl.pointer_type(tl.int8)) + 192 + half * 8 + column // 4
     return (
-        load_word_tl(at + part * 2, mask),
+        load_word_tl(low, mask),
+        load_word_tl(low + 16, mask),
         load_word_tl(at + 64 + half * 16 + column * 2, mask),
         load_tl(scales, mask),
+        load_tl(scales + 2, mask),
         load_tl(scales + 4, mask),
+        load_tl(scales + 6, mask),
         load_tl(at + 104, mask),
     )
 
 
 @triton.jit
-def q6_k_unpack_tl(found, part):
-    word, high = found[0], found[1] >> (part // 8 % 2 * 2)
-    d = half_value_tl(found[4])
+def q6_k_unpack_tl(found, _):
+    first, second, high = found[0], found[1], found[2]
     words = (
-        (word & 0x0F0F0F0F) | ((high << 4) & 0x30303030),
-        ((word >> 4) & 0x0F0F0F0F) | (high & 0x30303030),
+        (first & 0x0F0F0F0F) | ((high << 4) & 0x30303030),
+        (second & 0x0F0F0F0F) | ((high << 2) & 0x30303030),
+        ((first >> 4) & 0x0F0F0F0F) | (high & 0x30303030),
+        ((second >> 4) & 0x0F0F0F0F) | ((high >> 2) & 0x30303030),
     )
-    return words, (d * found[2].to(tl.float32), d * found[3].to(tl.float32)), ()
+    d = half_value_tl(found[7])
+    steps = ()
+    for i in tl.static_range(4):
+        steps = steps + (d * found[3 + i].to(tl.float32),)  # noqa: RUF005
+    return words, steps, ()
 
 
 @triton.jit
 def q6_k_place_tl(part):
-    return part // 16 * 32 + part % 16
+    return part // 8 * 32 + part % 8
 
 
 Q8_0 = VectorParts(
-    q8_0_read_tl,
-    q8_0_unpack_tl,
-    part_tl,
-    parts=8,
-    pieces=1,
-    stride=0,
-    words=1,
-    top=128,
-    signed=True,
-)
+    q8_0_read_tl, q8_0_unpack_tl, two_words_tl,
+    parts=4, pieces=1, stride=0, words=2, top=128, signed=True,
+)  # fmt: skip
 Q4_0 = VectorParts(
-    q4_0_read_tl, q4_0_unpack_tl, part_tl,
-    parts=4, pieces=1, stride=0, words=2, top=8, word_stride=4, center=8,
+    q4_0_read_tl, q4_0_unpack_tl, two_words_tl,
+    parts=2, pieces=2, stride=4, words=2, top=8, center=8,
 )  # fmt: skip
 Q5_0 = VectorParts(
-    q5_0_read_tl, q5_0_unpack_tl, part_tl,
+    q5_0_read_tl, q5_0_unpack_tl, one_word_tl,
     parts=4, pieces=1, stride=0, words=2, top=16, word_stride=4, center=16,
 )  # fmt: skip
 Q6_K = VectorParts(
-    q6_k_read_tl,
-    q6_k_unpack_tl,
-    q6_k_place_tl,
-    parts=32,
-    pieces=2,
-    stride=16,
-    words=1,
-    top=32,
-    center=32,
-)
+    q6_k_read_tl, q6_k_unpack_tl, q6_k_place_tl,
+    parts=16, pieces=4, stride=8, words=1, top=32, center=32,
+)  # fmt: skip

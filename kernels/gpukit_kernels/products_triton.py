@@ -8,8 +8,7 @@ only. All sum in float32.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import vectors_triton
-from gpukit_kernels.dense_triton import multiply_dense
+from gpukit_kernels import dense_triton, products, vectors_triton
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.launch import MAGIC, decode_blocks_tl, device_table, triton_pair
 from gpukit_kernels.table import QuantType
@@ -90,17 +89,22 @@ def matmul_triton(x: Tensor, blocks: Tensor, row: QuantType, exact: bool = False
     Up to `VECTOR_ROWS_OF_X` rows of x, x is rounded to int16 with a step for each 32 values
     (`vectors_triton` derives the error), where there is a kernel for the type; beyond, both
     operands are rounded to float16 (`dense_triton`). With `exact`, and up to `FEW_ROWS` rows where
-    there is no such kernel, products are only rounded to float32, and summed.
+    there is no such kernel, products are only rounded to float32, and summed. So they are where
+    those kernels do not do on the device what the reference does (`verified`).
     """
     x, blocks = x.contiguous(), blocks.contiguous()
     if not x.shape[0] * blocks.shape[0]:
         return torch.empty((len(x), len(blocks)), dtype=torch.float32, device=x.device)
-    by_integers = vectors_triton.has_prepared(row)
-    if exact or (len(x) <= FEW_ROWS and not by_integers):
+    if exact:
         return _multiply_exactly(x, blocks, row)
-    if by_integers and len(x) <= VECTOR_ROWS_OF_X:
+    m, width = x.shape
+    if m <= VECTOR_ROWS_OF_X and vectors_triton.has_prepared(row, x.device, m, width):
         return vectors_triton.multiply_prepared(vectors_triton.prepare(x), blocks, row)
-    return multiply_dense(x, blocks, row)
+    if m <= FEW_ROWS:
+        return _multiply_exactly(x, blocks, row)
+    if dense_triton.is_right(row, x.device):
+        return dense_triton.multiply_dense(x, blocks, row)
+    return products.multiply(x, blocks, row)
 
 
 def _multiply_exactly(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
@@ -110,8 +114,7 @@ def _multiply_exactly(x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
     pair = triton_pair(row)
     with torch.cuda.device_of(x):
         if pair.few and blocks.data_ptr() % 4 == 0:
-            # Neighbours take the same rows of W, which are read from memory once.
-            pair.few[(count, triton.cdiv(rows, VECTOR_ROWS))](
+            pair.few[(triton.cdiv(rows, VECTOR_ROWS), count)](
                 x, blocks, out, rows, width, MAGIC, ROWS=VECTOR_ROWS, QUADS=QUADS
             )
             return out

@@ -65,8 +65,8 @@ def nibble_step_tl(step, BIT: tl.constexpr):
 @triton.jit
 def few_kernel(x, blocks, out, rows, width, magic, ROWS: tl.constexpr, QUADS: tl.constexpr):
     """float32 `out [m, rows]` of `x [m, width]`: a program is one row of x and ROWS of W."""
-    m = tl.program_id(0).to(tl.int64)
-    first_row = tl.program_id(1).to(tl.int64) * ROWS
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    m = tl.program_id(1).to(tl.int64)
     per_row = width // 256
     words = blocks.to(tl.pointer_type(tl.int32)) + first_row * per_row * 36
     x += m * width

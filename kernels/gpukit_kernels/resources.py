@@ -1,7 +1,7 @@
 """What the Triton kernels compile to, without a GPU: registers, spills and FMAs of each.
 
     python -m gpukit_kernels.resources [--arch 80,90,100] [--type Q4_K,...] [--dtype bf16]
-                                       [--json | --markdown]
+                                       [--forward] [--json | --markdown]
 
 Each kernel is compiled as its launcher would have it compiled and its machine code is read with the
 tools that Triton ships. Not under TRITON_INTERPRET=1, which takes the compiler's place. What
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from triton.compiler import ASTSource
 
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.launched import DTYPES, Kernel, kernels
+from gpukit_kernels.launched_forward import forward_kernels
 from gpukit_kernels.table import QUANTS, by_name
 
 ARCHES = (80, 90, 100)
@@ -70,11 +72,12 @@ def compiled(kernel: Kernel, arch: int) -> Any:
     signature = {
         **kernel.pointers,
         **dict.fromkeys(kernel.integers, "i32"),
+        **dict.fromkeys(kernel.floats, "fp32"),
         **dict.fromkeys(kernel.constants, "constexpr"),
     }
     # What a launcher finds out of real arguments: pointers and most widths are multiples of 16.
     order = list(kernel.function.arg_names)
-    aligned = [*kernel.pointers, *(name for name in kernel.integers if name == "width")]
+    aligned = [*kernel.pointers, *(name for name in kernel.integers if name in kernel.aligned)]
     attributes = {(order.index(name),): [["tt.divisibility", 16]] for name in aligned}
     return triton.compile(
         ASTSource(
@@ -141,6 +144,7 @@ def main() -> int:
     parser.add_argument("--arch", default=",".join(map(str, ARCHES)))
     parser.add_argument("--type", default=",".join(QUANTS))
     parser.add_argument("--dtype", default=",".join(DTYPES))
+    parser.add_argument("--forward", action="store_true", help="instead: those of no type")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--markdown", action="store_true")
@@ -149,15 +153,16 @@ def main() -> int:
     plain = not options.json and not options.markdown
     if plain:
         write(_FORMAT.format(*_HEAD, ""))
-    for name in options.type.split(","):
-        for kernel in kernels(by_name(name), options.dtype.split(",")):
-            for arch in map(int, options.arch.split(",")):
-                use = usage(kernel, arch)
-                found.append(use)
-                if plain:
-                    facts = (use.registers, use.spills, use.shared, use.fma, use.flushes)
-                    write(_FORMAT.format(use.kernel, f"sm_{arch}", *facts, use.fault() or ""))
-                    sys.stdout.flush()
+    types, dtypes = map(by_name, options.type.split(",")), options.dtype.split(",")
+    chosen = chain.from_iterable(kernels(row, dtypes) for row in types)
+    for kernel in forward_kernels() if options.forward else chosen:
+        for arch in map(int, options.arch.split(",")):
+            use = usage(kernel, arch)
+            found.append(use)
+            if plain:
+                facts = (use.registers, use.spills, use.shared, use.fma, use.flushes)
+                write(_FORMAT.format(use.kernel, f"sm_{arch}", *facts, use.fault() or ""))
+                sys.stdout.flush()
     if options.json:
         write(json.dumps([{**asdict(use), "fault": use.fault()} for use in found], indent=1) + "\n")
     if options.markdown:
@@ -177,7 +182,7 @@ def markdown(found: Sequence[Usage]) -> str:
         "",
         "Registers of a thread, by architecture; spills (accesses to local memory) and FMAs of all",
         "architectures together. Kernels that give bytes and decoded values have no FMA; products",
-        "(`matmul`) fuse on purpose, and merges where a product is exact. "
+        "(`matmul`) fuse on purpose, and merges of floats where a product is exact. "
         f"Triton {triton.__version__}, compiled without a GPU by",
         "`python -m gpukit_kernels.resources --dtype bf16 --markdown`.",
         "",

@@ -97,8 +97,6 @@ class TritonPair:
              aligned(blocks, out, count, magic, TILE)
     few      a kernel of `products_triton.matmul_triton` for a few rows of x, of blocks that begin
              at a multiple of four: few(x, blocks, out, rows, width, magic, ROWS, QUADS)
-    narrow   whether products of 5 to 16 rows of x take half as many rows of W at a time, since
-             with more some version of Triton spills registers
     vectors  how `vectors_triton` reads the blocks; None where it does not
     """
 
@@ -112,7 +110,6 @@ class TritonPair:
     aligned: Any = None
     pieces: Pieces | None = None
     few: Any = None
-    narrow: bool = False
     vectors: VectorParts | None = None
 
 

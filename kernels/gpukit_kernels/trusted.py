@@ -1,135 +1,141 @@
-"""Which encoders and merges may be used on a GPU: those whose bytes there are the reference's.
-
-At the first use in a process each is compared by `verified.py`, on values chosen to be hard: one
-compilation, which the first use needs anyway, and some ten milliseconds of the reference.
+"""Which kernels of a forward pass are used on a device: those that computed there what their
+torch references compute on the CPU, each as it is compiled for the sizes that are asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from gpukit_kernels import launch, merge, merge_triton
-from gpukit_kernels.cpu import merge as cpu_merge, tiles
-from gpukit_kernels.factors import Factors
-from gpukit_kernels.table import FLOATS, QuantType
-from gpukit_kernels.verified import sample, verified
+from gpukit_kernels import causal, rows, rows_triton
+from gpukit_kernels.causal_triton import attention_triton
+from gpukit_kernels.rows import Activation
+from gpukit_kernels.verified import verified
 
-# Rows and width of a sample, whatever the block.
-ROWS, WIDTH = 16, 1024
+# A float32 operation errs by 2^-24 of its result, a GPU's exponential by four times that; the
+# largest chain has some thirty of them.
+NEAR = 2.0**-18
+# Shares, values and results of attention are float16: each is off by 2^-11 of itself.
+NEAR_HALF = 2.0**-9
+# A lane's sum is brought to a larger logit some ten times, each by a factor off by 2^-22.
+NEAR_LIKELIHOOD = 1e-5
 
-
-def encodes(row: QuantType, dtype: torch.dtype, weighted: bool, device: torch.device) -> bool:
-    """Whether bytes of `row`, with importance if `weighted`, of values of `dtype` on `device` are
-    right. Of what is no GPU that is not asked."""
-    return device.type != "cuda" or encoder_verified(row, dtype, weighted, device)
-
-
-def encoder_verified(
-    row: QuantType, dtype: torch.dtype, weighted: bool, device: torch.device
-) -> bool:
-    """As `encodes`, for any device."""
-    values = hard_values(row).to(dtype)
-    importance = None
-    if weighted:
-        importance = torch.rand(WIDTH, generator=torch.Generator().manual_seed(1))
-        importance[::7] = 0.0
-
-    def got() -> Tensor:
-        given = None if importance is None else importance.to(device)
-        return launch.encode_triton(values.to(device), row, given)
-
-    def wanted() -> Tensor:
-        blocks = values.view(-1, row.block)
-        found = torch.empty((len(blocks), row.nbytes), dtype=torch.uint8)
-        columns = None
-        if importance is not None:
-            columns = tiles.Importance(importance.view(1, -1, row.block), ROWS)
-        tiles.encode_eager(blocks, row, found, columns)
-        return found
-
-    what = "encoding with importance" if weighted else "encoding"
-    return verified(f"{what} of {_name(dtype)}", row.name, device, got, wanted)
+# Queries and keys of the sample of attention: more than a tile of each, and no multiple.
+QUERIES, KEYS = 150, 333
 
 
-def hard_values(row: QuantType) -> Tensor:
-    """float32 `[ROWS, WIDTH]`, finite as float16, too: magnitudes from block to block, and blocks
-    of zeros of both signs, of ties, of one large value, of what is subnormal."""
-    random = torch.Generator().manual_seed(0)
-    values = torch.randn((ROWS * WIDTH // row.block, row.block), generator=random)
-    values *= torch.exp2(torch.randint(-20, 8, (len(values), 1), generator=random))
-    values[1] = torch.where(values[0] < 0, -0.0, 0.0)
-    values[2] = torch.where(values[0] < 0, -1.5, 1.5)
-    values[3] = torch.arange(row.block) % 9 - 4.0
-    values[4, row.block // 2 :] = -6e4
-    values[5] *= 1e-40
-    values[6, 1:] = 0.0
-    return values.view(ROWS, WIDTH)
-
-
-def merges(
-    row: QuantType,
-    kind: QuantType,
-    width: int,
-    factors: Sequence[Factors[Tensor]],
-    device: torch.device,
-) -> bool:
-    """Whether deltas of as many adapters as `factors` merged into `row`, to `kind`, rows of
-    `width`, on `device` give the right bytes. Of what is no GPU that is not asked."""
-    if device.type != "cuda":
-        return True
-    return merger_verified(row, kind, width, [f.magnitude is not None for f in factors], device)
-
-
-def merger_verified(
-    row: QuantType, kind: QuantType, width: int, lengths: Sequence[bool], device: torch.device
-) -> bool:
-    """As `merges`, for any device; `lengths` are the adapters', and which of them have some."""
-    # Only floats have widths with a tail, which other code sees to.
-    even = width % merge_triton.COLUMNS == 0
-    width = 512 if even else 500
-    if row.name in FLOATS:
-        random = torch.Generator().manual_seed(2)
-        values = torch.randn((ROWS, width), generator=random)
-        weight = values.to(FLOATS[row.name]).view(torch.uint8)
-    else:
-        weight, _ = sample(row, ROWS, width)
-
-    def found(short: bool, place: torch.device) -> Tensor:
-        some, one = _adapters(width, lengths, short, place), weight.to(place)[None]
-        if place == device:
-            return merge_triton.merge_triton(one, row, some, kind)[0]
-        out = one.new_empty((ROWS, kind.row_bytes(width)))
-        steps = cpu_merge.Steps(tiles.decode_eager, merge.merge, tiles.encode_eager)
-        cpu_merge.merge_rows(one[0], row, [f.of(0) for f in some], out, kind, steps)
-        return out
-
-    # Kernels for as many adapters with lengths as these have are other kernels.
-    what = f"merging {len(lengths)} adapters, {sum(lengths)} with lengths, {'' if even else 'odd '}"
-    return verified(
-        f"{what}rows",
-        f"{row.name} to {kind.name}",
+def norms(width: int, device: torch.device) -> bool:
+    """Whether norms of rows of `width` may be the kernel's."""
+    return _check(
+        f"rows of {width}",
         device,
-        lambda: torch.cat([found(short, device) for short in (True, False)]),
-        lambda: torch.cat([found(short, torch.device("cpu")) for short in (True, False)]),
+        lambda x, weight: rows_triton.rms_norm_triton(x, weight, 1e-5),
+        lambda x, weight: rows.rms_norm_reference(x, weight, 1e-5),
+        lambda: (_normal(3, width), _normal(width)),
+        "the RMS norm",
     )
 
 
-def _adapters(
-    width: int, lengths: Sequence[bool], short: bool, place: torch.device
-) -> list[Factors[Tensor]]:
-    """Adapters of rank 16 for a weight `[1, ROWS, width]`; all products are exact if `short`."""
-    random = torch.Generator().manual_seed(3)
-    found = []
-    for with_lengths in lengths:
-        b = torch.randn((1, ROWS, 16), generator=random)
-        a = torch.randn((1, 16, width), generator=random)
-        if short:
-            b, a = b.bfloat16().float(), a.bfloat16().float()
-        magnitude = torch.rand((1, ROWS), generator=random).to(place) if with_lengths else None
-        found.append(Factors(b.to(place), a.to(place), 0.7, magnitude))
-    return found
+def gates(activation: Activation, device: torch.device) -> bool:
+    """Whether gates may be the kernel's."""
+    return _check(
+        activation,
+        device,
+        lambda gate, up: rows_triton.gated_triton(gate, up, activation),
+        lambda gate, up: rows.gated_reference(gate, up, activation),
+        lambda: (4 * _normal(3, 1371), _normal(3, 1371)),
+        "the gate",
+    )
 
 
-def _name(dtype: torch.dtype) -> str:
-    return next(name for name, known in FLOATS.items() if known is dtype)
+def turns(
+    shape: tuple[int, int], pairs: int, neighbours: bool, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether `pairs` of heads of `shape` may be turned by the kernel."""
+    kind = f"{pairs} {'neighbours' if neighbours else 'halves'} of {list(shape)} as {dtype}"
+
+    def wanted(x: Tensor, turn: Tensor) -> Tensor:
+        return rows.rotate_reference(x, turn, neighbours=neighbours).to(dtype)
+
+    return _check(
+        kind,
+        device,
+        lambda *at: rows_triton.rotate_triton(*at, neighbours=neighbours, dtype=dtype),
+        wanted,
+        lambda: (
+            _normal(3, *shape),
+            torch.polar(torch.ones(3, 1, pairs), _normal(3, 1, pairs)),
+        ),
+        "RoPE",
+        NEAR if dtype is torch.float32 else NEAR_HALF,
+    )
+
+
+def attention(
+    head_dim: int, group: int, window: bool, cap: bool, device: torch.device, *, own: bool
+) -> bool:
+    """Whether attention may be the kernel's, if `own`, else torch's in float16."""
+    count, limits = QUERIES if own else KEYS, (50 if window else 0, 7.0 if cap else 0.0)
+    scale = head_dim**-0.5
+    run = attention_triton if own else causal.attention_torch
+    return _check(
+        f"{group} heads of {head_dim} a group, {window=}, {cap=}",
+        device,
+        lambda q, k, v: run(q, k, v, scale, *limits),
+        lambda q, k, v: causal.attention_reference(q, k, v, scale, *limits),
+        lambda: (
+            _normal(1, count, 2 * group, head_dim).half(),
+            _normal(1, KEYS, 2, head_dim, seed=1).half(),
+            _normal(1, KEYS, 2, head_dim, seed=2).half(),
+        ),
+        "attention" if own else "torch's attention",
+        NEAR_HALF,
+    )
+
+
+def likelihoods(device: torch.device) -> bool:
+    """Whether likelihoods may be the kernel's."""
+
+    def joined(run: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
+        return lambda *at: torch.stack([part.double() for part in run(*at)])
+
+    return _check(
+        "float32",
+        device,
+        joined(rows_triton.likelihood_triton),
+        joined(rows.likelihood_reference),
+        lambda: (4 * _normal(6, 5003), torch.tensor([0, 5002, 7, 1024, 1023, 5001])),
+        "the likelihood",
+        # Of the largest number there is, which is a place.
+        NEAR_LIKELIHOOD / 5003,
+    )
+
+
+def _check(
+    kind: str,
+    device: torch.device,
+    got: Callable[..., Tensor],
+    wanted: Callable[..., Tensor],
+    sample: Callable[[], tuple[Tensor, ...]],
+    name: str,
+    near: float = NEAR,
+) -> bool:
+    """Whether `got` of the sample on `device` is as near to `wanted` of it on the CPU, in its
+    largest difference as a share of the largest value."""
+
+    def same(found: Tensor, expected: Tensor) -> bool:
+        off = (found.double() - expected.double()).abs().max()
+        return found.shape == expected.shape and bool(off <= near * expected.double().abs().max())
+
+    return verified(
+        name,
+        kind,
+        device,
+        lambda: got(*(part.to(device) for part in sample())),
+        lambda: wanted(*sample()),
+        same,
+    )
+
+
+def _normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -28,8 +28,8 @@ DEEP = 3
 class Turn:
     """One piece of work on its way through a device."""
 
-    # Whether decoding results costs as much as making them: then look at a sample only.
-    sparing = True
+    # Whether results are there when a call returns: then they may decide what is done next.
+    at_once = True
 
     def put(self, host: Tensor) -> Tensor:
         """`host` on the device; it must not change before `wait` returns."""
@@ -55,7 +55,7 @@ class Turn:
 
 
 class _StreamTurn(Turn):
-    sparing = False
+    at_once = False
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
@@ -84,6 +84,17 @@ class _StreamTurn(Turn):
     ) -> None:
         self._done.record(self._stream)
         self._context.__exit__(kind, error, trace)
+
+
+def copied_from(count: int, device: torch.device) -> Tensor:
+    """uint8 `[count]` on the host, of which copies to `device` are fast and need not be waited for
+    by who begins them."""
+    return torch.empty(count, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+
+def turn_on(device: torch.device) -> Turn:
+    """A turn among whatever else the thread launches on `device`, in its order."""
+    return _StreamTurn(torch.cuda.current_stream(device)) if device.type == "cuda" else Turn()
 
 
 def lanes(device: torch.device) -> "list[Lane]":

@@ -100,6 +100,17 @@ def row_totals_tl(
 
 
 @triton.jit
+def _firsts_tl(m, M: tl.constexpr, ROWS: tl.constexpr):
+    """The first row of x and the first of W of this program.
+
+    Neighbours take the same rows of W, which are read from memory once. All programs are in a line:
+    across it there may be 65535 only, and vocabularies have more than four times as many rows.
+    """
+    across = (m + M - 1) // M
+    return tl.program_id(0) % across * M, tl.program_id(0) // across * ROWS
+
+
+@triton.jit
 def multiply_kernel(
     levels, steps, sums, blocks, add, out, m, rows, width,
     READ: tl.constexpr, UNPACK: tl.constexpr, PLACE: tl.constexpr,
@@ -109,15 +120,13 @@ def multiply_kernel(
     M: tl.constexpr, ROWS: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """float32 `out [m, rows]`, plus `add` unless None: a program is M rows of x and ROWS of W."""
-    # Neighbours take the same rows of W, which are read from memory once.
-    first_m = tl.program_id(0) * M
-    first_row = tl.program_id(1) * ROWS
+    first_m, first_row = _firsts_tl(m, M, ROWS)
     weights, starts = (), ()
     for r in tl.static_range(ROWS):
         # Rows beyond the last read the last again; nothing of them is stored.
         row = tl.minimum(first_row + r, rows - 1).to(tl.int64)
         weights, starts = weights + (blocks,), starts + (row * (width // BLOCK),)  # noqa: RUF005
-    count = rows.to(tl.int64) * (width // BLOCK)
+    count = tl.cast(rows, tl.int64) * (width // BLOCK)
     totals = row_totals_tl(
         (levels, steps, sums, first_m), starts, m - 1, weights, width, count,
         READ, UNPACK, PLACE, BLOCK, PARTS, PIECES, STRIDE, WORDS, WORD_STRIDE, CENTER, MINIMA,
@@ -143,15 +152,14 @@ def gated_kernel(
     M: tl.constexpr, ROWS: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """float32 `out [m, rows]`: act(gate x) * (up x); a program has ROWS / 2 rows of each."""
-    first_m = tl.program_id(0) * M
     HALF: tl.constexpr = ROWS // 2
-    first_row = tl.program_id(1) * HALF
+    first_m, first_row = _firsts_tl(m, M, HALF)
     weights, starts = (), ()
     for r in tl.static_range(ROWS):
         row = tl.minimum(first_row + r % HALF, rows - 1).to(tl.int64)
         weights = weights + (gate if r < HALF else up,)  # noqa: RUF005
         starts = starts + (row * (width // BLOCK),)  # noqa: RUF005
-    count = rows.to(tl.int64) * (width // BLOCK)
+    count = tl.cast(rows, tl.int64) * (width // BLOCK)
     totals = row_totals_tl(
         (levels, steps, sums, first_m), starts, m - 1, weights, width, count,
         READ, UNPACK, PLACE, BLOCK, PARTS, PIECES, STRIDE, WORDS, WORD_STRIDE, CENTER, MINIMA,

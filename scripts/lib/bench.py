@@ -13,25 +13,33 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from math import prod
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from gpukit.formats.file_types import FILE_TYPES
+from bench_tools import (
+    ROOT,
+    apart,
+    convert_command,
+    cpu_name,
+    make_checkpoint,
+    printed_json,
+    quantize_command,
+    read_all,
+    run_twice,
+    same_bytes,
+    shapes_of,
+    timed,
+    vector_width,
+)
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-TOKENIZER = ROOT / "tests" / "data" / "tiny-shakespeare"
+from gpukit_kernels.facts import MATCHED
 
 # hidden, layers, heads, kv heads, feed-forward, vocabulary
 SIZES = {
@@ -51,13 +59,6 @@ PROMPT, FOLLOWING = 256, 48
 # Windows of 512 tokens whose perplexity is measured.
 CHUNKS = 8
 
-QUANTIZE = """
-import ctypes, sys, llama_cpp
-p = llama_cpp.llama_model_quantize_default_params()
-p.ftype, p.nthread = int(sys.argv[3]), int(sys.argv[4])
-source, out = sys.argv[1].encode(), sys.argv[2].encode()
-sys.exit(llama_cpp.llama_model_quantize(source, out, ctypes.byref(p)))
-"""
 
 # Both run the same tokens, and say seconds of the prompt and of each token that follows. Without
 # "extra buffers": llama.cpp's code for AMX ends in an illegal instruction on some virtual machines.
@@ -130,17 +131,17 @@ def _arguments() -> argparse.Namespace:
 
 def _bench(args: argparse.Namespace, work: Path) -> dict[str, object]:
     folder, size = work / "model", SIZES[args.size]
-    _apart(_make_checkpoint, folder, size)
-    weights = sum(map(prod, _shapes(size).values()))
+    apart(make_checkpoint, folder, size)
+    weights = sum(map(prod, shapes_of(size).values()))
     compare = {
         "convert": _compare_convert, "quantize": _compare_quantize, "run": _compare_run,
         "merge": _compare_merge, "perplexity": _compare_perplexity,
     }[args.what]  # fmt: skip
     report: dict[str, object] = {
         "command": f"scripts/bench {args.what} --size {args.size} --types {args.types}",
-        "machine": f"{_cpu()}, {os.cpu_count()} cores, {_vectors()}",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {vector_width()}",
         "versions": {n: importlib.metadata.version(n) for n in ("torch", "gguf", "gpukit")},
-        "peer": "llama-cpp-python 0.3.36 (llama.cpp 0c1e5709)",
+        "peer": f"llama-cpp-python 0.3.36 ({MATCHED})",
         "weights": weights,
         "source_bytes": sum(p.stat().st_size for p in folder.glob("*.safetensors")),
         "rows": [],
@@ -157,12 +158,12 @@ def _compare_convert(peers: Path, work: Path, folder: Path, name: str) -> dict[s
     ours, theirs, middle = work / "ours.gguf", work / "theirs.gguf", work / "middle.gguf"
     for path in (ours, theirs, middle):
         path.unlink(missing_ok=True)
-    _read_all([*folder.iterdir()])
-    convert, convert_memory = _timed(_convert_command(peers, folder, middle))
-    quantize, quantize_memory = _timed(_quantize_command(peers, middle, theirs, name))
+    read_all([*folder.iterdir()])
+    convert, convert_memory = timed(convert_command(peers, folder, middle))
+    quantize, quantize_memory = timed(quantize_command(peers, middle, theirs, name))
     command = [sys.executable, "-m", "gpukit_cli", "convert", folder, ours, "--type", name]
-    first, seconds, memory = _ours(command, work, [*folder.iterdir()])
-    _apart(_same_bytes, ours, theirs)
+    first, seconds, memory = run_twice(command, work, [*folder.iterdir()])
+    apart(same_bytes, ours, theirs)
     return {
         "type": name,
         "convert_s": round(convert, 2),
@@ -180,21 +181,21 @@ def _compare_quantize(peers: Path, work: Path, folder: Path, name: str) -> dict[
     source, copy = work / "bf16.gguf", work / "copy.gguf"
     ours, theirs = work / "ours.gguf", work / "theirs.gguf"
     if not source.exists():
-        _timed([sys.executable, "-m", "gpukit_cli", "convert", folder, source, "--type", "BF16"])
+        timed([sys.executable, "-m", "gpukit_cli", "convert", folder, source, "--type", "BF16"])
     for path in (ours, theirs, copy):
         path.unlink(missing_ok=True)
-    _read_all([source])
-    copied, _ = _timed(["dd", f"if={source}", f"of={copy}", "bs=16M", "conv=fsync"])
+    read_all([source])
+    copied, _ = timed(["dd", f"if={source}", f"of={copy}", "bs=16M", "conv=fsync"])
     copy.unlink()
-    _read_all([source])
-    peer, peer_memory = _timed(_quantize_command(peers, source, theirs, name))
+    read_all([source])
+    peer, peer_memory = timed(quantize_command(peers, source, theirs, name))
     command = [sys.executable, "-m", "gpukit_cli", "quantize", source, ours, name]
     cache = str(work / "cache")  # a first run of each type compiles; the second is what counts
-    first, _ = _timed(command, XDG_CACHE_HOME=cache)
+    first, _ = timed(command, XDG_CACHE_HOME=cache)
     ours.unlink()  # replacing it would free its pages first
-    _read_all([source])
-    seconds, memory = _timed(command, XDG_CACHE_HOME=cache)
-    _apart(_same_bytes, ours, theirs)
+    read_all([source])
+    seconds, memory = timed(command, XDG_CACHE_HOME=cache)
+    apart(same_bytes, ours, theirs)
     return {
         "type": name,
         "peer_s": round(peer, 2),
@@ -210,10 +211,10 @@ def _compare_quantize(peers: Path, work: Path, folder: Path, name: str) -> dict[
 
 def _compare_run(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
     model = work / f"{name}.gguf"
-    _timed([sys.executable, "-m", "gpukit_cli", "convert", folder, model, "--type", name])
+    timed([sys.executable, "-m", "gpukit_cli", "convert", folder, model, "--type", name])
     words = [str(model), str(PROMPT), str(FOLLOWING), str(os.cpu_count())]
-    theirs, _ = _said([str(peers / "bin" / "python"), "-c", RUN_PEER, *words])
-    ours, memory = _said([sys.executable, "-c", RUN_OURS, *words])
+    theirs, _ = printed_json([str(peers / "bin" / "python"), "-c", RUN_PEER, *words])
+    ours, memory = printed_json([sys.executable, "-c", RUN_OURS, *words])
     peer_prompt, peer_token = PROMPT / theirs[0], 1 / median(theirs[1])
     prompt, token = PROMPT / ours[0], 1 / median(ours[1])
     return {
@@ -230,7 +231,7 @@ def _compare_run(peers: Path, work: Path, folder: Path, name: str) -> dict[str, 
 
 def _compare_perplexity(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
     model, text = work / f"{name}.gguf", work / "text.txt"
-    _timed([sys.executable, "-m", "gpukit_cli", "convert", folder, model, "--type", name])
+    timed([sys.executable, "-m", "gpukit_cli", "convert", folder, model, "--type", name])
     text.write_text("\n".join(page.read_text() for page in sorted(ROOT.glob("docs/*.md"))))
     asked = [str(word) for word in ("-f", text, "--chunks", CHUNKS)]
     peer = [str(peers / "bin" / "llama-perplexity"), "-m", str(model), *asked]
@@ -252,7 +253,7 @@ def _compare_perplexity(peers: Path, work: Path, folder: Path, name: str) -> dic
     )
     rate = CHUNKS * 512 / (end - begin)
     command = [sys.executable, "-m", "gpukit_cli", "perplexity", str(model), *asked, "--json"]
-    found, memory = _said(command)
+    found, memory = printed_json(command)
     return {
         "type": name,
         "peer_repacked": repacked,
@@ -269,151 +270,6 @@ def _compare_merge(peers: Path, work: Path, folder: Path, name: str) -> dict[str
     import bench_merge
 
     return bench_merge.compare(peers, work, folder, name)
-
-
-def _said(command: list[str]) -> tuple[Any, int]:
-    """The JSON that a command prints, and its peak memory in MiB."""
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert child.stdout is not None
-    text = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        sys.exit(f"{command[0]}: failed with status {status}")
-    return json.loads(text), usage.ru_maxrss >> 10
-
-
-def _ours(command: list[object], work: Path, files: list[Path]) -> tuple[float, float, int]:
-    """Seconds of a first run, which compiles, and of a second one; peak memory of that in MiB."""
-    cache = work / "cold-cache"
-    shutil.rmtree(cache, ignore_errors=True)
-    first, _ = _timed(command, XDG_CACHE_HOME=str(cache))
-    _read_all(files)
-    seconds, memory = _timed(command, XDG_CACHE_HOME=str(cache))
-    return first, seconds, memory
-
-
-def _quantize_command(peers: Path, source: Path, out: Path, name: str) -> list[object]:
-    number, threads = FILE_TYPES[name].number, os.cpu_count()
-    return [peers / "bin" / "python", "-c", QUANTIZE, source, out, number, threads]
-
-
-def _convert_command(peers: Path, folder: Path, out: Path) -> list[object]:
-    (tree,) = (peers / "source").glob("llama_cpp_python-*/vendor/llama.cpp")
-    return [
-        "env", f"PYTHONPATH={tree / 'gguf-py'}", sys.executable, tree / "convert_hf_to_gguf.py",
-        folder, "--outfile", out, "--outtype", "bf16",
-    ]  # fmt: skip
-
-
-def _timed(command: list[object], **variables: str) -> tuple[float, int]:
-    """Wall seconds and peak memory in MiB (of its largest process) of a command."""
-    started = time.monotonic()
-    child = subprocess.Popen(
-        [str(part) for part in command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, **variables},
-    )
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.monotonic() - started
-    if status:
-        sys.exit(f"{' '.join(map(str, command))}: failed with status {status}")
-    return seconds, usage.ru_maxrss >> 10
-
-
-def _apart(work: Callable[..., None], *args: Any) -> None:
-    """Run `work` in a process of its own: what this one holds counts as its children's peak."""
-    child = get_context("spawn").Process(target=work, args=args)
-    child.start()
-    child.join()
-    if child.exitcode:
-        sys.exit(1)
-
-
-def _same_bytes(a: Path, b: Path) -> None:
-    """Refuse to report times of files that differ."""
-    from gpukit.formats.gguf_reader import GGUFFile
-
-    with GGUFFile(a) as ours, GGUFFile(b) as theirs:
-        if set(ours.tensors) != set(theirs.tensors):
-            sys.exit(f"other tensors: {set(ours.tensors) ^ set(theirs.tensors)}")
-        for name, info in ours.tensors.items():
-            other = theirs.tensors[name]
-            if info.type != other.type or (ours.read(info) != theirs.read(other)).any():
-                sys.exit(f"{name}: {info.type} and {other.type} differ; no times are reported")
-
-
-def _read_all(paths: list[Path]) -> None:
-    """Bring the model into the page cache: every contender starts from memory."""
-    for path in paths:
-        with path.open("rb") as file:
-            while file.read(1 << 24):
-                pass
-
-
-def _shapes(size: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    hidden, layers, heads, kv_heads, ff, vocabulary = size
-    head = hidden // heads
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocabulary, hidden),
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (vocabulary, hidden),
-    }
-    for i in range(layers):
-        at = f"model.layers.{i}."
-        shapes |= {
-            at + "input_layernorm.weight": (hidden,),
-            at + "post_attention_layernorm.weight": (hidden,),
-            at + "self_attn.q_proj.weight": (hidden, hidden),
-            at + "self_attn.k_proj.weight": (kv_heads * head, hidden),
-            at + "self_attn.v_proj.weight": (kv_heads * head, hidden),
-            at + "self_attn.o_proj.weight": (hidden, hidden),
-            at + "mlp.gate_proj.weight": (ff, hidden),
-            at + "mlp.up_proj.weight": (ff, hidden),
-            at + "mlp.down_proj.weight": (hidden, ff),
-        }
-    return shapes
-
-
-def _make_checkpoint(folder: Path, size: tuple[int, ...]) -> None:
-    """A BF16 Llama with gaussian weights and the tokenizer of the test model."""
-    import torch
-    from safetensors.torch import save_file
-
-    if (folder / "model.safetensors").exists():
-        return
-    hidden, layers, heads, kv_heads, ff, vocabulary = size
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.model", "tokenizer_config.json", "generation_config.json"):
-        shutil.copy(TOKENIZER / name, folder / name)
-    config = json.loads((TOKENIZER / "config.json").read_text())
-    config |= {
-        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads, "intermediate_size": ff, "vocab_size": vocabulary,
-        "head_dim": hidden // heads, "max_position_embeddings": 4096,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    random = torch.Generator().manual_seed(0)
-    tensors = {
-        name: (torch.randn(shape, generator=random) * 0.02).bfloat16()
-        for name, shape in _shapes(size).items()
-    }
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _vectors() -> str:
-    """The widest vectors of the processor, and what GPUKIT_CFLAGS makes of them."""
-    flags = Path("/proc/cpuinfo").read_text()
-    widest = next((n for n in ("avx512f", "avx2", "asimd") if n in flags), "no vectors")
-    chosen = os.environ.get("GPUKIT_CFLAGS")
-    return f"{widest}, gpukit with {chosen}" if chosen else widest
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import bench
+import bench_tools as tools
 
 RANK = 16
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -35,7 +35,7 @@ peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretraine
 def compare(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
     """A row of the report: seconds, memory and bytes of gpukit and of the peer."""
     adapter = work / "adapter"
-    bench._apart(make_adapter, folder, adapter)
+    tools.apart(make_adapter, folder, adapter)
     if name == "folder":
         row = _folder(work, folder, adapter)
     elif name == "F16":
@@ -50,7 +50,7 @@ def _folder(work: Path, folder: Path, adapter: Path) -> dict[str, object]:
     peer, peer_memory = _peft(folder, adapter, theirs)
     command = _gpukit("merge", folder, ours, "--adapter", adapter)
     found = _twice(command, work, folder, ours)
-    bench._apart(_alike, theirs, ours)
+    tools.apart(_alike, theirs, ours)
     return _row(peer, peer_memory, found) | {
         "memory_ratio": round(found["gpukit_peak_mib"] / peer_memory, 2)
     }
@@ -62,14 +62,14 @@ def _chain(peers: Path, work: Path, folder: Path, adapter: Path, name: str) -> d
     merged, peer_memory = _peft(folder, adapter, theirs)
     for file in ("tokenizer.model", "tokenizer_config.json"):  # which save_pretrained leaves out
         shutil.copy(folder / file, theirs / file)
-    convert, convert_memory = bench._timed(bench._convert_command(peers, theirs, middle))
-    quantize, quantize_memory = bench._timed(bench._quantize_command(peers, middle, end, name))
+    convert, convert_memory = tools.timed(tools.convert_command(peers, theirs, middle))
+    quantize, quantize_memory = tools.timed(tools.quantize_command(peers, middle, end, name))
     command = _gpukit("merge", folder, ours, "--adapter", adapter, "--type", name)
     found = _twice(command, work, folder, ours)
     # The chain rounds to BF16 after merging: its bytes are those of its own folder.
     again = work / "again.gguf"
-    bench._timed(_gpukit("convert", theirs, again, "--type", name))
-    bench._apart(bench._same_bytes, again, end)
+    tools.timed(_gpukit("convert", theirs, again, "--type", name))
+    tools.apart(tools.same_bytes, again, end)
     disk = _bytes(theirs) + middle.stat().st_size
     row = _row(
         merged + convert + quantize, max(peer_memory, convert_memory, quantize_memory), found
@@ -90,11 +90,11 @@ def _gguf(peers: Path, work: Path, folder: Path, adapter: Path) -> dict[str, obj
     tool = peers / "bin" / EXPORT
     if not tool.exists():
         return {"peer": f"{EXPORT} is not built"}
-    bench._timed(_gpukit("convert", folder, source, "--type", "F16"))
-    bench._timed(_gpukit("adapter", adapter, lora, "--base", folder))
-    bench._read_all([source])
+    tools.timed(_gpukit("convert", folder, source, "--type", "F16"))
+    tools.timed(_gpukit("adapter", adapter, lora, "--base", folder))
+    tools.read_all([source])
     words = [tool, "-m", source, "--lora", lora, "-o", theirs, "-t", os.cpu_count()]
-    peer, peer_memory = bench._timed(words)
+    peer, peer_memory = tools.timed(words)
     command = _gpukit("merge", source, ours, "--adapter", lora)
     return _row(peer, peer_memory, _twice(command, work, source.parent, ours, [source]))
 
@@ -110,8 +110,8 @@ def _row(peer: float, memory: int, found: dict[str, float]) -> dict[str, object]
 
 def _peft(folder: Path, adapter: Path, out: Path) -> tuple[float, int]:
     _gone(out)
-    bench._read_all([*folder.iterdir()])
-    return bench._timed([sys.executable, "-c", PEFT, folder, adapter, out])
+    tools.read_all([*folder.iterdir()])
+    return tools.timed([sys.executable, "-c", PEFT, folder, adapter, out])
 
 
 def _twice(
@@ -123,7 +123,7 @@ def _twice(
     found: dict[str, float] = {}
     for turn in ("gpukit_first_run_s", "gpukit_s"):
         _gone(out)
-        bench._read_all([*files] or [*folder.iterdir()])
+        tools.read_all([*files] or [*folder.iterdir()])
         began = time.monotonic()
         child = subprocess.Popen(
             [str(word) for word in command],

@@ -24,6 +24,14 @@ def test_one_line_tells_what_was_written(made: Trained, tmp_path: Path) -> None:
     )
 
 
+def test_quiet(made: Trained, tmp_path: Path) -> None:
+    words = ("--base", made.base, "--quiet")
+    done = gpukit("adapter", made.adapter, tmp_path / "x.gguf", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = gpukit("adapter", tmp_path / "lora", *words, "--extract", made.merged, "--rank", 2)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_json(made: Trained, tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     words = ("adapter", made.adapter, out, "--base", made.base, "--json", "--quiet")

@@ -45,6 +45,8 @@ def test_json_and_quiet(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["format"], found["chunks"], found["size"]) == ("dat", 12, out.stat().st_size)
     assert found["statistics"][0]["gain"] == "NaN"
+    done = gpukit(*words[:-1], "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     again = json.loads(gpukit("imatrix", "--in-file", out, "--show-statistics", "--json").stdout)
     assert again["statistics"][0]["tensor"] == "blk.0.attn_k.weight"
 
@@ -90,6 +92,19 @@ def test_a_run_that_is_killed_outright_goes_on(tmp_path: Path) -> None:
     assert f"going on behind chunk {before} of 51, from {state}" in done.stderr
     assert read_imatrix(out).chunks == 51
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_quantize_with_a_text(tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    words = ("quantize", TINY, out, "Q2_K_S", "--calibrate", TEXT, "--device", "cpu")
+    done = gpukit(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.index("collecting importance") < done.stderr.index("quantizing BF16 model")
+    assert "warning" not in done.stderr
+    refused = gpukit(*words, "--imatrix", PEER / "tiny-shakespeare.gguf")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"Error: --calibrate and --imatrix {PEER}")
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_create_with_a_text(tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ def test_a_gguf_and_a_folder(made: tuple[Path, Path], tmp_path: Path) -> None:
     assert said["changes"]["model.layers.*.self_attn.q_proj.weight"]["direction"] > 0.99
     assert {p.name for p in folder.iterdir()} >= {"config.json", "model.safetensors", "README.md"}
     assert str(base) not in (folder / "README.md").read_text()  # a path says nothing to others
+    for quiet in (out, tmp_path / "again"):
+        done = gpukit("merge", base, quiet, "--adapter", adapter, "--quiet")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     planned = gpukit("convert", base, out, "--adapter", adapter, "--dry-run", "--json")
     assert json.loads(planned.stdout)["tensors"]
 

@@ -59,10 +59,9 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _run(home: Path, *arguments: str, columns: int = 100) -> Terminal:
-    return Terminal(
-        MAIN, "run", *arguments, folder=home, environment=_environment(home), columns=columns
-    )
+def _run(home: Path, *arguments: str, columns: int = 100, **variables: str) -> Terminal:
+    environment = {**_environment(home), **variables}
+    return Terminal(MAIN, "run", *arguments, folder=home, environment=environment, columns=columns)
 
 
 def test_messages_commands_and_history(home: Path) -> None:
@@ -111,6 +110,10 @@ def test_messages_commands_and_history(home: Path) -> None:
             ("/load nobody", "Couldn't find model 'nobody'"),
             ("/save", "Usage:\n  /save <modelname>"),
             ("/save a//b", "error: The model name 'a//b' is invalid"),
+            ("/set think", 'warning: model "chat.gguf" does not support thinking output\nSet '
+             "'think' mode."),
+            ("/set think low", "Set 'think' mode to 'low'."),
+            ("/set nothink", "Set 'nothink' mode."),
             ("/set verbose", "Set 'verbose' mode."),
         ):  # fmt: skip
             assert told in terminal.say(typed), typed
@@ -159,6 +162,42 @@ def test_interrupts_and_a_window_that_changes(home: Path) -> None:
         assert int(told.partition("prompt eval count:")[2].split()[0]) > 60
         terminal.type("\x04")
         assert terminal.end() == 0
+
+
+def test_pasted_lines_and_an_editor(home: Path) -> None:
+    (home / "editor.py").write_text(
+        "import sys\nfrom pathlib import Path\nfile = Path(sys.argv[1])\ntext = file.read_text()\n"
+        "if text == 'no':\n    sys.exit(3)\nfile.write_text(f'First\\n{text}\\n')\n"
+    )
+    editor = {"OLLAMA_EDITOR": "", "VISUAL": f"{sys.executable} editor.py"}
+    with _run(home, "chat.gguf", *FAST, **editor) as terminal:
+        terminal.until(">>> ")
+        terminal.say("/set nowordwrap")
+        wanted = terminal.say('"""First', "... ") and terminal.say('Citizen:"""')
+        terminal.say("/clear")
+        terminal.type("\x1b[200~First\rCitizen:\x1b[201~\r")
+        terminal.until("Citizen:\n")
+        assert terminal.until(">>> ").removesuffix(">>> ") == wanted
+        terminal.say("/clear")
+        terminal.type("Citizen:\x07")
+        terminal.until("First\n")
+        terminal.until("Citizen:")
+        terminal.type("\r")
+        terminal.until("\n")
+        assert terminal.until(">>> ").removesuffix(">>> ") == wanted
+        terminal.type("no\x07")
+        assert "editor.py ended with 3; nothing was said\n" in terminal.until(">>> ")
+        # A path in a pasted text is no command.
+        terminal.say("/clear")
+        terminal.type("\x1b[200~/usr\r/lib\x1b[201~\r")
+        terminal.until("/lib\n")
+        assert "Unknown command" not in terminal.until(">>> ")
+        terminal.type("/bye\r")
+        assert terminal.end() == 0
+    lines = (home / ".ollama" / "history").read_text().splitlines()
+    assert [lines[at : at + 2] for at, line in enumerate(lines) if line == "/usr"] == [
+        ["/usr", "/lib"]
+    ]
 
 
 def test_a_session_is_saved_and_loaded(home: Path) -> None:

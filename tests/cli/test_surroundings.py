@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -12,26 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.checkpoints import DATA
+from support.shells import COMMAND, RUN, TINY, environment, shell
 
 from gpukit.formats.gguf_fields import TensorSpec, string, u32
 from gpukit.formats.gguf_writer import plan_layout
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = DATA / "tiny-shakespeare"
-COMMAND = [sys.executable, "-m", "gpukit_cli"]
-
-
-def environment(folder: Path, **others: str) -> dict[str, str]:
-    # Compiling in this process says for good where what is compiled lies: here it must not.
-    own = {key: value for key, value in os.environ.items() if key != "GPUKIT_CACHE"}
-    return {
-        **own,
-        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "cli")),
-        "GPUKIT_MODELS": str(folder / "models"),
-        "OMP_NUM_THREADS": "1",
-        **others,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -193,100 +176,6 @@ def test_compilers_end_with_the_command(large: Path, tmp_path: Path) -> None:
             assert mine not in (process / "environ").read_bytes()
         except OSError:
             continue  # it has ended, or is somebody else's
-
-
-@pytest.fixture(scope="module")
-def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model that speaks."""
-    folder = tmp_path_factory.mktemp("spoken")
-    convert = [*COMMAND, "convert", str(TINY), "tiny.gguf", "--type", "F16"]
-    subprocess.run(convert, env=environment(folder), cwd=folder, check=True, capture_output=True)
-    return folder / "tiny.gguf"
-
-
-def shell(line: str, folder: Path, **others: str) -> subprocess.CompletedProcess[str]:
-    """What `sh` makes of `line`, in which $gpukit is the command."""
-    return subprocess.run(
-        ["bash", "-c", line],
-        env=environment(folder, gpukit=" ".join(COMMAND), **others),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-RUN = "$gpukit run tiny.gguf ROMEO: --num-predict 3 --temperature 0"
-
-
-@pytest.mark.parametrize("closed", ["<&-", "2>&-"])
-def test_run_with_closed_streams_answers(closed: str, spoken: Path) -> None:
-    whole = shell(RUN, spoken.parent)
-    assert whole.returncode == 0
-    assert whole.stdout.strip()
-    done = shell(f"{RUN} {closed}", spoken.parent)
-    assert (done.returncode, done.stdout, done.stderr) == (0, whole.stdout, "")
-
-
-@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
-def test_conversions_with_closed_streams(closed: str, spoken: Path, tmp_path: Path) -> None:
-    """The file that is written must not be the standard output that is missing."""
-    line = f"$gpukit convert {TINY} tiny.gguf --type F16 {closed}; echo rc $? >&2"
-    done = shell(f"exec 2>told; {line}", tmp_path)
-    assert (tmp_path / "told").read_text().splitlines()[-1] == "rc 0"
-    assert "bug" not in done.stdout
-    assert (tmp_path / "tiny.gguf").read_bytes() == spoken.read_bytes()
-
-
-@pytest.mark.parametrize("words", ["list", "run no prompt", "show none"])
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
-def test_commands_with_closed_streams_end_as_without(
-    words: str, closed: str, tmp_path: Path
-) -> None:
-    whole = shell(f"$gpukit {words}", tmp_path)
-    done = shell(f"$gpukit {words} {closed}", tmp_path)
-    assert done.returncode == whole.returncode
-    assert done.stdout == ("" if closed == ">&-" else whole.stdout)
-    assert done.stderr == ("" if closed == "2>&-" else whole.stderr)
-
-
-@pytest.mark.parametrize("words", ["inspect tiny.gguf --json", "--help", "inspect tiny.gguf"])
-def test_a_reader_that_has_gone_is_no_fault(words: str, spoken: Path) -> None:
-    """As in `| head -1`; that the reader has gone already makes it certain."""
-    line = f"{{ sleep 0.2; $gpukit {words}; echo rc $? >&2; }} | true"
-    done = shell(line, spoken.parent)
-    assert done.stderr in ("rc 1\n", "rc 141\n")
-    line = f"{{ sleep 0.2; $gpukit {words} --nonsense; echo rc $? > told; }} 2>&1 | true"
-    done = shell(line, spoken.parent)
-    assert done.stderr == ""
-    assert (spoken.parent / "told").read_text() == "rc 2\n"
-
-
-@pytest.mark.parametrize("words", ["inspect tiny.gguf --json", "--version", "list"])
-def test_a_full_disk_behind_stdout_is_told(words: str, spoken: Path) -> None:
-    done = shell(f"$gpukit {words} > /dev/full", spoken.parent)
-    assert (done.returncode, done.stderr) == (1, "Error: No space left on device\n")
-
-
-@pytest.mark.parametrize("words", ["convert none", "quantize none"])
-def test_outputs_are_looked_at_first(words: str, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    kind = "Q4_0" if words.startswith("quantize") else ""
-    done = shell(f"$gpukit {words} pipe {kind}", tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "Error: pipe: a pipe; name the file to write\n"
-    done = shell(f"$gpukit {words} pipe {kind} --dry-run", tmp_path)
-    assert "none" in done.stderr
-
-
-def test_an_importance_matrix_is_no_output(tmp_path: Path) -> None:
-    matrix = struct.pack("<ii1siif", 1, 1, b"a", 1, 1, 1.0)
-    (tmp_path / "i.dat").write_bytes(matrix)
-    done = shell(f"$gpukit convert {TINY} i.dat --imatrix i.dat", tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("Error: i.dat: input and output are the same file")
-    assert (tmp_path / "i.dat").read_bytes() == matrix
 
 
 # As `docker run --user 12345`; the capability is for the interpreter, which may lie below /root.

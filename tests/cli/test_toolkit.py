@@ -148,7 +148,7 @@ def test_what_an_index_does_not_list_is_named(folder: Path, tmp_path: Path) -> N
     assert line.startswith(f"warning: {there / 'model.safetensors'}: not read: the index of")
 
 
-def test_quiet_leaves_the_result_and_errors(folder: Path, tmp_path: Path) -> None:
+def test_quiet_leaves_errors_and_what_is_asked_for(folder: Path, tmp_path: Path) -> None:
     there = tmp_path / "model"
     shutil.copytree(folder, there)
     shutil.copyfile(there / "model.safetensors", there / "model-2.safetensors")
@@ -159,8 +159,11 @@ def test_quiet_leaves_the_result_and_errors(folder: Path, tmp_path: Path) -> Non
     loud = gpukit("convert", there, tmp_path / "a.gguf")
     assert "warning: " in loud.stderr
     done = gpukit("convert", there, tmp_path / "b.gguf", "--quiet")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"{tmp_path / 'b.gguf'}: " in done.stdout
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = gpukit("quantize", there, tmp_path / "c.gguf", "Q8_0", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = gpukit("quantize", there, tmp_path / "c.gguf", "Q8_0", "--quiet", "--dry-run")
+    assert done.stdout.endswith("; nothing was written\n")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     done = gpukit("quantize", tmp_path / "b.gguf", tmp_path / "b.gguf", "Q8_0", "--quiet")
     assert done.returncode == 2
@@ -182,10 +185,18 @@ def test_an_output_that_is_there_is_replaced_at_the_end(file: Path, tmp_path: Pa
 def test_doctor(tmp_path: Path) -> None:
     done = gpukit("doctor", GPUKIT_MODELS=str(tmp_path / "store"))
     assert done.returncode == 0
-    for word in ("torch", "triton", "C compiler", str(tmp_path / "store"), "free"):
+    for word in (
+        "torch",
+        "triton",
+        "bytes of llama.cpp 0c1e5709",
+        "C compiler",
+        str(tmp_path / "store"),
+        "free",
+    ):
         assert word in done.stdout
     found = json.loads(gpukit("doctor", "--json", GPUKIT_MODELS=str(tmp_path)).stdout)
     assert found["devices"][0]["name"] == "cpu"
+    assert found["matches"] == "llama.cpp 0c1e5709"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +259,7 @@ def test_a_target_a_template_and_a_file_of_types(file: Path, tmp_path: Path) -> 
     out, types = tmp_path / "x.gguf", tmp_path / "types.txt"
     done = gpukit("quantize", file, out, "--target-bpw", "9.5", "--dry-run", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "--target-bpw 9.5: types chosen for the least squared error, plain" in done.stdout
+    assert "--target-bpw 9.5: types chosen for the least squared error, without" in done.stdout
     assert "nothing was written" in done.stdout
     assert not out.exists()
     words = ("--target-size", "0.1M", "--device", "cpu", "--dry-run")

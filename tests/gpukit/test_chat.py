@@ -3,12 +3,13 @@
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints import SENTENCEPIECE
 from support.llama_cpp_server import applied_template
 
-from gpukit.chat import accepted, render
+from gpukit.chat import THINKING, accepted, knows_thinking, render
 from gpukit.conversion.run import run_plan
 from gpukit.errors import CheckpointError
 from gpukit.planning.planner import plan_quantize
@@ -20,6 +21,36 @@ MESSAGES = [
     {"role": "assistant", "content": "Hello"},
     {"role": "user", "content": "Bye"},
 ]
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a place, in °C.",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+    },
+}
+CALLED = [
+    {"role": "user", "content": "How warm is it in Köln?"},
+    {"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "id": "call00001",
+         "function": {"name": "weather", "arguments": {"place": "Köln"}}},
+    ]},
+    {"role": "tool", "name": "weather", "content": "22", "tool_call_id": "call00001"},
+]  # fmt: skip
+# As Qwen 3 has it, without what it does to old thoughts.
+THINKS = (
+    "{%- if tools %}{{- '<|im_start|>system\n# Tools' }}{%- for tool in tools %}{{- '\n' }}"
+    "{{- tool | tojson }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}{%- for m in messages %}"
+    "{%- if m.role == 'tool' %}{{- '<|im_start|>user\n<tool_response>\n' + m.content + "
+    "'\n</tool_response><|im_end|>\n' }}{%- else %}{{- '<|im_start|>' + m.role + '\n' + "
+    "m.content }}{%- for call in m.tool_calls or [] %}{%- if call.function %}"
+    '{%- set call = call.function %}{%- endif %}{{- \'<tool_call>\n{"name": "\' + call.name + '
+    "'\", \"arguments\": ' }}{{- call.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}"
+    "{{- '<|im_end|>\n' }}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}"
+    "{{- '<|im_start|>assistant\n' }}{%- if enable_thinking is defined and enable_thinking is "
+    "false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
 
 TEMPLATES = {
     "llama3": "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + "
@@ -51,6 +82,32 @@ def test_renders_as_transformers(name: str) -> None:
     assert render(TEMPLATES[name], MESSAGES, bos_token="<s>", eos_token="</s>") == wanted
 
 
+@pytest.mark.peer
+@pytest.mark.parametrize("think", [None, True, False])
+@pytest.mark.parametrize("tools", [[], [WEATHER]])
+def test_tools_and_thoughts_as_transformers(tools: list[Any], think: bool | None) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(SENTENCEPIECE)
+    wanted = tokenizer.apply_chat_template(
+        CALLED, tools=tools or None, chat_template=THINKS, tokenize=False,
+        add_generation_prompt=True, **({} if think is None else {"enable_thinking": think}),
+    )  # fmt: skip
+    assert render(THINKS, CALLED, tools=tools, think=think) == wanted
+    assert ("# Tools" in wanted, "</think>" in wanted) == (bool(tools), think is False)
+
+
+def test_who_knows_thinking() -> None:
+    assert knows_thinking(THINKS)
+    assert knows_thinking("{% if thinking %}<think>{% endif %}")
+    assert knows_thinking("Reasoning: {{ reasoning_effort }}")
+    # What a template sets itself is not asked for, and what it writes is no question.
+    assert not knows_thinking(
+        "{% set thinking = false %}enable_thinking {{ messages[0].thinking }}"
+    )
+    assert not knows_thinking("{% for %}{{ thinking }}")
+    assert render("{{ reasoning_effort }} {{ thinking }}", [], think="low") == "low True"
+
+
 # Where scripts/bench unpacks llama.cpp's source package.
 PEERS = Path(__file__).resolve().parents[2] / ".venv-peers" / "source"
 PUBLISHED = sorted(PEERS.glob("llama_cpp_python-*/vendor/llama.cpp/models/templates/*.jinja"))
@@ -59,21 +116,27 @@ PUBLISHED = sorted(PEERS.glob("llama_cpp_python-*/vendor/llama.cpp/models/templa
 @pytest.mark.peer
 @pytest.mark.thorough
 @pytest.mark.skipif(not PUBLISHED, reason="no templates: scripts/bench fetches them")
-def test_every_template_of_llama_cpp_renders_as_in_transformers() -> None:
+@pytest.mark.parametrize(
+    "how", [{}, {"tools": [WEATHER]}, {"think": True}, {"tools": [WEATHER], "think": False}]
+)
+def test_every_template_of_llama_cpp_renders_as_in_transformers(how: dict[str, Any]) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(SENTENCEPIECE)
     other, refused = [], 0
-    for path, turns in itertools.product(PUBLISHED, (MESSAGES[1:2], MESSAGES)):
+    said = (MESSAGES[1:2], MESSAGES, CALLED) if "tools" in how else (MESSAGES[1:2], MESSAGES)
+    more = dict.fromkeys(THINKING[:2], how["think"]) if "think" in how else {}
+    for path, turns in itertools.product(PUBLISHED, said):
         try:
             wanted = tokenizer.apply_chat_template(
-                turns, chat_template=path.read_text(), tokenize=False, add_generation_prompt=True
-            )
+                turns, chat_template=path.read_text(), tokenize=False, add_generation_prompt=True,
+                tools=how.get("tools"), **more,
+            )  # fmt: skip
         except Exception:  # each template refuses in its own way
             refused += 1
             with pytest.raises(CheckpointError):
-                render(path.read_text(), turns, bos_token="<s>", eos_token="</s>")
+                render(path.read_text(), turns, bos_token="<s>", eos_token="</s>", **how)
             continue
-        if render(path.read_text(), turns, bos_token="<s>", eos_token="</s>") != wanted:
+        if render(path.read_text(), turns, bos_token="<s>", eos_token="</s>", **how) != wanted:
             other.append(path.name)
     assert not other
     assert refused < len(PUBLISHED) / 2

@@ -2,8 +2,8 @@
 
 A sum of n products in float32, in any order, errs by at most n * 2^-24 of the sum of their
 magnitudes (each product and each partial sum is rounded once). A GPU's kernels round operands
-first: x to int16, so that it is off by the largest value of its group of 32 / 65534; or both to
-float16, by 2^-11 of themselves, so that a product is by 2^-10 + 2^-22.
+first: x to int16 (`vectors_triton.allowed_error`); or both to float16, by 2^-11 of themselves, so
+that a product is off by 2^-10 + 2^-22.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from gpukit_kernels import QUANTS, QuantError, dequantize, matmul, vectors_triton
 from gpukit_kernels.products_triton import FEW_ROWS, VECTOR_ROWS_OF_X, matmul_triton
+from gpukit_kernels.verified import within
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NAMES = list(QUANTS)
-BY_INTEGERS = [name for name in NAMES if vectors_triton.has_prepared(QUANTS[name])]
 SUM = 2.0**-24
 HALVES = 2.0**-10 + 2.0**-22
 
@@ -56,19 +56,6 @@ def test_reference(name: str, count: int, rows: int, width: int) -> None:
     assert_product(matmul(x, blocks, name), x, blocks, name)
 
 
-def assert_by_integers(got: Tensor, x: Tensor, blocks: Tensor, name: str) -> None:
-    """`got` is x @ W^T within half a step of x. Steps and offsets of W are summed apart, and may be
-    larger than its values: 16 roundings more."""
-    weights = dequantize(blocks, name).double()
-    top = x.abs().view(len(x), -1, 32).amax(dim=2).double()
-    groups = weights.abs().view(len(weights), -1, 32)
-    room = top @ groups.sum(dim=2).t() / 65534 * (1 + 2.0**-8)
-    room += (x.shape[1] + 16) * SUM * top @ (32 * groups.amax(dim=2)).t()
-    wanted = x.double() @ weights.t()
-    assert got.shape == wanted.shape
-    assert ((got.cpu().double() - wanted).abs() <= room).all()
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("count", "rows"), [(1, 5), (FEW_ROWS, 9), (17, 7)])
 def test_kernels(name: str, count: int, rows: int) -> None:
@@ -76,12 +63,12 @@ def test_kernels(name: str, count: int, rows: int) -> None:
     width = 768 if QUANTS[name].block == 256 else 608
     x, blocks = operands(name, count, rows, width)
     got = matmul_triton(x.to(DEVICE), blocks.to(DEVICE), QUANTS[name])
-    if count > VECTOR_ROWS_OF_X:
-        assert_product(got, x, blocks, name, HALVES)
-    elif name in BY_INTEGERS:
-        assert_by_integers(got, x, blocks, name)
+    if count <= VECTOR_ROWS_OF_X and vectors_triton.has_prepared(QUANTS[name]):
+        weights = dequantize(blocks, name)
+        allowed = vectors_triton.allowed_error(x, weights)
+        assert within(allowed)(got.cpu(), x.double() @ weights.double().t())
     else:
-        assert_product(got, x, blocks, name)
+        assert_product(got, x, blocks, name, HALVES if count > FEW_ROWS else 0.0)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,111 +1,85 @@
-"""Kernels are compared with the reference before a GPU's bytes are theirs, and have a way around.
+"""Kernels of the forward pass prove themselves before they are used, and step aside where they do
+not; here in the interpreter."""
 
-No GPU is needed: what is asked for a GPU is asked for the CPU here, in the interpreter.
-"""
-
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from gpukit_kernels import (
-    QUANTS,
-    Factors,
-    QuantType,
-    dequantize,
-    launch,
-    merge_lora,
-    ops,
-    quantize,
-    trusted,
-    verified,
-)
+from gpukit_kernels import causal, forward_ops, rows_triton, trusted, verified
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CHECKS: dict[str, Callable[[], bool]] = {
+    "rms_norm_triton": lambda: trusted.norms(96, DEVICE),
+    "gated_triton": lambda: trusted.gates("gelu_tanh", DEVICE),
+    "rotate_triton": lambda: trusted.turns((3, 64), 32, True, torch.float16, DEVICE),
+    "likelihood_triton": lambda: trusted.likelihoods(DEVICE),
+    "attention_triton": lambda: trusted.attention(32, 2, True, True, DEVICE, own=True),
+    "attention_torch": lambda: trusted.attention(32, 2, False, False, DEVICE, own=False),
+}
+PLACES = {"attention_triton": trusted, "attention_torch": causal}
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is known, and the interpreter may compute with the garbage in masked lanes."""
     monkeypatch.setattr(verified, "_known", {})
     with np.errstate(all="ignore"):
         yield
 
 
-@pytest.mark.parametrize(("name", "weighted"), [("Q8_0", False), ("MXFP4", False), ("Q4_0", True)])
-def test_encoders_are_right(
-    name: str, weighted: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(trusted, "WIDTH", 256)
-    assert trusted.encoder_verified(QUANTS[name], torch.bfloat16, weighted, DEVICE)
+@pytest.mark.parametrize("name", CHECKS)
+def test_kernels_prove_themselves(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert CHECKS[name]()
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["Q5_0", "Q5_K", "IQ2_XXS", "IQ4_XS", "MXFP4"])
-def test_decoders_are_right(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert launch.decoder_verified(QUANTS[name], torch.float16, DEVICE)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("row", "kind", "width", "lengths"),
-    [("BF16", "BF16", 512, [False]), ("F32", "F16", 30, [False, True])],
-)
-def test_merges_are_right(
-    row: str,
-    kind: str,
-    width: int,
-    lengths: list[bool],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_wrong_kernel_is_not_used(
+    name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trusted, "ROWS", 4)
-    assert trusted.merger_verified(QUANTS[row], QUANTS[kind], width, lengths, DEVICE)
-    assert not caplog.records
+    place = PLACES.get(name, rows_triton)
+    right = getattr(place, name)
+
+    def wrong(*given: torch.Tensor, **more: object) -> object:
+        found = right(*given, **more)
+        (found[0] if isinstance(found, tuple) else found).view(-1)[-1] += 1
+        return found
+
+    monkeypatch.setattr(place, name, wrong)
+    assert not CHECKS[name]()
+    assert not CHECKS[name]()
+    (line,) = caplog.messages
+    assert "differs from the reference in " in line
+    assert "gpukit uses the slower path" in line
 
 
-def test_the_hard_values_are_hard() -> None:
-    values = trusted.hard_values(QUANTS["Q4_0"]).view(-1, 32)
-    assert values.half().isfinite().all()
-    assert (values == 0).all(dim=1).any()
-    assert (values[1].signbit()).any()
-    assert not (values[1].signbit()).all()
-    assert (values.abs().amax(dim=1) < 2.0**-126).any()
+def test_what_fails_everywhere_is_done_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, turn = torch.randn(5, 4, 32), torch.polar(torch.ones(5, 1, 16), torch.randn(5, 1, 16))
+    q, k = torch.randn(1, 3, 4, 32).half(), torch.randn(1, 9, 2, 32).half()
+    targets = torch.arange(5)
 
+    def all_of_it() -> list[torch.Tensor]:
+        return [
+            forward_ops.rms_norm(x, x[0, 0], 1e-5),
+            forward_ops.gated(x.clone(), x, "silu"),
+            forward_ops.rotate(x, turn, neighbours=True, dtype=torch.float16),
+            forward_ops.attention(q, k, k, 0.2),
+            forward_ops.attention(q, k, k, 0.2, 2, 3.0),
+            *forward_ops.likelihood(x.view(5, -1), targets),
+        ]
 
-def test_a_wrong_decoder_is_passed_by(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def wrong(blocks: Tensor, row: QuantType, out: Tensor) -> None:
-        out.zero_()
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no such device")
 
-    monkeypatch.setattr(launch, "_decode_pieces", wrong)
-    monkeypatch.setattr(launch, "decodes", launch.decoder_verified)
-    blocks = quantize(torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), "Q4_1")
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            got = dequantize(blocks.to(DEVICE), "Q4_1", backend="triton").cpu()
-            assert torch.equal(got, dequantize(blocks, "Q4_1", backend="eager"))
-    (record,) = caplog.records
-    assert "decoding to float32 for Q4_1" in record.getMessage()
-
-
-def test_encoders_and_merges_that_are_wrong_are_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("encodes", "merges"):
-        monkeypatch.setattr(ops.trusted, name, lambda *_: False)
-    monkeypatch.setattr(launch, "encode_triton", None)
-    random = torch.Generator().manual_seed(0)
-    values = torch.randn(2, 4, 64, generator=random)
-    wanted = quantize(values, "Q5_0", backend="eager")
-    assert torch.equal(quantize(values.to(DEVICE), "Q5_0", backend="triton").cpu(), wanted)
-    importance = torch.rand(64, generator=random)
-    wanted = quantize(values, "Q5_0", importance, backend="eager")
-    got = quantize(values.to(DEVICE), "Q5_0", importance.to(DEVICE), backend="triton")
-    assert torch.equal(got.cpu(), wanted)
-    b, a = torch.randn(2, 4, 3, generator=random), torch.randn(2, 3, 64, generator=random)
-    wanted = merge_lora(values, [Factors(b, a, 0.5)], out="Q8_0", backend="eager")
-    there = [Factors(b.to(DEVICE), a.to(DEVICE), 0.5)]
-    got = merge_lora(values.to(DEVICE), there, out="Q8_0", backend="triton")
-    assert torch.equal(got.cpu(), wanted)
+    wanted = all_of_it()
+    monkeypatch.setattr(forward_ops, "_triton", lambda x: True)
+    by_kernels = all_of_it()
+    monkeypatch.setattr(verified, "_known", {})
+    for name in CHECKS:
+        monkeypatch.setattr(PLACES.get(name, rows_triton), name, broken)
+    for got in (by_kernels, all_of_it()):
+        for one, other in zip(got, wanted, strict=True):
+            assert one.dtype is other.dtype
+            assert torch.allclose(one.float(), other.float(), rtol=0, atol=2e-3)

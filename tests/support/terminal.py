@@ -91,5 +91,6 @@ class Terminal:
         except OSError:  # the other end is closed
             data = b""
         self.screen = ESCAPES.sub("", self.screen + data.decode("utf-8", "replace"))
-        self.screen = self.screen.replace("\r\n", "\n")
+        # All of it at once: what is replaced in two steps would move what was found between them.
+        self.screen = re.sub("\r+\n", "\n", self.screen)
         return bool(data)

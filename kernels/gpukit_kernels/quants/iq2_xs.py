@@ -67,8 +67,6 @@ ROWS = (
         FACTS["IQ2_XS"],
         None,
         decode,
-        TritonPair(
-            None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS), narrow=True
-        ),
+        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
     ),
 )

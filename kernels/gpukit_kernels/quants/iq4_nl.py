@@ -122,7 +122,6 @@ ROWS = (
             weighted_tl,
             pieces=Pieces(pieces_tl, 16, 2),
             tile=128,
-            narrow=True,
         ),
         weighted=weighted,
     ),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpucheck import merging, pipeline
+from gpucheck import merging, pipeline, vectors
 from gpucheck.base import TOP, Plan, claim, guarded, load_plan, stable_keys, write_json
 from gpucheck.data import reference, weighted_reference
 from gpukit_kernels import QuantType, by_name, dequantize, matmul, quantize
@@ -21,6 +21,8 @@ from gpukit_kernels.products_triton import matmul_triton
 
 # Rows of x in products; a type that is only read has the first and the last.
 COUNTS = (1, 4, 16, 512)
+# More, for the first types: whole prompts, whose kernels are those of 512.
+PROMPT = 4096
 # Types whose sizes are odd, and whose importance comes with float32 values too.
 ODD = ("Q4_K", "Q8_0")
 WIDE = ("Q4_K", "Q6_K")
@@ -28,7 +30,9 @@ WIDE = ("Q4_K", "Q6_K")
 
 def counts(plan: Plan, row: QuantType) -> tuple[int, ...]:
     if not plan.cuda:
-        return (1, 16)
+        return (1, 17)
+    if row.name in TOP:
+        return (*COUNTS, PROMPT)
     return COUNTS if row.encodable else (1, 4, 512)
 
 
@@ -107,9 +111,11 @@ def _kernels(plan: Plan, row: QuantType) -> dict[str, Job]:
                 found[f"weighted {name}"] = (cost, lambda d=dtype: _weighted(plan, row, d))
     found["decode"] = (3.0, lambda: _decode(plan, row))
     for count in counts(plan, row):
-        if count != 4:  # the kernel of one row
-            cost = 2.0 if count == 1 else 7.0 if large else 4.0
+        if count != PROMPT:
+            cost = 4.0 if count <= 4 else 7.0 if large else 4.0
             found[f"product {count}"] = (cost, lambda n=count: _product(plan, row, n))
+    if row.name in TOP:
+        found["vectors"] = (16.0, lambda: vectors.compile_vectors(plan, row))
     if row.name in merging.MERGED:
         found["merge"] = (24.0 if large else 4.0, lambda: merging.compile_merge(plan, row))
     if row.name in ODD:
@@ -124,6 +130,7 @@ NEEDS = {
     "merge": ("merge", "encode"),
     "rates": ("encode", "weighted b", "decode"),
     "products": ("product", "encode"),
+    "vectors": ("vectors", "encode", "decode"),
     "odd": ("odd",),
 }
 

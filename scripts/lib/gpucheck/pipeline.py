@@ -24,7 +24,8 @@ SMALL = {
     "gguf Q4_K_M": ("gguf", "Q4_K_M", False),
     "gguf Q4_K_M importance": ("gguf", "Q4_K_M", True),
 }
-BIG = ("Q4_K_M", "Q8_0")
+# A type, and whether with importance.
+BIG = ("Q4_K_M", "Q8_0", "Q4_K_M importance")
 LACKING = "no gguf package here"
 
 
@@ -162,6 +163,7 @@ def big_file(plan: Plan) -> dict[str, Any]:
     large = plan.big > 1
     shapes = tensors(plan.big, width, 14336 if large else 64, 128256 if large else 64, width)
     write_gguf(plan.at / "big.gguf", shapes, plan.big, width)
+    _importance(plan.at / "big.dat", shapes, width)
     return {"bytes": (plan.at / "big.gguf").stat().st_size}
 
 
@@ -170,6 +172,8 @@ def time_big(plan: Plan, kind: str) -> dict[str, Any]:
     if find_spec("gguf") is None:
         return {"left_out": LACKING}
     source, out = plan.at / "big.gguf", plan.at / "big.out"
+    kind, _, weighted = kind.partition(" ")
+    more = ["--imatrix", str(plan.at / "big.dat")] if weighted else []
     begin = time.monotonic()
     shutil.copyfile(source, out)
     copied = time.monotonic() - begin
@@ -177,7 +181,7 @@ def time_big(plan: Plan, kind: str) -> dict[str, Any]:
     runs = []
     for _ in range(2):
         begin = time.monotonic()
-        said = _quantize(plan, source, out, kind, plan.device)
+        said = _quantize(plan, source, out, kind, plan.device, *more)
         took = time.monotonic() - begin
         runs.append({"seconds": took, "gb_per_s": source.stat().st_size / took / 1e9})
         out.unlink()

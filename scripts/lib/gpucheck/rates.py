@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpucheck.base import Plan
 from gpucheck.checks import weight
 from gpucheck.jobs import counts, product
 from gpucheck.merging import RANK, factors_of, on_device, short
 from gpukit_kernels import QuantType, dequantize, issue_rate, merge_lora, operations, quantize
+from gpukit_kernels.dense_triton import halves
 
 COPIES = 2
 
@@ -118,16 +120,16 @@ def time_row(plan: Plan, row: QuantType) -> dict[str, Any]:
 
 def time_products(plan: Plan, row: QuantType) -> dict[str, Any]:
     """Products with a square weight, beside torch's bf16 product with the decoded weight."""
-    side, copies = plan.side, 4
+    side, copies = plan.side, 4 if plan.cuda else 1
     width = max(side, 256)
     blocks = [weight(plan, row, side, width) for _ in range(copies)]
     dense = [dequantize(b, row, torch.bfloat16, backend="triton") for b in blocks[:2]]
-    rates = []
+    rates = [_decoding(plan, row, blocks)]
     for count in counts(plan, row):
         x = torch.randn(count, width, device=plan.device)
         y = x.bfloat16()
         took = seconds(plan, lambda i, x=x: product(plan, x, blocks[i], row), copies)
-        beside = seconds(plan, lambda i, y=y: y @ dense[i].t())
+        beside = seconds(plan, lambda i, y=y: y @ dense[i].t(), len(dense))
         moved = blocks[0].nbytes + 4 * count * (side + width)
         rates.append(
             {
@@ -140,6 +142,19 @@ def time_products(plan: Plan, row: QuantType) -> dict[str, Any]:
             }
         )
     return {"rates": rates}
+
+
+def _decoding(plan: Plan, row: QuantType, blocks: list[Tensor]) -> dict[str, Any]:
+    """The rate of making float16 of a weight, which products of many rows begin with."""
+    rows = len(blocks[0])
+    weights = blocks[0].numel() // row.nbytes * row.block
+    took = seconds(plan, lambda i: halves(blocks[i], row, weights // rows), len(blocks))
+    return {
+        "what": "halves",
+        "seconds": took,
+        "weights_per_s": weights / took,
+        "gb_per_s": (blocks[0].nbytes + 2 * weights) / took / 1e9,
+    }
 
 
 def time_merge(plan: Plan, row: QuantType) -> dict[str, Any]:

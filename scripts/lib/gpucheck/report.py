@@ -89,6 +89,11 @@ def table(report: dict[str, Any]) -> list[str]:
                 f"{rate['weights_per_s'] / 1e9:7.1f} Gw/s {rate['gb_per_s']:6.0f} GB/s "
                 f"{100 * rate['share_of_copy']:4.0f}%{more}"
             )
+        for model in step.get("models", []):
+            found.append(
+                f"{name}: {model['what']} tokens {model['seconds'] * 1e3:.1f} ms, "
+                f"{model['tokens_per_s']:.0f} tokens/s, {model['tflops']:.0f} TFLOP/s"
+            )
         for run in step.get("runs", []):
             found.append(
                 f"{name}: {run['seconds']:.2f} s, {run['gb_per_s']:.2f} GB/s read, "

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpucheck import checks, merging, pipeline, rates
+from gpucheck import checks, host, merging, pipeline, rates, vectors
 from gpucheck.base import (
     NEXT,
     TOP,
@@ -33,15 +33,24 @@ STEPS = (
     "rates",
     "merge",
     "products",
+    "vectors",
     "odd",
     "golden",
     "turns",
+    "engine",
+    "forward",
+    "prefill",
+    "attention",
+    "copies",
     "small",
     "big",
+    "host",
 )
 TURNS = ("Q4_K", "Q8_0")
 # Seconds that must be left when a step begins.
-COSTS = {"small": 30.0, "big": 25.0}
+COSTS = {
+    "engine": 25.0, "prefill": 20.0, "copies": 12.0, "small": 30.0, "big": 25.0, "host": 20.0,
+}  # fmt: skip
 COST = 6.0
 # Seconds without a job's result after which a step does without it.
 PATIENCE = 60.0
@@ -72,6 +81,13 @@ def _of_type(plan: Plan, name: str) -> list[Step]:
             {**checks.check_products(plan, row), **rates.time_products(plan, row)}
         ),
     }  # fmt: skip
+    if name in TOP:
+        works["vectors"] = lambda: timed(
+            {
+                **vectors.check_vectors(plan, row),
+                **vectors.time_vectors(plan, row, rates.seconds),
+            }
+        )
     if row.weighted is not None:
         works["weighted"] = lambda: checks.check_weighted(plan, row)
     if name in merging.MERGED:
@@ -82,7 +98,7 @@ def _of_type(plan: Plan, name: str) -> list[Step]:
         works["odd"] = lambda: checks.check_odd(plan, row)
     needed = [job for job in jobs(plan) if job.split()[0] == name]
     found = []
-    for step in ("bytes", "weighted", "rates", "merge", "products", "odd"):
+    for step in ("bytes", "weighted", "rates", "merge", "products", "vectors", "odd"):
         if step in works and step in plan.steps:
             needs = [j for j in needed if j.split(maxsplit=1)[1].startswith(NEEDS[step])]
             found.append(Step(f"{name} {step}", works[step], tuple(needs)))
@@ -103,6 +119,11 @@ def steps(plan: Plan) -> list[Step]:
             row = by_name(name)
             needs = tuple(j for j in jobs(plan) if j == f"{name} encode bf16")
             found.append(Step(f"{name} turns", lambda r=row: checks.check_turns(plan, r), needs))
+    needs = tuple(j for j in jobs(plan) if j.split()[0] in ("Q4_K", "Q6_K"))
+    for step in ("engine", "forward", "prefill", "attention", "copies"):
+        if step in plan.steps:
+            whole = step in ("engine", "prefill")
+            found.append(Step(step, lambda s=step: _model(plan, s), needs if whole else ()))
     if "small" in plan.steps:
         # What the command would compile once more.
         needs = tuple(j for j in jobs(plan) if j.split()[0] in ("small", *TOP))
@@ -112,10 +133,27 @@ def steps(plan: Plan) -> list[Step]:
         needs = tuple(jobs(plan))
         step = Step(f"big {kind}", lambda k=kind: pipeline.time_big(plan, k), needs)
         found.append(step)
+    if "host" in plan.steps:
+        found.append(Step("host", lambda: host.time_host(plan), tuple(jobs(plan))))
     for name in plan.types:
         if name not in ordered:
             found += _of_type(plan, name)
     return found
+
+
+def _model(plan: Plan, step: str) -> dict[str, Any]:
+    """A step of whole models, which need what gpukit needs; kernels do not."""
+    from gpucheck import engine, forward, prompts
+
+    rates.note_copy(plan)
+    works = {
+        "engine": engine.time_engine,
+        "forward": forward.check_forward,
+        "prefill": prompts.time_prompts,
+        "attention": forward.time_attention,
+        "copies": forward.time_copies,
+    }
+    return works[step](plan)
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

@@ -35,9 +35,9 @@ def prompt(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]]]:
     """The turns of every prompt that is made, the latest last."""
     seen: list[Any] = []
 
-    def turn_ids(model: LoadedModel, turns: Any, template: str) -> list[int]:
+    def turn_ids(model: LoadedModel, turns: Any, template: str, **how: Any) -> list[int]:
         seen.append(turns)
-        return real(model, turns, template)
+        return real(model, turns, template, **how)
 
     real = prompts.turn_ids
     monkeypatch.setattr(prompts, "turn_ids", turn_ids)
@@ -225,6 +225,40 @@ def test_parameters_are_looked_at_when_they_are_set(templated: Model) -> None:
     assert session.parameters == FAST
     session.set("stop", ["x"])
     assert session.parameters == {**FAST, "stop": ["x"]}
+
+
+def test_thoughts_and_tools_reach_the_template(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}{{ tools }}"
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", TEMPLATE + asks)
+    session = Session(Model(loaded), tools=[{"name": "f"}], **FAST)
+    assert session.knows_thinking
+    texts: list[str] = []
+    encode = loaded.tokenizer.encode
+    monkeypatch.setattr(loaded.tokenizer, "encode", lambda text, **how: (
+        texts.append(text), encode(text, **how)
+    )[1])  # fmt: skip
+    _ = session.say("Call").result
+    session.think = False
+    answer = session.say("22", role="tool").result
+    assert texts[0].endswith("[user]Call\n[assistant][{'name': 'f'}]")
+    assert texts[-1].endswith("[tool]22\n[assistant]False[{'name': 'f'}]")
+    assert session.messages[-1] == {"role": "assistant", "content": answer.text}
+    # Ollama's templates hear of thoughts, and not of tools.
+    go = "{{ if .IsThinkSet }}{{ if .Think }}T{{ .ThinkLevel }}{{ else }}N{{ end }}{{ end }}"
+    for template in (go + "{{ .Prompt }}", go + "{{ range .Messages }}{{ .Content }}{{ end }}"):
+        session = Session(Model(loaded, template=template), **FAST)
+        assert session.knows_thinking
+        for think, mark in ((None, ""), (True, "T"), ("low", "Tlow"), (False, "N")):
+            session.clear()
+            session.think = think
+            _ = session.say("Hi").result
+            assert texts[-1] == f"{mark}Hi"
+        session.tools = [{"name": "f"}]
+        with pytest.raises(ArgumentError, match="this one has a TEMPLATE, which does not see them"):
+            session.say("Hi")
+    assert not Session(Model(loaded, template="{{ .Prompt }}")).knows_thinking
 
 
 def test_turns_of_one_role_are_joined() -> None:

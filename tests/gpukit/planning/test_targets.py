@@ -56,7 +56,7 @@ def test_within_the_target_and_close_to_it(wanted: float, tiny: Tiny) -> None:
     assert wanted - (0.02 if wanted < 8 else 0.5) < bits(plan) <= wanted
     assert types(plan)["output_norm.weight"] == "F32"
     assert plan.notes == (
-        f"--target-bpw {wanted:g}: types chosen for the least squared error, plain, as there is no "
+        f"--target-bpw {wanted:g}: types chosen for the least squared error, without "
         "importance (--imatrix)",
     )
 
@@ -83,7 +83,7 @@ def test_again_with_other_threads_and_from_a_gguf(tmp_path: Path) -> None:
     gguf = tmp_path / "x.gguf"
     gpukit.convert(TINY, gguf, device="cpu")
     plan = planned(gguf, target_bpw=4.2, imatrix=read_imatrix(IMATRIX))
-    assert f"weighted by {IMATRIX} for 29 of 30 tensors" in plan.notes[0]
+    assert f"encoded by {IMATRIX} for 29 of 30 tensors" in plan.notes[0]
     found = types(plan)
     threads = torch.get_num_threads()
     try:
@@ -91,6 +91,23 @@ def test_again_with_other_threads_and_from_a_gguf(tmp_path: Path) -> None:
         assert types(planned(TINY, target_bpw=4.2, imatrix=read_imatrix(IMATRIX))) == found
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_column_that_one_token_makes_large_hides_nothing() -> None:
+    """With importance as a weight of the sums this tensor would seem to lose a hundredth."""
+    name = "blk.1.ffn_down.weight"
+    entries = dict(read_imatrix(IMATRIX).entries)
+    entries[name] = entries[name].copy()
+    entries[name][137] = 1e4 * entries[name].sum()
+    with open_source(TINY) as source:
+        plain, large = (
+            [c for c in candidates(source, options) if c.spec.name == name]
+            for options in (Options(), Options(imatrix=Imatrix(Path("x.gguf"), entries)))
+        )
+        assert large[0].importance is not None
+        (without,), (found,) = (measure(source, free, "cpu") for free in (plain, large))
+    for kind, a, b in zip(plain[0].types, without, found, strict=True):
+        assert 0.5 * a <= b < 3 * a or a == b == 0, kind
 
 
 def test_what_the_user_decides_stays_and_counts() -> None:

@@ -5,6 +5,7 @@ Q2_K decoded to F32, so that it computes exactly, with -f shakespeare.txt -ctk f
 --no-repack -c 32 -b 32 --chunks 8 (with --ppl-stride: -c 240 -b 256, which it makes 256).
 """
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from support.checkpoints import DATA
 
 import gpukit
 from gpukit.errors import ArgumentError
-from gpukit.evaluation import scoring
+from gpukit.evaluation import kept, scoring
 from gpukit.evaluation.measuring import Scored
 from gpukit.evaluation.scoring import Likelihood
 from gpukit.evaluation.windows import cut, read_text
+from gpukit.events import Status
 from gpukit.formats.logits import LogitsFile
+from gpukit.models.decoder import Decoder
 
 TINY = DATA / "tiny-shakespeare"
 TEXT = DATA / "shakespeare.txt"
@@ -48,6 +51,7 @@ BESIDE = {
 HALF_STEP = 8 / 65535
 # With AMX a product of weights in blocks is off by so much at most; perplexities were not more.
 TILED = 3 * 2.0**-16
+N_EMBD = json.loads((TINY / "config.json").read_text())["hidden_size"]
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +185,44 @@ def test_divergence_grows_as_bits_go() -> None:
     assert steps[-1].standing.kld.value == pytest.approx(found[-1])
 
 
+@pytest.mark.parametrize(
+    ("room", "passes", "line"),
+    [
+        (4, 8, f"{TINY} goes through 4 of 4 chunks once for 3 models"),
+        (3, 10, f"{TINY} goes through 2 of 4 chunks once for 3 models, through the other 2 once a "
+         "model"),
+        (0, 12, f"{TINY} goes through 0 of 4 chunks once for 3 models, through the other 4 once a "
+         "model"),
+    ],
+)  # fmt: skip
+def test_a_reference_of_several_goes_through_its_layers_once(
+    room: int, passes: int, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits, however many chunks are kept: two pass together, 31 tokens of each scored."""
+    asked: list[torch.Tensor] = []
+
+    def states(self: Decoder, ids: torch.Tensor) -> torch.Tensor:
+        asked.append(ids)
+        return through(self, ids)
+
+    through = Decoder.states
+    monkeypatch.setattr(Decoder, "states", states)
+    for module in (kept, scoring):
+        monkeypatch.setattr(module, "PASS", 128)
+    monkeypatch.setattr(kept, "KEPT", room * 31 * N_EMBD * 4)
+    heard: list[object] = []
+    words = {"num_ctx": 64, "chunks": 4, "device": "cpu"}
+    kinds = ["Q4_0", "Q3_K_S", "Q2_K"]
+    rows = gpukit.perplexities([TINY], TEXT, types=kinds, report=heard.append, **words)  # type: ignore[arg-type]
+    assert len(asked) == passes
+    assert Status(line) in heard
+    one_by_one = [
+        gpukit.perplexities([TINY], TEXT, types=[kind], **words)[1]  # type: ignore[arg-type]
+        for kind in kinds
+    ]
+    assert [row.divergence for row in rows[1:]] == [row.divergence for row in one_by_one]
+
+
 @pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize(
@@ -271,6 +313,31 @@ def test_logits_are_in_memory_a_few_rows_at_a_time(
     )
     assert rows == [4, 4, 4, 4, 4, 4, 3, 3] * 2
     assert found.running == pytest.approx(beside.running[:2], rel=1e-6)
+
+
+def test_probabilities_are_made_once_for_scores_and_a_logits_file(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def heard(logits: torch.Tensor, where: str) -> Likelihood:
+        made.append(where)
+        return of(logits, where)
+
+    of = Likelihood.of
+    monkeypatch.setattr(Likelihood, "of", heard)
+    words = {"num_ctx": 32, "chunks": 2, "device": "cpu"}
+    for path, more in (("a.dat", {}), ("b.dat", {"against": files["f32"]})):
+        found = gpukit.perplexity(
+            files["q2_k"], TEXT, save_logits=tmp_path / path, **words, **more,  # type: ignore[arg-type]
+        )  # fmt: skip
+        names = [str(files["q2_k"]), *map(str, more.values())]
+        assert [sum(where.startswith(name) for where in made) for name in names] == [2] * len(names)
+        made.clear()
+        plain = gpukit.perplexity(files["q2_k"], TEXT, **words, **more)  # type: ignore[arg-type]
+        assert np.array_equal(found.scores.nll, plain.scores.nll)
+        made.clear()
+    assert (tmp_path / "a.dat").read_bytes() == (tmp_path / "b.dat").read_bytes()
 
 
 def test_adapters_work_beside_the_model_and_not_beside_the_reference() -> None:

@@ -1,0 +1,118 @@
+"""What an output is made of, as far as a later run must know it to trust the output.
+
+    {"source": [FILE, …], "adapters": [{"weight": F, "files": [FILE, …]}, …],
+     "recipe": {"type": …, OPTION: …}, "gpukit": VERSION}
+
+A FILE has its name, its size, its time of change in ns, and the sha256 of its first and last bytes,
+where headers stand. Device and memory are no part: the bytes are the same.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from gpukit.batches.matrix import Job
+from gpukit.formats.atomic import disk_errors
+from gpukit.formats.folder import read_files
+from gpukit.formats.gguf_split import part_of, part_path
+from gpukit.version import VERSION
+
+# Bytes of each end of a file that are looked at.
+END = 64 << 10
+# Options that change no byte.
+SAME_BYTES = {"device", "memory"}
+PATHS = ("imatrix", "tensor_type_file")
+
+
+def fingerprint(job: Job, source: Path, adapters: Sequence[Path]) -> dict[str, Any]:
+    """The fingerprint of what `job` makes of the model at `source` and `adapters`, which are on
+    this machine; `DiskError` for a file that cannot be read."""
+    options = job.options.model_dump(
+        mode="json", exclude=SAME_BYTES | {*PATHS}, exclude_defaults=True
+    )
+    recipe = {"type": job.type, **options}
+    for name in PATHS:
+        if (path := getattr(job.options, name)) is not None:
+            recipe[name] = [_file(Path(path))]
+    weights = [weight for _, weight in job.adapter.adapters]
+    return {
+        "source": [*map(_file, files_of(source))],
+        "adapters": [
+            {"weight": weight, "files": [*map(_file, files_of(path))]}
+            for path, weight in zip(adapters, weights, strict=True)
+        ],
+        "recipe": recipe,
+        "gpukit": VERSION,
+    }
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a model or an adapter at `path` is read from."""
+    if path.is_dir():
+        # A GGUF beside the weights is what some conversion has made of them.
+        return [file for file in read_files(path) if file.suffix != ".gguf" and file.is_file()]
+    if (part := part_of(path.name)) is not None:
+        first = path.with_name(f"{part[0]}.gguf")
+        return [part_path(first, number, part[2]) for number in range(part[2])]
+    return [path]
+
+
+def _file(path: Path) -> dict[str, Any]:
+    with disk_errors(path):
+        facts = path.stat()
+        digest = _ends(os.path.realpath(path), facts.st_size, facts.st_mtime_ns)
+    return {
+        "name": path.name, "size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "ends": digest,
+    }  # fmt: skip
+
+
+@lru_cache(maxsize=1 << 16)
+def _ends(path: str, size: int, mtime_ns: int) -> str:
+    """The sha256 of both ends of a file; its size and time say whether what is known holds."""
+    del mtime_ns
+    with open(path, "rb") as file:
+        digest = sha256(file.read(END))
+        file.seek(max(size - END, 0))
+        digest.update(file.read(END))
+    return digest.hexdigest()
+
+
+def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What of `now` is other than `then`, in words; None where they agree."""
+    if then.get("gpukit") != now["gpukit"]:
+        return f"gpukit was {then.get('gpukit')} and is {now['gpukit']}"
+    if told := _other_files("source", then.get("source", []), now["source"]):
+        return told
+    old, new = then.get("adapters", []), now["adapters"]
+    if len(old) != len(new):
+        return f"there were {len(old)} adapters and are {len(new)}"
+    for before, after in zip(old, new, strict=True):
+        if before["weight"] != after["weight"]:
+            return f"an adapter's weight was {before['weight']:g} and is {after['weight']:g}"
+        if told := _other_files("adapter", before["files"], after["files"]):
+            return told
+    recipe = then.get("recipe", {})
+    for name in recipe.keys() | now["recipe"].keys():
+        if recipe.get(name) != now["recipe"].get(name):
+            if name in PATHS:
+                return f"{name} has changed"
+            return f"{name} was {recipe.get(name)!r} and is {now['recipe'].get(name)!r}"
+    return None
+
+
+def _other_files(what: str, then: Sequence[Any], now: Sequence[Any]) -> str | None:
+    before, after = ({file["name"]: file for file in files} for files in (then, now))
+    for name in sorted(before.keys() | after.keys()):
+        if name not in after:
+            return f"the {what}'s {name} is gone"
+        if name not in before:
+            return f"the {what} has a new {name}"
+        old, new = before[name], after[name]
+        if old["size"] != new["size"]:
+            return f"the {what}'s {name} had {old['size']} bytes and has {new['size']}"
+        if old != new:
+            return f"the {what}'s {name} has changed"
+    return None

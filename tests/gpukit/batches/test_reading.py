@@ -1,0 +1,146 @@
+"""Plans as people write them: what is read, and the line of what is wrong."""
+
+import json
+import re
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from gpukit.batches.document import read_document, with_variables
+from gpukit.batches.reading import read_plan
+from gpukit.batches.schema import BatchPlan, JobOptions, json_schema
+from gpukit.errors import ArgumentError
+
+ROOT = Path(__file__).resolve().parents[3]
+GOOD = "sources: [a]\ntypes: [F16]\noutput: out/{source}-{adapter}-{type}.gguf\n"
+
+
+def _plan(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_plan_is_read(tmp_path: Path) -> None:
+    text = """
+    variables: {out: results}
+    sources: [models/*, {path: org.gguf, name: mine}]
+    adapters: [none, lora, [first, "second:0.5"], {paths: [x, y], name: both}, null]
+    types: [q4_k_m, Q4_K, F16]
+    output: ${out}/{source}/{adapter}-{type}.gguf
+    exclude: [{source: mine, type: [F16, Q*]}]
+    options: {memory: 2G, tensor_types: [attn_v=Q8_0]}
+    overrides:
+      - match: {type: F16}
+        options: {pure: true}
+    """
+    plan = read_plan(_plan(tmp_path, text)).plan
+    assert [(s.path, s.name) for s in plan.sources] == [("models/*", None), ("org.gguf", "mine")]
+    assert [a.paths for a in plan.adapters] == [
+        (), ("lora",), ("first", "second:0.5"), ("x", "y"), (),
+    ]  # fmt: skip
+    assert plan.types == ("Q4_K_M", "Q4_K_M", "F16")
+    assert plan.output == "results/{source}/{adapter}-{type}.gguf"
+    assert plan.exclude[0].type == ("F16", "Q*")
+    assert (plan.options.memory, plan.options.tensor_types) == (2 * 10**9, ("attn_v=Q8_0",))
+    assert plan.overrides[0].options.model_fields_set == {"pure"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        (GOOD + "outptu: x\n", 4, "unknown key 'outptu'; known: sources, adapters, types, output, "
+         "store, variables, include, exclude, options, overrides: did you mean 'output'?"),
+        ("sources:\n  - a\n  - path: b\n    nmae: c\ntypes: [F16]\noutput: x.gguf\n", 4,
+         "unknown key 'nmae'; known: path, name: did you mean 'name'?"),
+        (GOOD + "options:\n  device: cpu\n\n  memroy: 1G\n", 7, "did you mean 'memory'?"),
+        ("sources: [a]\ntypes:\n- F16\n- Q9\noutput: x.gguf\n", 4, "unknown type 'Q9'; known: F32"),
+        ("sources: [a]\noutput: x.gguf\n", 1, "'types' is missing"),
+        ("sources: [a]\ntypes: [F16]\n", 1, "'output' is missing: a pattern such as"),
+        ("sources: a\ntypes: [F16]\noutput: x.gguf\n", 1, "sources is 'a'; a list is needed"),
+        ("sources: []\ntypes: [F16]\noutput: x.gguf\n", 1, "sources is []; one at least is needed"),
+        ("sources: [a]\ntypes: [F16]\noutput: x.bin\n", 3, "x.bin: must end in .gguf"),
+        ("sources: [a]\ntypes: [F16]\noutput: '{sorce}.gguf'\n", 3,
+         "unknown {sorce}; known: {source}, {adapter}, {type}: did you mean 'source'?"),
+        ("sources: [a]\ntypes: [F16]\noutput: '{source.path}.gguf'\n", 3, "unknown {source.path}"),
+        ("sources: [a]\ntypes: [F16]\noutput: '{.gguf'\n", 3, "{.gguf: "),
+        (GOOD + "options:\n  pure: maybe\n", 5, "options.pure is 'maybe'; true or false"),
+        (GOOD + "options:\n  merge_base: nf5\n", 5, "options.merge_base is 'nf5'; input should be "
+         "'full', 'nf4' or 'nf4-single'"),
+        (GOOD + "options: {memory: 2X}\n", 4, "'2X' is no size; write bytes, or K, M or G"),
+        (GOOD + "options:\n  device: gpu\n", 5, "unknown device 'gpu'"),
+        (GOOD + "options:\n  pre: lama\n", 5, "lama"),
+        (GOOD + "options:\n  combine: {method: tise}\n", 5, "no method tise"),
+        (GOOD + "overrides:\n- match: {source: a}\n  options:\n    tensor_types: [x=Q9]\n", 7,
+         "unknown tensor type 'Q9'"),
+        (GOOD + "store: true\noptions:\n  pure: true\n", 6, "'pure' is for files; with `store`"),
+        (GOOD + "types: [Q8_0]\n", 4, "'types' stands here again, after line 2; keep one"),
+        ("sources: [a\n", 2, "no YAML: "),
+        ("- a\n", 1, "no plan: keys are needed: sources"),
+        ("", 1, "no plan: keys are needed: sources"),
+        ("sources: ['${NOT_THERE}/a']\n", 1, "${NOT_THERE} is neither one of `variables`"),
+        ("sources: ['${1}/a']\n", 1, "${NAME} or ${NAME:-DEFAULT} is needed"),
+        ("a: &a [*a]\n", 1, "levels"),
+    ],
+)  # fmt: skip
+def test_a_fault_names_its_line(text: str, line: int, told: str, tmp_path: Path) -> None:
+    path = _plan(tmp_path, text)
+    with pytest.raises(ArgumentError) as caught:
+        read_plan(path)
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert told in str(caught.value)
+
+
+def test_of_several_faults_the_first_is_told(tmp_path: Path) -> None:
+    path = _plan(tmp_path, "sources: [a]\ntypes: [Q9]\noutput: x.gguf\nmore: 1\nand: 2\n")
+    with pytest.raises(ArgumentError, match=r"plan.yaml:2: unknown type 'Q9'.*see also line 4, 5"):
+        read_plan(path)
+
+
+def test_what_is_no_file_of_text(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"none.yaml: No such file"):
+        read_plan(tmp_path / "none.yaml")
+    with pytest.raises(ArgumentError, match="directory"):
+        read_plan(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\xff\xfe")
+    with pytest.raises(ArgumentError, match="no text: byte 4 is not UTF-8"):
+        read_plan(tmp_path / "model.gguf")
+
+
+def test_a_small_file_cannot_mean_a_large_one(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    with pytest.raises(ArgumentError, match=r"over 200000 values"):
+        read_document(_plan(tmp_path, "\n".join(lines)))
+
+
+def test_variables_come_from_the_plan_then_from_the_environment(tmp_path: Path) -> None:
+    text = "variables: {a: 1, b: '${HOME_}/b'}\nx: ['${a}${b}', '$${a}', '${c:-none}', '${HOME_}']"
+    found = with_variables(read_document(_plan(tmp_path, text)), {"HOME_": "/h", "a": "2"})
+    assert found.value["x"] == ["1/h/b", "${a}", "none", "/h"]
+
+
+def test_the_schema_in_the_docs_is_the_schema() -> None:
+    text = (ROOT / "docs" / "batch.schema.json").read_text()
+    # `gpukit batch --schema` prints it.
+    assert json.loads(text) == json_schema()
+
+
+def test_the_schema_takes_what_is_read() -> None:
+    schema = json_schema()
+    assert schema["additionalProperties"] is False
+    assert {"sources", "types"} == set(schema["required"])
+    items = schema["properties"]["adapters"]["items"]["anyOf"]
+    assert [item.get("type") for item in items] == ["string", "array", None, "null"]
+
+
+def test_the_docs_name_every_key_and_their_plans_are_plans(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "batch.md").read_text()
+    named = set(re.findall(r"`(\w+)`", text))
+    assert {*BatchPlan.model_fields, *JobOptions.model_fields} <= named
+    blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
+    plans = [block for block in map(dedent, blocks) if "\nsources:" in f"\n{block}"]
+    assert len(plans) == 2
+    for plan in plans:
+        read_plan(_plan(tmp_path, plan))
