@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gpucheck.base import ROOT, Plan
-from gpucheck.data import any_bytes, compare
+from gpucheck.data import any_bytes, compare, passed_by
 from gpucheck.jobs import counts, odd, product
 from gpukit_kernels import (
     Lane,
@@ -16,7 +16,6 @@ from gpukit_kernels import (
     dequantize,
     quantize,
     vectors_triton,
-    verified,
 )
 from gpukit_kernels.products_triton import FEW_ROWS, VECTOR_ROWS_OF_X
 
@@ -25,11 +24,6 @@ GOLDEN = ROOT / "tests" / "data" / "golden" / "kernels.npz"
 
 def _told(blocks: int, wrong: list[dict[str, Any] | None]) -> dict[str, Any]:
     return {"blocks": blocks, "wrong": [*filter(None, wrong), *passed_by()]}
-
-
-def passed_by() -> list[dict[str, Any]]:
-    """The kernels that were not used, since at their first use they were found wrong."""
-    return [{"kind": f"passed by: {name}"} for name in verified.refused()]
 
 
 def check_bytes(plan: Plan, row: QuantType) -> dict[str, Any]:

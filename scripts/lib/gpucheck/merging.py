@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from gpucheck.base import Plan
-from gpucheck.checks import passed_by
-from gpucheck.data import compare
+from gpucheck.data import compare, passed_by
 from gpukit_kernels import Factors, QuantType, merge_lora
 
 # The dense type and two that a model is merged into.
@@ -50,7 +49,7 @@ CASES = (((RANK,), False), ((11, 5), False), ((11, 5), True))
 
 def check_merge(plan: Plan, row: QuantType) -> dict[str, Any]:
     """Bytes of merging into blocks of `row`, from BF16 and from such blocks, against the CPU's."""
-    rows, width = (256, plan.width) if plan.cuda else (16, 512)
+    rows, width = (256, plan.width) if plan.cuda else (16, 256)
     weight = _drawn(rows, width, seed=7).bfloat16()
     wrong: list[dict[str, Any] | None] = []
     blocks = 0

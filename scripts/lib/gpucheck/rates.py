@@ -159,7 +159,7 @@ def _decoding(plan: Plan, row: QuantType, blocks: list[Tensor]) -> dict[str, Any
 
 def time_merge(plan: Plan, row: QuantType) -> dict[str, Any]:
     """The rate of merging an adapter of rank 16 into BF16 weights, in blocks of `row`."""
-    width = min(4096, plan.timed)
+    width = min(plan.width, plan.timed)
     rows = plan.timed // width
     values = [torch.randn(rows, width, device=plan.device).bfloat16() for _ in range(COPIES)]
     drawn = factors_of(rows, width, (RANK,), False)
