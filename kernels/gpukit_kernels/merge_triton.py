@@ -25,6 +25,9 @@ ROWS = 64
 DECODED = 2048
 # Rows of blocks that a program encodes at most: more, and IQ4_NL spills (3.7.1, sm_80).
 MOST_ROWS = 64
+# Types into which merges spill where sums are laid out as the weights are (3.9.0, sm_100); others,
+# Q5_K and Q6_K, spill where they are not.
+NOT_LAID = ("Q3_K",)
 # Neighbours of a sum that a turn of the loop adds.
 AHEAD = 4
 # Rows whose lengths a program adds up.
@@ -56,6 +59,7 @@ def merge_kernel(
     SHARES: tl.constexpr,
     AHEAD: tl.constexpr,
     FUSE: tl.constexpr,
+    LAID: tl.constexpr,
     ADAPTERS: tl.constexpr,
 ):
     """`out`, matrices of `rows` rows, is `weight` and the deltas of ADAPTERS adapters.
@@ -95,7 +99,7 @@ def merge_kernel(
         begin = tl.load(bounds + n)
         count = tl.load(bounds + n + 1) - begin
         total = tl.zeros((ROWS, BLOCK), tl.float32)
-        if DECODE is None:
+        if LAID:
             # Zeros laid out among the threads as the weights are: nothing crosses them then.
             total = ((x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >> 31).to(tl.float32)
         start = right + begin * width
@@ -228,6 +232,7 @@ def tile(row: QuantType, kind: QuantType, width: int) -> dict[str, object]:
         # Beside blocks more loads ahead, or a second sum, spill with some version of Triton.
         "AHEAD": 1 if decode or encode else AHEAD,
         "FUSE": not decode and not encode,
+        "LAID": not decode and kind.name not in NOT_LAID,
     }
 
 
