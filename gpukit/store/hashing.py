@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -51,7 +52,7 @@ def check_models(
     hashes = _Hashes(store.blobs, report)
     asked = sorted(names, key=str)
     for name in asked:
-        if (manifest := _read(store, name)[1]) is not None:
+        if (manifest := _read(store, name)[0]) is not None:
             hashes.expect(manifest.blobs)
     found = (_checked(store, name, hashes) for name in asked)
     return tuple(model for model in found if model is not None)
@@ -59,7 +60,8 @@ def check_models(
 
 def _checked(store: Store, name: ModelName, hashes: "_Hashes") -> CheckedModel | None:
     while True:
-        data, manifest, problem = _read(store, name)
+        stamp = _stamp(store, name)
+        manifest, problem = _read(store, name)
         if manifest is None:
             checked = CheckedModel(name, 0, 0, (problem,))
         else:
@@ -67,24 +69,28 @@ def _checked(store: Store, name: ModelName, hashes: "_Hashes") -> CheckedModel |
             problems = (hashes.problem(layer) for layer in layers)
             lines = tuple(line for line in problems if line)
             checked = CheckedModel(name, len(layers), sum(each.size for each in layers), lines)
-        if checked.whole:
+        if checked.whole or stamp == (now := _stamp(store, name)) is not None:
             return checked
-        if not store.has(name):
+        if now is None:
             return None
         # Replaced meanwhile: what was missing may be of the old one only.
-        if _read(store, name)[0] == data:
-            return checked
         hashes.forget()
 
 
-def _read(store: Store, name: ModelName) -> tuple[bytes, Manifest | None, str]:
-    """The manifest, its bytes, and why there is none."""
-    data = b""
+def _stamp(store: Store, name: ModelName) -> tuple[int, int] | None:
+    """What tells the manifest's file from one that takes its place; None where there is none."""
+    with suppress(OSError):
+        facts = store.manifest_path(name).stat()
+        return facts.st_ino, facts.st_mtime_ns
+    return None
+
+
+def _read(store: Store, name: ModelName) -> tuple[Manifest | None, str]:
+    """The manifest, or why there is none."""
     try:
-        data = store.manifest_bytes(name)
-        return data, store.manifest(name), ""
+        return store.manifest(name), ""
     except StoreError as error:
-        return data, None, str(error)
+        return None, str(error)
 
 
 class _Hashes:
