@@ -238,6 +238,24 @@ def rm(
         raise typer.Exit(1)
 
 
+def gc(dry_run: DryRun = False, quiet: Quiet = False, json: Json = False) -> None:
+    """Remove blobs and unfinished pulls that belong to no model, after an hour."""
+    import gpukit
+    from gpukit_cli.progress import human_bytes, reporter
+
+    with reporter(quiet) as report:
+        found = gpukit.Store().gc(dry_run=dry_run, report=report)
+    if json:
+        print_json(found.as_json())
+        return
+    if dry_run:
+        for name in found.removed:
+            print(name)
+    verb = "would remove" if dry_run else "removed"
+    young = f"; {found.young} younger than an hour stay" if found.young else ""
+    print(f"{verb} {len(found.removed)} files, {human_bytes(found.nbytes)}{young}")
+
+
 def human_age(seconds: float) -> str:
     """How long ago, in Ollama's words: `3 hours ago`, `About a minute ago`."""
     minutes, hours = int(seconds // 60), round(seconds / 3600)

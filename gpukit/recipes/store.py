@@ -7,7 +7,8 @@ from gpukit.events import Report, ignore
 from gpukit.recipes import share, show
 from gpukit.recipes.share import Transfer
 from gpukit.recipes.show import ModelDetails
-from gpukit.store import StoredModel, modelfile
+from gpukit.store import CheckedModel, Collected, StoredModel, modelfile
+from gpukit.store.collecting import GRACE
 from gpukit.store.modelfile import Modelfile
 
 
@@ -110,6 +111,20 @@ class Store(store.Store):
         where it is refused.
         """
         return share.push(self, name, to, insecure=insecure, private=private, report=report)
+
+    def verify(self, name: str | None = None, report: Report = ignore) -> tuple[CheckedModel, ...]:
+        """Every model, or only `name`, with its blobs hashed again: each says what is not as its
+        manifest has it. Nothing is changed; NotFoundError where `name` is not there."""
+        names = self.names() if name is None else [self.existing(name)]
+        return store.check_models(self, names, report)
+
+    def gc(
+        self, *, grace: float = GRACE, dry_run: bool = False, report: Report = ignore
+    ) -> Collected:
+        """Remove files that belong to no model and are older than `grace` seconds, by default an
+        hour: blobs, unfinished pulls, temporary files. What a living command counts on stays.
+        `StoreError` where a manifest is corrupt: then nothing goes."""
+        return store.collect(self, grace=grace, dry=dry_run, report=report)
 
     def tidy(self) -> None:
         """Remove what killed commands left."""

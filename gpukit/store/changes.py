@@ -23,7 +23,7 @@ def change(store: Store) -> Iterator["Change"]:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         scratch = Scratch(store.scratch)
         with scratch.lock():
-            _tidy(store, scratch)
+            settle_dead(store, scratch)
             job = scratch.begin()
     try:
         yield Change(store, scratch, job)
@@ -41,7 +41,7 @@ def tidy(store: Store) -> None:
         return
     try:
         with scratch.lock():
-            _tidy(store, scratch)
+            settle_dead(store, scratch)
     except (OSError, StoreError):
         return
 
@@ -180,7 +180,8 @@ def remove(store: Store, text: str) -> ModelName:
     return name
 
 
-def _tidy(store: Store, scratch: Scratch) -> None:
+def settle_dead(store: Store, scratch: Scratch) -> None:
+    """Clear up after all jobs that were killed. The caller holds the lock."""
     for folder in scratch.dead():
         _settle(store, scratch, folder)
 

@@ -1,11 +1,11 @@
 """Pulling from a registry that does what it should, and from one that does not."""
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.at_once import at_once
 from support.registry import Fault, Server
 from support.stores import add, files
 
@@ -167,20 +167,7 @@ def test_no_registry_at_all(store: Store) -> None:
 
 def test_two_pulls_at_once_share_the_work(server: Server, store: Store) -> None:
     name = publish(server)
-    failed: list[BaseException] = []
-
-    def pull() -> None:
-        try:
-            Store(store.root).pull(name, insecure=True)
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=pull) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    at_once(*[lambda: Store(store.root).pull(name, insecure=True)] * 3)
     assert blob(store).read_bytes() == WEIGHTS
     assert not [name for name in files(store) if "partial" in name]
 
