@@ -138,7 +138,7 @@ def _feed_forward(
 
 
 def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Experts:
-    embd, ff, count = config.n_embd, config.n_ff, config.n_expert
+    embd, ff, count = config.n_embd, config.expert_ff, config.n_expert
     maps = zip(
         weights.experts(f"{at}.ffn_gate_exps", count, ff, embd),
         weights.experts(f"{at}.ffn_up_exps", count, ff, embd),

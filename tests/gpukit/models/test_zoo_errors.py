@@ -73,6 +73,11 @@ def plan(folder: Path, **config: Any) -> Any:
         ("mixtral-12", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, num_local_experts"),
         ("mixtral-12", {"num_local_experts": 13}, r"9 tensors .*experts.12.w1.*missing of"),
         ("mixtral-12", {"num_local_experts": 11}, r"9 tensors .*experts.11.w1.*unknown to llama"),
+        ("qwen3-moe", {"norm_topk_prob": False}, "norm_topk_prob is false; a qwen3moe GGUF is run"),
+        ("qwen3-moe", {"mlp_only_layers": [0]}, r"mlp_only_layers is .0.; every layer"),
+        ("qwen3-moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2; every layer"),
+        ("qwen3-moe", {"num_experts": 2}, "num_experts_per_tok is 3, num_experts is 2"),
+        ("qwen3-moe", {"moe_intermediate_size": 512}, r"experts.0.down_proj"),
         ("mistral-v0.1", {"sliding_window": "wide"}, "sliding_window is 'wide'"),
     ],
 )  # fmt: skip
