@@ -37,10 +37,10 @@ def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
     return Decoder(
         config=config,
         device=device,
-        embed=replace(embedding, factor=n_embd**0.5) if style.scaled else embedding,
+        embed=replace(embedding, factor=n_embd**0.5 if style.scaled else config.embedding_scale),
         ropes=_ropes(config, weights, style, device),
         blocks=[_block(layer, config, weights, style) for layer in range(config.n_layer)],
-        head=Head(last_norm, output, config.logit_cap),
+        head=Head(last_norm, output, config.logit_cap, config.logit_divisor),
     )
 
 
@@ -93,6 +93,7 @@ def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> B
         feed_forward=_feed_forward(at, config, weights, style),
         after_attention=named("post_attention_norm") if style.post_norms else None,
         after_feed_forward=named("post_ffw_norm") if style.post_norms else None,
+        scale=config.residual_scale,
     )
 
 

@@ -76,6 +76,11 @@ QWEN3_MOE = {
     "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
 }  # fmt: skip
 SMOLLM3 = {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "hidden_act": "silu"}
+GRANITE = {
+    "architectures": ["GraniteForCausalLM"], "model_type": "granite", "hidden_act": "silu",
+    "attention_multiplier": 0.02, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
+    "logits_scaling": 8.0, "pad_token_id": 0,
+}  # fmt: skip
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu"}
 GEMMA = {
     "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": True,
@@ -194,6 +199,17 @@ ZOO: dict[str, Animal] = {
         {**SMOLLM3, **WIDE, "rope_parameters": {**YARN, "rope_theta": 1e4}, "pad_token_id": 0,
          "num_hidden_layers": 4, "tie_word_embeddings": False},
         prompt=100,
+    ),
+    "granite": Animal(
+        {**WIDE, **GRANITE, "rope_theta": 1e7, "tie_word_embeddings": True},
+        types=EVERY_TYPE,
+    ),
+    "granite-plain": Animal(
+        {**NARROW, **GRANITE, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+         "attention_multiplier": 0.0625, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
+         "logits_scaling": 1, "tie_word_embeddings": False, "attention_bias": True,
+         "mlp_bias": True},
+        biases=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     ),
     "mistral-v0.1": Animal(
         {**MISTRAL, **WIDE, "rope_theta": 10000.0, "sliding_window": 40,
