@@ -16,7 +16,8 @@ class ModelConfig:
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none. `n_ff_expert`
     is the width inside of one (0: `n_ff`).
     `attention_scale` multiplies queries times keys (0: the root of head_dim divides them),
-    `embedding_scale` embeddings, `residual_scale` what a layer adds; `logit_divisor` divides logits;
+    `embedding_scale` embeddings, `residual_scale` what a layer adds; `logit_divisor` divides
+    logits;
     `attention_cap` and `logit_cap` c turn a score or logit x into c tanh(x/c) (0: no cap).
     `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
     sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
