@@ -32,6 +32,7 @@ BEFORE = {
     "resuming": ["llama-70b-bf16.gguf"],
     "running": ["llama.gguf", "llama3.2:1b"],
     "share": ["llama-q4.gguf", "llama:q4", "merged"],
+    "store": ["llama.gguf", "llama3.2:1b"],
     "verify": ["llama-q4.gguf", "merged.gguf", "llama-bf16.gguf", "llama-iq4.gguf", "imatrix.gguf"],
 }
 FOLDERS = ("Llama-3.2-1B-Instruct", "Llama-3.2-1B", "models")
