@@ -114,7 +114,7 @@ def test_a_token_server_that_checks_our_signature(
         assert all(
             each.authorization.startswith(f"{keys.load_or_make().public}:") for each in asked
         )
-        with pytest.raises(RegistryError, match="access denied|unauthorized"):
+        with pytest.raises(RegistryError, match=r"access denied|unauthorized"):
             store.push(name, f"{server.host}/others/tiny:q4", insecure=True)
     assert same(store, other, name)
 
