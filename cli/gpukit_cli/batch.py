@@ -185,6 +185,8 @@ def _show(found: "BatchResult", json: bool, summary: Path | None) -> None:
     if json:
         print_json(document)
         return
+    from gpukit.batches.pushing import told
+
     measured = any(row.evaluation is not None for row in found.rows)
     names = MEASURES if measured else ()
     rows: list[tuple[str, ...]] = [("SOURCE", "ADAPTER", "TYPE", "OUTPUT", "SIZE", *names, "STATE")]
@@ -193,7 +195,7 @@ def _show(found: "BatchResult", json: bool, summary: Path | None) -> None:
         why = f": {row.why}" if row.why else ""
         place = _from_here(row.output)
         numbers = _measures(row.numbers) if measured else ()
-        state = f"{row.state}{why}{_not_measured(row)}"
+        state = f"{row.state}{why}{told(row.push)}{_not_measured(row)}"
         rows.append((row.source, row.adapter, row.type, place, size, *numbers, state))
     print_table(rows)
     print(_totals(document, found))

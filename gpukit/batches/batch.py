@@ -13,6 +13,7 @@ from gpukit.batches.matrix import expand
 from gpukit.batches.opening import Inputs
 from gpukit.batches.places import still_there, with_folders
 from gpukit.batches.preparing import Prepared, Shard, in_shard, prepare
+from gpukit.batches.pushing import left, pushed
 from gpukit.batches.ray_cluster import run_on_ray
 from gpukit.batches.reading import ReadPlan, read_plan
 from gpukit.batches.result import BatchResult, Row, Watch, unwatched
@@ -42,7 +43,8 @@ def batch(
     A result that is there and whose journal says that it was made of the same is left alone; one
     that was made of something else is refused, or with `force` made anew. A job that fails ends the
     batch, or with `keep_going` only itself. When all are made, those are measured of which the plan
-    wants that: what fails there leaves the result alone, and the next run tries again. `shard`
+    wants that: what fails there leaves the result alone, and the next run tries again. Results are
+    sent where the plan says as they are made; what could not be sent the next run sends. `shard`
     (I, N) takes every N-th source from the I-th on. `jobs` processes work at a time, each on what
     reads the same files, which share the cores; without it one for each GPU, or one. A process that
     dies is a job that failed. With `ray`, auto or the address of a Ray cluster, its nodes do the
@@ -66,7 +68,9 @@ def batch(
             rows = _made(prepared, keep_going, watch)
         else:
             rows = run_on_ray(prepared, ray, jobs, keep_going, watch).rows
-        rows = evaluated(prepared, rows, keep_going, watch)
+        unsent = len(left(prepared))
+        rows = pushed(prepared, rows, keep_going, watch)
+        rows = evaluated(prepared, rows, keep_going, watch, unsent)
     return replace(prepared.result, rows=tuple(rows), seconds=time.monotonic() - started)
 
 

@@ -21,6 +21,7 @@ from gpukit.batches.matrix import SOURCE, Job
 from gpukit.batches.opening import merge_of
 from gpukit.batches.places import check_place
 from gpukit.batches.preparing import Prepared
+from gpukit.batches.pushing import with_push
 from gpukit.batches.reading import ReadPlan
 from gpukit.batches.result import Row, Told, Watch
 from gpukit.batches.states import State, journal_path, model_path
@@ -39,16 +40,16 @@ LEFT_OUT = ("model", "type", "running", "size", "bits_per_weight")
 
 
 def known(read: ReadPlan, job: Job, row: Row) -> Row:
-    """`row` with what the journal of a result that is done says: seconds, bits per weight, and the
-    numbers of the evaluation that the plan asks for."""
+    """`row` with what the journal of a result that is done says: seconds, bits per weight, the
+    numbers of the evaluation that the plan asks for, and whether it was sent."""
     record = last_record(journal_path(read, job)) if row.state is State.DONE else None
     if record is not None and record.end is not None:
         row = replace(row, bits_per_weight=record.end.get("bits_per_weight"))
         if row.seconds is None:
             row = replace(row, seconds=record.end.get("seconds"))
-    if job.evaluate is None:
-        return row
-    return replace(row, evaluation=_found(record, wanted(job)))
+    if job.evaluate is not None:
+        row = replace(row, evaluation=_found(record, wanted(job)))
+    return with_push(row, job, record)
 
 
 def wanted(job: Job) -> dict[str, Any]:
@@ -76,10 +77,13 @@ def _found(record: Record | None, of: Mapping[str, Any]) -> dict[str, Any]:
     return {"state": State.FAILED.value, "why": found["error"]}
 
 
-def evaluated(prepared: Prepared, rows: Sequence[Row], keep_going: bool, watch: Watch) -> list[Row]:
+def evaluated(
+    prepared: Prepared, rows: Sequence[Row], keep_going: bool, watch: Watch, pushes: int = 0
+) -> list[Row]:
     """`rows` of a batch that is through, with what measuring the results gives; without
-    `keep_going` nothing is measured after the first failure."""
-    work = _Evaluating(prepared, rows, watch)
+    `keep_going` nothing is measured after the first failure. Of results of earlier runs so many
+    `pushes` have come before."""
+    work = _Evaluating(prepared, rows, watch, pushes)
     if keep_going or not any(row.state is State.FAILED for row in rows):
         work.all(keep_going)
     return list(work.rows.values())
@@ -88,7 +92,7 @@ def evaluated(prepared: Prepared, rows: Sequence[Row], keep_going: bool, watch: 
 class _Evaluating:
     """Evaluations under way: `rows` by the numbers of their jobs."""
 
-    def __init__(self, prepared: Prepared, rows: Sequence[Row], watch: Watch) -> None:
+    def __init__(self, prepared: Prepared, rows: Sequence[Row], watch: Watch, pushes: int) -> None:
         self._prepared, self._watch = prepared, watch
         self._read, self._inputs = prepared.read, prepared.inputs
         jobs = [at.job for at in prepared.standings]
@@ -97,7 +101,7 @@ class _Evaluating:
         }
         self._left = [job for job in jobs if _is_left(self.rows[job.number])]
         # They are counted behind the jobs that were to be made.
-        self._begun = sum(at.state.is_left for at in prepared.standings)
+        self._begun = sum(at.state.is_left for at in prepared.standings) + pushes
         self._count = self._begun + len(self._left)
 
     def all(self, keep_going: bool) -> None:

@@ -43,11 +43,11 @@ class Gathered:
         number = self._numbers.setdefault(row.output, len(self._numbers) + 1)
         if event is None:
             self.rows[self._at[row.output]] = row
-            if row.state is not State.RUNNING:
+            if not row.state.is_under_way:
                 self.ended.add(row.output)
         self._watch(Told(number, self._count, self.row(row.output), event))
 
     def begun(self, portion: Portion) -> Sequence[str]:
         """The outputs of a portion that have begun and not ended."""
         outputs = (at.job.target for at in portion.standings)
-        return [output for output in outputs if self.row(output).state is State.RUNNING]
+        return [output for output in outputs if self.row(output).state.is_under_way]
