@@ -136,6 +136,10 @@ def batch(
         raise typer.Exit(1)
 
 
+# As a line tells it.
+_MEMORY = {"memory": "memory for buffers"}
+
+
 def _plan(words: list[str]) -> tuple[Path, bool]:
     """The plan that the words name, and whether its status is wanted."""
     from gpukit.errors import ArgumentError
@@ -241,9 +245,8 @@ def _totals(document: dict[str, Any], found: "BatchResult") -> str:
               for need in found.disks]  # fmt: skip
     if found.memory is not None:
         need = found.memory
-        parts.append(
-            f"memory for buffers: {human_bytes(need.needed)} of {human_bytes(need.free)} free"
-        )
+        what = _MEMORY.get(need.place, need.place)
+        parts.append(f"{what}: {human_bytes(need.needed)} of {human_bytes(need.free)} free")
     parts += [f"{need.place} needs {human_bytes(need.needed)} of {human_bytes(need.free)} free"
               for need in found.gpus]  # fmt: skip
     if found.workers > 1:

@@ -20,6 +20,9 @@ lost        what becomes of the jobs of a worker that has died
 calibrating importance that is collected once for a source with its adapters
 targets     where results are sent; `pushing` sends them
 matching    which jobs a rule of the plan is for
+measuring   who measures results
+evaluations what that means
+work        what a process does with a portion
 evaluating  results measured when they are made
 logs        what jobs reported, beside their journals
 result      what is known of every job, as a table and as JSON
