@@ -5,6 +5,7 @@ from pathlib import Path
 from gpukit import store
 from gpukit.events import Report, ignore
 from gpukit.recipes import share, show
+from gpukit.recipes.bridge import Checkout
 from gpukit.recipes.share import Transfer
 from gpukit.recipes.show import ModelDetails
 from gpukit.store import StoredModel, modelfile
@@ -37,6 +38,7 @@ class Store(store.Store):
         pre: str | None = None,
         hub: bool = False,
         merge: bool = False,
+        converter: Checkout | None = None,
         provenance: bool = False,
         device: str = "auto",
         memory: int = 4 << 30,
@@ -66,6 +68,7 @@ class Store(store.Store):
             calibrate=calibrate,
             hub=hub,
             merge=merge,
+            converter=converter,
             provenance=provenance,
             report=report,
         )
