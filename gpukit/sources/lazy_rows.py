@@ -107,7 +107,7 @@ class Rows:
 
     def _cut(self, x: Any, begin: int, end: int) -> torch.Tensor:
         """The rows of what is stored, or of all of `x`."""
-        stored = x._args[0] if x._args else None
+        stored: Any = x._args[0] if x._args else None
         if hasattr(stored, "mmap_bytes"):
             return flat(evaluate(x))[begin:end]
         if hasattr(stored, "get_shape") and len(shape_of(x)) == 2:
