@@ -16,6 +16,7 @@ import struct
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 REQUEST = struct.Struct("<3q")
 # Eager tensors of more bytes than this go to a file: there may be many.
 SPILLED = 1 << 16
+# The types that rows are sent in, as torch calls them.
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Parent:
@@ -123,10 +126,7 @@ class Serving:
     """The tensors of a writer, told and served."""
 
     def __init__(self, writer: Any, parent: Parent) -> None:
-        import torch
-
         self._parent = parent
-        self._dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
         self._rows = lazy_rows.Rows()
         self._infos = [(name, i) for part in writer.tensors for name, i in part.items()]
         self._bases = [self._base(info) for _, info in self._infos]
@@ -147,7 +147,7 @@ class Serving:
         found = []
         for (name, info), base in zip(self._infos, self._bases, strict=True):
             target = info.dtype.name
-            stored = target if base is None or target in self._dtypes else "F32"
+            stored = target if base is None or target in DTYPES else "F32"
             lazy = base is not None and not isinstance(base, Chunks)
             leaf = lazy_rows.leaf_dtype(base) if lazy else ""
             found.append({"name": name, "target": target, "stored": stored, "leaf": leaf})
@@ -157,6 +157,8 @@ class Serving:
         """Answer requests; without end."""
         import torch
 
+        torch.set_num_threads(1)
+        dtypes = {kind: getattr(torch, name) for kind, name in DTYPES.items()}
         told = self.told()
         with torch.inference_mode():
             while True:
@@ -166,7 +168,7 @@ class Serving:
                     self._parent.send(self._bytes(info)[row : row + count].reshape(-1))
                     continue
                 made = base.of if isinstance(base, Chunks) else self._of(base)
-                x = made(row, row + count).to(self._dtypes[told[index]["stored"]]).contiguous()
+                x = made(row, row + count).to(dtypes[told[index]["stored"]]).contiguous()
                 self._parent.send(x.view(torch.uint8).numpy().reshape(-1))
 
     def _of(self, base: Any) -> Callable[[int, int], Any]:
@@ -226,14 +228,11 @@ def main(parent: Parent, scratch: Path) -> None:
     # The place of this script would let its neighbours stand in for packages of their names.
     sys.path[:1] = [tree, str(Path(tree) / "gguf-py")]
     guards.no_network()
-    import torch
-
-    torch.set_num_threads(1)
+    if trust != "trust":
+        guards.no_code()
     import gguf
 
     hook(gguf, parent)
-    if trust != "trust":
-        guards.no_code()
     import convert_hf_to_gguf as converter  # type: ignore[import-not-found]
 
     if not hasattr(converter, "main"):
@@ -255,8 +254,7 @@ if __name__ == "__main__":
     try:
         main(channel, place)
     except BaseException as error:
-        import traceback
-
-        traceback.print_exc()
+        if not isinstance(error, SystemExit):  # its log says why
+            traceback.print_exc()
         channel.tell_why_not(guards.reason(error))
     channel.leave(1)

@@ -3,12 +3,15 @@
 Nothing of gpukit is imported: it lies beside that script, in a Python that may have none of it.
 """
 
+import importlib.abc
+import importlib.util
 import socket
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from importlib.machinery import ModuleSpec
 from typing import Any, NoReturn
 
-AUTO_CLASSES = ("AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoModel")
+AUTO_CLASSES = ("AutoConfig", "AutoTokenizer")
 # The hosts that were asked for.
 asked: list[str] = []
 
@@ -38,8 +41,39 @@ def no_network() -> None:
     socket.socket.connect = connect  # type: ignore[assignment,method-assign]
 
 
+class _Untrusting(importlib.abc.MetaPathFinder):
+    """Finds transformers as Python does, and lets it trust no code as soon as it is there."""
+
+    _looking = False
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        # It may be looked for without being imported.
+        if name != "transformers" or self._looking:
+            return None
+        self._looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._looking = False
+        if spec is None or spec.loader is None:
+            return spec
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def run(module: Any) -> None:
+            execute(module)
+            _distrust()
+
+        loader.exec_module = run
+        return spec
+
+
 def no_code() -> None:
     """Let no code of the model's folder run, whatever the converter asks for."""
+    sys.meta_path.insert(0, _Untrusting())
+
+
+def _distrust() -> None:
     import transformers
     from transformers import dynamic_module_utils
 
@@ -50,10 +84,8 @@ def no_code() -> None:
         return load
 
     for name in AUTO_CLASSES:
-        # Some need packages that are not there, and so are of no use to anybody.
-        with suppress(ImportError, AttributeError):
-            found = getattr(transformers, name)
-            found.from_pretrained = untrusting(found.from_pretrained)
+        found = getattr(transformers, name)
+        found.from_pretrained = untrusting(found.from_pretrained)
 
     def refuse(class_name: str, module: Any, *_: Any, **__: Any) -> NoReturn:
         raise Stopped("code", f"{module} with {class_name}")

@@ -77,10 +77,10 @@ class Converter:
                 f"--converter {self.tree}: no checkout of llama.cpp: there is no {SCRIPT} in it"
             )
         for argument in self.arguments:
-            name = argument.partition("=")[0]
+            name = "--help" if argument == "-h" else argument.partition("=")[0]
             for flag, remedy in REFUSED.items():
                 # The converter takes what an argument begins with for it.
-                if name == "-h" or (len(name) > 2 and flag.startswith(name)):
+                if len(name) > 2 and flag.startswith(name):
                     raise ArgumentError(
                         f"--converter-arg={argument}: makes no sense here: {remedy}"
                     )

@@ -8,10 +8,12 @@ its own process, where nothing of gpukit is.
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Operations that change values one by one.
 ELEMENTWISE = frozenset(
@@ -60,12 +62,14 @@ def shape_of(x: Any) -> tuple[int, ...]:
     return tuple(x._meta.shape if is_lazy(x) else x.shape)
 
 
-def flat(x: Any) -> torch.Tensor:
+def flat(x: Any) -> "Tensor":
     """A tensor or an array as a matrix of its rows; one of fewer dimensions is one row."""
+    import torch
+
     if isinstance(x, np.ndarray):
         # Mapped files are read only, which torch warns of; nobody writes here.
         x = torch.from_numpy(x if x.flags.writeable else np.array(x))
-    found: torch.Tensor = x.reshape(-1, x.shape[-1]) if x.dim() else x.reshape(1, 1)
+    found: Tensor = x.reshape(-1, x.shape[-1]) if x.dim() else x.reshape(1, 1)
     return found
 
 
@@ -89,9 +93,9 @@ class Rows:
     """Rows of lazy tensors, and a few whole tensors that they were cut from."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[Any, torch.Tensor]] = {}
+        self._kept: dict[int, tuple[Any, Tensor]] = {}
 
-    def of(self, x: Any, begin: int, end: int) -> torch.Tensor:
+    def of(self, x: Any, begin: int, end: int) -> "Tensor":
         """Rows `begin` to `end` of the matrix that `x` is: of the logical order of its values."""
         if not is_lazy(x):
             return self._eager(x, begin, end)
@@ -100,12 +104,12 @@ class Rows:
         make = self._sliced(x)
         return make(begin, end) if make is not None else self._cut(x, begin, end)
 
-    def _eager(self, x: Any, begin: int, end: int) -> torch.Tensor:
+    def _eager(self, x: Any, begin: int, end: int) -> "Tensor":
         if x.ndim > 1 and isinstance(x, np.ndarray):
             return flat(x.reshape(-1, x.shape[-1])[begin:end])
         return flat(x)[begin:end]
 
-    def _cut(self, x: Any, begin: int, end: int) -> torch.Tensor:
+    def _cut(self, x: Any, begin: int, end: int) -> "Tensor":
         """The rows of what is stored, or of all of `x`."""
         stored: Any = x._args[0] if x._args else None
         if hasattr(stored, "mmap_bytes"):
@@ -114,7 +118,7 @@ class Rows:
             return flat(stored[begin:end])
         return self._whole(x)[begin:end]
 
-    def _sliced(self, x: Any) -> Callable[[int, int], torch.Tensor] | None:
+    def _sliced(self, x: Any) -> "Callable[[int, int], Tensor] | None":
         """What makes rows of `x` alone; None where it has to be made whole."""
         name, args, shape = operation(x), x._args, shape_of(x)
         if not args or not shape:
@@ -134,17 +138,17 @@ class Rows:
             return lambda begin, end: self.of(first, begin, end)
         return None
 
-    def _mapped(self, x: Any, rows: torch.Tensor) -> torch.Tensor:
+    def _mapped(self, x: Any, rows: "Tensor") -> "Tensor":
         """The cast or copy that `x` is, of some rows."""
         name = operation(x)
         if name == "numpy":
             return rows
         if name == "astype":
             return flat(rows.numpy().astype(*x._args[1:], **x._kwargs))
-        found: torch.Tensor = getattr(rows, name)(*x._args[1:], **x._kwargs)
+        found: Tensor = getattr(rows, name)(*x._args[1:], **x._kwargs)
         return found
 
-    def _joined(self, x: Any) -> Callable[[int, int], torch.Tensor] | None:
+    def _joined(self, x: Any) -> "Callable[[int, int], Tensor] | None":
         """Tensors one behind the other along the first dimension."""
         items, shape = x._args[0], shape_of(x)
         others = {**x._kwargs, **({"dim": x._args[1]} if len(x._args) == 2 else {})}
@@ -158,7 +162,9 @@ class Rows:
         if len(kinds) != 1:
             return None
 
-        def make(begin: int, end: int) -> torch.Tensor:
+        import torch
+
+        def make(begin: int, end: int) -> "Tensor":
             parts, at = [], 0
             for item in items:
                 rows = prod(shape_of(item)[:-1])
@@ -170,7 +176,7 @@ class Rows:
 
         return make
 
-    def _whole(self, x: Any) -> torch.Tensor:
+    def _whole(self, x: Any) -> "Tensor":
         """All of `x`, kept for the next rows of it."""
         if id(x) in self._kept:
             return self._kept[id(x)][1]
