@@ -75,6 +75,7 @@ def command_line() -> typer.Typer:
         "show": store.show,
         "cp": store.cp,
         "rm": store.rm,
+        "gc": store.gc,
         "pull": share.pull,
         "push": share.push,
         "key": share.key,

@@ -26,6 +26,7 @@ EXAMPLES = {
     ),
     "key": ("gpukit key show",),
     "rm": ("gpukit rm mine llama3.2:1b",),
+    "gc": ("gpukit gc --dry-run", "gpukit gc"),
     "convert": (
         "gpukit convert Llama-3.2-1B-Instruct llama.gguf --type Q4_K_M",
         "gpukit convert llama.gguf llama.safetensors --type F16",
@@ -61,6 +62,8 @@ EXAMPLES = {
         "gpukit verify llama-q4.gguf --from Llama-3.2-1B-Instruct",
         "gpukit verify merged.gguf --from Llama-3.2-1B-Instruct --adapter my-lora:0.8",
         "gpukit verify llama-q4.gguf",
+        "gpukit verify llama3.2:1b",
+        "gpukit verify --all",
     ),
     "bench": ("gpukit bench quantize --type Q4_K --type Q8_0", "gpukit bench dequantize"),
     "doctor": ("gpukit doctor",),

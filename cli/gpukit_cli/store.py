@@ -75,6 +75,14 @@ def create(
             "--merge", help="Merge adapters into the weights, as -q does; else they stay beside."
         ),
     ] = False,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link",
+            help="Hard-link a .gguf that is taken as it is, where the disk cannot share its blocks "
+            "with a copy. The file must not be changed then.",
+        ),
+    ] = False,
     pre: Pre = None,
     converter: ConverterTree = None,
     converter_arg: ConverterArguments = None,
@@ -114,7 +122,7 @@ def create(
         made = gpukit.Store().create(
             name, source, quantize,
             device=device, pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-            converter=how, provenance=provenance, report=report,
+            converter=how, provenance=provenance, link=link, report=report,
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})
@@ -248,6 +256,24 @@ def rm(
             print(f"deleted '{name}'", flush=True)
     if failed:
         raise typer.Exit(1)
+
+
+def gc(dry_run: DryRun = False, quiet: Quiet = False, json: Json = False) -> None:
+    """Remove blobs and unfinished pulls that belong to no model, after an hour."""
+    import gpukit
+    from gpukit_cli.progress import human_bytes, reporter
+
+    with reporter(quiet) as report:
+        found = gpukit.Store().gc(dry_run=dry_run, report=report)
+    if json:
+        print_json(found.as_json())
+        return
+    if dry_run:
+        for name in found.removed:
+            print(name)
+    verb = "would remove" if dry_run else "removed"
+    young = f"; {found.young} younger than an hour stay" if found.young else ""
+    print(f"{verb} {len(found.removed)} files, {human_bytes(found.nbytes)}{young}")
 
 
 def human_age(seconds: float) -> str:

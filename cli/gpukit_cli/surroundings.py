@@ -68,13 +68,28 @@ def endings() -> Iterator[None]:
             signal.signal(number, handler)
     try:
         yield
-    except Ended:
+    except BaseException as error:
+        ended = _told(error)
+        if ended is None:
+            raise
         # What was made between two steps, before anybody was answerable for it.
         remove_own()
-        raise
+        raise ended from (None if error is ended else error)
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def _told(error: BaseException | None) -> Ended | None:
+    """The `Ended` that `error` is or came of: Python 3.11 wraps what is raised while a class is
+    made (`__set_name__`) in a RuntimeError, and cleaning up may fail with an error of its own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, Ended):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def open_streams() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gpukit import Verification
     from gpukit.planning.again import FieldDifference
     from gpukit.recipes.verified import VerifiedTensor
+    from gpukit.store import CheckedModel
 
 # Of what differs so many lines are printed; --json has all.
 SHOWN_TENSORS, SHOWN_FIELDS = 8, 20
@@ -35,13 +36,14 @@ SHOWN_CHARACTERS = 60
 
 def verify(
     file: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="FILE",
             help="The GGUF, any part of a split one, or a name in the store.",
+            show_default="none: with --all",
             autocompletion=stored_names,
         ),
-    ],
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option(
@@ -53,6 +55,9 @@ def verify(
             autocompletion=stored_names,
         ),
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Hash the blobs of every model in the store again.")
+    ] = False,
     type: Annotated[
         str | None,
         typer.Option(
@@ -77,10 +82,16 @@ def verify(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Compare a GGUF with what its source gives, byte by byte, or check it alone; exit code 1 where
-    it is not so."""
+    """Compare a GGUF with what its source gives, byte by byte, or check it or models of the store
+    alone; exit code 1 where it is not so."""
     import gpukit
+    from gpukit.errors import ArgumentError
 
+    if (file is None) != every or (every and source is not None):
+        raise ArgumentError("verify: name a FILE or a model, or give --all alone")
+    if file is None:
+        _verify_all(quiet=quiet, json=json)
+        return
     how = combining(combine, density, rank, seed)
     with reporter(quiet) as report:
         found = gpukit.verify(
@@ -95,7 +106,36 @@ def verify(
         raise typer.Exit(1)
 
 
+def _verify_all(*, quiet: bool, json: bool) -> None:
+    import gpukit
+
+    with reporter(quiet) as report:
+        models = gpukit.Store().verify(report=report)
+    if json:
+        print_json({"models": [model.as_json() for model in models]})
+    else:
+        for model in models:
+            _print_stored(model)
+        wrong = sum(not model.whole for model in models)
+        print(f"{len(models)} models, {wrong} of them damaged")
+    if not all(model.whole for model in models):
+        raise typer.Exit(1)
+
+
+def _print_stored(model: "CheckedModel") -> None:
+    """Whether a model's blobs are what their digests say."""
+    if model.whole:
+        blobs = f"{model.blobs} blobs, {human_bytes(model.nbytes)}"
+        print(f"{model.name.display}: every digest is right ({blobs})")
+    for problem in model.problems:
+        print(_line(f"{model.name.display}: {problem}"))
+
+
 def _print(found: "Verification") -> None:
+    if found.stored is not None:
+        _print_stored(found.stored)
+        if not found.tensors:
+            return
     _print_classes(found)
     # Bytes that differ say more than a type or a name: they must not be among those left out.
     wrong = sorted((t for t in found.tensors if not t.equal), key=lambda t: not t.different)

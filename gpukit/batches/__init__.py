@@ -8,6 +8,7 @@ opening     what a group of jobs reads, opened once
 fingerprint what an output is made of, as far as a later run must know it
 journal     what became of an output, beside it
 states      which jobs are done, which are left and which are refused
+places      where results go, and whether that is still there
 needs       disk and memory, against what is there
 running     one job after the other
 shares      how many workers a machine has, and what each gets of it

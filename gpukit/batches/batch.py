@@ -11,6 +11,7 @@ from pathlib import Path
 from gpukit.batches.evaluating import evaluated, known
 from gpukit.batches.matrix import expand
 from gpukit.batches.opening import Inputs
+from gpukit.batches.places import still_there, with_folders
 from gpukit.batches.preparing import Prepared, Shard, in_shard, prepare
 from gpukit.batches.ray_cluster import run_on_ray
 from gpukit.batches.reading import ReadPlan, read_plan
@@ -71,11 +72,12 @@ def batch(
 
 def _made(prepared: Prepared, keep_going: bool, watch: Watch) -> list[Row]:
     """The rows of a batch when all is made that can be."""
+    prepared = with_folders(prepared)
     if prepared.shares.workers > 1:
-        return run_workers(prepared, keep_going, watch).rows
+        return still_there(prepared, run_workers(prepared, keep_going, watch).rows)
     run = Run(prepared, keep_going, watch)
     run.all()
-    return run.rows
+    return still_there(prepared, run.rows)
 
 
 def plan_batch(

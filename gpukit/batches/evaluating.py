@@ -19,6 +19,7 @@ from gpukit.batches.journal import EVALUATED, Journal, Record, last_record
 from gpukit.batches.logs import note_event, note_row
 from gpukit.batches.matrix import SOURCE, Job
 from gpukit.batches.opening import merge_of
+from gpukit.batches.places import check_place
 from gpukit.batches.preparing import Prepared
 from gpukit.batches.reading import ReadPlan
 from gpukit.batches.result import Row, Told, Watch
@@ -88,7 +89,8 @@ class _Evaluating:
     """Evaluations under way: `rows` by the numbers of their jobs."""
 
     def __init__(self, prepared: Prepared, rows: Sequence[Row], watch: Watch) -> None:
-        self._read, self._inputs, self._watch = prepared.read, prepared.inputs, watch
+        self._prepared, self._watch = prepared, watch
+        self._read, self._inputs = prepared.read, prepared.inputs
         jobs = [at.job for at in prepared.standings]
         self.rows = {
             job.number: known(self._read, job, row) for job, row in zip(jobs, rows, strict=True)
@@ -127,6 +129,7 @@ class _Evaluating:
     def _noted(self, job: Job, shared: "SharedReference") -> dict[str, Any]:
         """The numbers of a result, which its journal knows then; errors as `measured`."""
         started, of = time.monotonic(), wanted(job)
+        check_place(self._prepared, job)
         with Journal(journal_path(self._read, job), job.target) as journal:
             try:
                 windows = self._windows(job, of)

@@ -102,7 +102,6 @@ def _note(path: Path, event: str, text: str) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = json.dumps(Line(now, event, text[:MOST_TEXT]).as_json()) + "\n"
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > MOST_BYTES:
             path.replace(_older(path))
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

@@ -2,6 +2,7 @@
 
 from gpukit.batches.gathering import Gathered
 from gpukit.batches.journal import Journal, last_record
+from gpukit.batches.places import is_there
 from gpukit.batches.portions import Portion
 from gpukit.batches.states import Standing, State, identity, journal_path, standing
 from gpukit.errors import GpukitError
@@ -45,6 +46,8 @@ def now_standing(portion: Portion, at: Standing) -> Standing:
 
 def _noted(portion: Portion, at: Standing, why: str) -> str:
     """Write why a job failed into its journal; what is to be told of it."""
+    if not is_there(portion.prepared, at.job):
+        return why
     path = journal_path(portion.prepared.read, at.job)
     try:
         with disk_errors(path):

@@ -30,7 +30,8 @@ Looked = tuple[Standing, int | None, Buffers, GpukitError | None]
 @dataclass(frozen=True)
 class Prepared:
     """The jobs as they stand, the first error, and all that is known as a table; who will make
-    them, and the bytes of host memory that each takes for buffers, by its number."""
+    them, and the bytes of host memory that each takes for buffers, by its number. `places` are the
+    folders that results go to, as `places.py` knows them."""
 
     read: ReadPlan
     inputs: Inputs
@@ -39,6 +40,7 @@ class Prepared:
     result: BatchResult
     shares: Shares = ALONE
     buffers: Mapping[int, int] = field(default_factory=dict)
+    places: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
 
 
 def shard_of(text: str) -> Shard:

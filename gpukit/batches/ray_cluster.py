@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from gpukit.batches import lost
 from gpukit.batches.gathering import Gathered
 from gpukit.batches.nodes import Resources, Wanted, wanted
+from gpukit.batches.places import with_folders
 from gpukit.batches.portions import Portion, portions
 from gpukit.batches.preparing import Prepared
 from gpukit.batches.ray_task import make
@@ -61,10 +62,10 @@ def run_on_ray(
     answer or cannot have what a job needs; all before anything begins.
     """
     gathered = Gathered(prepared, watch)
-    left = list(portions(prepared, keep_going))
-    if not left:
+    if not any(at.state.is_left for at in prepared.standings):
         return gathered
     with _connected(address) as ray:
+        left = list(portions(with_folders(prepared), keep_going))
         driver = _Driver(ray, gathered, keep_going, jobs)
         try:
             driver.all(left)

@@ -7,6 +7,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
+from gpukit.batches.places import as_seen_here, folders_of
 from gpukit.batches.portions import Portion
 from gpukit.batches.result import Told
 from gpukit.batches.running import Run
@@ -53,7 +54,8 @@ def _next(told: "SimpleQueue[Any]") -> Any:
 
 def _run(portion: Portion, told: "SimpleQueue[Any]") -> None:
     try:
-        Run(portion.prepared, portion.keep_going, throttled(told.put, STEP_SECONDS)).all()
+        watch = throttled(told.put, STEP_SECONDS)
+        Run(as_seen_here(portion.prepared), portion.keep_going, watch).all()
     except BaseException as error:  # raised again where Ray hears it
         told.put(error)
     told.put(END)
@@ -70,6 +72,7 @@ def check_node(portion: Portion) -> None:
     prepared, job = portion.prepared, portion.standings[0].job
     inputs = prepared.inputs
     needed = [state_folder(prepared.read) / "lock", inputs.source(job), *inputs.adapters(job)]
+    needed += folders_of(prepared)
     for path in needed:
         if not path.exists():
             raise DiskError(

@@ -12,6 +12,7 @@ from gpukit.batches.journal import Journal
 from gpukit.batches.logs import note_event, note_row
 from gpukit.batches.matrix import Job
 from gpukit.batches.opening import Inputs, gathered, opened, planned
+from gpukit.batches.places import check_place, check_result, is_there
 from gpukit.batches.preparing import Prepared
 from gpukit.batches.result import Row, Told, Watch
 from gpukit.batches.resuming import is_resumed, resumed
@@ -131,6 +132,8 @@ class Run:
     def _one(self, at: Standing, make: Make) -> None:
         """Make one result, and tell how that went."""
         if self._stopped:
+            if self._row(at.job).state is State.RUNNING:  # in a pass that failed
+                self._set(at.job, state=at.state, why=at.why)
             return
         self._begin(at.job)
         started = time.monotonic()
@@ -146,6 +149,7 @@ class Run:
 
     def _journal(self, at: Standing) -> Journal:
         """The journal of a job whose inputs are as they were."""
+        check_place(self._prepared, at.job)
         self._check_unchanged(at)
         path = journal_path(self._prepared.read, at.job)
         with disk_errors(path):
@@ -161,8 +165,7 @@ class Run:
         self._done(at, journal, started)
 
     def _done(self, at: Standing, journal: Journal, started: float) -> None:
-        there = identity(at.job)
-        assert there is not None
+        there = check_result(self._prepared, at.job)
         seconds = time.monotonic() - started
         journal.done(there[0], there[1], seconds, bits_per_weight(at.job))
         size = result_size(at.job)
@@ -195,7 +198,8 @@ class Run:
 
     def _report(self, job: Job) -> Report:
         def report(event: Event) -> None:
-            note_event(self._prepared.read, job, event)
+            if isinstance(event, Warned) and is_there(self._prepared, job):
+                note_event(self._prepared.read, job, event)
             self._watch(Told(max(self._begun, 1), self._count, self._row(job), event))
 
         return report
@@ -206,7 +210,8 @@ class Run:
     def _set(self, job: Job, **changes: object) -> None:
         row = replace(self._row(job), **changes)  # type: ignore[arg-type]
         self.rows[self._at[job.number]] = row
-        note_row(self._prepared.read, job, row)
+        if is_there(self._prepared, job):
+            note_row(self._prepared.read, job, row)
         self._watch(Told(self._begun, self._count, row))
 
 

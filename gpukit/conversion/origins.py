@@ -39,7 +39,8 @@ class Wishes:
     """How weights are converted: the file type wanted (None: the source's own), who hears of it,
     the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, the
     importance weights, the adapters that are merged on the way, whether the metadata says what the
-    weights are made from, and llama.cpp's converter where it shall read a folder.
+    weights are made from, llama.cpp's converter where it shall read a folder, and whether a GGUF
+    that is taken as it is may be linked.
     """
 
     file_type: str | None
@@ -51,6 +52,7 @@ class Wishes:
     merge: Merge | None = None
     provenance: bool = False
     converter: Converter | None = None
+    link: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class _Copied:
     adapters: tuple[Layer, ...] = ()
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
-        return (copy_file(self.path, changes, MODEL, self.work.report),)
+        return (copy_file(self.path, changes, MODEL, self.work.report, link=self.work.link),)
 
     def foresee(self) -> Foreseen:
         layer = Layer(MODEL, "", self.path.stat().st_size, origin=self.path.name)

@@ -13,6 +13,7 @@ from threading import Lock, Thread
 from typing import Any, Protocol
 
 import gpukit_kernels as kernels
+from gpukit.conversion.apart import apart
 from gpukit.conversion.audit import Audit
 from gpukit.conversion.choice import choose_engine
 from gpukit.conversion.engine import Buffer, Engine, Wish
@@ -99,8 +100,13 @@ def pass_through(
             done += bytes_read(slab, engine.outputs)
             report(Step(title, done, total))
 
-    with Stages(engine, slabs, writer, pace, under_way) as stages, engine.running():
-        _run_all([_Worker(lane, stages, engine, advance) for lane in engine.lanes])
+    stages = Stages(engine, slabs, writer, pace, under_way)
+
+    def work() -> None:
+        with stages, engine.running():
+            _run_all([_Worker(lane, stages, engine, advance) for lane in engine.lanes])
+
+    apart(work, stages.stop)
     return Passed(total - before, engine.fidelity(), engine.changes())
 
 

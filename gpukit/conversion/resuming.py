@@ -5,11 +5,13 @@ now and then, so that writing waits for no disk. What is noted is neither read n
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from threading import Event, Lock, Thread
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 from typing import Any
 
 from gpukit.conversion.audit import Audit, sums_of
@@ -76,7 +78,8 @@ class Resuming:
         self._used: list[Whole] = []
         self._done: set[tuple[int, int]] = set()
         self._noting, self._lock = _Noting([]), Lock()
-        self._stop, self._wake = False, Event()
+        # No event: what a signal raises in the middle of one would leave its lock taken.
+        self._stop, self._wake = False, SimpleQueue[None]()
         self._thread = Thread(target=self._note, name="gpukit-note", daemon=True)
 
     @property
@@ -214,15 +217,15 @@ class Resuming:
             noting.pieces.append(Whole(index, start, size, told))
             noting.size += size
             if noting.size >= BYTES:
-                self._wake.set()
+                self._wake.put(None)
         if noting.failure is not None:
             raise noting.failure
 
     def _note(self) -> None:
         """Note what is written every now and then, until told to stop."""
         while not self._stop:
-            self._wake.wait(SECONDS)
-            self._wake.clear()
+            with suppress(Empty):
+                self._wake.get(timeout=SECONDS)
             try:
                 if not self._stop:
                     self._note_now()
@@ -257,7 +260,7 @@ class Resuming:
 
     def _end_noting(self) -> None:
         self._stop = True
-        self._wake.set()
+        self._wake.put(None)
         self._thread.join()
 
     def end(self, kind: type[BaseException]) -> None:

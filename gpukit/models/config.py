@@ -13,7 +13,8 @@ class ModelConfig:
     in others.
     `n_rot` values of a head are rotated (0: all), and multiplied by `rope_magnitude`.
     `rope_theta_local` is the base of windowed layers, which are not scaled (0: that of the others).
-    `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none.
+    `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none. `n_ff_expert`
+    is the width inside of one (0: `n_ff`).
     `attention_scale` multiplies queries times keys (0: the root of head_dim divides them);
     `attention_cap` and `logit_cap` c turn a score or logit x into c tanh(x/c) (0: no cap).
     `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
@@ -48,12 +49,18 @@ class ModelConfig:
     mlp_bias: bool = False
     n_expert: int = 0
     n_expert_used: int = 0
+    n_ff_expert: int = 0
     attention_scale: float = 0.0
     attention_cap: float = 0.0
     logit_cap: float = 0.0
     head_dim_said: bool = True
     window: int = 0
     windowed: tuple[bool, ...] = ()
+
+    @property
+    def expert_ff(self) -> int:
+        """The width inside of an expert."""
+        return self.n_ff_expert or self.n_ff
 
     def window_of(self, layer: int) -> int:
         """How many positions `layer` sees, the own one included; 0: all."""

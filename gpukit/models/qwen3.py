@@ -19,12 +19,14 @@ from gpukit.models.tables import (
     OUTPUT_BIAS,
     QK_NORMS,
     QKV_BIASES,
+    Row,
     decoder_rules,
 )
 from gpukit.models.windows import window_fields
 from gpukit.tokenizer import plain_vocabulary
 
 NAME = "qwen3"
+STYLE = Style(qk_norms=True)
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
@@ -35,8 +37,13 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
 
 def rules(config: ModelConfig) -> list[Rule]:
     """Every tensor that a checkpoint holds, with its shape."""
+    return decoder_rules(config, (*attention(config), *FEED_FORWARD))
+
+
+def attention(config: ModelConfig) -> tuple[Row, ...]:
+    """What a layer has before its feed forward."""
     biases = (*QKV_BIASES, *OUTPUT_BIAS) if config.attention_bias else ()
-    return decoder_rules(config, (*ATTENTION, *QK_NORMS, *biases, *FEED_FORWARD))
+    return (*ATTENTION, *QK_NORMS, *biases)
 
 
 def fields(config: ModelConfig) -> list[Field]:
@@ -52,6 +59,6 @@ ARCHITECTURES = (
         rules=rules,
         fields=fields,
         vocabulary=plain_vocabulary,
-        style=Style(qk_norms=True),
+        style=STYLE,
     ),
 )

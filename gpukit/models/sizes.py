@@ -186,7 +186,8 @@ def _with_stored_experts(config: ModelConfig, found: Mapping[str, Field]) -> Mod
     used = count(found, f"{config.arch}.expert_used_count")
     if used > experts:
         raise GGUFError(f"{config.arch}.expert_used_count is {used}, there are {experts} experts")
-    return replace(config, n_expert=experts, n_expert_used=used)
+    inside = count(found, f"{config.arch}.expert_feed_forward_length", config.n_ff)
+    return replace(config, n_expert=experts, n_expert_used=used, n_ff_expert=inside)
 
 
 def _check_runnable(config: ModelConfig, found: Mapping[str, Field]) -> None:

@@ -45,6 +45,7 @@ def create(
     merge: bool = False,
     converter: Checkout | None = None,
     provenance: bool = False,
+    link: bool = False,
     report: Report = ignore,
 ) -> ModelName:
     """Put the model that `modelfile` describes into the store; its name there.
@@ -56,9 +57,10 @@ def create(
     `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the weights as they are, in
     layers of their own; with `quantize` or `merge` they, and those that FROM has already, are
     merged into the weights on the way. `converter` is as for `convert`. With `provenance` the
-    metadata of weights that are written anew says what they are made from. Everything that can be
-    checked is checked before the first byte is fetched or written; a failed or killed run leaves
-    the store as it was.
+    metadata of weights that are written anew says what they are made from. With `link` a GGUF that
+    is taken as it is becomes another name of the same file where the disk cannot share its blocks.
+    Everything that can be checked is checked before the first byte is fetched or written; a failed
+    or killed run leaves the store as it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
     there, `AdapterError` for an adapter that was made for another base, DiskError, and the errors
     of the readers of the weights.
@@ -68,7 +70,9 @@ def create(
     check_calibration(calibrate, quantize, imatrix)
     how = _bridge(converter, modelfile, quantize, pre, calibrate)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    work = replace(work, device=device, budget=budget, provenance=provenance, converter=how)
+    work = replace(
+        work, device=device, budget=budget, provenance=provenance, converter=how, link=link
+    )
     with (
         _opened(store, modelfile, work, hub, merge, calibrate) as (base, origin, new),
         change(store) as changes,

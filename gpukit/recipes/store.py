@@ -8,7 +8,8 @@ from gpukit.recipes import share, show
 from gpukit.recipes.bridge import Checkout
 from gpukit.recipes.share import Transfer
 from gpukit.recipes.show import ModelDetails
-from gpukit.store import StoredModel, modelfile
+from gpukit.store import CheckedModel, Collected, StoredModel, modelfile
+from gpukit.store.collecting import GRACE
 from gpukit.store.modelfile import Modelfile
 
 
@@ -40,6 +41,7 @@ class Store(store.Store):
         merge: bool = False,
         converter: Checkout | None = None,
         provenance: bool = False,
+        link: bool = False,
         device: str = "auto",
         memory: int = 4 << 30,
         report: Report = ignore,
@@ -48,7 +50,8 @@ class Store(store.Store):
 
         `quantize` is a file type such as Q4_K_M; with it or `merge` adapters go into the weights,
         without they stay beside them. `calibrate` is a text, or as a `Path` a file of it, that the
-        model reads first: what it hears is the importance of its weights. The other arguments are
+        model reads first: what it hears is the importance of its weights. With `link` a GGUF that
+        is taken as it is may be a hard link: it must not be changed then. The other arguments are
         those of `gpukit.convert`. A failed or killed run leaves the store as it was.
         """
         self.find(name)  # before anything is read
@@ -70,6 +73,7 @@ class Store(store.Store):
             merge=merge,
             converter=converter,
             provenance=provenance,
+            link=link,
             report=report,
         )
         return self.describe(made)
@@ -113,6 +117,20 @@ class Store(store.Store):
         where it is refused.
         """
         return share.push(self, name, to, insecure=insecure, private=private, report=report)
+
+    def verify(self, name: str | None = None, report: Report = ignore) -> tuple[CheckedModel, ...]:
+        """Every model, or only `name`, with its blobs hashed again: each says what is not as its
+        manifest has it. Nothing is changed; NotFoundError where `name` is not there."""
+        names = self.names() if name is None else [self.existing(name)]
+        return store.check_models(self, names, report)
+
+    def gc(
+        self, *, grace: float = GRACE, dry_run: bool = False, report: Report = ignore
+    ) -> Collected:
+        """Remove files that belong to no model and are older than `grace` seconds, by default an
+        hour: blobs, unfinished pulls, temporary files. What a living command counts on stays.
+        `StoreError` where a manifest is corrupt: then nothing goes."""
+        return store.collect(self, grace=grace, dry=dry_run, report=report)
 
     def tidy(self) -> None:
         """Remove what killed commands left."""

@@ -9,6 +9,7 @@ from typing import Any
 from gpukit.formats.gguf_fields import type_sizes
 from gpukit.planning.again import FieldDifference
 from gpukit.planning.totals import classes
+from gpukit.store.hashing import CheckedModel
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class VerifiedClass:
 class Verification:
     """What verifying `path` found: its `tensors` in the order of the file and those of `source`
     that it lacks, the `metadata` that differs, and `notes` on why. `source` is None where the file
-    was looked at alone; then a `problem` names the first scale of a tensor that is not finite."""
+    was looked at alone; then a `problem` names the first scale of a tensor that is not finite. Of a
+    model of the store that is looked at alone `stored` says whether its blobs are whole; where one
+    is not, no tensor is looked at."""
 
     path: Path
     source: Path | None
@@ -88,12 +91,15 @@ class Verification:
     metadata: tuple[FieldDifference, ...]
     notes: tuple[str, ...]
     seconds: float
+    stored: CheckedModel | None = None
 
     @property
     def equal(self) -> bool:
         """Whether the file is sound and, where there is a source, what that gives: every byte of
         every tensor, and every field of metadata that does more than describe."""
-        return all(t.equal for t in self.tensors) and not any(d.counts for d in self.metadata)
+        whole = self.stored is None or self.stored.whole
+        tensors = all(tensor.equal for tensor in self.tensors)
+        return whole and tensors and not any(d.counts for d in self.metadata)
 
     @property
     def first(self) -> VerifiedTensor | None:
@@ -139,6 +145,7 @@ class Verification:
             "classes": {row.name: row.as_json() for row in self.classes},
             "metadata": [difference.as_json() for difference in self.metadata],
             "notes": list(self.notes),
+            "stored": None if self.stored is None else self.stored.as_json(),
             "seconds": round(self.seconds, 3),
         }
 

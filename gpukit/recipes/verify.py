@@ -28,6 +28,7 @@ from gpukit.recipes.references import locate
 from gpukit.recipes.verified import Verification, VerifiedTensor
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
+from gpukit.store import ModelName, check_models
 
 if TYPE_CHECKING:
     from gpukit.adapters.mixing import Combining
@@ -73,14 +74,21 @@ def verify(
     if not adapters and (combine is not None or merge_base != "full"):
         raise ArgumentError("no adapter to merge; give one, or leave out how it is merged")
     started = time.monotonic()
-    path = locate(file).open(report).gguf
+    found = locate(file)
+    stored = None
+    if source is None and isinstance(found.model, ModelName):
+        (stored,) = check_models(found.store, [found.model], report)
+        if not stored.whole or not found.store.manifest(found.model).of("model"):
+            path = found.store.manifest_path(found.model)
+            return Verification(path, None, (), (), (), time.monotonic() - started, stored)
+    path = found.open(report).gguf
     if path.is_dir():
         raise ArgumentError(f"{path}: a model folder; name a GGUF, and the folder as its source")
     with GGUFModel(path) as model:
         if source is None:
             tensors = tuple(_sound(model, report))
             notes = tuple(_behind(model))
-            return Verification(path, None, tensors, (), notes, time.monotonic() - started)
+            return Verification(path, None, tensors, (), notes, time.monotonic() - started, stored)
         weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
         reference = locate(source, hub=hub)
         merge = chosen(

@@ -1,8 +1,7 @@
 """A model of a registry, brought into the store: blobs first, each checked, the manifest last."""
 
-import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from gpukit.errors import NotFoundError, RegistryError, StoreError
@@ -11,7 +10,7 @@ from gpukit.formats.atomic import disk_errors
 from gpukit.remote.download import Download, title
 from gpukit.remote.partial import Partial, on_disk
 from gpukit.remote.registry import Registry
-from gpukit.store import blobs
+from gpukit.store import blobs, gojson
 from gpukit.store.changes import Change, change
 from gpukit.store.manifest import LAYER_PREFIX, MANIFEST_TYPE, Layer, Manifest, decode
 from gpukit.store.names import ModelName
@@ -42,7 +41,7 @@ def pull(registry: Registry, store: Store, name: ModelName, report: Report) -> P
     report(Status("pulling manifest"))
     data = fetch_manifest(registry)
     where = f"{registry.name.host}: model '{registry.name.display}'"
-    manifest = _checked(data, where, report)
+    manifest = checked_manifest(data, where, report)
     with blobs.disk_errors(store.root), change(store) as changes:
         moved = _bring(registry, store, changes, manifest, report)
         report(Status("writing manifest"))
@@ -69,13 +68,13 @@ def fetch_manifest(registry: Registry) -> bytes:
     return reply.body
 
 
-def _checked(data: bytes, where: str, report: Report) -> Manifest:
-    """The manifest, if it is that of a model."""
+def checked_manifest(data: bytes, where: str, report: Report) -> Manifest:
+    """The manifest, if it is that of a model; else `RegistryError`."""
     try:
         manifest = decode(data, where)
     except StoreError as error:
         raise RegistryError(str(error).partition(";")[0]) from None
-    if isinstance(json.loads(data).get("manifests"), list):
+    if isinstance(gojson.decode(data).get("manifests"), list):
         raise RegistryError(f"{where}: a list of images for several platforms, no model")
     if not manifest.layers:
         raise RegistryError(f"{where}: the manifest names no layers")
@@ -103,14 +102,14 @@ def _bring(
     """Make every blob of the manifest one of the store; bytes that came from the registry."""
     # In the order of their digests: two pulls never wait for each other.
     wanted = sorted({layer.digest: layer for layer in manifest.blobs}.items())
-    missing = [layer for _, layer in wanted if not _kept(store, changes, layer, registry.name)]
+    missing = [layer for _, layer in wanted if not _kept(changes, layer, registry.name)]
     changes.need_room(sum(max(0, each.size - on_disk(store.blobs, each)) for each in missing))
     moved = 0
     with ExitStack() as held:
         unfinished = []
         for layer in missing:
             partial = held.enter_context(_held(store, layer, report))
-            if partial.arrived and _kept(store, changes, layer, registry.name):
+            if partial.arrived and _kept(changes, layer, registry.name):
                 partial.remove()
                 continue
             download = Download(registry, partial, report)
@@ -126,12 +125,12 @@ def _bring(
     return moved
 
 
-def _kept(store: Store, changes: Change, layer: Layer, owner: ModelName) -> bool:
-    path = blobs.blob_path(store.blobs, layer.digest)
-    if not path.is_file() or path.stat().st_size != layer.size:
-        return False
-    changes.keep(layer, owner)
-    return True
+def _kept(changes: Change, layer: Layer, owner: ModelName) -> bool:
+    """Whether the store has the blob; then nobody removes it before this pull has ended."""
+    with suppress(StoreError):
+        changes.keep(layer, owner)
+        return True
+    return False
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A model of the store, sent to a registry: its blobs, then its manifest, byte for byte."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from gpukit.remote.registry import Registry, Reply
 from gpukit.remote.tokens import reason
 from gpukit.remote.upload import Outcome, Upload
 from gpukit.remote.wire import Again
-from gpukit.store import blobs
+from gpukit.store import blobs, gojson
 from gpukit.store.manifest import MANIFEST_TYPE, Layer, decode
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
@@ -93,7 +92,7 @@ def _owners(store: Store, host: str, digest: str) -> Sequence[ModelName]:
 
 def _put_manifest(registry: Registry, data: bytes) -> None:
     """Publish the manifest; the id that others see is the one here."""
-    kind = json.loads(data).get("mediaType") or MANIFEST_TYPE
+    kind = gojson.decode(data).get("mediaType") or MANIFEST_TYPE
     url = f"{registry.path}/manifests/{registry.name.tag}"
     headers = {"Content-Type": str(kind), "Content-Length": str(len(data))}
 

@@ -21,12 +21,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gpukit.errors import StoreError
 from gpukit.formats.atomic import sync_folder
 from gpukit.formats.positioned import write_all
 from gpukit.store.manifest import digest_hex
+from gpukit.store.names import ModelName
 
 LOCK = "lock"
 JOURNAL = "journal"
@@ -119,7 +120,9 @@ class Scratch:
 
 
 def alive(folder: Path) -> bool:
-    """Whether a process holds the journal of the job in `folder`."""
+    """Whether a process holds the journal of the job in `folder`, which a link is not."""
+    if folder.is_symlink():
+        return False
     try:
         handle = os.open(folder / JOURNAL, os.O_RDWR | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -138,6 +141,8 @@ def alive(folder: Path) -> bool:
 def claims(folder: Path) -> Claims:
     """What the journal in `folder` says; a last line that was cut off counts for nothing, as the
     thing it announces was not begun."""
+    if folder.is_symlink():
+        return Claims()
     try:
         text = (folder / JOURNAL).read_text("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
@@ -145,7 +150,8 @@ def claims(folder: Path) -> Claims:
     found: dict[str, set[str]] = {entry.value: set() for entry in Entry}
     for line in text.split("\n")[:-1]:
         entry, _, what = line.partition(" ")
-        if entry == Entry.NAME or (entry in found and digest_hex(what)):
+        name = entry == Entry.NAME and ModelName.from_path(PurePosixPath(what))
+        if name or (entry in found and digest_hex(what)):
             found[entry].add(what)
     return Claims(
         frozenset(found[Entry.OWNS]), frozenset(found[Entry.USES]), frozenset(found[Entry.NAME])
@@ -153,8 +159,8 @@ def claims(folder: Path) -> Claims:
 
 
 def discard_files(folder: Path) -> None:
-    """Remove the unfinished files of a job, keep its journal."""
-    if not folder.is_dir():
+    """Remove the unfinished files of a job, keep its journal. A link goes, not where it leads."""
+    if folder.is_symlink() or not folder.is_dir():
         folder.unlink(missing_ok=True)
         return
     for path in folder.iterdir():

@@ -115,6 +115,12 @@ def bfloat_bits_tl(v):
 
 
 @triton.jit
+def small_int_tl(v):
+    """int32: `v`, which fits, towards zero; 0 for NaN, as a GPU has it."""
+    return (tl.where(v == v, v, 0.0) if INTERPRETED else v).to(tl.int32)
+
+
+@triton.jit
 def half_round_tl(v):
     """float32: bits.half_round."""
     return v.to(tl.float16).to(tl.float32)
@@ -188,13 +194,16 @@ def store_word32_tl(out, at, word, mask):
 
 
 @triton.jit
-def store_words32_tl(out, at, words, mask):
-    """Store int32 `[TILE, N]` side by side from `at` `[TILE]` on, a multiple of four.
+def store_words32_tl(out, at, words, mask, COUNT: tl.constexpr = None):
+    """Store int32 `[TILE, N]` side by side from `at` `[TILE]` on, a multiple of four; with COUNT
+    only so many of each row.
 
     One store where there could be many: Triton looks at the whole kernel for each.
     """
-    place = (at >> 2)[:, None] + tl.arange(0, words.shape[1])[None, :]
-    tl.store(out.to(tl.pointer_type(tl.int32)) + place, words, mask=mask[:, None])
+    word = tl.arange(0, words.shape[1])[None, :]
+    place = out.to(tl.pointer_type(tl.int32)) + (at >> 2)[:, None] + word
+    stored = mask[:, None] if COUNT is None else mask[:, None] & (word < COUNT)
+    tl.store(place, words, mask=stored)
 
 
 @triton.jit

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpukit_kernels.decode_triton import store_parts_tl
 from gpukit_kernels.dots_triton import byte_value_tl
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.lanes_triton import store_fours_tl
 from gpukit_kernels.launch import decode_blocks_tl, decode_triton, device_table, triton_pair
 from gpukit_kernels.table import QuantType, VectorParts, by_name
 from gpukit_kernels.verified import sample, verified, within
@@ -121,7 +121,7 @@ def parts_kernel(blocks, out, powers, rows, width,
                 for b in tl.static_range(4):
                     level = byte_value_tl(words[i * WORDS + w], b, SIGNED)
                     values = values + ((level * step + start).to(tl.float16),)  # noqa: RUF005
-            store_parts_tl(place + i * STRIDE * 4, values, mask, WORDS, WORD_STRIDE)
+            store_fours_tl(place + i * STRIDE * 4, values, mask, WORDS, WORD_STRIDE)
 
 
 @triton.jit

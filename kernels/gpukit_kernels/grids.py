@@ -7,6 +7,7 @@ row, one codebook after the other. Values go by octets: eight consecutive ones, 
 Source: iq2xxs_grid and the others in llama.cpp's ggml-common.h, packed as in gguf-py's quants.py.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +27,16 @@ def grid(name: str, device: torch.device) -> Tensor:
     packed = bytearray(Path(__file__).with_name("grids.bin").read_bytes())
     books = torch.frombuffer(packed, dtype=torch.int16).split(list(SIZES.values()))
     return books[list(SIZES).index(name)].to(device)
+
+
+@cache
+def row_bytes(
+    name: str, size: int, numbers: Callable[[Tensor], Tensor], device: torch.device
+) -> Tensor:
+    """int32 `[rows * size / 4]` on `device`: `numbers` of the `size` levels of each row of the
+    codebook `name`, bytes, the first lowest."""
+    levels = rows(grid(name, device), torch.arange(SIZES[name], device=device)[:, None], size)
+    return numbers(levels).to(torch.int8).flatten().view(torch.int32)
 
 
 def fields(word: Tensor, bits: int, count: int) -> Tensor:
@@ -77,6 +88,21 @@ def iq2_magnitudes(levels: Tensor) -> Tensor:
     return 8 + 17 * levels + (levels >> 1)
 
 
+def iq3_xxs_magnitudes(levels: Tensor) -> Tensor:
+    """Eight a level and four, but the last is 62."""
+    return 4 + 8 * levels + 2 * ((levels + 1) >> 3)
+
+
+def odd_numbers(levels: Tensor) -> Tensor:
+    """The magnitudes of IQ3_S."""
+    return 2 * levels + 1
+
+
+def iq1_numbers(levels: Tensor) -> Tensor:
+    """The numbers of IQ1_S and IQ1_M in eighths, but for the shift."""
+    return 8 * levels - 7
+
+
 def iq2_steps(d: Tensor, scale: Tensor) -> Tensor:
     """float32 `[groups, lanes]`: d * (scale + 1 / 2) / 4, d float32 `[lanes]`, scale 0..15."""
     return d * (scale.to(torch.float32) + 0.5) * 0.25
@@ -118,6 +144,22 @@ def rows_of_four_tl(table, first, second):
     """int32 `[TILE, 32, 8]`: the levels of rows `first` and `second`, int32 `[TILE, 32]` each."""
     low = tl.load(table + first).to(tl.int32) & 0xFFFF
     return spread_octets_tl(low | (tl.load(table + second).to(tl.int32) << 16), 4)
+
+
+@triton.jit
+def octet_tl(first, second):
+    """int32 `[P, 8]`: the signed bytes of two words, int32 `[P]` each."""
+    element = tl.arange(0, 8)[None, :]
+    word = tl.where(element < 4, first[:, None], second[:, None])
+    return (word << (24 - element % 4 * 8)) >> 24
+
+
+@triton.jit
+def signed_octet_tl(numbers, signs):
+    """float32 `[P, 8]`: int32 `numbers` above zero, less than that where a bit of `signs` is 1."""
+    sign = (signs[:, None] << (31 - tl.arange(0, 8))[None, :]) & -2147483648
+    values = numbers.to(tl.float32).to(tl.int32, bitcast=True) ^ sign
+    return values.to(tl.float32, bitcast=True)
 
 
 @triton.jit

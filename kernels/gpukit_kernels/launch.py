@@ -1,26 +1,24 @@
 """Launches the Triton kernels of any type over whole tensors."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
-from gpukit_kernels.decode_triton import parts_values_kernel
-from gpukit_kernels.encode_triton import encode_lanes_kernel
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.table import QuantType, TritonPair
-from gpukit_kernels.verified import hard_values, sample, verified
+from gpukit_kernels.lanes_triton import load_lanes_tl
+from gpukit_kernels.pieces_triton import pieces_kernel
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
+from gpukit_kernels.verified import sample, verified
 
 # Values that a program decodes: with four warps sixteen a thread, enough loads in flight to hide
 # the memory's latency.
 DECODE_VALUES = 2048
-# Blocks that a program encodes by lanes, one a thread.
-LANES_TILE = 128
-# Threads of a program that decodes by parts, one each.
-PART_THREADS = 128
-# Blocks of a sample: several programs, and the last one not full where a part is large; 16 divides
-# them, as it does most weights' blocks, which are decoded by the same compilation.
-PROVEN_BLOCKS = 144
+# Pieces of eight bytes that a program takes, one a thread.
+PIECES = 128
 
 # 2^23 as float32: or'd with a whole number below 2^23 it is 2^23 more. Kernels of one type take it
 # as an argument, since of two constants ptxas makes two instructions.
@@ -36,14 +34,21 @@ def encode_kernel(
     BLOCK: tl.constexpr,
     NBYTES: tl.constexpr,
     TILE: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """`count` rows of BLOCK values to blocks; a program encodes TILE of them."""
+    """`count` rows of BLOCK values to blocks; a program encodes TILE of them.
+
+    ENCODE takes a tuple of 32 lanes where LANES, else a tile.
+    """
     # 64 bits to the program's first block, 32 from there: half the registers for addresses.
     first = tl.program_id(0).to(tl.int64) * TILE
     block = tl.arange(0, TILE)
-    mask = block < count - first
-    place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]  # [TILE, BLOCK]
-    x = load_float_tl(values + first * BLOCK + place, mask[:, None])
+    mask = block < tl.minimum(count - first, TILE).to(tl.int32)
+    if LANES:
+        x = load_lanes_tl(values + first * BLOCK, block * BLOCK, mask)
+    else:
+        place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]  # [TILE, BLOCK]
+        x = load_float_tl(values + first * BLOCK + place, mask[:, None])
     ENCODE(x, out + first * NBYTES, block * NBYTES, mask)
 
 
@@ -67,7 +72,7 @@ def decode_kernel(
     """`count` blocks to values; a program decodes TILE of them."""
     first = tl.program_id(0).to(tl.int64) * TILE
     block = tl.arange(0, TILE)
-    mask = block < count - first
+    mask = block < tl.minimum(count - first, TILE).to(tl.int32)
     x = decode_blocks_tl(blocks + first * NBYTES, table, block * NBYTES, mask, DECODE)
     place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     store_float_tl(out + first * BLOCK + place, x, mask[:, None])
@@ -93,7 +98,7 @@ def weighted_kernel(
     """
     first = tl.program_id(0).to(tl.int64) * TILE
     block = tl.arange(0, TILE)
-    mask = block < count - first
+    mask = block < tl.minimum(count - first, TILE).to(tl.int32)
     element = tl.arange(0, BLOCK)[None, :]
     x = load_float_tl(values + first * BLOCK + block[:, None] * BLOCK + element, mask[:, None])
     row = (first + block) // row_blocks
@@ -133,12 +138,9 @@ def encode_triton(values: Tensor, row: QuantType, importance: Tensor | None = No
     values = values.contiguous()
     shape = {"BLOCK": row.block, "NBYTES": row.nbytes, "enable_fp_fusion": False}
     with torch.cuda.device_of(values):
-        if importance is None and _by_lanes(row, values):
-            _encode_lanes(values, row, out)
-            return out
         if importance is None:
             encode_kernel[(triton.cdiv(count, pair.tile),)](
-                values, out, count, ENCODE=pair.encode, TILE=pair.tile, **shape
+                values, out, count, ENCODE=pair.encode, TILE=pair.tile, LANES=pair.lanes, **shape
             )
             return out
         tile = pair.weighted_tile or pair.tile
@@ -158,37 +160,6 @@ def encode_triton(values: Tensor, row: QuantType, importance: Tensor | None = No
     return out
 
 
-def _by_lanes(row: QuantType, values: Tensor) -> bool:
-    """Whether `values` are encoded by lanes: where there is such a kernel, found right (`verified`)
-    for their dtype."""
-    if triton_pair(row).lanes is None:
-        return False
-    device, dtype = values.device, values.dtype
-    if _is_trusted(device):
-        return True
-
-    def got() -> Tensor:
-        some = hard_values(row).to(device, dtype)
-        out = torch.empty((len(some), row.nbytes), dtype=torch.uint8, device=device)
-        _encode_lanes(some, row, out)
-        return out
-
-    def wanted() -> Tensor:
-        some = hard_values(row).to(dtype).to(torch.float32)
-        return row.encoder()(some.t().contiguous()).to(torch.uint8).t()
-
-    what = f"encoding of {str(dtype).removeprefix('torch.')}"
-    return verified(what, row.name, device, got, wanted)
-
-
-def _encode_lanes(values: Tensor, row: QuantType, out: Tensor) -> None:
-    """Blocks of `values` into uint8 `out` `[blocks, nbytes]`, by `encode_lanes_kernel`."""
-    encode_lanes_kernel[(triton.cdiv(len(out), LANES_TILE),)](
-        values, out, len(out), ENCODE=triton_pair(row).lanes, BLOCK=row.block, NBYTES=row.nbytes,
-        TILE=LANES_TILE, enable_fp_fusion=False,
-    )  # fmt: skip
-
-
 def _mean_squares(values: Tensor) -> Tensor:
     rows = values.numel() // values.shape[-1]
     out = torch.empty(rows, dtype=torch.float32, device=values.device)
@@ -200,75 +171,101 @@ def _mean_squares(values: Tensor) -> Tensor:
 
 def decode_triton(blocks: Tensor, row: QuantType, dtype: torch.dtype) -> Tensor:
     """`dtype` `[blocks, block]` of uint8 `[blocks, nbytes]`."""
-    pair = triton_pair(row)
-    count = blocks.shape[0]
-    out = torch.empty((count, row.block), dtype=dtype, device=blocks.device)
-    if not count:
-        return out
-    blocks, tile = blocks.contiguous(), DECODE_VALUES // row.block
-    with torch.cuda.device_of(blocks):
-        if pair.aligned and blocks.data_ptr() % 4 == 0:
-            pair.aligned[(triton.cdiv(count, tile),)](
-                blocks, out, count, MAGIC, TILE=tile, enable_fp_fusion=False
-            )
-        elif _by_parts(row, blocks, dtype):
-            _decode_parts(blocks, row, out)
-        else:
-            decode_kernel[(triton.cdiv(count, tile),)](
-                blocks,
-                device_table(pair, blocks.device),
-                out,
-                count,
-                DECODE=pair.decode,
-                BLOCK=row.block,
-                NBYTES=row.nbytes,
-                TILE=tile,
-                enable_fp_fusion=False,
-            )
+    out = torch.empty((len(blocks), row.block), dtype=dtype, device=blocks.device)
+    if len(blocks):
+        blocks = blocks.contiguous()
+        with torch.cuda.device_of(blocks):
+            decode = quick_decoder(blocks, row) or _decode_plainly
+            if decode is not _decode_plainly and not decodes(row, dtype, blocks.device):
+                decode = _decode_plainly
+            decode(blocks, row, out)
     return out
 
 
-def _by_parts(row: QuantType, blocks: Tensor, dtype: torch.dtype) -> bool:
-    """Whether `blocks` are decoded by parts: where that is faster, and found right (`verified`)."""
-    parts = triton_pair(row).vectors
-    if parts is None or not parts.decodes or dtype.itemsize != 2:
-        return False
-    if blocks.data_ptr() % parts.align:
-        return False
-    device = blocks.device
-    if _is_trusted(device):
-        return True
+def decodes(row: QuantType, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the type's own kernel on `device` gives the reference's values, as `verified.py`
+    has it; of what is no GPU that is not asked."""
+    return device.type != "cuda" or decoder_verified(row, dtype, device)
+
+
+def decoder_verified(row: QuantType, dtype: torch.dtype, device: torch.device) -> bool:
+    """As `decodes`, for any device."""
+    blocks, values = sample(row, 16, 1024)
 
     def got() -> Tensor:
-        some = sample(row, PROVEN_BLOCKS, row.block)[0].to(device)
-        out = torch.empty((PROVEN_BLOCKS, row.block), dtype=dtype, device=device)
-        _decode_parts(some, row, out)
-        return out
+        given = blocks.to(device).view(-1, row.nbytes)
+        out = torch.empty((len(given), row.block), dtype=dtype, device=device)
+        decode = quick_decoder(given, row)
+        assert decode
+        decode(given, row, out)
+        return out.view(values.shape)
 
-    what = f"decoding to {str(dtype).removeprefix('torch.')}"
-    return verified(
-        what, row.name, device, got, lambda: sample(row, PROVEN_BLOCKS, row.block)[1].to(dtype)
+    name = f"decoding to {str(dtype).removeprefix('torch.')}"
+    return verified(name, row.name, device, got, lambda: values.to(dtype))
+
+
+Decode = Callable[[Tensor, QuantType, Tensor], None]
+
+
+def quick_decoder(blocks: Tensor, row: QuantType) -> Decode | None:
+    """What fills values `[blocks, block]` by a kernel of the type's own; None where it has none."""
+    pair = triton_pair(row)
+    if pair.aligned and blocks.data_ptr() % 4 == 0:
+        return _decode_aligned
+    return _decode_pieces if pair.pieces else None
+
+
+def _decode_aligned(blocks: Tensor, row: QuantType, out: Tensor) -> None:
+    tile = DECODE_VALUES // row.block
+    triton_pair(row).aligned[(triton.cdiv(len(blocks), tile),)](
+        blocks, out, len(blocks), MAGIC, TILE=tile, enable_fp_fusion=False
     )
 
 
-def _is_trusted(device: torch.device) -> bool:
-    """Whether the interpreter runs the kernels there, which the tests compare."""
-    return device.type == "cpu"
+def _decode_pieces(blocks: Tensor, row: QuantType, out: Tensor) -> None:
+    pieces = triton_pair(row).pieces
+    assert pieces
+    shape = piece_constants(row, pieces)
+    pieces_kernel[(triton.cdiv(len(blocks), shape["TILE"]),)](
+        blocks,
+        device_table(pieces, blocks.device),
+        out,
+        len(blocks),
+        **shape,
+        enable_fp_fusion=False,
+    )
 
 
-def _decode_parts(blocks: Tensor, row: QuantType, out: Tensor) -> None:
-    """Values of uint8 `[blocks, nbytes]` to `out` `[blocks, block]`, by `parts_values_kernel`."""
-    parts = triton_pair(row).vectors
-    assert parts is not None
-    grid = (triton.cdiv(len(blocks) * parts.parts, PART_THREADS),)
-    parts_values_kernel[grid](
-        blocks, out, len(blocks), **parts.constants(row.block), THREADS=PART_THREADS,
-        num_warps=PART_THREADS // 32, enable_fp_fusion=False,
-    )  # fmt: skip
+def _decode_plainly(blocks: Tensor, row: QuantType, out: Tensor) -> None:
+    pair = triton_pair(row)
+    tile = DECODE_VALUES // row.block
+    decode_kernel[(triton.cdiv(len(blocks), tile),)](
+        blocks,
+        device_table(pair, blocks.device),
+        out,
+        len(blocks),
+        DECODE=pair.decode,
+        BLOCK=row.block,
+        NBYTES=row.nbytes,
+        TILE=tile,
+        enable_fp_fusion=False,
+    )
 
 
-def device_table(pair: TritonPair, device: torch.device) -> Tensor | None:
-    """The constants on `device` that `pair.decode` reads, None where it reads none."""
+def piece_constants(row: QuantType, pieces: Pieces) -> dict[str, Any]:
+    """The constants of `pieces_kernel` for blocks of `row`."""
+    return {
+        "PIECES": pieces.pieces,
+        "SPAN": pieces.span,
+        "COUNT": pieces.count,
+        "BLOCK": row.block,
+        "NBYTES": row.nbytes,
+        "TILE": PIECES * 8 * pieces.count // row.block,
+    }
+
+
+def device_table(pair: TritonPair | Pieces, device: torch.device) -> Tensor | None:
+    """The constants on `device` that `pair` decodes with, None where there are none."""
     return pair.table(device) if pair.table else None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import triton  # noqa: F401 - before the kernels, which are Triton's then (`jit`)
 
 from gpukit_kernels import (
+    delta_triton,
     dense_triton,
     launch,
     merge_triton,
@@ -14,9 +15,8 @@ from gpukit_kernels import (
     vector_kernels_triton,
     vectors_triton,
 )
-from gpukit_kernels.decode_triton import parts_values_kernel
-from gpukit_kernels.encode_triton import encode_lanes_kernel
 from gpukit_kernels.merge import LANES
+from gpukit_kernels.pieces_triton import pieces_kernel
 from gpukit_kernels.table import FLOATS, QuantType, VectorParts, by_name
 
 DTYPES = ("fp32", "fp16", "bf16")
@@ -24,10 +24,15 @@ DTYPES = ("fp32", "fp16", "bf16")
 NAMES = dict(zip(DTYPES, FLOATS, strict=True))
 
 
+# A width that all blocks divide.
+WIDTH = 4096
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel with the types and constants that a launcher gives it; `exact` where bits matter.
 
+    `fuses` says that its own text fuses products and sums, where the bits are the same.
     `floats` are its float32 arguments, `aligned` the integers that 16 divides.
     """
 
@@ -39,6 +44,7 @@ class Kernel:
     exact: bool
     warps: int = 4
     stages: int = 3
+    fuses: bool = False
     floats: tuple[str, ...] = ()
     aligned: tuple[str, ...] = ("width",)
 
@@ -70,16 +76,7 @@ def _encoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             launch.encode_kernel,
             {"values": f"*{dtype}", "out": "*u8"},
             ("count",),
-            {"ENCODE": pair.encode, **shape, "TILE": pair.tile},
-            True,
-        )
-    if pair.lanes:
-        yield Kernel(
-            f"{row.name} encode by lanes {dtype}",
-            encode_lanes_kernel,
-            {"values": f"*{dtype}", "out": "*u8"},
-            ("count",),
-            {"ENCODE": pair.lanes, **shape, "TILE": launch.LANES_TILE},
+            {"ENCODE": pair.encode, **shape, "TILE": pair.tile, "LANES": pair.lanes},
             True,
         )
     if pair.weighted:
@@ -120,6 +117,16 @@ def _decoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
         {**decoder, "TILE": launch.DECODE_VALUES // row.block},
         True,
     )
+    if pair.pieces:
+        codebook = {"table": "*i32"} if pair.pieces.table else {}
+        yield Kernel(
+            f"{row.name} decode pieces {dtype}",
+            pieces_kernel,
+            {"blocks": "*u8", **codebook, "out": f"*{dtype}"},
+            ("count",),
+            {**launch.piece_constants(row, pair.pieces), **({} if codebook else {"table": None})},
+            True,
+        )
     if pair.aligned:
         yield Kernel(
             f"{row.name} decode aligned {dtype}",
@@ -127,15 +134,6 @@ def _decoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             {"blocks": "*u8", "out": f"*{dtype}"},
             ("count", "magic"),
             {"TILE": launch.DECODE_VALUES // row.block},
-            True,
-        )
-    if pair.vectors and pair.vectors.decodes and dtype != "fp32":
-        yield Kernel(
-            f"{row.name} decode by parts {dtype}",
-            parts_values_kernel,
-            {"blocks": "*u8", "out": f"*{dtype}"},
-            ("count",),
-            {**pair.vectors.constants(row.block), "THREADS": launch.PART_THREADS},
             True,
         )
 
@@ -147,6 +145,15 @@ def _mergers(row: QuantType, dtype: str) -> Iterator[Kernel]:
         yield _merger(
             f"{row.name} merge {dtype}", plain, row, "*" + dtype, _pointer(row), dora=True
         )
+        if row.name == "F32":
+            yield Kernel(
+                f"{row.name} merge factors {dtype}",
+                delta_triton.exact_kernel,
+                {"b": "*fp32", "a": "*fp32", "out": "*i32"},
+                ("rows", "columns"),
+                {"STEP": delta_triton.SHARE},
+                True,
+            )
         yield Kernel(
             f"{row.name} merge lengths {dtype}",
             merge_triton.factors_kernel,
@@ -172,7 +179,7 @@ def _merger(
     name: str, row: QuantType, kind: QuantType, weight: str, out: str, *, dora: bool = False
 ) -> Kernel:
     pointers = {"weight": weight, **dict.fromkeys(("b", "a"), "*fp32"), "bounds": "*i32"}
-    pointers |= {"scales": "*fp32", "out": out}
+    pointers |= {"scales": "*fp32", "strange": "*i32", "out": out}
     nothing: dict[str, Any] = {}
     if row.name not in FLOATS and launch.triton_pair(row).table:
         pointers["table"] = "*i16"
@@ -182,9 +189,10 @@ def _merger(
         pointers["factors"] = "*fp32"
     else:
         nothing["factors"] = None
-    integers = ("rows", "width", "ranks", "adapters")
-    constants = {**merge_triton.tile(row, kind), **nothing}
-    return Kernel(name, merge_triton.merge_kernel, pointers, integers, constants, True)
+    integers = ("rows", "width", "ranks")
+    constants = {**merge_triton.tile(row, kind, WIDTH), "ADAPTERS": 1, **nothing}
+    kernel = merge_triton.merge_kernel
+    return Kernel(name, kernel, pointers, integers, constants, True, fuses=constants["FUSE"])
 
 
 def _products(row: QuantType) -> Iterator[Kernel]:

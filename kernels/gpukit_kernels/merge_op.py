@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from gpukit_kernels import merge
+from gpukit_kernels import merge, proven
 from gpukit_kernels.cpu import compiled, merge as cpu_merge, tiles
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.factors import Factors
@@ -118,9 +118,14 @@ def _merge(
 ) -> Tensor:
     row, kind = by_name(qtype), by_name(out)
     factors = list(map(Factors, b, a, scales, magnitudes))
-    if backend == "triton":
-        return merge_triton(weight, row, factors, kind)
     width = weight.shape[2] // row.nbytes * row.block
+    if backend == "triton":
+        if not weight.numel() or proven.merges(row, kind, width, factors, weight.device):
+            return merge_triton(weight, row, factors, kind)
+        b, a = [t.cpu() for t in b], [t.cpu() for t in a]
+        lengths = [None if m is None else m.cpu() for m in magnitudes]
+        there = (weight.cpu(), qtype, b, a, scales, lengths, out, "eager")
+        return torch.ops.gpukit.merge(*there).to(weight.device)
     found = weight.new_empty((*weight.shape[:2], kind.row_bytes(width)))
     steps = cpu_merge.Steps(tiles.decode_eager, merge.merge, tiles.encode_eager)
     if backend == "compiled" and found.numel():

@@ -10,30 +10,28 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
+from gpukit_kernels.delta_triton import SHARES, delta_tl, strange_products
 from gpukit_kernels.factors import Factors
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.lanes_triton import lanes_tl
 from gpukit_kernels.launch import decode_blocks_tl, decode_triton, device_table, triton_pair
 from gpukit_kernels.merge import LANES
 from gpukit_kernels.table import FLOATS, QuantType, by_name
 
-# Columns and rows of a program where neither side has blocks: sixteen values a thread.
-COLUMNS = 256
-ROWS = 8
+# Columns and rows of a program where neither side has blocks: 32 values a thread.
+COLUMNS = 64
+ROWS = 64
+# Weights of a program that decodes: sixteen a thread, or Q4_0 spills (3.7.1, sm_90).
+DECODED = 2048
 # Rows of blocks that a program encodes at most: more, and IQ4_NL spills (3.7.1, sm_80).
 MOST_ROWS = 64
+# Types into which merges spill where sums are laid out as the weights are (3.9.0, sm_100); others,
+# Q5_K and Q6_K, spill where they are not.
+NOT_LAID = ("Q3_K",)
+# Neighbours of a sum that a turn of the loop adds.
+AHEAD = 4
 # Rows whose lengths a program adds up.
 LENGTH_ROWS = 16
-
-
-@triton.jit
-def delta_tl(b, a, r, column, rows, inside, begin, end, ranks, width):
-    """float32 `[ROWS, COLUMNS]`: Σ b·a over `begin` to `end` for rows `r` and columns `column`."""
-    total = tl.zeros((r.shape[0], column.shape[0]), tl.float32)
-    for k in range(begin, end):
-        left = tl.load(b + r * ranks + k, mask=rows, other=0.0)
-        right = tl.load(a + k * width + column, mask=inside, other=0.0)
-        total = total + left[:, None] * right[None, :]
-    return total
 
 
 @triton.jit
@@ -45,23 +43,31 @@ def merge_kernel(
     bounds,
     scales,
     factors,
+    strange,
     out,
     rows,
     width,
     ranks,
-    adapters,
     DECODE: tl.constexpr,
     ENCODE: tl.constexpr,
     BLOCK: tl.constexpr,
     NBYTES: tl.constexpr,
     OUT_NBYTES: tl.constexpr,
     ROWS: tl.constexpr,
+    BY_LANES: tl.constexpr,
+    EVEN: tl.constexpr,
+    SHARES: tl.constexpr,
+    AHEAD: tl.constexpr,
+    FUSE: tl.constexpr,
+    LAID: tl.constexpr,
+    ADAPTERS: tl.constexpr,
 ):
-    """`out`, matrices of `rows` rows, is `weight` and the deltas of `adapters` adapters.
+    """`out`, matrices of `rows` rows, is `weight` and the deltas of ADAPTERS adapters.
 
     `b [matrices, rows, ranks]` and `a [matrices, ranks, width]` hold those of all adapters, number
-    n from `bounds[n]` to `bounds[n + 1]`; `factors [adapters, matrices * rows]` are multiplied with
-    after each (DoRA), or None. DECODE and ENCODE, or None, are of blocks of BLOCK values.
+    n from `bounds[n]` to `bounds[n + 1]`; `factors [ADAPTERS, matrices * rows]` are multiplied with
+    after each (DoRA), or None. `strange [SHARES]` is of `exact_kernel`, and is looked at if FUSE.
+    DECODE and ENCODE, or None, are of blocks of BLOCK values; EVEN where BLOCK divides `width`.
     """
     matrix = tl.program_id(2).to(tl.int64)
     first_row = tl.program_id(1).to(tl.int64) * ROWS
@@ -71,21 +77,36 @@ def merge_kernel(
     per_row = tl.cdiv(width, BLOCK)
     r = tl.arange(0, ROWS)
     column = block * BLOCK + tl.arange(0, BLOCK)
-    here = r < rows - first_row
-    inside = column < width
+    last = tl.minimum(rows - first_row, ROWS).to(tl.int32) - 1
+    here = r <= last
+    inside = None if EVEN else column < width
     place = r[:, None] * width + column[None, :]
-    mask = here[:, None] & inside[None, :]
+    mask = here[:, None]
+    if inside is not None:
+        mask = mask & inside[None, :]
     if DECODE is None:
         x = load_float_tl(weight + line * width + place, mask)
     else:
         at = (r * per_row + block) * NBYTES
         x = decode_blocks_tl(weight + line * per_row * NBYTES, table, at, here, DECODE)
-    b += line * ranks
-    a += matrix * ranks * width
-    for n in range(adapters):
+    exact = FUSE
+    if FUSE:
+        exact = tl.max(tl.load(strange + tl.arange(0, SHARES)), axis=0) == 0
+    # Rows beyond the last read the last again; nothing of them is stored.
+    left = b + line * ranks + tl.minimum(r, last) * ranks
+    right = a + matrix * ranks * width + column
+    for n in tl.static_range(ADAPTERS):
         begin = tl.load(bounds + n)
-        end = tl.load(bounds + n + 1)
-        total = delta_tl(b, a, r, column, here, inside, begin, end, ranks, width)
+        count = tl.load(bounds + n + 1) - begin
+        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        if LAID:
+            # Zeros laid out among the threads as the weights are: nothing crosses them then.
+            total = ((x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >> 31).to(tl.float32)
+        start = right + begin * width
+        if exact:
+            total = delta_tl(total, left + begin, start, inside, count, width, True, AHEAD)
+        else:
+            total = delta_tl(total, left + begin, start, inside, count, width, False, AHEAD)
         x = x + total * tl.load(scales + n)
         if factors is not None:
             stride = tl.num_programs(2).to(tl.int64) * rows
@@ -94,6 +115,8 @@ def merge_kernel(
     if ENCODE is None:
         store_float_tl(out + line * width + place, x, mask)
     else:
+        if BY_LANES:
+            x = lanes_tl(x, 32)
         ENCODE(x, out + line * per_row * OUT_NBYTES, (r * per_row + block) * OUT_NBYTES, here)
 
 
@@ -124,19 +147,22 @@ def factors_kernel(
     b += line * ranks
     a += matrix * ranks * width
     by = tl.load(scale)
-    total = tl.zeros((ROWS, LANES), tl.float32)
+    left = b + tl.minimum(r, rows - 1 - first_row) * ranks + begin
+    squares = tl.zeros((ROWS, LANES), tl.float32)
     for first in range(0, width, LANES):
         column = first + tl.arange(0, LANES)
         inside = column < width
         x = load_float_tl(
             weight + r[:, None] * width + column[None, :], here[:, None] & inside[None, :]
         )
-        x = x + delta_tl(b, a, r, column, here, inside, begin, end, ranks, width) * by
-        total = total + x * x
+        total = tl.zeros((ROWS, LANES), tl.float32)
+        right = a + begin * width + column
+        x = x + delta_tl(total, left, right, inside, end - begin, width, False, 1) * by
+        squares = squares + x * x
     for k in tl.static_range(5):
-        even, odd = tl.split(tl.reshape(total, (ROWS, LANES >> (k + 1), 2)))
-        total = even + odd
-    length = tl.where(here, tl.sqrt_rn(tl.reshape(total, (ROWS,))), 1.0)
+        even, odd = tl.split(tl.reshape(squares, (ROWS, LANES >> (k + 1), 2)))
+        squares = even + odd
+    length = tl.where(here, tl.sqrt_rn(tl.reshape(squares, (ROWS,))), 1.0)
     wanted = tl.load(magnitude + line + r, mask=here, other=0.0)
     tl.store(out + line + r, divide_tl(wanted, length), mask=here)
 
@@ -163,7 +189,7 @@ def merge_triton(
         scales = torch.tensor([f.scale for f in factors], dtype=torch.float32, device=a.device)
         by = _factors(weight, row, factors, b, a, ends, scales)
         bounds = torch.tensor(ends, dtype=torch.int32, device=a.device)
-        shape = tile(row, kind)
+        shape = tile(row, kind, width)
         grid = (triton.cdiv(width, shape["BLOCK"]), triton.cdiv(rows, shape["ROWS"]), matrices)
         merge_kernel[grid](
             _values(weight, row),
@@ -173,29 +199,40 @@ def merge_triton(
             bounds,
             scales,
             by,
+            strange_products(b, a),
             _values(out, kind),
             rows,
             width,
             ends[-1],
-            len(factors),
+            ADAPTERS=len(factors),
             **shape,
             enable_fp_fusion=False,
         )
     return out
 
 
-def tile(row: QuantType, kind: QuantType) -> dict[str, object]:
-    """The constants of `merge_kernel` from blocks of `row` to blocks of `kind`."""
+def tile(row: QuantType, kind: QuantType, width: int) -> dict[str, object]:
+    """The constants of `merge_kernel` from blocks of `row` to blocks of `kind`, `width` a row."""
     decode, encode = row.name not in FLOATS, kind.name not in FLOATS
     into = triton_pair(kind)
     block = kind.block if encode else row.block if decode else COLUMNS
+    rows = max(DECODED // block, 1) if decode else ROWS
+    if encode:
+        rows = min(into.tile, MOST_ROWS)
     return {
         "DECODE": triton_pair(row).decode if decode else None,
         "ENCODE": into.encode if encode else None,
         "BLOCK": block,
         "NBYTES": row.nbytes,
         "OUT_NBYTES": kind.nbytes,
-        "ROWS": min(into.tile, MOST_ROWS) if encode else ROWS * COLUMNS // block,
+        "BY_LANES": encode and into.lanes,
+        "ROWS": rows,
+        "EVEN": width % block == 0,
+        "SHARES": SHARES,
+        # Beside blocks more loads ahead, or a second sum, spill with some version of Triton.
+        "AHEAD": 1 if decode or encode else AHEAD,
+        "FUSE": not decode and not encode,
+        "LAID": not decode and kind.name not in NOT_LAID,
     }
 
 

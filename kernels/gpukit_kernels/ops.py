@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gpukit_kernels import jit, launch, products
+from gpukit_kernels import jit, launch, products, proven
 from gpukit_kernels.cpu import compiled, products as cpu_products, tiles
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.products_triton import matmul_triton
@@ -198,8 +198,11 @@ torch.library.define(
 def _quantize(values: Tensor, qtype: str, importance: Tensor | None, backend: str) -> Tensor:
     row = by_name(qtype)
     shape = (*values.shape[:-1], row.row_bytes(values.shape[-1]))
-    if backend == "triton":
-        return launch.encode_triton(values, row, importance).view(shape)
+    if backend == "triton" and values.numel():
+        if proven.encodes(row, values.dtype, importance is not None, values.device):
+            return launch.encode_triton(values, row, importance).view(shape)
+        given = None if importance is None else importance.cpu()
+        return quantize(values.cpu(), row, given).to(values.device)
     out = torch.empty(shape, dtype=torch.uint8, device=values.device)
     encode = compiled.encode if backend == "compiled" else tiles.encode_eager
     if importance is None or not values.numel():

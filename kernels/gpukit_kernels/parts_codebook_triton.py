@@ -99,13 +99,13 @@ def mxfp4_unpack_tl(found, _):
 
 IQ4_NL = VectorParts(
     q4_0_read_tl, iq4_nl_unpack_tl, two_words_tl,
-    parts=2, pieces=2, stride=4, words=2, top=127, signed=True, decodes=True,
+    parts=2, pieces=2, stride=4, words=2, top=127, signed=True,
 )  # fmt: skip
 IQ4_XS = VectorParts(
     iq4_xs_read_tl, iq4_xs_unpack_tl, eight_words_tl,
-    parts=8, pieces=1, stride=0, words=8, top=127, signed=True, align=4, decodes=True,
+    parts=8, pieces=1, stride=0, words=8, top=127, signed=True, align=4,
 )  # fmt: skip
 MXFP4 = VectorParts(
     mxfp4_read_tl, mxfp4_unpack_tl, two_words_tl,
-    parts=2, pieces=2, stride=4, words=2, top=12, signed=True, align=4, decodes=True,
+    parts=2, pieces=2, stride=4, words=2, top=12, signed=True, align=4,
 )  # fmt: skip

@@ -107,7 +107,7 @@ Q4_1 = VectorParts(
 )  # fmt: skip
 Q5_1 = VectorParts(
     q5_1_read_tl, q5_1_unpack_tl, two_words_tl,
-    parts=2, pieces=2, stride=4, words=2, top=31, minima=True, align=4, decodes=True,
+    parts=2, pieces=2, stride=4, words=2, top=31, minima=True, align=4,
 )  # fmt: skip
 Q2_K = VectorParts(
     q2_k_read_tl, q2_k_unpack_tl, q2_k_place_tl,

@@ -174,13 +174,13 @@ Q4_0 = VectorParts(
 )  # fmt: skip
 Q5_0 = VectorParts(
     q5_0_read_tl, q5_0_unpack_tl, one_word_tl,
-    parts=4, pieces=1, stride=0, words=2, top=16, word_stride=4, center=16, decodes=True,
+    parts=4, pieces=1, stride=0, words=2, top=16, word_stride=4, center=16,
 )  # fmt: skip
 Q6_K = VectorParts(
     q6_k_read_tl, q6_k_unpack_tl, q6_k_place_tl,
-    parts=16, pieces=4, stride=8, words=1, top=32, center=32, decodes=True,
+    parts=16, pieces=4, stride=8, words=1, top=32, center=32,
 )  # fmt: skip
 Q3_K = VectorParts(
     q3_k_read_tl, q3_k_unpack_tl, q6_k_place_tl,
-    parts=16, pieces=4, stride=8, words=1, top=4, center=4, decodes=True,
+    parts=16, pieces=4, stride=8, words=1, top=4, center=4,
 )  # fmt: skip

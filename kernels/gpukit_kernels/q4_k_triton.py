@@ -7,6 +7,7 @@ before the levels of their block: the scales. Nothing crosses a lane before the 
 from gpukit_kernels.bits_triton import store_float_tl
 from gpukit_kernels.dots_triton import load4_tl
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.table import VectorParts
 
 
@@ -46,11 +47,11 @@ def steps_tl(head, pair):
 
 
 @triton.jit
-def nibble_tl(word, upper, magic, BIT: tl.constexpr):
-    """float32: the four bits of `word` from BIT on, times 2^BIT, or 2^(BIT - 12) from bit 20 on;
-    `upper` is `word >> 12`."""
+def nibble_tl(word, upper, magic, BIT: tl.constexpr, LEVEL: tl.constexpr = 15):
+    """float32: the four bits of `word` from BIT on, or those of LEVEL, times 2^BIT, or
+    2^(BIT - 12) from bit 20 on; `upper` is `word >> 12`."""
     AT: tl.constexpr = BIT if BIT <= 16 else BIT - 12
-    level = ((word if BIT <= 16 else upper) & (15 << AT)) | magic
+    level = ((word if BIT <= 16 else upper) & (LEVEL << AT)) | magic
     return level.to(tl.float32, bitcast=True) - 8388608.0
 
 
@@ -164,7 +165,7 @@ def q5_k_unpack_tl(found, part):
 
 Q5_K_VECTORS = VectorParts(
     q5_k_read_tl, q5_k_unpack_tl, place_tl,
-    parts=8, pieces=2, stride=8, words=4, top=31, minima=True, align=4, decodes=True,
+    parts=8, pieces=2, stride=8, words=4, top=31, minima=True, align=4,
 )  # fmt: skip
 VECTORS = VectorParts(
     read_tl, unpack_tl, place_tl, parts=8, pieces=2, stride=8, words=4, top=15, minima=True, align=4
@@ -174,26 +175,45 @@ VECTORS = VectorParts(
 @triton.jit
 def decode_kernel(blocks, out, count, magic, TILE: tl.constexpr):
     """`count` blocks to values; a program decodes TILE of them, a thread eight bytes of levels."""
+    _decode_tl(blocks, out, count, magic, TILE, False)
+
+
+@triton.jit
+def decode5_kernel(blocks, out, count, magic, TILE: tl.constexpr):
+    """`decode_kernel` of Q5_K, whose fifth bits stand between scales and levels."""
+    _decode_tl(blocks, out, count, magic, TILE, True)
+
+
+@triton.jit
+def _decode_tl(blocks, out, count, magic, TILE: tl.constexpr, FIFTH: tl.constexpr):
+    WORDS: tl.constexpr = 44 if FIFTH else 36
     first = tl.program_id(0).to(tl.int64) * TILE
-    words = blocks.to(tl.pointer_type(tl.int32)) + first * 36
+    words = blocks.to(tl.pointer_type(tl.int32)) + first * WORDS
     part = tl.arange(0, TILE * 16)
     block, pair, place = part // 16, part // 4 % 4, part % 4
-    mask = block < count - first
-    at = words + block * 36
+    mask = block < tl.minimum(count - first, TILE).to(tl.int32)
+    at = words + block * WORDS
     steps = steps_tl(words4_tl(at, mask), pair)
-    levels = at + 4 + pair * 8 + place * 2
-    found = tl.load(levels[:, None] + tl.arange(0, 2)[None, :], mask=mask[:, None], other=0)
-    first_word, second_word = tl.split(found)
+    levels = words2_tl(at + (WORDS - 32) + pair * 8 + place * 2, mask)
+    fifths = words2_tl(at + 4 + place * 2, mask) if FIFTH else levels
     low, high = (), ()
     for b in tl.static_range(4):
+        # With a fifth bit levels are bytes of words of their own, for groups with the same shifts.
         step = nibble_step_tl(steps[0], 8 * b)
-        other = nibble_step_tl(steps[1], 8 * b + 4)
+        other = nibble_step_tl(steps[1], 8 * b if FIFTH else 8 * b + 4)
         for i in tl.static_range(2):
-            word = first_word if i == 0 else second_word
-            value = nibble_tl(word, word >> 12, magic, 8 * b) * step - steps[2]
+            if FIFTH:
+                bits = fifths[i] >> (2 * pair)
+                even = (levels[i] & 0x0F0F0F0F) | ((bits << 4) & 0x10101010)
+                odd = ((levels[i] >> 4) & 0x0F0F0F0F) | ((bits << 3) & 0x10101010)
+                value = nibble_tl(even, even >> 12, magic, 8 * b, 31) * step - steps[2]
+                another = nibble_tl(odd, odd >> 12, magic, 8 * b, 31) * other - steps[3]
+            else:
+                word = levels[i]
+                value = nibble_tl(word, word >> 12, magic, 8 * b) * step - steps[2]
+                another = nibble_tl(word, word >> 12, magic, 8 * b + 4) * other - steps[3]
             low = low + (value,)  # noqa: RUF005
-            value = nibble_tl(word, word >> 12, magic, 8 * b + 4) * other - steps[3]
-            high = high + (value,)  # noqa: RUF005
+            high = high + (another,)  # noqa: RUF005
     target = out + first * 256 + (block * 256 + pair * 64 + place * 8)[:, None]
     target += tl.arange(0, 8)[None, :]
     store_float_tl(target, _eight_tl(low), mask[:, None])

@@ -52,6 +52,7 @@ class Usage:
     fma: int
     flushes: int
     exact: bool
+    fuses: bool
 
     def fault(self) -> str | None:
         """What is wrong with it, in one line, or None."""
@@ -59,7 +60,7 @@ class Usage:
             return f"{self.spills} spills, {self.stack} bytes of stack"
         if self.shared > SHARED.get(self.arch, self.shared):
             return f"{self.shared} bytes of shared memory, there are {SHARED[self.arch]}"
-        if self.exact and (self.fma or self.flushes):
+        if self.exact and ((self.fma and not self.fuses) or self.flushes):
             return f"{self.fma} FMAs and {self.flushes} flushes of subnormals in an exact kernel"
         return None
 
@@ -109,6 +110,7 @@ def usage(kernel: Kernel, arch: int) -> Usage:
         len(re.findall(r"^\s*(?:@\S+\s+)?fma\.", ptx, re.MULTILINE)),
         ptx.count(".ftz"),
         kernel.exact,
+        kernel.fuses,
     )
 
 
@@ -180,7 +182,8 @@ def markdown(found: Sequence[Usage]) -> str:
         "",
         "Registers of a thread, by architecture; spills (accesses to local memory) and FMAs of all",
         "architectures together. Kernels that give bytes and decoded values have no FMA; products",
-        f"(`matmul`) fuse on purpose. Triton {triton.__version__}, compiled without a GPU by",
+        "(`matmul`) fuse on purpose, and merges of floats where a product is exact. "
+        f"Triton {triton.__version__}, compiled without a GPU by",
         "`python -m gpukit_kernels.resources --dtype bf16 --markdown`.",
         "",
         f"| {' | '.join(heads)} |",
@@ -189,7 +192,7 @@ def markdown(found: Sequence[Usage]) -> str:
     for name, uses in rows.items():
         by_arch = {use.arch: use for use in uses}
         registers = [str(by_arch[arch].registers) if arch in by_arch else "-" for arch in arches]
-        exact = all(use.exact for use in uses)
+        exact = all(use.exact and not use.fuses for use in uses)
         fma = str(sum(use.fma for use in uses)) if exact else "allowed"
         lines.append(f"| {' | '.join([name, *registers, str(sum(u.spills for u in uses)), fma])} |")
     faults = sum(use.fault() is not None for use in found)

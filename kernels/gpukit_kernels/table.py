@@ -15,6 +15,18 @@ from gpukit_kernels.facts import TypeFacts
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """How `pieces_triton.py` decodes a type: pieces(blocks, at, part, mask), a tuple of `count`
+    float32 `[P, 8]`, which are `span` values apart; with a table of constants on a device, int32,
+    pieces(blocks, table, at, part, mask)."""
+
+    pieces: Any
+    span: int
+    count: int
+    table: Callable[[torch.device], Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class VectorParts:
     """How the kernels of `vectors_triton` read a type: blocks are cut into parts, a thread has one.
 
@@ -33,7 +45,6 @@ class VectorParts:
     top      the largest magnitude of a level, less the center
     align    what the address of blocks must be a multiple of
     together rows of x that share one reading of W, as far as registers go
-    decodes  whether `launch.decode_triton` takes this for 16-bit values
     """
 
     read: Any
@@ -50,7 +61,6 @@ class VectorParts:
     signed: bool = False
     align: int = 2
     together: int = 4
-    decodes: bool = False
 
     def constants(self, block: int) -> dict[str, Any]:
         """What the kernels take of it, with the type's block."""
@@ -82,9 +92,8 @@ class TritonPair:
              float32 `[TILE, block]` and the rows' mean squares `[TILE]`
     decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`; with a
              table decode(blocks, at, mask, table)
-    lanes    lanes(x, out, at, mask): as `encode`, of a tuple of 32 float32 `[TILE]`; faster, and
-             used where it is found right (`encode_triton`); None where there is none
     tile     blocks that a program of four warps encodes
+    lanes    whether `encode` takes a tuple of 32 float32 `[TILE]` instead of a tile
     weighted_tile   the same with importance, `tile` where it is 0
     table    the constants that `decode` reads, as a tensor on a device; None where it reads none
     aligned  a kernel of `launch.decode_triton` for blocks that begin at a multiple of four:
@@ -98,12 +107,13 @@ class TritonPair:
     decode: Any
     weighted: Any = None
     tile: int = 0
+    lanes: bool = False
     weighted_tile: int = 0
     table: Callable[[torch.device], Tensor] | None = None
     aligned: Any = None
+    pieces: Pieces | None = None
     few: Any = None
     vectors: VectorParts | None = None
-    lanes: Any = None
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,9 @@ def verified(
         return not fault
 
 
-def refused(kind: str) -> list[str]:
-    """The kernels for the type `kind` that were found wrong in this process."""
-    return [kernel for (kernel, name, _), right in _known.items() if name == kind and not right]
+def refused() -> list[str]:
+    """What was found wrong in this process: kernel, type and device of each."""
+    return [" ".join(key) for key, right in _known.items() if not right]
 
 
 def _fault(got: Callable[[], Tensor], wanted: Callable[[], Tensor], same: Comparison) -> str:
@@ -102,19 +102,3 @@ def sample(row: QuantType, rows: int, width: int) -> tuple[Tensor, Tensor]:
     # Not just zeros: a level below the center times a step of zero is -0.
     values = row.decode(blocks.t().contiguous()).t()
     return blocks.view(rows, -1), values.reshape(rows, width)
-
-
-def hard_values(row: QuantType, blocks: int = 528) -> Tensor:
-    """On the CPU float32 `[blocks, block]`: magnitudes from block to block, and blocks of zeros of
-    both signs, of ties, of one large value, of what is subnormal, with a NaN, with infinities."""
-    random = torch.Generator().manual_seed(0)
-    values = torch.randn((blocks, row.block), generator=random)
-    values *= torch.exp2(torch.randint(-20, 8, (blocks, 1), generator=random))
-    values[1] = torch.where(values[0] < 0, -0.0, 0.0)
-    values[2] = torch.where(values[0] < 0, -1.5, 1.5)
-    values[3] = torch.arange(row.block) % 9 - 4.0
-    values[4, row.block // 2 :] = -6e4
-    values[5] *= 1e-40
-    values[6, 1:] = 0.0
-    values[7, 3], values[8, 4], values[9, -1] = torch.nan, torch.inf, -torch.inf
-    return values

@@ -120,7 +120,7 @@ def test_what_shows_progress_can_be_quiet(commands: dict[str, Any]) -> None:
     quiet = {n for n, c in commands.items() if "quiet" in {p.name for p in c.params}}
     assert quiet == {
         "adapter", "create", "run", "list", "convert", "quantize", "merge", "imatrix", "inspect",
-        "perplexity", "batch", "verify", "push", "pull",
+        "perplexity", "batch", "verify", "push", "pull", "gc",
     }  # fmt: skip
 
 

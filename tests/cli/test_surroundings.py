@@ -16,6 +16,7 @@ from support.shells import COMMAND, RUN, TINY, environment, shell
 
 from gpukit.formats.gguf_fields import TensorSpec, string, u32
 from gpukit.formats.gguf_writer import plan_layout
+from gpukit_cli import surroundings
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,32 @@ with endings():
     time.sleep(1.1)
     os.kill(os.getpid(), signal.SIGTERM)
 """
+
+
+class Ending:
+    """An attribute that is told to end while its class is made: Python 3.11 raises a RuntimeError
+    for it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def a_class() -> None:
+    type("Made", (), {"attribute": Ending()})
+
+
+def cleaning_up() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        raise OSError("the disk has gone")
+
+
+@pytest.mark.parametrize("work", [a_class, cleaning_up])
+def test_an_end_inside_another_error_is_an_end(work: Callable[[], None]) -> None:
+    with pytest.raises(surroundings.Ended) as told, surroundings.endings():
+        work()
+    assert told.value.exit_code == 143
 
 
 def test_what_hangs_is_ended_by_a_later_signal(tmp_path: Path) -> None:

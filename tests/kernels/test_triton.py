@@ -7,7 +7,6 @@ until one program does all the blocks.
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -164,7 +163,7 @@ def test_nothing_is_written_beyond_the_last_block(name: str) -> None:
     facts = {"BLOCK": row.block, "NBYTES": row.nbytes, "TILE": 4, "enable_fp_fusion": False}
     if row.encodable:
         values = torch.randn(3, row.block, device=DEVICE)
-        launch.encode_kernel[(1,)](values, blocks, 3, ENCODE=pair.encode, **facts)
+        launch.encode_kernel[(1,)](values, blocks, 3, ENCODE=pair.encode, LANES=pair.lanes, **facts)
         assert torch.equal(blocks[:3].cpu(), quantize(values.cpu(), name, backend="eager"))
         assert (blocks[3:] == 0xAA).all()
     out = torch.full((5, row.block), torch.nan, device=DEVICE)
@@ -211,22 +210,3 @@ def test_the_nan_that_a_gpu_makes_has_the_sign_of_the_processors() -> None:
     made = given.clone()
     made[0] = 0xFE00
     assert torch.equal(out.cpu().to(torch.int32) & 0xFFFF, torch.stack([made, given]))
-
-
-def test_a_decoder_that_computes_otherwise_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = QUANTS["Q5_0"]
-    blocks = quant_kinds.blocks_of(row, 3, 64)
-    asked = []
-
-    def refused(kernel: str, kind: str, *rest: Any) -> bool:
-        asked.append((kernel, kind))
-        _, got, wanted = rest
-        assert torch.equal(got().cpu(), wanted())
-        return False
-
-    monkeypatch.setattr(launch, "verified", refused)
-    monkeypatch.setattr(launch, "_is_trusted", lambda _: False)
-    got = launch.decode_triton(blocks.view(-1, row.nbytes).to(DEVICE), row, torch.bfloat16)
-    assert asked == [("decoding to bfloat16", "Q5_0")]
-    wanted = dequantize(blocks, row, torch.bfloat16, backend="eager")
-    assert torch.equal(got.cpu().view(3, 64), wanted)

@@ -48,20 +48,21 @@ def test_no_spill_no_fma_no_flush(arch: int, part: int) -> None:
     usages = json.loads(out)
     for name in names:
         mine = [usage for usage in usages if str(usage["kernel"]).split()[0] == name]
-        # Decode, to scaled halves too, and an exact product; encode, some also by lanes, and with
-        # importance, which some types begin with rows' mean squares; some have aligned kernels. Two
-        # merge: into blocks and out of them, of floats one and one for the rows' lengths. Types
-        # whose blocks are read by parts have halves by them, products and gated ones for one row of
-        # x and for as many as go together; some are decoded by them.
+        # Decode, to scaled halves too, and an exact product; encode, with importance, which some
+        # types begin with rows' mean squares; some have aligned kernels. Two merge: into blocks and
+        # out of them, of floats one and one for the rows' lengths. Types whose blocks are read by
+        # parts have halves by them, products and gated ones for one row of x and for as many as go
+        # together.
         row = QUANTS[name]
         pair = row.triton
         assert pair is not None
-        more = row.encodable + (pair.lanes is not None)
-        more += (row.weighted is not None) + row.row_mean
+        more = row.encodable + (row.weighted is not None) + row.row_mean
         more += 1 + (row.encodable or row.block == 1)
         more += (pair.few is not None) + (pair.aligned is not None)
         if pair.vectors is not None:
-            more += 1 + pair.vectors.decodes + 2 * len({1, pair.vectors.together})
+            more += 1 + 2 * len({1, pair.vectors.together})
+        # Decoding by pieces; which factors have exact products is asked once, by F32's.
+        more += (pair.pieces is not None) + (name == "F32")
         assert len(mine) == 3 + more
         faults = {usage["kernel"]: usage["fault"] for usage in mine}
         assert set(faults.values()) == {None}, faults
@@ -89,7 +90,9 @@ def test_the_table_in_docs_has_every_kernel_and_no_fault() -> None:
     wanted = [k.name for row in QUANTS.values() for k in resources.kernels(row, ["bf16"])]
     assert [row[0] for row in rows] == wanted
     assert {row[4] for row in rows} == {"0"}
-    exact = [k.exact for row in QUANTS.values() for k in resources.kernels(row, ["bf16"])]
+    exact = [
+        k.exact and not k.fuses for row in QUANTS.values() for k in resources.kernels(row, ["bf16"])
+    ]
     assert [row[5] == "0" for row in rows] == exact
     assert all(0 < int(count) <= 255 for row in rows for count in row[1:4])
 

@@ -41,6 +41,7 @@ ADAPTED = {
     "qwen3": Adapted("qwen3-untied", LINEAR),
     "phi": Adapted("phi4", ("qkv_proj.weight", "o_proj.weight", "gate_up_proj.weight")),
     "gemma": Adapted("gemma", LINEAR),
+    "qwen3-moe": Adapted("qwen3-moe-12", (*LINEAR, "mlp.gate.weight")),
     "mixtral": Adapted(
         "mixtral-12", (*LINEAR, "gate.weight", "w1.weight", "w2.weight", "w3.weight")
     ),

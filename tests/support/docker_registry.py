@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 PROGRAM = "docker-registry"
 # `ann`, `secret`, by bcrypt, the only way that it takes.
 PASSWORDS = "ann:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
@@ -16,6 +18,12 @@ PASSWORDS = "ann:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
 def program() -> str | None:
     """Where it is, if it is there."""
     return shutil.which(PROGRAM)
+
+
+def skip_without() -> None:
+    """Skip the test where it is not installed."""
+    if program() is None:
+        pytest.skip(f"{PROGRAM} is not installed here (apt-get install {PROGRAM})")
 
 
 @contextmanager

@@ -66,6 +66,7 @@ class Server:
     uploads: dict[str, bytearray] = field(default_factory=dict)
     direct: dict[str, bytearray] = field(default_factory=dict)
     etags: list[str] = field(default_factory=list)
+    ranges_sent: list[str] = field(default_factory=list)
     token: str = "tok-1"
     host: str = ""
     port: int = 0
@@ -244,6 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(202, b"", {"Location": address})
 
     def _patch(self, it: Server, name: str, place: dict[str, str]) -> None:
+        it.ranges_sent.append(self.headers["Content-Range"])
         first, last = map(int, self.headers["Content-Range"].split("-"))
         if it.storage:
             self._body()

@@ -71,6 +71,11 @@ QKV = ("q_proj", "k_proj", "v_proj")
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu"}
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu"}
+QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_act": "silu",
+    "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+}  # fmt: skip
+SMOLLM3 = {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "hidden_act": "silu"}
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu"}
 GEMMA = {
     "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": True,
@@ -165,6 +170,30 @@ ZOO: dict[str, Animal] = {
         {**QWEN3, **NARROW, "rope_theta": 1e6, "tie_word_embeddings": True,
          "attention_bias": True, "num_attention_heads": 2, "num_hidden_layers": 1},
         biases=(*QKV, "o_proj"), loads=False,
+    ),
+    "qwen3-moe": Animal(
+        {**QWEN3_MOE, **WIDE, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+         "head_dim": 48, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 256,
+         "tie_word_embeddings": True, "num_hidden_layers": 1},
+        pre="qwen2",
+    ),
+    # Ten comes behind nine, the experts of a layer are in several files, no head_dim.
+    "qwen3-moe-12": Animal(
+        {**QWEN3_MOE, **NARROW, "rope_theta": 1e4, "num_experts": 12, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 64, "tie_word_embeddings": False, "attention_bias": False},
+        types=EVERY_TYPE, shards=3, pre="qwen2",
+    ),
+    "smollm3": Animal(
+        {**SMOLLM3, **NARROW, "rope_theta": 5e6, "num_hidden_layers": 5, "pad_token_id": 0,
+         "no_rope_layers": [1, 1, 1, 0, 1], "tie_word_embeddings": True,
+         "use_sliding_window": False},
+        types=EVERY_TYPE,
+    ),
+    # Behind 150 tokens llama.cpp is 1.3e-4 from float64 (gpukit 4e-5).
+    "smollm3-yarn": Animal(
+        {**SMOLLM3, **WIDE, "rope_parameters": {**YARN, "rope_theta": 1e4}, "pad_token_id": 0,
+         "num_hidden_layers": 4, "tie_word_embeddings": False},
+        prompt=100,
     ),
     "mistral-v0.1": Animal(
         {**MISTRAL, **WIDE, "rope_theta": 10000.0, "sliding_window": 40,

@@ -149,6 +149,14 @@ def _layer(animal: Animal) -> Shapes:
             at = f"block_sparse_moe.experts.{expert}"
             shapes[f"{at}.w1.weight"] = shapes[f"{at}.w3.weight"] = (ff, hidden)
             shapes[f"{at}.w2.weight"] = (hidden, ff)
+    if family == "qwen3_moe":
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
+        shapes["mlp.gate.weight"] = (config["num_experts"], hidden)
+        ff = config["moe_intermediate_size"]
+        for expert in range(config["num_experts"]):
+            at = f"mlp.experts.{expert}"
+            shapes[f"{at}.gate_proj.weight"] = shapes[f"{at}.up_proj.weight"] = (ff, hidden)
+            shapes[f"{at}.down_proj.weight"] = (hidden, ff)
     if family == "phi3":
         shapes = {
             "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
@@ -164,7 +172,7 @@ def _layer(animal: Animal) -> Shapes:
     return shapes
 
 
-QK_NORMS = ("qwen3", "gemma3_text")
+QK_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
 POST_NORMS = ("gemma2", "gemma3_text")
 # Where config.json does not say, and it is not hidden/heads.
 HEAD_DIMS = {"qwen3": 128}

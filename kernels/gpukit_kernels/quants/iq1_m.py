@@ -18,10 +18,12 @@ from gpukit_kernels import grids
 from gpukit_kernels.bits_triton import load_byte_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.pieces_triton import words2_tl
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 # The codebook of IQ1_S.
 GRID = partial(grids.grid, "IQ1_S")
+OCTETS = partial(grids.row_bytes, "IQ1_S", 8, grids.iq1_numbers)
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -61,4 +63,30 @@ def _scale_tl(blocks, at, mask):
     return word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
-ROWS = (QuantType(FACTS["IQ1_M"], None, decode, TritonPair(None, decode_tl, table=GRID)),)
+@triton.jit
+def pieces_tl(blocks, table, at, part, mask):
+    """Values of octets `part` % 2 and that + 2 of the group of 32 number `part` // 2."""
+    group, place = part // 2, part % 2
+    d = _scale_tl(blocks, at, mask)
+    word = grids.load_word_tl(blocks, at + 48 + group // 2 * 2, 2, mask) >> (group % 2 * 6)
+    values = ()
+    for i in tl.static_range(2):
+        octet = place + 2 * i
+        high = load_byte_tl(blocks, at + 32 + group * 2 + i, mask) >> (place * 4)
+        index = load_byte_tl(blocks, at + group * 4 + octet, mask) | ((high & 7) << 8)
+        step = d * (2 * ((word >> (3 * i)) & 7) + 1).to(tl.float32) * 0.125
+        numbers = grids.octet_tl(*words2_tl(table + 2 * index, mask))
+        shift = 2 * ((high >> 3) & 1)
+        shifted = (numbers - shift[:, None]).to(tl.float32)
+        values = values + (step[:, None] * shifted,)  # noqa: RUF005
+    return values
+
+
+ROWS = (
+    QuantType(
+        FACTS["IQ1_M"],
+        None,
+        decode,
+        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+    ),
+)

@@ -19,9 +19,11 @@ from gpukit_kernels.bits import half_value
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.pieces_triton import words2_tl
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ1_S")
+OCTETS = partial(grids.row_bytes, "IQ1_S", 8, grids.iq1_numbers)
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -51,4 +53,29 @@ def decode_tl(blocks, at, mask, table):
     return tl.reshape(step[:, :, None] * numbers.to(tl.float32), (TILE, 256))
 
 
-ROWS = (QuantType(FACTS["IQ1_S"], None, decode, TritonPair(None, decode_tl, table=GRID)),)
+@triton.jit
+def pieces_tl(blocks, table, at, part, mask):
+    """Values of octets `part` % 2 and that + 2 of the group of 32 number `part` // 2."""
+    group, place = part // 2, part % 2
+    word = grids.load_word_tl(blocks, at + 34 + group * 2, 2, mask)
+    step = load_half_tl(blocks, at, mask) * (2 * ((word >> 12) & 7) + 1).to(tl.float32) * 0.125
+    shift = 2 * ((word >> 15) & 1)
+    values = ()
+    for i in tl.static_range(2):
+        octet = place + 2 * i
+        high = (word >> (octet * 3)) & 7
+        index = load_byte_tl(blocks, at + 2 + group * 4 + octet, mask) | (high << 8)
+        numbers = grids.octet_tl(*words2_tl(table + 2 * index, mask))
+        shifted = (numbers - shift[:, None]).to(tl.float32)
+        values = values + (step[:, None] * shifted,)  # noqa: RUF005
+    return values
+
+
+ROWS = (
+    QuantType(
+        FACTS["IQ1_S"],
+        None,
+        decode,
+        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+    ),
+)

@@ -20,9 +20,11 @@ from gpukit_kernels.bits import half_value
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.pieces_triton import words2_tl
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ2_S")
+OCTETS = partial(grids.row_bytes, "IQ2_S", 8, grids.iq2_magnitudes)
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -49,4 +51,30 @@ def decode_tl(blocks, at, mask, table):
     return grids.scaled_tl(step, grids.signed_tl(levels, signs))
 
 
-ROWS = (QuantType(FACTS["IQ2_S"], None, decode, TritonPair(None, decode_tl, table=GRID)),)
+@triton.jit
+def pieces_tl(blocks, table, at, part, mask):
+    """Values of octets `part` % 2 and that + 2 of the group of 32 number `part` // 2."""
+    group, place = part // 2, part % 2
+    high = load_byte_tl(blocks, at + 66 + group, mask) >> (2 * place)
+    scales = load_byte_tl(blocks, at + 74 + group, mask)
+    d = load_half_tl(blocks, at, mask)
+    values = ()
+    for i in tl.static_range(2):
+        octet = place + 2 * i
+        start = at + group * 4 + octet
+        index = load_byte_tl(blocks, start + 2, mask) | (((high >> (4 * i)) & 3) << 8)
+        step = d * (((scales >> (4 * i)) & 15).to(tl.float32) + 0.5) * 0.25
+        numbers = grids.octet_tl(*words2_tl(table + 2 * index, mask))
+        signs = load_byte_tl(blocks, start + 34, mask)
+        values = values + (step[:, None] * grids.signed_octet_tl(numbers, signs),)  # noqa: RUF005
+    return values
+
+
+ROWS = (
+    QuantType(
+        FACTS["IQ2_S"],
+        None,
+        decode,
+        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+    ),
+)

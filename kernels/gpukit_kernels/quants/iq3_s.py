@@ -20,16 +20,17 @@ from gpukit_kernels.bits import half_value
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ3_S")
+OCTETS = partial(grids.row_bytes, "IQ3_S", 4, grids.odd_numbers)
 
 
 def decode(blocks: Tensor) -> Tensor:
     """float32 `[256, lanes]` of uint8 `[110, lanes]`."""
     high = grids.fields(blocks[66:74], 1, 8).to(torch.int32)
     index = blocks[2:66].to(torch.int32) | (high << 8)
-    levels = 2 * grids.rows(GRID(blocks.device), index, 4) + 1
+    levels = grids.odd_numbers(grids.rows(GRID(blocks.device), index, 4))
     scales = grids.fields(blocks[106:], 4, 2)
     step = half_value(blocks, 0) * (2 * scales + 1).to(torch.float32)
     return grids.scaled(step, grids.signed(levels, blocks[74:106]))
@@ -58,4 +59,31 @@ def decode_tl(blocks, at, mask, table):
     return tl.reshape(step[:, :, None] * numbers, (at.shape[0], 256))
 
 
-ROWS = (QuantType(FACTS["IQ3_S"], None, decode, TritonPair(None, decode_tl, table=GRID)),)
+@triton.jit
+def pieces_tl(blocks, table, at, part, mask):
+    """Values of octets `part` % 2 and that + 2 of the group of 32 number `part` // 2."""
+    group, place = part // 2, part % 2
+    high = load_byte_tl(blocks, at + 66 + group, mask) >> (2 * place)
+    scale = (load_byte_tl(blocks, at + 106 + group // 2, mask) >> (group % 2 * 4)) & 15
+    step = load_half_tl(blocks, at, mask) * (2 * scale + 1).to(tl.float32)
+    values = ()
+    for i in tl.static_range(2):
+        octet = place + 2 * i
+        start = at + 2 + group * 8 + octet * 2
+        bits = high >> (4 * i)
+        first = load_byte_tl(blocks, start, mask) | ((bits & 1) << 8)
+        second = load_byte_tl(blocks, start + 1, mask) | ((bits & 2) << 7)
+        signs = load_byte_tl(blocks, at + 74 + group * 4 + octet, mask)
+        numbers = grids.octet_tl(tl.load(table + first), tl.load(table + second))
+        values = values + (step[:, None] * grids.signed_octet_tl(numbers, signs),)  # noqa: RUF005
+    return values
+
+
+ROWS = (
+    QuantType(
+        FACTS["IQ3_S"],
+        None,
+        decode,
+        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+    ),
+)

@@ -19,16 +19,16 @@ from gpukit_kernels.bits import half_value
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ3_XXS")
+OCTETS = partial(grids.row_bytes, "IQ3_XXS", 4, grids.iq3_xxs_magnitudes)
 
 
 def decode(blocks: Tensor) -> Tensor:
     """float32 `[256, lanes]` of uint8 `[98, lanes]`."""
     levels = grids.rows(GRID(blocks.device), blocks[2:66].to(torch.int32), 4)
-    # Eight a level, but the last is 62.
-    levels = 4 + 8 * levels + 2 * ((levels + 1) >> 3)
+    levels = grids.iq3_xxs_magnitudes(levels)
     word = grids.words(blocks[66:], 4)
     signs = grids.eight_signs(grids.fields(word, 7, 4))
     step = half_value(blocks, 0) * (((word >> 28) & 15).to(torch.float32) + 0.5) * 0.5
@@ -52,4 +52,29 @@ def decode_tl(blocks, at, mask, table):
     return grids.scaled_tl(step, grids.signed_tl(levels, signs))
 
 
-ROWS = (QuantType(FACTS["IQ3_XXS"], None, decode, TritonPair(None, decode_tl, table=GRID)),)
+@triton.jit
+def pieces_tl(blocks, table, at, part, mask):
+    """Values of octets `part` % 2 and that + 2 of the group of 32 number `part` // 2."""
+    group, place = part // 2, part % 2
+    word = grids.load_word_tl(blocks, at + 66 + group * 4, 4, mask)
+    step = load_half_tl(blocks, at, mask) * (((word >> 28) & 15).to(tl.float32) + 0.5) * 0.5
+    values = ()
+    for i in tl.static_range(2):
+        octet = place + 2 * i
+        start = at + 2 + group * 8 + octet * 2
+        first = tl.load(table + load_byte_tl(blocks, start, mask))
+        second = tl.load(table + load_byte_tl(blocks, start + 1, mask))
+        numbers = grids.octet_tl(first, second)
+        signs = grids.eight_signs_tl((word >> (octet * 7)) & 127)
+        values = values + (step[:, None] * grids.signed_octet_tl(numbers, signs),)  # noqa: RUF005
+    return values
+
+
+ROWS = (
+    QuantType(
+        FACTS["IQ3_XXS"],
+        None,
+        decode,
+        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+    ),
+)

@@ -30,8 +30,12 @@ from gpukit_kernels.bits_triton import (
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import lanes_tl
+from gpukit_kernels.pieces_triton import load_eight_tl
 from gpukit_kernels.search.codebook import codebook_search, codebook_values, nearest_code
 from gpukit_kernels.search.codebook_triton import (
+    CODEBOOK_ASSEMBLY,
+    CODEBOOK_WORDS,
+    codebook_pair_tl,
     codebook_search_tl,
     codebook_values_tl,
     codebook_words_tl,
@@ -39,7 +43,7 @@ from gpukit_kernels.search.codebook_triton import (
 from gpukit_kernels.search.common import importance_weights, scaled_squares
 from gpukit_kernels.search.common_triton import importance_weights_tl, squares_tl
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -98,13 +102,28 @@ def _store_tl(lanes, d, out, at, mask):
     store_halves_tl(out, at + 2, codebook_words_tl(lanes, inverse_tl(d)), mask)
 
 
+@triton.jit
+def pieces_tl(blocks, at, part, mask):
+    """Values of the eight bytes number `part`: levels j and, 16 further, j + 16."""
+    low, high = codebook_pair_tl(
+        load_eight_tl(blocks, at + 2 + part * 8, mask), CODEBOOK_WORDS, CODEBOOK_ASSEMBLY
+    )
+    d = load_half_tl(blocks, at, mask)[:, None]
+    return low * d, high * d
+
+
 ROWS = (
     QuantType(
         FACTS["IQ4_NL"],
         encode,
         decode,
         TritonPair(
-            encode_tl, decode_tl, weighted_tl, tile=128, vectors=parts_codebook_triton.IQ4_NL
+            encode_tl,
+            decode_tl,
+            weighted_tl,
+            pieces=Pieces(pieces_tl, 16, 2),
+            tile=128,
+            vectors=parts_codebook_triton.IQ4_NL,
         ),
         weighted=weighted,
     ),

@@ -26,8 +26,12 @@ from gpukit_kernels.bits_triton import (
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import lanes_tl
+from gpukit_kernels.pieces_triton import load_eight_tl
 from gpukit_kernels.search.codebook import codebook_search, codebook_values, nearest_code
 from gpukit_kernels.search.codebook_triton import (
+    CODEBOOK_ASSEMBLY,
+    CODEBOOK_WORDS,
+    codebook_pair_tl,
     codebook_search_tl,
     codebook_values_tl,
     codebook_words_tl,
@@ -39,7 +43,7 @@ from gpukit_kernels.search.common_triton import (
     importance_weights_tl,
 )
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -140,13 +144,32 @@ def _store_tl(groups, scale, out, at, mask):
     store_words32_tl(out, at + 8, tl.reshape(words, (TILE, 32)), mask)
 
 
+@triton.jit
+def pieces_tl(blocks, at, part, mask):
+    """Values of the eight bytes number `part`: levels j and, 16 further, j + 16."""
+    group = part // 2
+    low = load_byte_tl(blocks, at + 4 + group // 2, mask) >> (group % 2 * 4)
+    high = load_byte_tl(blocks, at + 2 + group // 4, mask) >> (group % 4 * 2)
+    code = (low & 15) | ((high & 3) << 4)
+    step = (load_half_tl(blocks, at, mask) * (code.to(tl.float32) - 32.0))[:, None]
+    low, high = codebook_pair_tl(
+        load_eight_tl(blocks, at + 8 + part * 8, mask), CODEBOOK_WORDS, CODEBOOK_ASSEMBLY
+    )
+    return step * low, step * high
+
+
 ROWS = (
     QuantType(
         FACTS["IQ4_XS"],
         encode,
         decode,
         TritonPair(
-            encode_tl, decode_tl, weighted_tl, tile=16, vectors=parts_codebook_triton.IQ4_XS
+            encode_tl,
+            decode_tl,
+            weighted_tl,
+            pieces=Pieces(pieces_tl, 16, 2),
+            tile=16,
+            vectors=parts_codebook_triton.IQ4_XS,
         ),
         weighted=weighted,
     ),

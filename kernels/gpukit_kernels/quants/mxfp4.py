@@ -16,8 +16,12 @@ from gpukit_kernels.bits import pack_nibbles, unpack_nibbles
 from gpukit_kernels.bits_triton import load_byte_tl, load_nibbles_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.lanes_triton import byte_lanes_tl, nibble_lanes_tl, rows_tl
+from gpukit_kernels.pieces_triton import load_eight_tl
+from gpukit_kernels.search.codebook_triton import byte_words, codebook_pair_tl, pair_assembly
+from gpukit_kernels.search.common_triton import lanes_range_tl
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 # The eight magnitudes of E2M1, doubled to be whole.
 NUMBERS = parts_codebook_triton.E2M1
@@ -28,6 +32,10 @@ _NUMBERS = tl.constexpr(NUMBERS)
 # Four numbers a word, a byte each.
 _LOWER = tl.constexpr(int.from_bytes(bytes(NUMBERS[:4]), "little"))
 _UPPER = tl.constexpr(int.from_bytes(bytes(NUMBERS[4:]), "little"))
+# All sixteen, as signed bytes; a number of zero has no sign.
+_SIGNED = byte_words((*NUMBERS, *(-v for v in NUMBERS)))
+_WORDS = tl.constexpr(_SIGNED)
+_ASSEMBLY = tl.constexpr(pair_assembly(_SIGNED))
 _ROUNDED = tl.constexpr(ROUNDED)
 
 
@@ -112,11 +120,46 @@ def decode_tl(blocks, at, mask):
 
 @triton.jit
 def encode_tl(x, out, at, mask):
-    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
+    """Store a tuple of 32 float32 `[TILE]` as blocks at byte offsets `at`."""
+    largest, _ = lanes_range_tl(x, 32)
+    e = _exponent_tl(tl.abs(largest))
+    scale = _scale_tl(e)
+    # Beside an infinity errors round until numbers seem as near as others.
+    if tl.max(tl.abs(largest), axis=0) == float("inf"):
+        words = _tried_words_tl(x, scale)
+    else:
+        words = _words_tl(x, scale)
+    tl.store(out + at, e.to(tl.uint8), mask=mask)
+    place = at[:, None] + 1 + tl.arange(0, 16)[None, :]
+    low = rows_tl(words, 4)
+    low = tl.join(low, low >> 16)
+    packed = tl.reshape(tl.join(low, low >> 8), (at.shape[0], 16))
+    tl.store(out + place, packed.to(tl.uint8), mask=mask[:, None])
+
+
+@triton.jit
+def _words_tl(x, scale):
+    """A tuple of four int32 lanes: the levels of a tuple of 32, packed."""
+    levels = ()
+    for i in tl.static_range(32):
+        levels = levels + (_level_tl(x[i], scale),)  # noqa: RUF005
+    return nibble_lanes_tl(byte_lanes_tl(levels, 8))
+
+
+@triton.jit
+def _tried_words_tl(x, scale):
+    """`_words_tl` by `_tried_level_tl`."""
+    levels = ()
+    for i in tl.static_range(32):
+        levels = levels + (_tried_level_tl(x[i], scale),)  # noqa: RUF005
+    return nibble_lanes_tl(byte_lanes_tl(levels, 8))
+
+
+@triton.jit
+def _tried_level_tl(x, scale):
+    """int32 0..15: the number that is nearest as errors round, the smaller one of two as near,
+    with the sign of `x`."""
     magnitude = tl.abs(x)
-    # A NaN is never larger.
-    e = _exponent_tl(tl.max(tl.where(x == x, magnitude, 0.0), axis=1))
-    scale = _scale_tl(e)[:, None]
     error = magnitude
     level = tl.zeros_like(x).to(tl.int32)
     for i in tl.static_range(1, 8):
@@ -124,12 +167,19 @@ def encode_tl(x, out, at, mask):
         better = tried < error
         error = tl.where(better, tried, error)
         level = tl.where(better, i, level)
-    level = level | tl.where((x < 0.0) & (level != 0), 8, 0)
-    half = tl.arange(0, 32)[None, :] // 16
-    packed = tl.sum(tl.reshape(level << (half * 4), (x.shape[0], 2, 16)), axis=1)
-    tl.store(out + at, e.to(tl.uint8), mask=mask)
-    place = at[:, None] + 1 + tl.arange(0, 16)[None, :]
-    tl.store(out + place, packed.to(tl.uint8), mask=mask[:, None])
+    return level | tl.where((x < 0.0) & (level != 0), 8, 0)
+
+
+@triton.jit
+def _level_tl(x, scale):
+    """`_tried_level_tl`, by halves, where every error near the least is exact."""
+    magnitude = tl.abs(x)
+    four = magnitude > 3.5 * scale
+    two = magnitude > tl.where(four, 7.0 * scale, 1.5 * scale)
+    low = tl.where(two, 2.5 * scale, 0.5 * scale)
+    one = magnitude > tl.where(four, tl.where(two, 10.0 * scale, 5.0 * scale), low)
+    level = tl.where(four, 4, 0) + tl.where(two, 2, 0) + tl.where(one, 1, 0)
+    return level + tl.where(x < -0.5 * scale, 8, 0)
 
 
 @triton.jit
@@ -154,11 +204,26 @@ def _scale_tl(e):
     return tl.where(e < 2, subnormal, (e - 1) << 23).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def pieces_tl(blocks, at, part, mask):
+    """Values of the eight bytes number `part`: levels j and, 16 further, j + 16."""
+    low, high = codebook_pair_tl(load_eight_tl(blocks, at + 1 + part * 8, mask), _WORDS, _ASSEMBLY)
+    scale = _scale_tl(load_byte_tl(blocks, at, mask))[:, None]
+    return low * scale, high * scale
+
+
 ROWS = (
     QuantType(
         FACTS["MXFP4"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, tile=64, vectors=parts_codebook_triton.MXFP4),
+        TritonPair(
+            encode_tl,
+            decode_tl,
+            pieces=Pieces(pieces_tl, 16, 2),
+            tile=128,
+            lanes=True,
+            vectors=parts_codebook_triton.MXFP4,
+        ),
     ),
 )

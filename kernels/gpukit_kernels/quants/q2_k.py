@@ -35,6 +35,7 @@ from gpukit_kernels.bits_triton import (
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, spread_tl
+from gpukit_kernels.pieces_triton import load_eight_tl
 from gpukit_kernels.search.affine import (
     WITH_IMPORTANCE,
     AffineSearch,
@@ -50,7 +51,7 @@ from gpukit_kernels.search.common_triton import block_squares_tl, importance_wei
 from gpukit_kernels.search.positive import positive_search
 from gpukit_kernels.search.positive_triton import positive_codes_tl
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -175,12 +176,35 @@ def _store_tl(
     store_words32_tl(out, at + 16, crumb_words_tl(byte_words_tl(levels, 4), TILE), mask)
 
 
+@triton.jit
+def pieces_tl(blocks, at, part, mask):
+    """Values of the eight bytes number `part` of the levels: four quarters of a half."""
+    levels = load_eight_tl(blocks, at + 16 + part * 8, mask)
+    d = load_half_tl(blocks, at + 80, mask)
+    dmin = load_half_tl(blocks, at + 82, mask)
+    values = ()
+    for q in tl.static_range(4):
+        byte = load_byte_tl(blocks, at + part // 4 * 8 + q * 2 + part % 4 // 2, mask)
+        step = (d * (byte & 15).to(tl.float32))[:, None]
+        offset = (dmin * (byte >> 4).to(tl.float32))[:, None]
+        level = ((levels >> (2 * q)) & 3).to(tl.float32)
+        values = values + (step * level - offset,)  # noqa: RUF005
+    return values
+
+
 ROWS = (
     QuantType(
         FACTS["Q2_K"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=8, vectors=parts_minima_triton.Q2_K),
+        TritonPair(
+            encode_tl,
+            decode_tl,
+            weighted_tl,
+            pieces=Pieces(pieces_tl, 32, 4),
+            tile=8,
+            vectors=parts_minima_triton.Q2_K,
+        ),
         weighted=weighted,
     ),
 )

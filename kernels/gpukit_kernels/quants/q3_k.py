@@ -42,6 +42,7 @@ from gpukit_kernels.bits_triton import (
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, rows_tl, spread_tl
+from gpukit_kernels.pieces_triton import load_eight_tl
 from gpukit_kernels.search.common import (
     first_largest,
     importance_weights,
@@ -58,7 +59,7 @@ from gpukit_kernels.search.common_triton import (
 from gpukit_kernels.search.scale import ScaleSearch, found_levels, refined_search, scale_search
 from gpukit_kernels.search.scale_triton import found_level_tl, refined_search_tl, scale_search_tl
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -243,12 +244,37 @@ def _store_levels_tl(levels, out, at, mask):
     store_halves_tl(out, at + 32, crumb_words_tl(words, TILE), mask)
 
 
+@triton.jit
+def pieces_tl(blocks, at, part, mask):
+    """Values of the eight bytes number `part` of the low bits: four quarters of a half."""
+    half, place = part // 4, part % 4
+    low = load_eight_tl(blocks, at + 32 + part * 8, mask)
+    top = load_eight_tl(blocks, at + place * 8, mask) >> (half * 4)[:, None]
+    d = load_half_tl(blocks, at + 108, mask)
+    values = ()
+    for q in tl.static_range(4):
+        group = q * 2 + place // 2
+        code = (load_byte_tl(blocks, at + 96 + group, mask) >> (half * 4)) & 15
+        high = load_byte_tl(blocks, at + 104 + group % 4, mask) >> (half * 4 + q // 2 * 2)
+        step = d * ((code | ((high & 3) << 4)).to(tl.float32) - 32.0)
+        level = ((low >> (2 * q)) & 3) | (((top >> q) & 1) << 2)
+        values = values + (step[:, None] * (level.to(tl.float32) - 4.0),)  # noqa: RUF005
+    return values
+
+
 ROWS = (
     QuantType(
         FACTS["Q3_K"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=8, vectors=parts_triton.Q3_K),
+        TritonPair(
+            encode_tl,
+            decode_tl,
+            weighted_tl,
+            pieces=Pieces(pieces_tl, 32, 4),
+            tile=8,
+            vectors=parts_triton.Q3_K,
+        ),
         weighted=weighted,
     ),
 )

@@ -11,24 +11,26 @@ Source: block_q4_1, quantize_row_q4_1_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import encode_triton, parts_minima_triton
+from gpukit_kernels import parts_minima_triton
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
 from gpukit_kernels.bits_triton import (
     half_pair_tl,
     load_half_tl,
     load_nibbles_tl,
-    signed_byte_tl,
     store_nibbles_tl,
     store_word32_tl,
+    store_words32_tl,
 )
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.lanes_triton import byte_lanes_tl, nibble_lanes_tl, padded_rows_tl
+from gpukit_kernels.pieces_triton import load_eight_tl
 from gpukit_kernels.search.affine import WITH_IMPORTANCE, affine_search, found_levels
 from gpukit_kernels.search.affine_triton import offset_search_tl
 from gpukit_kernels.search.common import importance_weights, low_int8, offset_levels, offset_scale
 from gpukit_kernels.search.common_triton import offset_levels_tl
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -74,14 +76,15 @@ def decode_tl(blocks, at, mask):
 
 @triton.jit
 def encode_tl(x, out, at, mask):
-    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
-    d, low, level = offset_levels_tl(x, 15)
-    _store_tl(d, low, tl.minimum(signed_byte_tl(level), 15), out, at, mask)
+    """Store a tuple of 32 float32 `[TILE]` as blocks at byte offsets `at`."""
+    d, low, levels = offset_levels_tl(x, 15)
+    words = (half_pair_tl(d, low),) + nibble_lanes_tl(byte_lanes_tl(levels, 8))  # noqa: RUF005
+    store_words32_tl(out, at, padded_rows_tl(words, 8), mask, 5)
 
 
 @triton.jit
 def weighted_tl(x, importance, mean_square, out, at, mask):
-    """`encode_tl` with float32 `importance` `[TILE, 32]` and `mean_square` `[TILE]`."""
+    """Store float32 `[TILE, 32]`, with `importance` `[TILE, 32]` and `mean_square` `[TILE]`."""
     d, low, level = offset_search_tl(x, importance, mean_square, 15)
     _store_tl(d, low, level, out, at, mask)
 
@@ -90,6 +93,15 @@ def weighted_tl(x, importance, mean_square, out, at, mask):
 def _store_tl(d, low, level, out, at, mask):
     store_word32_tl(out, at, half_pair_tl(d, low), mask)
     store_nibbles_tl(out, at + 4, level & 15, mask)
+
+
+@triton.jit
+def pieces_tl(blocks, at, part, mask):
+    """Values of the eight bytes number `part`: levels j and, 16 further, j + 16."""
+    byte = load_eight_tl(blocks, at + 4 + part * 8, mask)
+    d = load_half_tl(blocks, at, mask)[:, None]
+    low = load_half_tl(blocks, at + 2, mask)[:, None]
+    return (byte & 15).to(tl.float32) * d + low, (byte >> 4).to(tl.float32) * d + low
 
 
 ROWS = (
@@ -101,10 +113,11 @@ ROWS = (
             encode_tl,
             decode_tl,
             weighted_tl,
-            tile=64,
+            pieces=Pieces(pieces_tl, 16, 2),
+            tile=128,
+            lanes=True,
             weighted_tile=128,
             vectors=parts_minima_triton.Q4_1,
-            lanes=encode_triton.q4_1_tl,
         ),
         weighted=weighted,
     ),

@@ -11,7 +11,7 @@ Source: block_q5_0, quantize_row_q5_0_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import encode_triton, parts_triton
+from gpukit_kernels import parts_triton
 from gpukit_kernels.bits import half_bits, half_value, pack_nibbles, unpack_nibbles, word_bytes
 from gpukit_kernels.bits_triton import (
     half_bits_tl,
@@ -23,12 +23,19 @@ from gpukit_kernels.bits_triton import (
 )
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.lanes_triton import (
+    byte_lanes_tl,
+    fifth_bits_tl,
+    nibble_lanes_tl,
+    store_behind_half_tl,
+)
+from gpukit_kernels.pieces_triton import eight_bits_tl, load_eight_tl
 from gpukit_kernels.search.common import importance_weights, signed_levels, signed_scale
 from gpukit_kernels.search.common_triton import signed_levels_tl
 from gpukit_kernels.search.scale import scale_search, searched_levels
 from gpukit_kernels.search.scale_triton import signed_search_tl
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -73,14 +80,16 @@ def decode_tl(blocks, at, mask):
 
 @triton.jit
 def encode_tl(x, out, at, mask):
-    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
+    """Store a tuple of 32 float32 `[TILE]` as blocks at byte offsets `at`."""
     d, levels = signed_levels_tl(x, 16)
-    _store_tl(d, levels, out, at, mask)
+    levels = byte_lanes_tl(levels, 8)
+    words = (fifth_bits_tl(levels),) + nibble_lanes_tl(levels)  # noqa: RUF005
+    store_behind_half_tl(out, at, half_bits_tl(d).to(tl.int32), words, mask, 8)
 
 
 @triton.jit
 def weighted_tl(x, importance, mean_square, out, at, mask):
-    """`encode_tl` with float32 `importance` `[TILE, 32]` and `mean_square` `[TILE]`."""
+    """Store float32 `[TILE, 32]`, with `importance` `[TILE, 32]` and `mean_square` `[TILE]`."""
     d, levels = signed_search_tl(x, importance, mean_square, 16)
     _store_tl(d, levels, out, at, mask)
 
@@ -93,6 +102,17 @@ def _store_tl(d, levels, out, at, mask):
     store_nibbles_tl(out, at + 6, levels & 15, mask)
 
 
+@triton.jit
+def pieces_tl(blocks, at, part, mask):
+    """Values of the eight bytes number `part`: levels j and, 16 further, j + 16."""
+    byte = load_eight_tl(blocks, at + 6 + part * 8, mask)
+    first = eight_bits_tl(load_byte_tl(blocks, at + 2 + part, mask), 4)
+    second = eight_bits_tl(load_byte_tl(blocks, at + 4 + part, mask), 4)
+    d = load_half_tl(blocks, at, mask)[:, None]
+    low = (((byte & 15) | first).to(tl.float32) - 16.0) * d
+    return low, (((byte >> 4) | second).to(tl.float32) - 16.0) * d
+
+
 ROWS = (
     QuantType(
         FACTS["Q5_0"],
@@ -102,10 +122,11 @@ ROWS = (
             encode_tl,
             decode_tl,
             weighted_tl,
-            tile=64,
+            pieces=Pieces(pieces_tl, 16, 2),
+            tile=128,
+            lanes=True,
             weighted_tile=128,
             vectors=parts_triton.Q5_0,
-            lanes=encode_triton.q5_0_tl,
         ),
         weighted=weighted,
     ),

@@ -12,7 +12,7 @@ Source: block_q5_1, quantize_row_q5_1_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import encode_triton, parts_minima_triton
+from gpukit_kernels import parts_minima_triton
 from gpukit_kernels.bits import (
     half_bits,
     half_value,
@@ -30,12 +30,19 @@ from gpukit_kernels.bits_triton import (
 )
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.lanes_triton import (
+    byte_lanes_tl,
+    fifth_bits_tl,
+    nibble_lanes_tl,
+    padded_rows_tl,
+)
+from gpukit_kernels.pieces_triton import eight_bits_tl, load_eight_tl
 from gpukit_kernels.search.affine import WITH_IMPORTANCE, affine_search, found_levels
 from gpukit_kernels.search.affine_triton import offset_search_tl
 from gpukit_kernels.search.common import importance_weights, offset_levels, offset_scale
 from gpukit_kernels.search.common_triton import offset_levels_tl
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -83,14 +90,16 @@ def decode_tl(blocks, at, mask):
 
 @triton.jit
 def encode_tl(x, out, at, mask):
-    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
-    d, low, level = offset_levels_tl(x, 31)
-    _store_tl(d, low, level & 0xFF, out, at, mask)
+    """Store a tuple of 32 float32 `[TILE]` as blocks at byte offsets `at`."""
+    d, low, levels = offset_levels_tl(x, 31)
+    levels = byte_lanes_tl(levels, 8)
+    words = (half_pair_tl(d, low), fifth_bits_tl(levels)) + nibble_lanes_tl(levels)  # noqa: RUF005
+    store_words32_tl(out, at, padded_rows_tl(words, 8), mask, 6)
 
 
 @triton.jit
 def weighted_tl(x, importance, mean_square, out, at, mask):
-    """`encode_tl` with float32 `importance` `[TILE, 32]` and `mean_square` `[TILE]`."""
+    """Store float32 `[TILE, 32]`, with `importance` `[TILE, 32]` and `mean_square` `[TILE]`."""
     d, low, level = offset_search_tl(x, importance, mean_square, 31)
     _store_tl(d, low, level, out, at, mask)
 
@@ -103,6 +112,18 @@ def _store_tl(d, low, level, out, at, mask):
     store_nibbles_tl(out, at + 8, level & 15, mask)
 
 
+@triton.jit
+def pieces_tl(blocks, at, part, mask):
+    """Values of the eight bytes number `part`: levels j and, 16 further, j + 16."""
+    byte = load_eight_tl(blocks, at + 8 + part * 8, mask)
+    first = eight_bits_tl(load_byte_tl(blocks, at + 4 + part, mask), 4)
+    second = eight_bits_tl(load_byte_tl(blocks, at + 6 + part, mask), 4)
+    d = load_half_tl(blocks, at, mask)[:, None]
+    low = load_half_tl(blocks, at + 2, mask)[:, None]
+    values = ((byte & 15) | first).to(tl.float32) * d + low
+    return values, ((byte >> 4) | second).to(tl.float32) * d + low
+
+
 ROWS = (
     QuantType(
         FACTS["Q5_1"],
@@ -112,10 +133,11 @@ ROWS = (
             encode_tl,
             decode_tl,
             weighted_tl,
-            tile=64,
+            pieces=Pieces(pieces_tl, 16, 2),
+            tile=128,
+            lanes=True,
             weighted_tile=128,
             vectors=parts_minima_triton.Q5_1,
-            lanes=encode_triton.q5_1_tl,
         ),
         weighted=weighted,
     ),

@@ -17,7 +17,7 @@ from gpukit_kernels.bits import unpack_scales6
 from gpukit_kernels.bits_triton import load_byte_tl, store_words32_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.q4_k_triton import Q5_K_VECTORS
+from gpukit_kernels.q4_k_triton import Q5_K_VECTORS, decode5_kernel
 from gpukit_kernels.search.affine import (
     WITH_IMPORTANCE,
     affine_search,
@@ -112,7 +112,9 @@ ROWS = (
         FACTS["Q5_K"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=16, vectors=Q5_K_VECTORS),
+        TritonPair(
+            encode_tl, decode_tl, weighted_tl, aligned=decode5_kernel, tile=16, vectors=Q5_K_VECTORS
+        ),
         weighted=weighted,
     ),
 )

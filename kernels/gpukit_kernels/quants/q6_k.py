@@ -40,12 +40,13 @@ from gpukit_kernels.bits_triton import (
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, spread_tl
+from gpukit_kernels.pieces_triton import load_eight_tl
 from gpukit_kernels.search.common import GROUP_EPS, first_largest, low_int8
 from gpukit_kernels.search.common_triton import first_largest_tl
 from gpukit_kernels.search.scale import ScaleSearch, scale_search
 from gpukit_kernels.search.scale_triton import found_level_tl, scale_search_tl
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 _GROUP_EPS = tl.constexpr(GROUP_EPS)
 
@@ -200,12 +201,38 @@ def _store_levels_tl(groups, step, inverse, zero, out, at, mask):
     store_halves_tl(out, at + 128, crumb_words_tl(words >> 4, TILE), mask)
 
 
+@triton.jit
+def pieces_tl(blocks, at, part, mask):
+    """Values of the eight bytes number `part` of the low bits: the quarters a half has in them."""
+    odd = part // 4 % 2
+    low = load_eight_tl(blocks, at + part * 8, mask)
+    high = load_eight_tl(blocks, at + 128 + part // 8 * 32 + part % 4 * 8, mask)
+    high = high >> (2 * odd)[:, None]
+    d = load_half_tl(blocks, at + 208, mask)
+    scale = at + 192 + part // 8 * 8 + odd * 2 + part % 4 // 2
+    first = d * signed_byte_tl(load_byte_tl(blocks, scale, mask)).to(tl.float32)
+    second = d * signed_byte_tl(load_byte_tl(blocks, scale + 4, mask)).to(tl.float32)
+    lower = (low & 15) | ((high << 4) & 48)
+    upper = (low >> 4) | (high & 48)
+    return (
+        first[:, None] * (lower.to(tl.float32) - 32.0),
+        second[:, None] * (upper.to(tl.float32) - 32.0),
+    )
+
+
 ROWS = (
     QuantType(
         FACTS["Q6_K"],
         encode,
         decode,
-        TritonPair(encode_tl, decode_tl, weighted_tl, tile=8, vectors=parts_triton.Q6_K),
+        TritonPair(
+            encode_tl,
+            decode_tl,
+            weighted_tl,
+            pieces=Pieces(pieces_tl, 64, 2),
+            tile=8,
+            vectors=parts_triton.Q6_K,
+        ),
         weighted=weighted,
     ),
 )

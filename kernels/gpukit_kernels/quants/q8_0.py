@@ -10,7 +10,7 @@ Source: block_q8_0, quantize_row_q8_0_ref in llama.cpp's ggml-quants.c.
 import torch
 from torch import Tensor
 
-from gpukit_kernels import encode_triton, parts_triton
+from gpukit_kernels import parts_triton
 from gpukit_kernels.bits import divide, half_bits, half_value, round_away, word_bytes
 from gpukit_kernels.bits_triton import (
     divide_tl,
@@ -19,12 +19,11 @@ from gpukit_kernels.bits_triton import (
     load_byte_tl,
     load_half_tl,
     signed_byte_tl,
-    store_word16_tl,
-    store_words16_tl,
 )
 from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.lanes_triton import byte_lanes_tl, store_behind_half_tl
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 
@@ -83,35 +82,30 @@ def decode_tl(blocks, at, mask):
 
 @triton.jit
 def encode_tl(x, out, at, mask):
-    """Store float32 `[TILE, 32]` as blocks at byte offsets `at`."""
-    # Magnitudes as whole numbers: a NaN is larger than infinity.
-    magnitude = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
-    largest = magnitude.to(tl.float32, bitcast=True)
-    strange = tl.max(magnitude, axis=0) > 0x7F800000
-    if strange:
-        largest = _largest_tl(x)
+    """Store a tuple of 32 float32 `[TILE]` as blocks at byte offsets `at`."""
+    largest = tl.zeros_like(x[0])
+    for i in tl.static_range(32):
+        # The C's maximum forgets what came before a NaN.
+        largest = tl.where(largest > tl.abs(x[i]), largest, tl.abs(x[i]))
     d = divide_tl(largest, tl.full((1,), 127.0, tl.float32))
     inverse = inverse_tl(d)
     # The C converts what an infinite 1 / d gives, and any NaN, to a number whose low byte is 0.
-    v = x * tl.where(inverse < float("inf"), inverse, 0.0)[:, None]
-    if strange:
-        v = tl.where(tl.abs(v) < 2147483648.0, v, 0.0)
-    # Half away from zero: the largest float below a half, with the sign of v, is added.
-    half = (v.to(tl.int32, bitcast=True) & -0x80000000) | 0x3EFFFFFF
-    level = (v + half.to(tl.float32, bitcast=True)).to(tl.int32) & 0xFF
-    store_word16_tl(out, at, given_half_bits_tl(d), mask)
-    # Two bytes a word, since a block begins at an even byte.
-    even, odd = tl.split(tl.reshape(level, (at.shape[0], 16, 2)))
-    store_words16_tl(out, at + 2, even | (odd << 8), mask)
+    inverse = tl.where(inverse < float("inf"), inverse, 0.0)
+    levels = ()
+    for i in tl.static_range(32):
+        levels = levels + (_level_tl(x[i] * inverse),)  # noqa: RUF005
+    head = given_half_bits_tl(d).to(tl.int32)
+    store_behind_half_tl(out, at, head, byte_lanes_tl(levels, 8), mask, 8)
 
 
 @triton.jit
-def _largest_tl(x):
-    """The C's maximum forgets what came before a NaN, and a NaN itself unless it is the last."""
-    element = tl.arange(0, 32)[None, :]
-    begin = tl.max(tl.where(x == x, -1, element), axis=1) + 1
-    largest = tl.max(tl.where(element >= begin[:, None], tl.abs(x), 0.0), axis=1)
-    return tl.where(begin == 32, float("nan"), largest)
+def _level_tl(v):
+    """int32: the low byte of `v` rounded, halves away from zero; 0 of what is no int32."""
+    # Only beside a NaN is a value far above the largest.
+    v = tl.where(tl.abs(v) < 2147483648.0, v, 0.0)
+    # The largest float below a half, with the sign of v, is added.
+    half = (v.to(tl.int32, bitcast=True) & -0x80000000) | 0x3EFFFFFF
+    return (v + half.to(tl.float32, bitcast=True)).to(tl.int32) & 0xFF
 
 
 ROWS = (
@@ -119,8 +113,6 @@ ROWS = (
         FACTS["Q8_0"],
         encode,
         decode,
-        TritonPair(
-            encode_tl, decode_tl, tile=128, vectors=parts_triton.Q8_0, lanes=encode_triton.q8_0_tl
-        ),
+        TritonPair(encode_tl, decode_tl, tile=128, lanes=True, vectors=parts_triton.Q8_0),
     ),
 )

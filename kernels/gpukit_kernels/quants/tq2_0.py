@@ -15,7 +15,8 @@ from gpukit_kernels.bits import half_value
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.table import QuantType, TritonPair
+from gpukit_kernels.pieces_triton import load_eight_tl
+from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 
 def decode(blocks: Tensor) -> Tensor:
@@ -34,4 +35,20 @@ def decode_tl(blocks, at, mask):
     return (level - 1.0) * load_half_tl(blocks, at + 64, mask)[:, None]
 
 
-ROWS = (QuantType(FACTS["TQ2_0"], None, decode, TritonPair(None, decode_tl)),)
+@triton.jit
+def pieces_tl(blocks, at, part, mask):
+    """Values of the eight bytes number `part`: four quarters of a half."""
+    levels = load_eight_tl(blocks, at + part * 8, mask)
+    d = load_half_tl(blocks, at + 64, mask)[:, None]
+    values = ()
+    for q in tl.static_range(4):
+        value = (((levels >> (2 * q)) & 3).to(tl.float32) - 1.0) * d
+        values = values + (value,)  # noqa: RUF005
+    return values
+
+
+ROWS = (
+    QuantType(
+        FACTS["TQ2_0"], None, decode, TritonPair(None, decode_tl, pieces=Pieces(pieces_tl, 32, 4))
+    ),
+)

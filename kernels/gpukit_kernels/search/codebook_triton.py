@@ -1,6 +1,8 @@
 """The Triton twin of codebook.py: one lane a group."""
 
-from gpukit_kernels.bits_triton import divide_tl, negated_tl
+from collections.abc import Sequence
+
+from gpukit_kernels.bits_triton import INTERPRETED, divide_tl, negated_tl
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_words_tl
 from gpukit_kernels.search import codebook, common
@@ -11,13 +13,44 @@ _TRIES = tl.constexpr(codebook.TRIES)
 _LOWEST = tl.constexpr(codebook.CODEBOOK[0])
 _CODEBOOK = tl.constexpr(codebook.CODEBOOK)
 _MIDDLES = tl.constexpr(codebook.MIDDLES)
-# Four numbers of the codebook a word, as signed bytes.
-_WORDS = tl.constexpr(
-    tuple(
-        int.from_bytes(bytes(v & 0xFF for v in codebook.CODEBOOK[i : i + 4]), "little", signed=True)
-        for i in range(0, 16, 4)
+
+
+def byte_words(numbers: Sequence[int]) -> tuple[int, ...]:
+    """Four of `numbers` a word, as signed bytes, the first lowest."""
+    packed = bytes(v & 0xFF for v in numbers)
+    return tuple(
+        int.from_bytes(packed[i : i + 4], "little", signed=True) for i in range(0, len(packed), 4)
     )
-)
+
+
+def pair_assembly(words: Sequence[int]) -> str:
+    """PTX that looks up the low four bits of four bytes, and the high ones, in four `words`.
+
+    A permutation chooses one of eight bytes by three bits of each four; the fourth chooses between
+    two permutations.
+    """
+    first, second, third, fourth = (f"0x{word & 0xFFFFFFFF:08x}" for word in words)
+    return f"""{{
+        .reg .b32 low, pick, a, b, c, d;
+        and.b32 low, $2, 0x77777777;
+        shr.u32 pick, $2, 1;
+        and.b32 pick, pick, 0x44444444;
+        or.b32 pick, pick, 0x32103210;
+        prmt.b32 a, {first}, {second}, low;
+        prmt.b32 b, {third}, {fourth}, low;
+        prmt.b32 c, a, b, pick;
+        shr.u32 low, low, 16;
+        shr.u32 pick, pick, 16;
+        prmt.b32 a, {first}, {second}, low;
+        prmt.b32 b, {third}, {fourth}, low;
+        prmt.b32 d, a, b, pick;
+        prmt.b32 $0, c, d, 0x6420;
+        prmt.b32 $1, c, d, 0x7531;
+    }}"""
+
+
+CODEBOOK_WORDS = tl.constexpr(byte_words(codebook.CODEBOOK))
+CODEBOOK_ASSEMBLY = tl.constexpr(pair_assembly(byte_words(codebook.CODEBOOK)))
 
 
 @triton.jit
@@ -63,10 +96,34 @@ def codebook_words_tl(x, inverse):
 @triton.jit
 def codebook_values_tl(code):
     """float32: codebook.codebook_values of int32 0..15."""
-    low = tl.where((code & 4) != 0, _WORDS[1], _WORDS[0])
-    high = tl.where((code & 4) != 0, _WORDS[3], _WORDS[2])
+    return _looked_up_tl(code, CODEBOOK_WORDS).to(tl.float32)
+
+
+@triton.jit
+def _looked_up_tl(code, WORDS: tl.constexpr):
+    """int32: the signed byte number `code`, 0..15, of four WORDS."""
+    low = tl.where((code & 4) != 0, WORDS[1], WORDS[0])
+    high = tl.where((code & 4) != 0, WORDS[3], WORDS[2])
     word = tl.where((code & 8) != 0, high, low)
-    return ((word << (24 - (code & 3) * 8)) >> 24).to(tl.float32)
+    return (word << (24 - (code & 3) * 8)) >> 24
+
+
+@triton.jit
+def codebook_pair_tl(byte, WORDS: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """float32 twice: of bytes, int32 0..255, what WORDS, sixteen signed bytes, hold at the low
+    four bits and at the high ones; ASSEMBLY is `pair_assembly` of WORDS."""
+    if INTERPRETED:
+        low, high = _looked_up_tl(byte & 15, WORDS), _looked_up_tl(byte >> 4, WORDS)
+    else:
+        low, high = tl.inline_asm_elementwise(
+            ASSEMBLY,
+            "=&r,=&r,r",
+            [byte.to(tl.int8)],
+            dtype=(tl.int8, tl.int8),
+            is_pure=True,
+            pack=4,
+        )
+    return low.to(tl.float32), high.to(tl.float32)
 
 
 @triton.jit

@@ -5,15 +5,18 @@ or 32 values in registers and adds along it in the order of the reference, so th
 reference's too.
 """
 
+import torch
+
 from gpukit_kernels.bits_triton import (
     divide_tl,
     inverse_tl,
     negated_tl,
-    signed_byte_tl,
-    truncate_tl,
+    small_int_tl,
 )
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import spread_tl
+
+_MOST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @triton.jit
@@ -30,36 +33,53 @@ def first_largest_tl(x, N: tl.constexpr):
 
 @triton.jit
 def signed_levels_tl(x, LEVELS: tl.constexpr):
-    """d, float32 `[TILE]`, and levels, int32 `[TILE, 32]`: search.signed_levels of `[TILE, 32]`."""
-    d = divide_tl(first_largest_tl(x, 32), tl.full((1,), -LEVELS, tl.float32))
-    level = signed_byte_tl(truncate_tl(x * inverse_tl(d)[:, None] + (LEVELS + 0.5)))
-    return d, tl.minimum(level, 2 * LEVELS - 1)
+    """d, float32 `[TILE]`, and a tuple of 32 levels, int32 `[TILE]`: search.signed_levels of a
+    tuple of 32 lanes; LEVELS is a power of two."""
+    largest, _ = lanes_range_tl(x, 32)
+    d = largest * (-1.0 / LEVELS)
+    inverse, half = finite_inverse_tl(d, LEVELS + 0.5)
+    levels = ()
+    for i in tl.static_range(32):
+        level = small_int_tl(x[i] * inverse + half)
+        levels = levels + (tl.minimum(level, 2 * LEVELS - 1),)  # noqa: RUF005
+    return d, levels
 
 
 @triton.jit
-def offset_levels_tl(x, levels: tl.constexpr):
-    """float32 `[TILE]` twice and int32 `[TILE, N]`: search.offset_levels along the rows."""
-    N: tl.constexpr = x.shape[1]
-    element = tl.arange(0, N)[None, :]
-    # The first of the least values: its zero keeps its sign.
-    first = tl.min(tl.where(x == tl.min(x, axis=1)[:, None], element, N), axis=1)
-    bits = tl.where(element == first[:, None], x.to(tl.int32, bitcast=True), 0)
-    low = tl.sum(bits, axis=1).to(tl.float32, bitcast=True)
-    d = divide_tl(tl.max(x, axis=1) - low, tl.full(low.shape, levels, tl.float32))
-    return d, low, truncate_tl((x - low[:, None]) * inverse_tl(d)[:, None] + 0.5)
+def offset_levels_tl(x, LEVELS: tl.constexpr):
+    """d and low, float32 `[TILE]`, and a tuple of 32 levels, int32 `[TILE]`: search.offset_levels
+    of a tuple of 32 lanes, zero where that does not fit."""
+    low = tl.zeros_like(x[0]) + _MOST
+    high = tl.zeros_like(x[0]) - _MOST
+    for i in tl.static_range(32):
+        low = tl.where(x[i] < low, x[i], low)
+        high = tl.where(x[i] > high, x[i], high)
+    d = divide_tl(high - low, tl.full((1,), LEVELS, tl.float32))
+    inverse, half = finite_inverse_tl(d, 0.5)
+    levels = ()
+    for i in tl.static_range(32):
+        levels = levels + (small_int_tl((x[i] - low) * inverse + half),)  # noqa: RUF005
+    return d, low, levels
+
+
+@triton.jit
+def finite_inverse_tl(d, ADDED: tl.constexpr):
+    """float32: 1 / d and ADDED; both 0 where 1 / d is infinite, 1 / d 0 where d is 0.
+
+    The C converts what an infinite 1 / d gives to the lowest int32, whose low byte is 0.
+    """
+    inverse = inverse_tl(d)
+    finite = tl.abs(inverse) < float("inf")
+    return tl.where(finite, inverse, 0.0), tl.where(finite, ADDED, 0.0)
 
 
 @triton.jit
 def lanes_range_tl(x, SIZE: tl.constexpr):
     """The first value of largest magnitude along a tuple of lanes, and its magnitude."""
     largest = tl.zeros_like(x[0])
-    magnitude = tl.zeros_like(x[0])
     for i in tl.static_range(SIZE):
-        a = tl.abs(x[i])
-        larger = a > magnitude
-        magnitude = tl.where(larger, a, magnitude)
-        largest = tl.where(larger, x[i], largest)
-    return largest, magnitude
+        largest = tl.where(tl.abs(x[i]) > tl.abs(largest), x[i], largest)
+    return largest, tl.abs(largest)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gpucheck.base import ROOT, Plan
-from gpucheck.data import any_bytes, compare
+from gpucheck.data import any_bytes, compare, passed_by
 from gpucheck.jobs import counts, odd, product
 from gpukit_kernels import (
     Lane,
@@ -18,13 +18,12 @@ from gpukit_kernels import (
     vectors_triton,
 )
 from gpukit_kernels.products_triton import FEW_ROWS, VECTOR_ROWS_OF_X
-from gpukit_kernels.verified import refused
 
 GOLDEN = ROOT / "tests" / "data" / "golden" / "kernels.npz"
 
 
 def _told(blocks: int, wrong: list[dict[str, Any] | None]) -> dict[str, Any]:
-    return {"blocks": blocks, "wrong": [entry for entry in wrong if entry]}
+    return {"blocks": blocks, "wrong": [*filter(None, wrong), *passed_by()]}
 
 
 def check_bytes(plan: Plan, row: QuantType) -> dict[str, Any]:
@@ -44,8 +43,6 @@ def check_bytes(plan: Plan, row: QuantType) -> dict[str, Any]:
             expected = entry["decoded"].to(dtype)
             wrong.append(compare(f"values of {kind} as {dtype}", wanted, decoded, expected))
         blocks += len(wanted)
-    # What took over may be right.
-    wrong += [{"kind": f"{what} is refused", "share": 0.0} for what in refused(row.name)]
     return _told(blocks, wrong)
 
 

@@ -1,5 +1,7 @@
 """Jobs that read the same are one pass; a failure of one output is its own."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,32 @@ def test_a_failure_is_of_one_output(keep_going: bool, plan: Path) -> None:
     if keep_going:
         single = gpukit.convert(plan.parent / "plain", plan.parent / "single", "F32", device="cpu")
         assert (plan.parent / "F32.gguf").read_bytes() == single.path.read_bytes()
+
+
+READ = """
+import sys
+import subprocess
+import sys
+from pathlib import Path
+import gpukit
+import gpukit.recipes.merge, gpukit.conversion.torch_engine, gpukit.sources.merged
+def read(): return int(Path("/proc/self/io").read_text().split()[1])
+gpukit.batch(sys.argv[1])
+had = read()
+gpukit.batch(sys.argv[2])
+print(read() - had)
+"""
+
+
+def test_the_system_counts_one_reading(plan: Path) -> None:
+    """Bytes of /proc/self/io, of a second batch in a process in which everything is loaded."""
+    text = "sources: [plain]\noutput: {}/{{type}}.gguf\noptions: {{device: cpu}}\ntypes: [{}]\n"
+    plan.write_text(text.format("one", "BF16, Q8_0, Q4_0, F16"))
+    other = plan.with_name("other.yaml")
+    other.write_text(text.format("two", "BF16, Q8_0, Q4_0, F16"))
+    child = subprocess.run(
+        [sys.executable, "-c", READ, plan, other], capture_output=True, text=True, check=True
+    )
+    stored = (plan.parent / "plain/model.safetensors").stat().st_size
+    # Beside it the heads of files and their ends are looked at, 128 KiB of each, a few times.
+    assert stored <= int(child.stdout) < 1.5 * stored

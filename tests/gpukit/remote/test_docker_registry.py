@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from support.stores import add
 from gpukit import RegistryError, Store
 from gpukit.store.blobs import digest_of
 
-pytestmark = pytest.mark.skipif(
-    docker_registry.program() is None,
-    reason="docker-registry is not installed here (apt-get install docker-registry)",
-)
+
+@pytest.fixture(scope="module", autouse=True)
+def _needed() -> None:
+    docker_registry.skip_without()
+
 
 WEIGHTS = os.urandom(1000) * 350 + b"end"
 
@@ -84,27 +84,6 @@ def test_cut_at_every_stage(host: str, store: Store, other: Store, after: int) -
             except RegistryError:
                 assert not other.names()
         assert same(store, other, name)
-
-
-def test_two_pushes_at_once(host: str, store: Store, other: Store) -> None:
-    name = f"{host}/me/both:q4"
-    model(store, name)
-    failed: list[BaseException] = []
-
-    def push() -> None:
-        try:
-            Store(store.root).push(name, insecure=True)
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=push) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
-    other.pull(name, insecure=True)
-    assert same(store, other, name)
 
 
 def test_basic(store: Store, other: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

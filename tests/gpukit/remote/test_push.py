@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from support import docker_registry
+from support.at_once import at_once
 from support.registry import Fault, Server
 from support.stores import add
 
@@ -130,6 +132,23 @@ def test_an_interrupted_push_goes_on(
     assert not list(Path(store.root.parent, "cache").rglob("*.json"))
 
 
+def test_a_push_cut_in_the_middle_of_a_part_goes_on_there(
+    server: Server, store: Store, name: str
+) -> None:
+    """Where the registry keeps what came of a part and says how much: within a push, and by the
+    next one."""
+    server.faults["PATCH uploads"] = [
+        Fault(), Fault(cut=30_000), Fault(), Fault(cut=70_000), *[Fault(status=503)] * 40,
+    ]  # fmt: skip
+    with pytest.raises(RegistryError, match="run the command again to go on"):
+        store.push(name, insecure=True)
+    server.faults["PATCH uploads"].clear()
+    server.ranges_sent.clear()
+    store.push(name, insecure=True)
+    published(server, store)
+    assert server.ranges_sent[0] == "300000-358402"
+
+
 def test_an_upload_that_is_forgotten_is_begun_anew(server: Server, store: Store, name: str) -> None:
     server.faults["PUT uploads"] = [Fault(status=503)] * 40
     with pytest.raises(RegistryError):
@@ -155,22 +174,20 @@ def test_rubbish_about_uploads_counts_for_nothing(
     published(server, store)
 
 
-def test_two_pushes_at_once(server: Server, store: Store, name: str) -> None:
-    failed: list[BaseException] = []
-
-    def push() -> None:
-        try:
-            Store(store.root).push(name, insecure=True)
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=push) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
-    published(server, store)
+@pytest.mark.parametrize("at", ["here", docker_registry.PROGRAM])
+def test_two_pushes_at_once(
+    server: Server, store: Store, other: Store, tmp_path: Path, at: str
+) -> None:
+    with ExitStack() as stack:
+        host = server.host
+        if at == docker_registry.PROGRAM:
+            docker_registry.skip_without()
+            host = stack.enter_context(docker_registry.serve(tmp_path / "registry"))
+        name = f"{host}/me/both:q4"
+        add(store, name, model=WEIGHTS, template=b"{{ .Prompt }}")
+        at_once(*[lambda: Store(store.root).push(name, insecure=True)] * 2)
+        assert other.pull(name, insecure=True).moved == len(WEIGHTS) + 13 + 24
+    assert other.manifest_bytes(other.existing(name)) == store.manifest_bytes(store.existing(name))
 
 
 def test_a_damaged_blob_is_told_of(server: Server, store: Store, name: str) -> None:

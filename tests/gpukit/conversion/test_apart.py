@@ -1,0 +1,62 @@
+"""Work away from the thread that signals come to."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from support import gguf_models
+
+import gpukit
+from gpukit.conversion.apart import apart
+
+
+class Told(BaseException):
+    """What the signal raises."""
+
+
+def test_what_work_raises_is_raised() -> None:
+    ended: list[int] = []
+    apart(lambda: ended.append(threading.get_ident()), pytest.fail)
+    assert ended != [threading.get_ident()]
+
+    def fails() -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        apart(fails, pytest.fail)
+
+
+def test_a_signal_stops_the_work_and_is_raised_when_it_has_ended() -> None:
+    stopped, ended = threading.Event(), threading.Event()
+
+    def tell(number: int, _frame: FrameType | None) -> None:
+        raise Told(number)
+
+    def work() -> None:
+        assert stopped.wait(10)
+        time.sleep(0.05)
+        ended.set()
+
+    before = signal.signal(signal.SIGALRM, tell)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Told):
+            apart(work, stopped.set)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert ended.is_set()
+
+
+def test_a_pass_takes_no_lock_in_the_thread_that_signals_come_to(tmp_path: Path) -> None:
+    steps: list[bool] = []
+
+    def report(event: object) -> None:
+        if isinstance(event, gpukit.Step) and event.done:
+            steps.append(threading.current_thread() is threading.main_thread())
+
+    model = gguf_models.build("eight-layers", tmp_path)
+    gpukit.quantize(model, tmp_path / "x.gguf", "Q8_0", device="cpu", report=report)
+    assert set(steps) == {False}
