@@ -8,6 +8,7 @@ from gpukit.events import Report, Status
 from gpukit.formats.file_types import CONVERTED, file_type_of
 from gpukit.planning.overrides import Overrides
 from gpukit.sources.converter_process import Converter
+from gpukit.store.modelfile import Modelfile
 
 # A checkout of llama.cpp, or more exactly how its converter is used.
 Checkout = Converter | str | Path
@@ -43,6 +44,18 @@ def bridge(
             "with a file of llama-imatrix"
         )
     return how.with_outtype(_outtype(types, overrides))
+
+
+def bridge_of(
+    modelfile: Modelfile,
+    converter: Checkout | None,
+    quantize: str | None,
+    pre: str | None,
+    calibrate: str | Path | None,
+) -> Converter | None:
+    """`bridge` for the model that `modelfile` describes."""
+    adapters, text = bool(modelfile.adapters), calibrate is not None
+    return bridge(converter, (quantize or None,), pre=pre, adapters=adapters, calibrate=text)
 
 
 def tell(how: Converter | None, path: Path, report: Report) -> None:

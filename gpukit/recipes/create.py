@@ -17,10 +17,9 @@ from gpukit.formats.file_types import file_type_name
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import QuantizePlan
 from gpukit.recipes.adapter_lines import check_digests, locate_line, to_merge
-from gpukit.recipes.bridge import Checkout, bridge
+from gpukit.recipes.bridge import Checkout, bridge_of
 from gpukit.recipes.calibration import calibrated, check_calibration
 from gpukit.recipes.references import Reference, fetched_adapter, locate
-from gpukit.sources.converter_process import Converter
 from gpukit.store import blobs, gojson, parameters
 from gpukit.store.changes import change
 from gpukit.store.config import Config, human_count
@@ -68,7 +67,7 @@ def create(
     model = store.find(name)
     check_device(device)
     check_calibration(calibrate, quantize, imatrix)
-    how = _bridge(converter, modelfile, quantize, pre, calibrate)
+    how = bridge_of(modelfile, converter, quantize, pre, calibrate)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
     work = replace(
         work, device=device, budget=budget, provenance=provenance, converter=how, link=link
@@ -142,7 +141,7 @@ def plan_create(
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
     model = store.find(name)
     check_calibration(calibrate, quantize, imatrix)
-    how = _bridge(converter, modelfile, quantize, pre, calibrate)
+    how = bridge_of(modelfile, converter, quantize, pre, calibrate)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
     work = replace(work, provenance=provenance, converter=how)
     with _opened(store, modelfile, work, hub, merge, calibrate, dry=True) as (base, origin, new):
@@ -156,17 +155,6 @@ def plan_create(
 
 def _imagined(data: bytes, media_type: str) -> Layer:
     return Layer(media_type, blobs.digest_of(data), len(data))
-
-
-def _bridge(
-    converter: Checkout | None,
-    modelfile: Modelfile,
-    quantize: str | None,
-    pre: str | None,
-    calibrate: str | Path | None,
-) -> Converter | None:
-    adapters, text = bool(modelfile.adapters), calibrate is not None
-    return bridge(converter, (quantize or None,), pre=pre, adapters=adapters, calibrate=text)
 
 
 def _wishes(

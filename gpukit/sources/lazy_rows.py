@@ -82,6 +82,8 @@ def leaf_dtype(x: Any) -> str:
         if name in JOINING and isinstance(first, (list, tuple)) and first:
             first = first[0]
         if not is_lazy(first):
+            if isinstance(first, (list, tuple)):  # of tensors that something is made of
+                return ""
             return str(x._meta.dtype).removeprefix("torch.")
         if name not in ELEMENTWISE | RESHAPING | JOINING:
             return ""
