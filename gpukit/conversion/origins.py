@@ -272,6 +272,8 @@ def _quantized(checked: Checked, work: Wishes, what: str) -> _Converted | None:
 
 
 def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
+    if work.converter is not None:
+        work.report(Status(work.converter.telling(path)))
     source = open_source(path, work.pre, work.merge, work.converter)
     try:
         options = Options(imatrix=work.imatrix)

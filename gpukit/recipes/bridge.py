@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpukit.errors import ArgumentError
-from gpukit.events import Report, Status
 from gpukit.formats.file_types import CONVERTED, file_type_of
 from gpukit.planning.overrides import Overrides
 from gpukit.sources.converter_process import Converter
@@ -56,12 +55,6 @@ def bridge_of(
     """`bridge` for the model that `modelfile` describes."""
     adapters, text = bool(modelfile.adapters), calibrate is not None
     return bridge(converter, (quantize or None,), pre=pre, adapters=adapters, calibrate=text)
-
-
-def tell(how: Converter | None, path: Path, report: Report) -> None:
-    """Say that code of the checkout is run now."""
-    if how is not None:
-        report(Status(f"{path}: planned by llama.cpp's converter in {how.tree}; its code is run"))
 
 
 def _outtype(types: Sequence[str | None], overrides: Overrides | None) -> str:

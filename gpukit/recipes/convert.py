@@ -10,7 +10,7 @@ from gpukit.conversion.resuming import Resume
 from gpukit.conversion.run import Result, run_plan
 from gpukit.conversion.within import plan_within
 from gpukit.errors import ArgumentError
-from gpukit.events import Report, ignore
+from gpukit.events import Report, Status, ignore
 from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import FileType
 from gpukit.formats.imatrix import read_imatrix
@@ -19,7 +19,7 @@ from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
 from gpukit.planning.totals import TypeTotal
-from gpukit.recipes.bridge import Checkout, bridge, tell
+from gpukit.recipes.bridge import Checkout, bridge
 from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.references import locate
 from gpukit.sources.base import Source
@@ -170,7 +170,8 @@ def planned_as(
         options = options_with(
             path, calibrate, options, types, pre=pre, merge=merge, device=device, report=report
         )
-    tell(how, path, report)
+    if how is not None:
+        report(Status(how.telling(path)))
     source = open_source(path, pre, merge, how)
     try:
         fields, plans = source.fields, []

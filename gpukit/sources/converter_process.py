@@ -85,6 +85,10 @@ class Converter:
                         f"--converter-arg={argument}: makes no sense here: {remedy}"
                     )
 
+    def telling(self, folder: Path) -> str:
+        """The line that says whose code is run now."""
+        return f"{folder}: planned by llama.cpp's converter in {self.tree}; its code is run"
+
     def with_outtype(self, name: str) -> "Converter":
         return replace(self, outtype=name.lower())
 
