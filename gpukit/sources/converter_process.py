@@ -106,6 +106,7 @@ class ConverterProcess:
         self._how, self._model, self._lock = how, model, Lock()
         self._lines: deque[str] = deque(maxlen=LINES)
         self._warned: list[str] = []
+        self._failure: str | None = None
         self._process = self._started()
         self._log = Thread(target=self._listen, daemon=True, name="gpukit-converter")
         self._log.start()
@@ -226,7 +227,8 @@ class ConverterProcess:
         said = self._last() or "without a word"
         if status < 0:
             said = f"killed by signal {-status}, perhaps for want of memory"
-        raise CheckpointError(one_line(f"{self._model}: the converter stopped {where}: {said}"))
+        self._failure = one_line(f"{self._model}: the converter stopped {where}: {said}")
+        raise CheckpointError(self._failure)
 
     def _fill(self, view: memoryview) -> int:
         """Read into all of `view`; how many bytes came."""
@@ -244,6 +246,8 @@ class ConverterProcess:
         assert self._process.stdin is not None
         request = b"".join(n.to_bytes(8, "little", signed=True) for n in (index, row, rows))
         with self._lock:
+            if self._failure is not None:  # whoever asks next would blame another tensor
+                raise CheckpointError(self._failure)
             with suppress(BrokenPipeError):
                 self._process.stdin.write(request)
                 self._process.stdin.flush()

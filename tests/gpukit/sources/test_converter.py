@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.converter_folders import TREE, toy
 
@@ -14,6 +16,7 @@ from gpukit import ArgumentError, CheckpointError, Converter, Options, Warned
 from gpukit.errors import GpukitError
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.planning.overrides import Overrides
+from gpukit.sources import converter_child, lazy_rows
 from gpukit.sources.converter_process import CHILD
 
 
@@ -195,6 +198,20 @@ def test_what_it_does_not_go_with(model: Path, tmp_path: Path) -> None:
     gguf = _by_itself(model, "f16", tmp_path / "f16.gguf")
     with pytest.raises(ArgumentError, match="no model folder, which is what --converter converts"):
         gpukit.convert(gguf, out, converter=TREE)
+
+
+def test_provenance_says_that_it_was_used(model: Path) -> None:
+    with gpukit.plan(model, "Q4_0", converter=TREE, provenance=True) as plan:
+        assert plan.records.get("gpukit.recipe.options") == ["--converter"]
+
+
+def test_a_tensor_in_chunks_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converter_child, "lazy_rows", lazy_rows, raising=False)
+    whole = np.arange(60, dtype=np.float32).reshape(12, 5)
+    chunks = SimpleNamespace(_chunks=[lambda: whole[:5], lambda: whole[5:6], lambda: whole[6:]])
+    rows = converter_child.Chunks(chunks)
+    for begin, end in ((0, 3), (3, 7), (5, 6), (0, 12), (11, 12), (2, 4)):
+        assert np.array_equal(rows.of(begin, end).numpy(), whole[begin:end])
 
 
 def test_into_the_store(model: Path, tmp_path: Path) -> None:

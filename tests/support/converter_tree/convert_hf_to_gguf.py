@@ -27,6 +27,11 @@ def lazy(path, shape, do=None):
     def load(file):
         if do == "crash midway":
             raise ValueError("the weights are torn")
+        if do == "kill the parent once" and not path.with_name("killed").exists():
+            path.with_name("killed").touch()
+            time.sleep(1.5)  # what was before may be noted
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
         if do == "be killed":
             os.kill(os.getpid(), signal.SIGKILL)
         return np.load(file)
@@ -83,6 +88,8 @@ def convert(folder, out, outtype):
     if do == "be eager and warn":
         logger.warning("** the vocabulary is odd")
         logger.warning("very odd")
+        blocks = np.full((2, 32, 8 * 17), 120, np.uint8)
+        writer.add_tensor("blk.0.mx_exps.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
     for name, shape in config["tensors"].items():
         data = lazy(
             folder / f"{name}.npy", shape, do if name.startswith("blk.0.ffn_down") else None
