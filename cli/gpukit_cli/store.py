@@ -68,6 +68,14 @@ def create(
             "--merge", help="Merge adapters into the weights, as -q does; else they stay beside."
         ),
     ] = False,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link",
+            help="Hard-link a .gguf that is taken as it is, where the disk cannot share its blocks "
+            "with a copy. The file must not be changed then.",
+        ),
+    ] = False,
     pre: Pre = None,
     provenance: Provenance = False,
     hub: Hub = False,
@@ -102,7 +110,7 @@ def create(
         made = gpukit.Store().create(
             name, source, quantize,
             device=device, pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-            provenance=provenance, report=report,
+            provenance=provenance, link=link, report=report,
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})

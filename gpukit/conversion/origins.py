@@ -37,8 +37,8 @@ MODEL = LAYER_PREFIX + "model"
 class Wishes:
     """How weights are converted: the file type wanted (None: the source's own), who hears of it,
     the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, the
-    importance weights, the adapters that are merged on the way, and whether the metadata says what
-    the weights are made from.
+    importance weights, the adapters that are merged on the way, whether the metadata says what the
+    weights are made from, and whether a GGUF that is taken as it is may be linked.
     """
 
     file_type: str | None
@@ -49,6 +49,7 @@ class Wishes:
     imatrix: Imatrix | None = None
     merge: Merge | None = None
     provenance: bool = False
+    link: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class _Copied:
     adapters: tuple[Layer, ...] = ()
 
     def add(self, changes: Change) -> tuple[Layer, ...]:
-        return (copy_file(self.path, changes, MODEL, self.work.report),)
+        return (copy_file(self.path, changes, MODEL, self.work.report, link=self.work.link),)
 
     def foresee(self) -> Foreseen:
         layer = Layer(MODEL, "", self.path.stat().st_size, origin=self.path.name)

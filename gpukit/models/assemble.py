@@ -1,5 +1,6 @@
 """Puts a decoder together from the weights of a file; an architecture says in a `Style` how."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -33,24 +34,33 @@ def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
     output = weights.linear(head, vocab, n_embd)
     last_norm = norm("output_norm", n_embd, config, weights)
     device = embedding.weight.blocks.device
-    rope = _rope(config, weights, device)
-    local = Rope(config.head_dim, config.rope_theta_local or config.rope_theta, device)
     return Decoder(
         config=config,
         device=device,
-        embed=replace(embedding, factor=n_embd**0.5) if style.scaled else embedding,
-        ropes=[
-            local if config.rope_theta_local and config.window_of(layer) else rope
-            for layer in range(config.n_layer)
-        ],
+        embed=replace(embedding, factor=n_embd**0.5 if style.scaled else config.embedding_scale),
+        ropes=_ropes(config, weights, style, device),
         blocks=[_block(layer, config, weights, style) for layer in range(config.n_layer)],
-        head=Head(last_norm, output, config.logit_cap),
+        head=Head(last_norm, output, config.logit_cap, config.logit_divisor),
     )
 
 
 def norm(name: str, width: int, config: ModelConfig, weights: Weights) -> RMSNorm:
     """The norm with the weight `name`."""
     return RMSNorm(weights.vector(f"{name}.weight", width), config.rms_eps)
+
+
+def _ropes(config: ModelConfig, weights: Weights, style: Style, device: torch.device) -> list[Rope]:
+    """That of each layer."""
+    rope = _rope(config, weights, device)
+    local = Rope(config.head_dim, config.rope_theta_local or config.rope_theta, device)
+    none = Rope(config.n_rot or config.head_dim, 1.0, device, factor=math.inf)
+
+    def of(layer: int) -> Rope:
+        if style.unrotated_every and (layer + 1) % style.unrotated_every == 0:
+            return none
+        return local if config.rope_theta_local and config.window_of(layer) else rope
+
+    return [of(layer) for layer in range(config.n_layer)]
 
 
 def _rope(config: ModelConfig, weights: Weights, device: torch.device) -> Rope:
@@ -83,6 +93,7 @@ def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> B
         feed_forward=_feed_forward(at, config, weights, style),
         after_attention=named("post_attention_norm") if style.post_norms else None,
         after_feed_forward=named("post_ffw_norm") if style.post_norms else None,
+        scale=config.residual_scale,
     )
 
 

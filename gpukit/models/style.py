@@ -13,6 +13,7 @@ class Style:
     activation  of the gate
     scaled      embeddings times the root of their width
     post_norms  a norm behind attention and behind feed forward, too
+    unrotated_every  the last of so many layers has no RoPE (0: all have)
     fused       attn_qkv holds queries, keys and values, ffn_up gate and up
     """
 
@@ -21,4 +22,5 @@ class Style:
     activation: Literal["silu", "gelu_tanh"] = "silu"
     scaled: bool = False
     post_norms: bool = False
+    unrotated_every: int = 0
     fused: bool = False

@@ -42,6 +42,7 @@ def create(
     hub: bool = False,
     merge: bool = False,
     provenance: bool = False,
+    link: bool = False,
     report: Report = ignore,
 ) -> ModelName:
     """Put the model that `modelfile` describes into the store; its name there.
@@ -53,8 +54,10 @@ def create(
     `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the weights as they are, in
     layers of their own; with `quantize` or `merge` they, and those that FROM has already, are
     merged into the weights on the way. With `provenance` the metadata of weights that are written
-    anew says what they are made from. Everything that can be checked is checked before the first
-    byte is fetched or written; a failed or killed run leaves the store as it was.
+    anew says what they are made from. With `link` a GGUF that is taken as it is becomes another
+    name of the same file where the disk cannot share its blocks. Everything that can be checked is
+    checked before the first byte is fetched or written; a failed or killed run leaves the store as
+    it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
     there, `AdapterError` for an adapter that was made for another base, DiskError, and the errors
     of the readers of the weights.
@@ -63,7 +66,7 @@ def create(
     check_device(device)
     check_calibration(calibrate, quantize, imatrix)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    work = replace(work, device=device, budget=budget, provenance=provenance)
+    work = replace(work, device=device, budget=budget, provenance=provenance, link=link)
     with (
         _opened(store, modelfile, work, hub, merge, calibrate) as (base, origin, new),
         change(store) as changes,

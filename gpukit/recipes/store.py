@@ -39,6 +39,7 @@ class Store(store.Store):
         hub: bool = False,
         merge: bool = False,
         provenance: bool = False,
+        link: bool = False,
         device: str = "auto",
         memory: int = 4 << 30,
         report: Report = ignore,
@@ -47,7 +48,8 @@ class Store(store.Store):
 
         `quantize` is a file type such as Q4_K_M; with it or `merge` adapters go into the weights,
         without they stay beside them. `calibrate` is a text, or as a `Path` a file of it, that the
-        model reads first: what it hears is the importance of its weights. The other arguments are
+        model reads first: what it hears is the importance of its weights. With `link` a GGUF that
+        is taken as it is may be a hard link: it must not be changed then. The other arguments are
         those of `gpukit.convert`. A failed or killed run leaves the store as it was.
         """
         self.find(name)  # before anything is read
@@ -68,6 +70,7 @@ class Store(store.Store):
             hub=hub,
             merge=merge,
             provenance=provenance,
+            link=link,
             report=report,
         )
         return self.describe(made)

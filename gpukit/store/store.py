@@ -136,8 +136,14 @@ class Store:
         """The line of `list` for one model; StoreError where it is missing or corrupt."""
         data = self.manifest_bytes(name)
         size = decode(data, f"model '{name.display}'").size
-        modified = datetime.fromtimestamp(self.manifest_path(name).stat().st_mtime, UTC)
+        try:
+            modified = datetime.fromtimestamp(self.manifest_path(name).stat().st_mtime, UTC)
+        except FileNotFoundError:  # somebody has removed it meanwhile
+            raise self._not_there(name) from None
         return StoredModel(name, sha256(data).hexdigest(), size, modified)
+
+    def _not_there(self, name: ModelName) -> NotFoundError:
+        return NotFoundError(f"model '{name.display}' not found in {self.root}")
 
     def find(self, text: str) -> ModelName:
         """The name that `text` means here, spelled as the store spells it already."""
@@ -168,7 +174,7 @@ class Store:
         try:
             return read_whole(self.manifest_path(name), MOST_OF_A_MANIFEST)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise NotFoundError(f"model '{name.display}' not found in {self.root}") from None
+            raise self._not_there(name) from None
         except OSError as error:
             raise StoreError(
                 f"model '{name.display}': {error.filename} cannot be read: {error.strerror}"

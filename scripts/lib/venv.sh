@@ -45,7 +45,8 @@ need_venv() {
     echo "installing gpukit$extras"
     "$venv/bin/pip" install --quiet --disable-pip-version-check --no-compile \
         -c "$repo/constraints.txt" -e "$repo$extras"
-    echo "$wanted $extras" >"$stamp"
+    grep -qF "$wanted" "$stamp" 2>/dev/null || rm -f "$stamp"
+    echo "$wanted $extras" >>"$stamp"
 }
 
 # A Triton before all that .venv has: torch may ask for another one, which a resolver would insist
