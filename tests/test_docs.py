@@ -59,7 +59,7 @@ def world(folder: Path, variables: dict[str, str], page: Path) -> None:
         there.parent.mkdir(exist_ok=True)
         there.symlink_to(DATA / "tiny-shakespeare")
     for number, name in enumerate(ADAPTERS):
-        if re.search(rf"\b{name}\b", text):
+        if re.search(rf"\b{name}\b", text) or (name == "my-lora" and "merged" in needed):
             lora(DATA / "tiny-shakespeare", folder / name, seed=number)
     for name in filter(text.__contains__, TEXTS):
         (folder / name).write_text((DATA / "shakespeare.txt").read_text()[:6000])
