@@ -136,6 +136,10 @@ def batch(
         raise typer.Exit(1)
 
 
+# As a line tells it.
+_MEMORY = {"memory": "memory for buffers"}
+
+
 def _plan(words: list[str]) -> tuple[Path, bool]:
     """The plan that the words name, and whether its status is wanted."""
     from gpukit.errors import ArgumentError
@@ -185,6 +189,8 @@ def _show(found: "BatchResult", json: bool, summary: Path | None) -> None:
     if json:
         print_json(document)
         return
+    from gpukit.batches.pushing import told
+
     measured = any(row.evaluation is not None for row in found.rows)
     names = MEASURES if measured else ()
     rows: list[tuple[str, ...]] = [("SOURCE", "ADAPTER", "TYPE", "OUTPUT", "SIZE", *names, "STATE")]
@@ -193,7 +199,7 @@ def _show(found: "BatchResult", json: bool, summary: Path | None) -> None:
         why = f": {row.why}" if row.why else ""
         place = _from_here(row.output)
         numbers = _measures(row.numbers) if measured else ()
-        state = f"{row.state}{why}{_not_measured(row)}"
+        state = f"{row.state}{why}{told(row.push)}{_not_measured(row)}"
         rows.append((row.source, row.adapter, row.type, place, size, *numbers, state))
     print_table(rows)
     print(_totals(document, found))
@@ -239,9 +245,8 @@ def _totals(document: dict[str, Any], found: "BatchResult") -> str:
               for need in found.disks]  # fmt: skip
     if found.memory is not None:
         need = found.memory
-        parts.append(
-            f"memory for buffers: {human_bytes(need.needed)} of {human_bytes(need.free)} free"
-        )
+        what = _MEMORY.get(need.place, need.place)
+        parts.append(f"{what}: {human_bytes(need.needed)} of {human_bytes(need.free)} free")
     parts += [f"{need.place} needs {human_bytes(need.needed)} of {human_bytes(need.free)} free"
               for need in found.gpus]  # fmt: skip
     if found.workers > 1:

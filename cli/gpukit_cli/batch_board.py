@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 # Lines of a table at most, however high the screen; a low one leaves one for the cursor.
 MOST_LINES = 20
-UNDER_WAY = (State.RUNNING, State.EVALUATING)
 Cells = tuple[str, str, str]
 
 
@@ -80,7 +79,7 @@ class Board:
                 self._began = now
             job = self._jobs.setdefault(told.number, _Job(told, now))
             if told.event is None:
-                if told.row.state in UNDER_WAY:
+                if told.row.state.is_under_way:
                     job.began, job.step = now, None
                 job.told = told
             elif isinstance(told.event, Step):
@@ -103,7 +102,7 @@ class Board:
         return [*found, ("", f"and {hidden} more under way", "")] if hidden else found
 
     def _is_under_way(self, job: _Job) -> bool:
-        return job.told.row.state in UNDER_WAY
+        return job.told.row.state.is_under_way
 
     def _cells(self, job: _Job) -> Cells:
         told = job.told
@@ -113,7 +112,7 @@ class Board:
         row, step = job.told.row, job.step
         if row.state is State.DONE:
             return ended(row)
-        if row.state not in UNDER_WAY:
+        if not row.state.is_under_way:
             return f"{row.state}: {row.why}"
         if step is None or not step.total:
             return str(row.state)

@@ -47,6 +47,8 @@ class _Lines:
                 _line(f"{at} {row.output}")
             case State.EVALUATING:
                 _line(f"{at} {row.output}: evaluating")
+            case State.PUSHING:
+                _line(f"{at} {row.output}: pushing")
             case State.DONE:
                 _line(f"{at} {row.output}: {ended(row)}")
             case _:

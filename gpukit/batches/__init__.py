@@ -18,6 +18,11 @@ ray_cluster the nodes of a Ray cluster; `ray_task` is what they run, `nodes` wha
 gathering   what several workers tell, as if it were one; `throttle` lets them tell less
 lost        what becomes of the jobs of a worker that has died
 calibrating importance that is collected once for a source with its adapters
+targets     where results are sent; `pushing` sends them
+matching    which jobs a rule of the plan is for
+measuring   who measures results
+evaluations what that means
+work        what a process does with a portion
 evaluating  results measured when they are made
 logs        what jobs reported, beside their journals
 result      what is known of every job, as a table and as JSON

@@ -8,11 +8,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from gpukit.batches.evaluating import evaluated, known
+from gpukit.batches.evaluating import known
 from gpukit.batches.matrix import expand
+from gpukit.batches.measuring import evaluated
 from gpukit.batches.opening import Inputs
 from gpukit.batches.places import still_there, with_folders
 from gpukit.batches.preparing import Prepared, Shard, in_shard, prepare
+from gpukit.batches.pushing import left, pushed
 from gpukit.batches.ray_cluster import run_on_ray
 from gpukit.batches.reading import ReadPlan, read_plan
 from gpukit.batches.result import BatchResult, Row, Watch, unwatched
@@ -42,11 +44,12 @@ def batch(
     A result that is there and whose journal says that it was made of the same is left alone; one
     that was made of something else is refused, or with `force` made anew. A job that fails ends the
     batch, or with `keep_going` only itself. When all are made, those are measured of which the plan
-    wants that: what fails there leaves the result alone, and the next run tries again. `shard`
+    wants that: what fails there leaves the result alone, and the next run tries again. Results are
+    sent where the plan says as they are made; what could not be sent the next run sends. `shard`
     (I, N) takes every N-th source from the I-th on. `jobs` processes work at a time, each on what
     reads the same files, which share the cores; without it one for each GPU, or one. A process that
     dies is a job that failed. With `ray`, auto or the address of a Ray cluster, its nodes do the
-    work, each with so many; measuring is for this machine. `report` hears what comes before the
+    work, each with so many. `report` hears what comes before the
     first job, `watch` each job.
     `ArgumentError` for a plan that is wrong, that another process runs, or whose results are not
     its own; `DiskError` where results do not fit; and the errors of `gpukit.plan`, all before
@@ -66,7 +69,9 @@ def batch(
             rows = _made(prepared, keep_going, watch)
         else:
             rows = run_on_ray(prepared, ray, jobs, keep_going, watch).rows
-        rows = evaluated(prepared, rows, keep_going, watch)
+        told = sum(at.state.is_left for at in prepared.standings) + len(left(prepared))
+        rows = pushed(prepared, rows, keep_going, watch)
+        rows = evaluated(prepared, rows, keep_going, watch, jobs=jobs, ray=ray, before=told)
     return replace(prepared.result, rows=tuple(rows), seconds=time.monotonic() - started)
 
 

@@ -8,19 +8,20 @@ Results that are measured beside the same model follow each other, and it is loa
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpukit.batches.journal import EVALUATED, Journal, Record, last_record
+from gpukit.batches.evaluations import evaluation_of, groups, wanted
+from gpukit.batches.journal import Journal, last_record
 from gpukit.batches.logs import note_event, note_row
 from gpukit.batches.matrix import SOURCE, Job
 from gpukit.batches.opening import merge_of
 from gpukit.batches.places import check_place
 from gpukit.batches.preparing import Prepared
+from gpukit.batches.pushing import with_push
 from gpukit.batches.reading import ReadPlan
 from gpukit.batches.result import Row, Told, Watch
 from gpukit.batches.states import State, journal_path, model_path
@@ -28,7 +29,6 @@ from gpukit.errors import GpukitError
 from gpukit.evaluation.pages import finite
 from gpukit.events import Event, Report
 from gpukit.formats.atomic import disk_errors
-from gpukit.planning.fingerprint import file_facts, files_of
 
 if TYPE_CHECKING:
     from gpukit.recipes.asked import Asked
@@ -39,78 +39,48 @@ LEFT_OUT = ("model", "type", "running", "size", "bits_per_weight")
 
 
 def known(read: ReadPlan, job: Job, row: Row) -> Row:
-    """`row` with what the journal of a result that is done says: seconds, bits per weight, and the
-    numbers of the evaluation that the plan asks for."""
+    """`row` with what the journal of a result that is done says: seconds, bits per weight, the
+    numbers of the evaluation that the plan asks for, and whether it was sent."""
     record = last_record(journal_path(read, job)) if row.state is State.DONE else None
     if record is not None and record.end is not None:
         row = replace(row, bits_per_weight=record.end.get("bits_per_weight"))
         if row.seconds is None:
             row = replace(row, seconds=record.end.get("seconds"))
-    if job.evaluate is None:
-        return row
-    return replace(row, evaluation=_found(record, wanted(job)))
+    if job.evaluate is not None:
+        row = replace(row, evaluation=evaluation_of(record, wanted(job)))
+    return with_push(row, job, record)
 
 
-def wanted(job: Job) -> dict[str, Any]:
-    """What the evaluation of a job is of, as far as a later run must know it; what the result is
-    made of its journal says already. `DiskError` for a file that cannot be read."""
-    wish = job.evaluate
-    assert wish is not None
-    assert wish.text is not None
-    of = wish.model_dump(exclude={"text", "against"}, exclude_none=True)
-    of["text"] = file_facts(Path(wish.text))
-    if wish.against is not None:
-        path = Path(wish.against)
-        of["against"] = wish.against
-        if wish.against != SOURCE and path.exists():
-            of["against"] = [*map(file_facts, files_of(path))]
-    return of
+class Evaluation:
+    """The results of a batch being measured that are done and were not: `rows` by the numbers of
+    their jobs. `before` is how many jobs have been told of before."""
 
-
-def _found(record: Record | None, of: Mapping[str, Any]) -> dict[str, Any]:
-    found = record.evaluation if record is not None else None
-    if found is None or found["of"] != of:
-        return {"state": State.TO_DO.value}
-    if found["event"] == EVALUATED:
-        return {"state": State.DONE.value, **found["numbers"]}
-    return {"state": State.FAILED.value, "why": found["error"]}
-
-
-def evaluated(prepared: Prepared, rows: Sequence[Row], keep_going: bool, watch: Watch) -> list[Row]:
-    """`rows` of a batch that is through, with what measuring the results gives; without
-    `keep_going` nothing is measured after the first failure."""
-    work = _Evaluating(prepared, rows, watch)
-    if keep_going or not any(row.state is State.FAILED for row in rows):
-        work.all(keep_going)
-    return list(work.rows.values())
-
-
-class _Evaluating:
-    """Evaluations under way: `rows` by the numbers of their jobs."""
-
-    def __init__(self, prepared: Prepared, rows: Sequence[Row], watch: Watch) -> None:
-        self._prepared, self._watch = prepared, watch
+    def __init__(self, prepared: Prepared, keep_going: bool, watch: Watch, before: int = 0) -> None:
+        self._prepared, self._keep_going, self._watch = prepared, keep_going, watch
         self._read, self._inputs = prepared.read, prepared.inputs
         jobs = [at.job for at in prepared.standings]
-        self.rows = {
-            job.number: known(self._read, job, row) for job, row in zip(jobs, rows, strict=True)
-        }
-        self._left = [job for job in jobs if _is_left(self.rows[job.number])]
-        # They are counted behind the jobs that were to be made.
-        self._begun = sum(at.state.is_left for at in prepared.standings)
-        self._count = self._begun + len(self._left)
+        rows = prepared.result.rows
+        self.rows = {job.number: row for job, row in zip(jobs, rows, strict=True)}
+        self._left = [job for job in jobs if is_left(self.rows[job.number])]
+        self._begun, self._count = before, before + len(self._left)
+        self._stopped = False
 
-    def all(self, keep_going: bool) -> None:
+    def all(self) -> None:
         """Measure what is left, without `keep_going` up to the first failure."""
-        for _, group in groupby(self._left, key=_beside):
+        for jobs in groups(self._left):
             # What measures computes with torch.
             from gpukit.recipes.shared_reference import SharedReference
 
-            jobs = list(group)
             shared = SharedReference(len(jobs))
             for job in jobs:
-                if not self._one(job, shared) and not keep_going:
+                if self._stopped:
                     return
+                if not self._one(job, shared) and not self._keep_going:
+                    return
+
+    def stop(self) -> None:
+        """Begin no other; safe from any thread."""
+        self._stopped = True
 
     def _one(self, job: Job, shared: "SharedReference") -> bool:
         """Measure one result, and tell how that went; whether it went well."""
@@ -199,15 +169,6 @@ class _Evaluating:
         self._watch(Told(self._begun, self._count, row))
 
 
-def _is_left(row: Row) -> bool:
+def is_left(row: Row) -> bool:
+    """Whether a result is there and its evaluation is not."""
     return row.state is State.DONE and row.evaluation is not None and not row.numbers
-
-
-def _beside(job: Job) -> object:
-    """What tells the reference of one job from that of another."""
-    wish, o = job.evaluate, job.options
-    assert wish is not None
-    if wish.against != SOURCE:
-        return (wish, o.device)
-    way = (o.pre, o.strict, o.moe_layout, o.merge_base, o.combine)
-    return (wish, o.device, str(job.reference.model), job.adapter.adapters, way)

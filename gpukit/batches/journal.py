@@ -7,6 +7,8 @@ Lines of JSON, only ever added to, in `OUTPUT.gpukit.jsonl`:
     {"event": "failed", "error": "…"}
     {"event": "evaluated", "of": {…}, "numbers": {…}}         of an output that is done
     {"event": "not evaluated", "of": {…}, "error": "…"}
+    {"event": "pushed", "of": {…}, "told": {…}}               of an output that is done
+    {"event": "not pushed", "of": {…}, "error": "…"}
 
 `of` is the output's fingerprint, `size` the bytes that it will have, `before` the file that had its
 name. A last line that is not whole
@@ -29,6 +31,7 @@ from gpukit.formats.positioned import append_line, read_whole
 FORM = 1
 MOST_BYTES = 64 << 20
 EVALUATED, NOT_EVALUATED = EVALUATIONS = ("evaluated", "not evaluated")
+PUSHED, NOT_PUSHED = PUSHES = ("pushed", "not pushed")
 
 
 def journal_of(output: Path) -> Path:
@@ -39,13 +42,14 @@ def journal_of(output: Path) -> Path:
 @dataclass(frozen=True)
 class Record:
     """The last attempt that a journal tells of: what of, the bytes to be written, what was there
-    before, how it ended, and what its last evaluation gave."""
+    before, how it ended, what its last evaluation gave, and how sending it went."""
 
     of: Mapping[str, Any]
     size: int
     before: tuple[int, int, int] | None
     end: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
+    push: Mapping[str, Any] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -81,6 +85,8 @@ def _after(found: Record | None, line: bytes, path: Path, number: int) -> Record
             return Record(dict(document["of"]), size, tuple(before) if before else None)
         if found is not None and found.is_done and document["event"] in EVALUATIONS:
             return replace(found, evaluation=document)
+        if found is not None and found.is_done and document["event"] in PUSHES:
+            return replace(found, push=document)
         if found is None or document["event"] not in ("done", "failed"):
             raise ValueError
         return Record(found.of, found.size, found.before, document)
@@ -132,6 +138,14 @@ class Journal(Closing):
     def not_evaluated(self, of: Mapping[str, Any], error: str) -> None:
         """Note why it could not be measured."""
         self._write({"event": NOT_EVALUATED, "of": of, "error": error})
+
+    def pushed(self, of: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+        """Note where it was sent, and what was said of it there."""
+        self._write({"event": PUSHED, "of": of, "told": told})
+
+    def not_pushed(self, of: Mapping[str, Any], error: str) -> None:
+        """Note why it could not be sent."""
+        self._write({"event": NOT_PUSHED, "of": of, "error": error})
 
     def _write(self, document: Mapping[str, Any]) -> None:
         with disk_errors(self.path):

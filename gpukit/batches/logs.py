@@ -78,6 +78,8 @@ def note_row(read: ReadPlan, job: Job, row: Row) -> None:
             event, text = "evaluated", _numbers(row)
         case State.DONE if found is not None and found.get("why"):
             event, text = "not evaluated", str(found["why"])
+        case State.DONE if row.push is not None and row.push["state"] == State.DONE.value:
+            event, text = "pushed", f"to {row.push['to']}, {row.push.get('moved')} bytes moved"
         case State.DONE:
             event, text = str(row.state), f"{row.size} bytes in {row.seconds or 0:.1f} s"
         case _:

@@ -1,9 +1,14 @@
 """What becomes of jobs whose worker has died: their journals and their outputs decide."""
 
+from dataclasses import replace
+
+from gpukit.batches.evaluating import known
+from gpukit.batches.evaluations import wanted
 from gpukit.batches.gathering import Gathered
 from gpukit.batches.journal import Journal, last_record
 from gpukit.batches.places import is_there
 from gpukit.batches.portions import Portion
+from gpukit.batches.result import Row
 from gpukit.batches.states import Standing, State, identity, journal_path, standing
 from gpukit.errors import GpukitError
 from gpukit.formats.atomic import disk_errors
@@ -14,6 +19,11 @@ def take_up(portion: Portion, gathered: Gathered) -> Portion | None:
     left of the portion, None for nothing."""
     for at in portion.standings:
         if at.job.target in gathered.ended:
+            continue
+        if portion.measures:
+            row = known(portion.prepared.read, at.job, _as_done(gathered.row(at.job.target)))
+            if row.numbers:
+                gathered.set(at.job.target, state=State.DONE, evaluation=row.evaluation)
             continue
         now = now_standing(portion, at)
         if now.state is State.DONE:
@@ -29,7 +39,9 @@ def fail(portion: Portion, gathered: Gathered, why: str) -> Portion | None:
         return None
     begun = set(gathered.begun(left)) or {left.standings[0].job.target}
     for at in left.standings:
-        if (output := at.job.target) in begun:
+        if (output := at.job.target) in begun and portion.measures:
+            gathered.set(output, state=State.DONE, evaluation=_not_measured(portion, at, why))
+        elif output in begun:
             told = _noted(portion, at, f"{output}: {why}")
             gathered.set(output, state=State.FAILED, why=told)
     return left.without(gathered.ended)
@@ -42,6 +54,21 @@ def now_standing(portion: Portion, at: Standing) -> Standing:
         return standing(prepared.read, at.job, prepared.inputs)
     except GpukitError:
         return at
+
+
+def _as_done(row: Row) -> Row:
+    return replace(row, state=State.DONE)
+
+
+def _not_measured(portion: Portion, at: Standing, why: str) -> dict[str, str]:
+    """Write why a result was not measured into its journal; how its evaluation stands then."""
+    path, job = journal_path(portion.prepared.read, at.job), at.job
+    try:
+        with Journal(path, job.target) as journal:
+            journal.not_evaluated(wanted(job), why)
+    except GpukitError as error:
+        why = f"{why} ({error})"
+    return {"state": State.FAILED.value, "why": why}
 
 
 def _noted(portion: Portion, at: Standing, why: str) -> str:

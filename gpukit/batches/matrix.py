@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gpukit.batches.document import Place
 from gpukit.batches.entries import NONE, Input, adapters_of, checked, sources_of
+from gpukit.batches.matching import matches
 from gpukit.batches.reading import ReadPlan
+from gpukit.batches.targets import check_targets, target_of
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.formats.paths import expanded
 from gpukit.recipes.references import Reference, locate
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
         Calibrate,
         Evaluate,
         JobOptions,
-        Match,
         Matrix,
+        Push,
     )
     from gpukit.batches.schema_entries import Type
 
@@ -51,6 +52,7 @@ class Job:
     evaluate: "Evaluate | None" = None
     calibrate: "Calibrate | None" = None
     kept: Path = field(default=Path(), compare=False)
+    push: "Push | None" = None
 
     @property
     def is_split(self) -> bool:
@@ -87,11 +89,13 @@ def expand(read: ReadPlan) -> tuple[list[Job], list[str]]:
         jobs.append(
             Job(len(jobs) + 1, group, source, adapter, kind, wanted, options, output, stored, place,
                 _evaluate(read, source.name, adapter.name, kind),
-                _calibrate(read, (source.name, adapter.name, kind), options, wanted), read.kept)
+                _calibrate(read, (source.name, adapter.name, kind), options, wanted), read.kept,
+                target_of(read, (source.name, adapter.name, kind), in_store=stored is not None))
         )  # fmt: skip
     if not jobs:
         raise read.document.fault(("exclude",), "nothing is left of the matrix; exclude less")
     _check_different(read, jobs)
+    check_targets(read, [(job.push, job.target) for job in jobs])
     return jobs, list(_idle(read, jobs, used))
 
 
@@ -114,15 +118,6 @@ def _combinations(read: ReadPlan, used: set[int]) -> Iterator[tuple[Place, Input
                     used.update(out)
                     if not out:
                         yield place, source, adapter, wanted
-
-
-def matches(match: "Match", source: str, adapter: str, kind: str) -> bool:
-    """Whether a combination is among those that `match` means."""
-    pairs = ((match.source, source), (match.adapter, adapter), (match.type, kind))
-    return all(
-        any(fnmatchcase(word.lower(), pattern.lower()) for pattern in patterns)
-        for patterns, word in pairs
-    )
 
 
 def _idle(read: ReadPlan, jobs: Sequence[Job], used: set[int]) -> Iterator[str]:

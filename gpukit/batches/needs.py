@@ -15,6 +15,8 @@ from gpukit.planning.plan import QuantizePlan
 from gpukit.store.store import Store
 
 MEMINFO = Path("/proc/meminfo")
+# What memory is needed for.
+BUFFERS, MODELS = "memory", "memory to evaluate"
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ def disk_needs(sizes: Iterable[tuple[Job, int]]) -> list[Need]:
     ]
 
 
-def memory_need(wanted: Iterable[int], workers: int = 1) -> Need | None:
-    """What those need together that are made at a time, of groups of jobs the largest; None without
-    any, or where the system does not tell what is free."""
+def memory_need(wanted: Iterable[int], workers: int = 1, what: str = BUFFERS) -> Need | None:
+    """What those need together for `what` that are made at a time, of groups of jobs the largest;
+    None without any, or where the system does not tell what is free."""
     free, most = _available(), sum(sorted(wanted)[-workers:])
-    return Need("memory", most, free) if free is not None and most else None
+    return Need(what, most, free) if free is not None and most else None
 
 
 def device_needs(
@@ -104,6 +106,12 @@ def check(disks: Iterable[Need], memory: Need | None, gpus: Iterable[Need] = ())
                 f"{need.place}: the outputs need {need.needed} bytes, {need.free} are free; make "
                 "room, or write fewer or elsewhere"
             )
+    if memory is not None and memory.place == MODELS and memory.needed > memory.free:
+        raise GpukitError(
+            f"to evaluate, models of {memory.needed} bytes are needed in memory at a time, "
+            f"{memory.free} bytes are free; give fewer --jobs, or take `evaluate` out of the plan "
+            "for results of this size"
+        )
     if memory is not None and memory.needed > memory.free:
         raise GpukitError(
             f"buffers of {memory.needed} bytes are needed, {memory.free} bytes of memory are free; "

@@ -57,7 +57,8 @@ def wanted(portion: Portion, nodes: Sequence[Resources], jobs: int | None) -> Wa
     cores = [
         int(node["CPU"] // (jobs or (node.get("GPU", 0) if on_gpu else 1) or 1)) for node in homes
     ]
-    size = sum(row.size or 0 for row in portion.prepared.result.rows)
+    rows = () if portion.measures else portion.prepared.result.rows
+    size = sum(row.size or 0 for row in rows)
     found = Wanted(
         cpus=max(min(cores, default=1), 1),
         gpus=int(on_gpu),

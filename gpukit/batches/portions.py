@@ -15,11 +15,13 @@ from gpukit.version import VERSION
 @dataclass(frozen=True)
 class Portion:
     """A group of a batch as a batch of its own, small enough to be sent to another process;
-    `version` is that of the gpukit that has looked at it."""
+    `version` is that of the gpukit that has looked at it. One that `measures` makes nothing: it
+    evaluates results."""
 
     prepared: Prepared
     keep_going: bool
     version: str = VERSION
+    measures: bool = False
 
     @property
     def standings(self) -> Sequence[Standing]:
@@ -48,14 +50,20 @@ class Portion:
 
 def portions(prepared: Prepared, keep_going: bool) -> Iterator[Portion]:
     """A portion for each group of jobs that are left, in the plan's order."""
+    left = {at.job.number: at for at in prepared.standings if at.state.is_left}
+    for group in gathered([at.job for at in left.values()]):
+        yield portion_of(prepared, [left[job.number] for job in group], keep_going)
+
+
+def portion_of(
+    prepared: Prepared, standings: Sequence[Standing], keep_going: bool, measures: bool = False
+) -> Portion:
+    """Those jobs of a batch as a portion."""
     read = prepared.read
     # What names lines of the file has done its work, and is as long as the file.
     bare = ReadPlan(Document(read.document.path.absolute(), None, {}), read.plan)
-    slim = replace(prepared, read=bare)
-    left = {at.job.number: at for at in prepared.standings if at.state.is_left}
-    for group in gathered([at.job for at in left.values()]):
-        only = _only(slim, [left[job.number] for job in group])
-        yield Portion(only, keep_going)
+    only = _only(replace(prepared, read=bare), standings)
+    return Portion(only, keep_going, measures=measures)
 
 
 def _only(prepared: Prepared, standings: Sequence[Standing]) -> Prepared:

@@ -6,17 +6,20 @@ from pathlib import Path
 
 from gpukit.batches import needs
 from gpukit.batches.calibrating import foreseen
+from gpukit.batches.evaluations import evaluation_of, memory_to_measure, wanted
+from gpukit.batches.journal import last_record
 from gpukit.batches.matrix import Job, expand
 from gpukit.batches.opening import Inputs, gathered, opened, planned, together
 from gpukit.batches.reading import ReadPlan
 from gpukit.batches.result import BatchResult, Row
 from gpukit.batches.shares import ALONE, Shares, free_on_gpus, shares
-from gpukit.batches.states import REMEDY, Standing, State, standing
+from gpukit.batches.states import REMEDY, Standing, State, journal_path, standing
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.events import Report, Warned
 from gpukit.formats.ledger import held
 from gpukit.formats.outputs import check_output
 from gpukit.sources.base import Source
+from gpukit_kernels.cpu.plain import is_cpu
 
 # One of how many.
 Shard = tuple[int, int]
@@ -65,8 +68,9 @@ def prepare(
     inputs = Inputs(report)
     standings, rows, errors = [], [], []
     sizes: list[tuple[Job, int]] = []
-    wanted: dict[int, Buffers] = {}
+    buffers_of: dict[int, Buffers] = {}
     left: list[Job] = []
+    results: list[tuple[Job, int]] = []
     for run in together(in_shard(found_jobs, shard)):
         found = [_allowed(standing(read, job, inputs), force) for job in run]
         planned_run = _planned(found, inputs, report)
@@ -80,10 +84,13 @@ def prepare(
             elif at.state.is_left and size is not None:
                 there = held(at.job.output) if at.job.output is not None else 0
                 sizes.append((at.job, max(size - there, 0)))
-                wanted[at.job.number] = buffers
+                buffers_of[at.job.number] = buffers
                 left.append(at.job)
+            if error is None and size is not None and _is_to_measure(read, at):
+                results.append((at.job, size))
     disks = needs.disk_needs(sizes)
-    crew, memory, gpus = _shared(jobs, gathered(left), wanted)
+    crew, memory, gpus = _shared(jobs, gathered(left), buffers_of)
+    memory = _larger(memory, _to_measure(jobs, results, inputs, crew.gpus))
     if not errors:
         try:
             needs.check(disks, memory, gpus)
@@ -95,7 +102,7 @@ def prepare(
     )  # fmt: skip
     return Prepared(
         read, inputs, tuple(standings), errors[0] if errors else None, result, crew,
-        {number: host for number, (host, _) in wanted.items()},
+        {number: host for number, (host, _) in buffers_of.items()},
     )  # fmt: skip
 
 
@@ -112,6 +119,31 @@ def _shared(
     crew = shares(jobs, devices, len(free))
     memory = needs.memory_need((host for host, _ in passes), crew.workers)
     return crew, memory, needs.device_needs(on_gpus, crew, free)
+
+
+def _is_to_measure(read: ReadPlan, at: Standing) -> bool:
+    """Whether a run measures the result of a job."""
+    if at.job.evaluate is None or not (at.state is State.DONE or at.state.is_left):
+        return False
+    record = last_record(journal_path(read, at.job)) if at.state is State.DONE else None
+    return str(evaluation_of(record, wanted(at.job))["state"]) != State.DONE.value
+
+
+def _to_measure(
+    jobs: int | None, results: Sequence[tuple[Job, int]], inputs: Inputs, gpus: int
+) -> needs.Need | None:
+    """What models of `results` need of this machine's memory: those that a GPU takes pass through
+    it."""
+    here = [(job, size) for job, size in results if not gpus or is_cpu(job.options.device)]
+    if jobs == 0 or not here:
+        return None
+    memory = memory_to_measure(here, inputs)
+    return needs.memory_need(memory, min(jobs or 1, len(memory)), needs.MODELS)
+
+
+def _larger(one: needs.Need | None, other: needs.Need | None) -> needs.Need | None:
+    found = [need for need in (one, other) if need is not None]
+    return max(found, key=lambda need: need.needed, default=None)
 
 
 def in_shard(jobs: Sequence[Job], shard: Shard | None) -> list[Job]:

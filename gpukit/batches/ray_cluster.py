@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -64,14 +64,27 @@ def run_on_ray(
     gathered = Gathered(prepared, watch)
     if not any(at.state.is_left for at in prepared.standings):
         return gathered
+    left = _with_places(prepared, keep_going)
+    portions_on_ray(left, gathered, address, jobs, keep_going)
+    _check_here(prepared, gathered)
+    return gathered
+
+
+def _with_places(prepared: Prepared, keep_going: bool) -> Iterator[Portion]:
+    """The portions of a batch; folders of results are made when the first is asked for."""
+    yield from portions(with_folders(prepared), keep_going)
+
+
+def portions_on_ray(
+    left: Iterable[Portion], gathered: Gathered, address: str, jobs: int | None, keep_going: bool
+) -> Gathered:
+    """The same for those portions, which are looked at when the cluster has answered."""
     with _connected(address) as ray:
-        left = list(portions(with_folders(prepared), keep_going))
         driver = _Driver(ray, gathered, keep_going, jobs)
         try:
-            driver.all(left)
+            driver.all(list(left))
         finally:
             driver.end()
-    _check_here(prepared, gathered)
     return gathered
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from gpukit.batches.places import as_seen_here, folders_of
 from gpukit.batches.portions import Portion
 from gpukit.batches.result import Told
-from gpukit.batches.running import Run
 from gpukit.batches.states import state_folder
 from gpukit.batches.throttle import throttled
+from gpukit.batches.work import work_of
 from gpukit.errors import DiskError, GpukitError
 from gpukit.formats.atomic import remove_own
 from gpukit.version import VERSION
@@ -55,7 +55,7 @@ def _next(told: "SimpleQueue[Any]") -> Any:
 def _run(portion: Portion, told: "SimpleQueue[Any]") -> None:
     try:
         watch = throttled(told.put, STEP_SECONDS)
-        Run(as_seen_here(portion.prepared), portion.keep_going, watch).all()
+        work_of(portion, watch, as_seen_here(portion.prepared)).all()
     except BaseException as error:  # raised again where Ray hears it
         told.put(error)
     told.put(END)

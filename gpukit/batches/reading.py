@@ -61,6 +61,7 @@ def read_plan(path: str | Path) -> ReadPlan:
     _check_output(document, plan)
     _check_types(document, plan)
     _check_evaluations(document, plan)
+    _check_pushes(document, plan)
     for place, options in _all_options(plan):
         _check_options(document, place, options, in_store=bool(plan.store))
     return ReadPlan(document, plan)
@@ -172,6 +173,16 @@ def _check_evaluations(document: Document, plan: BatchPlan) -> None:
             check_window(NUM_CTX if wish.context is None else wish.context, wish.chunks, stride)
         except GpukitError as error:
             raise document.fault(place, str(error).replace("num_ctx", "context")) from None
+
+
+def _check_pushes(document: Document, plan: BatchPlan) -> None:
+    wishes: list[tuple[Place, Any]] = [(("push",), plan.push)]
+    wishes += [(("overrides", i, "push"), o.push) for i, o in enumerate(plan.overrides)]
+    if plan.push is not None and plan.push.to is None:
+        raise document.fault(("push",), "'to' is missing in push: hf.co/org/name or the like")
+    for place, wish in wishes:
+        if wish and wish.to is not None:
+            check_pattern(document, (*place, "to"), wish.to)
 
 
 def check_pattern(

@@ -19,7 +19,8 @@ class Row:
 
     `made` tells whether this run has made the result. `evaluation` is how its evaluation stands,
     if one is asked for: `state` (to do, done, failed), and the numbers of `gpukit.Perplexity`, or
-    `why` there are none.
+    `why` there are none. `push` is how sending it stands, if that is asked for: `state`, `to`, and
+    what was told of it there, or `why` it was not sent.
     """
 
     source: str
@@ -33,6 +34,7 @@ class Row:
     made: bool = False
     bits_per_weight: float | None = None
     evaluation: Mapping[str, Any] | None = None
+    push: Mapping[str, Any] | None = None
 
     @property
     def numbers(self) -> Mapping[str, Any]:
@@ -58,6 +60,7 @@ class Row:
             "seconds": None if self.seconds is None else round(self.seconds, 3),
             "bits_per_weight": self.bits_per_weight,
             "evaluation": None if self.evaluation is None else dict(self.evaluation),
+            "push": None if self.push is None else dict(self.push),
         }
 
 

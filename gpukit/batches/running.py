@@ -14,6 +14,7 @@ from gpukit.batches.matrix import Job
 from gpukit.batches.opening import Inputs, gathered, opened, planned
 from gpukit.batches.places import check_place, check_result, is_there
 from gpukit.batches.preparing import Prepared
+from gpukit.batches.pushing import push_row
 from gpukit.batches.result import Row, Told, Watch
 from gpukit.batches.resuming import is_resumed, resumed
 from gpukit.batches.states import (
@@ -169,7 +170,13 @@ class Run:
         seconds = time.monotonic() - started
         journal.done(there[0], there[1], seconds, bits_per_weight(at.job))
         size = result_size(at.job)
-        self._set(at.job, state=State.DONE, size=size, seconds=seconds, made=True)
+        if at.job.push is None:
+            self._set(at.job, state=State.DONE, size=size, seconds=seconds, made=True)
+            return
+        self._set(at.job, state=State.PUSHING, size=size, seconds=seconds, made=True)
+        row = push_row(self._row(at.job), at.job, journal, self._report(at.job))
+        self._stopped |= row.state is State.FAILED and not self._keep_going
+        self._set(at.job, state=row.state, why=row.why, push=row.push)
 
     def _check_unchanged(self, at: Standing) -> None:
         inputs = self._prepared.inputs

@@ -15,6 +15,7 @@ from gpukit.batches.schema_entries import (
     SourceEntry,
     TypeEntry,
     Words,
+    as_target,
     as_text,
 )
 
@@ -128,6 +129,27 @@ CalibrateEntry = Annotated[
 ]
 
 
+class Push(Entry):
+    """Where results are sent when they are made, as `gpukit push` does."""
+
+    to: str | None = Field(
+        default=None,
+        min_length=1,
+        description="hf.co/org/name[/FILE.gguf], or with `store` a name with its registry; "
+        "{source}, {adapter} and {type} may stand in it. Needed.",
+    )
+    private: bool = Field(
+        default=False, description="A repository of the hub that is made is private."
+    )
+    insecure: bool = Field(
+        default=False,
+        description="Plain http and certificates that nobody vouches for, of registries.",
+    )
+
+
+PushEntry = Annotated[Push, BeforeValidator(as_target, json_schema_input_type=str | Push)]
+
+
 class Override(Entry):
     """Options for the jobs that match, over those before it."""
 
@@ -138,6 +160,9 @@ class Override(Entry):
     )
     calibrate: CalibrateEntry | Literal[False] | None = Field(
         default=None, description="Keys over those before, or false: without importance."
+    )
+    push: PushEntry | Literal[False] | None = Field(
+        default=None, description="Keys over those before, or false: these stay here."
     )
 
 
@@ -168,6 +193,9 @@ class BatchPlan(Matrix):
     calibrate: CalibrateEntry | None = Field(
         default=None,
         description="What sources read first; the importance is used by all types but floats.",
+    )
+    push: PushEntry | None = Field(
+        default=None, description="Where each result is sent when it is made."
     )
     overrides: tuple[Override, ...] = Field(default=(), description="Options of some jobs.")
 

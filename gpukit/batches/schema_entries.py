@@ -61,6 +61,10 @@ def as_text(value: Any) -> Any:
     return {"text": value} if isinstance(value, str) else value
 
 
+def as_target(value: Any) -> Any:
+    return {"to": value} if isinstance(value, str) else value
+
+
 def _list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 

@@ -28,8 +28,14 @@ class State(StrEnum):
     FAILED = "failed"
     RUNNING = "running"
     EVALUATING = "evaluating"  # done, and now measured
+    PUSHING = "pushing"  # done, and now sent
     DONE = "done"
     CHANGED = "changed"  # what is there is not what the plan would make
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a process is at it."""
+        return self in (State.RUNNING, State.EVALUATING, State.PUSHING)
 
     @property
     def is_left(self) -> bool:

@@ -14,9 +14,11 @@ from threading import Lock, Thread
 from types import FrameType
 from typing import Any
 
+from gpukit.batches.evaluating import Evaluation
 from gpukit.batches.portions import Portion
 from gpukit.batches.running import Run
 from gpukit.batches.throttle import throttled
+from gpukit.batches.work import work_of
 from gpukit.formats.atomic import remove_own
 
 # Begin no other job; a portion is through.
@@ -48,7 +50,7 @@ class _Worker:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._portions: SimpleQueue[Portion] = SimpleQueue()
-        self._run: Run | None = None
+        self._run: Run | Evaluation | None = None
         self._stopped = False
         self._sending = Lock()
 
@@ -57,7 +59,7 @@ class _Worker:
         watch = throttled(self._send, STEP_SECONDS)
         while True:
             portion = self._portions.get()
-            self._run = Run(portion.prepared, portion.keep_going, watch)
+            self._run = work_of(portion, watch)
             if self._stopped:
                 self._run.stop()
             self._run.all()

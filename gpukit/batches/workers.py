@@ -32,12 +32,19 @@ def run_workers(prepared: Prepared, keep_going: bool, watch: Watch) -> Gathered:
     """Make every result that is left by as many workers as `prepared` has shares for. A worker that
     dies takes the job that it was making with it and no other."""
     gathered = Gathered(prepared, watch)
-    crew = _Crew(prepared.shares, gathered, keep_going)
+    run_portions(prepared.shares, portions(prepared, keep_going), gathered, keep_going)
+    return gathered
+
+
+def run_portions(
+    shares: Shares, left: Iterable[Portion], gathered: Gathered, keep_going: bool
+) -> None:
+    """The same for those portions."""
+    crew = _Crew(shares, gathered, keep_going)
     try:
-        crew.make(portions(prepared, keep_going))
+        crew.make(left)
     finally:
         crew.end()
-    return gathered
 
 
 class _Crew:

@@ -1,5 +1,6 @@
 """Puts a decoder together from the weights of a file; an architecture says in a `Style` how."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,11 +13,13 @@ from gpukit.models.decoder import Block, Decoder, Head
 from gpukit.models.layers import (
     Experts,
     GatedFeedForward,
+    OverHeads,
     RMSNorm,
     Rope,
     Rotation,
     rotate_halves,
     rotate_pairs,
+    unchanged,
 )
 from gpukit.models.rope import yarn_divisors, yarn_magnitude
 from gpukit.models.style import Style
@@ -33,24 +36,33 @@ def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
     output = weights.linear(head, vocab, n_embd)
     last_norm = norm("output_norm", n_embd, config, weights)
     device = embedding.weight.blocks.device
-    rope = _rope(config, weights, device)
-    local = Rope(config.head_dim, config.rope_theta_local or config.rope_theta, device)
     return Decoder(
         config=config,
         device=device,
-        embed=replace(embedding, factor=n_embd**0.5) if style.scaled else embedding,
-        ropes=[
-            local if config.rope_theta_local and config.window_of(layer) else rope
-            for layer in range(config.n_layer)
-        ],
+        embed=replace(embedding, factor=n_embd**0.5 if style.scaled else config.embedding_scale),
+        ropes=_ropes(config, weights, style, device),
         blocks=[_block(layer, config, weights, style) for layer in range(config.n_layer)],
-        head=Head(last_norm, output, config.logit_cap),
+        head=Head(last_norm, output, config.logit_cap, config.logit_divisor),
     )
 
 
 def norm(name: str, width: int, config: ModelConfig, weights: Weights) -> RMSNorm:
     """The norm with the weight `name`."""
     return RMSNorm(weights.vector(f"{name}.weight", width), config.rms_eps)
+
+
+def _ropes(config: ModelConfig, weights: Weights, style: Style, device: torch.device) -> list[Rope]:
+    """That of each layer."""
+    rope = _rope(config, weights, device)
+    local = Rope(config.head_dim, config.rope_theta_local or config.rope_theta, device)
+    none = Rope(config.n_rot or config.head_dim, 1.0, device, factor=math.inf)
+
+    def of(layer: int) -> Rope:
+        if style.unrotated_every and (layer + 1) % style.unrotated_every == 0:
+            return none
+        return local if config.rope_theta_local and config.window_of(layer) else rope
+
+    return [of(layer) for layer in range(config.n_layer)]
 
 
 def _rope(config: ModelConfig, weights: Weights, device: torch.device) -> Rope:
@@ -77,12 +89,13 @@ def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> B
         return norm(f"{at}.{name}", config.n_embd, config, weights)
 
     return Block(
-        attention_norm=named("attn_norm"),
+        attention_norm=named("attn_norm") if style.pre_norms else unchanged,
         attention=_attention(layer, config, weights, style),
-        feed_forward_norm=named("ffn_norm"),
+        feed_forward_norm=named("ffn_norm") if style.pre_norms else unchanged,
         feed_forward=_feed_forward(at, config, weights, style),
         after_attention=named("post_attention_norm") if style.post_norms else None,
         after_feed_forward=named("post_ffw_norm") if style.post_norms else None,
+        scale=config.residual_scale,
     )
 
 
@@ -97,12 +110,6 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
             weights.linear(f"{at}.attn_k", kv, embd),
             weights.linear(f"{at}.attn_v", kv, embd),
         )
-    norms = None
-    if style.qk_norms:
-        norms = (
-            norm(f"{at}.attn_q_norm", head_dim, config, weights),
-            norm(f"{at}.attn_k_norm", head_dim, config, weights),
-        )
     return Attention(
         layer=layer,
         q=parts[0],
@@ -114,8 +121,24 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         rotate=ROTATIONS[style.rotate],
         window=config.window_of(layer),
         cap=config.attention_cap,
-        norms=norms,
+        norms=_head_norms(at, config, weights, style),
     )
+
+
+def _head_norms(
+    at: str, config: ModelConfig, weights: Weights, style: Style
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+    """Those of queries and keys, over `[count, heads, head_dim]`."""
+    if not style.qk_norms:
+        return None
+    names, size = (f"{at}.attn_q_norm", f"{at}.attn_k_norm"), config.head_dim
+    if not style.wide_norms:
+        q, k = (norm(name, size, config, weights) for name in names)
+        return q, k
+    heads = (config.n_head, config.n_head_kv)
+    wide = zip(names, heads, strict=True)
+    first, second = (OverHeads(norm(name, n * size, config, weights)) for name, n in wide)
+    return first, second
 
 
 def _feed_forward(

@@ -15,7 +15,9 @@ class ModelConfig:
     `rope_theta_local` is the base of windowed layers, which are not scaled (0: that of the others).
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none. `n_ff_expert`
     is the width inside of one (0: `n_ff`).
-    `attention_scale` multiplies queries times keys (0: the root of head_dim divides them);
+    `attention_scale` multiplies queries times keys (0: the root of head_dim divides them),
+    `embedding_scale` embeddings, `residual_scale` what a layer adds; `logit_divisor` divides
+    logits;
     `attention_cap` and `logit_cap` c turn a score or logit x into c tanh(x/c) (0: no cap).
     `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
     sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
@@ -51,6 +53,9 @@ class ModelConfig:
     n_expert_used: int = 0
     n_ff_expert: int = 0
     attention_scale: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_divisor: float = 1.0
     attention_cap: float = 0.0
     logit_cap: float = 0.0
     head_dim_said: bool = True

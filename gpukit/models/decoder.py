@@ -34,7 +34,7 @@ BlockFunction = Callable[[Tensor, Tensor, KVCache | Unrelated], Tensor]
 @dataclass(frozen=True)
 class Block:
     """x + attention(norm(x)), then x + feed_forward(norm(x)); each sum's second part may go through
-    a norm of its own."""
+    a norm of its own, and is multiplied by `scale`."""
 
     attention_norm: Callable[[Tensor], Tensor]
     attention: BlockFunction
@@ -42,24 +42,32 @@ class Block:
     feed_forward: Callable[[Tensor], Tensor]
     after_attention: Callable[[Tensor], Tensor] | None = None
     after_feed_forward: Callable[[Tensor], Tensor] | None = None
+    scale: float = 1.0
 
     def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
         found = self.attention(self.attention_norm(x), turns, cache)
-        x = x + (found if self.after_attention is None else self.after_attention(found))
+        x = self._sum(x, found if self.after_attention is None else self.after_attention(found))
         found = self.feed_forward(self.feed_forward_norm(x))
-        return x + (found if self.after_feed_forward is None else self.after_feed_forward(found))
+        after = self.after_feed_forward
+        return self._sum(x, found if after is None else after(found))
+
+    def _sum(self, x: Tensor, found: Tensor) -> Tensor:
+        return x + (found if self.scale == 1 else found * self.scale)
 
 
 @dataclass(frozen=True)
 class Head:
-    """Logits of a state: output(norm(x)), a logit l as cap * tanh(l / cap) where there is a cap."""
+    """Logits of a state: output(norm(x)) / divisor, a logit l as cap * tanh(l / cap) where there is
+    a cap."""
 
     norm: Callable[[Tensor], Tensor]
     output: Linear
     cap: float = 0.0
+    divisor: float = 1.0
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.output(self.norm(x))
+        logits = logits if self.divisor == 1 else logits / self.divisor
         return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
 
 

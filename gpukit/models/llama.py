@@ -90,8 +90,8 @@ def fields(config: ModelConfig) -> list[Field]:
     """The architecture's metadata, in the converter's order."""
     return [
         *size_fields(config),
-        u32(f"{NAME}.vocab_size", config.vocab_size),
-        u32(f"{NAME}.rope.dimension_count", config.head_dim),
+        u32(f"{config.arch}.vocab_size", config.vocab_size),
+        u32(f"{config.arch}.rope.dimension_count", config.head_dim),
     ]
 
 

@@ -193,13 +193,13 @@ def parts_of(decoder: Decoder) -> Parts | None:
     found = [layer for layer in layers if layer is not None]
     if len(found) < len(layers) or not found or head.output.observe is not None:
         return None
-    if not isinstance(head.norm, RMSNorm):
+    if not isinstance(head.norm, RMSNorm) or head.divisor != 1:
         return None
     return Parts(decoder, embed, found, head.norm, head)
 
 
 def _layer(decoder: Decoder, block: object, rope: Rope) -> Layer | None:
-    if not isinstance(block, Block):
+    if not isinstance(block, Block) or block.scale != 1:
         return None
     attention, feed_forward = block.attention, block.feed_forward
     norm, next_norm = block.attention_norm, block.feed_forward_norm

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpukit.conversion.admission import Header
 from gpukit.conversion.checks import check_device, check_plan
-from gpukit.conversion.new_adapters import NewAdapter, opened_adapters
+from gpukit.conversion.new_adapters import NewLayer, opened_adapters
 from gpukit.conversion.origins import Origin, Wishes, open_origin
 from gpukit.errors import ArgumentError, ModelfileError, NotFoundError
 from gpukit.events import Report, Status, Warned, ignore
@@ -17,6 +17,8 @@ from gpukit.formats.file_types import file_type_name
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import QuantizePlan
 from gpukit.recipes.adapter_lines import check_digests, locate_line, to_merge
+from gpukit.recipes.beside import check_beside, without_known
+from gpukit.recipes.bridge import Checkout, bridge_of
 from gpukit.recipes.calibration import calibrated, check_calibration
 from gpukit.recipes.references import Reference, fetched_adapter, locate
 from gpukit.store import blobs, gojson, parameters
@@ -41,7 +43,9 @@ def create(
     calibrate: str | Path | None = None,
     hub: bool = False,
     merge: bool = False,
+    converter: Checkout | None = None,
     provenance: bool = False,
+    link: bool = False,
     report: Report = ignore,
 ) -> ModelName:
     """Put the model that `modelfile` describes into the store; its name there.
@@ -52,9 +56,11 @@ def create(
     quantisation, `calibrate` a text, or the `Path` of one, from which they are collected; with
     `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the weights as they are, in
     layers of their own; with `quantize` or `merge` they, and those that FROM has already, are
-    merged into the weights on the way. With `provenance` the metadata of weights that are written
-    anew says what they are made from. Everything that can be checked is checked before the first
-    byte is fetched or written; a failed or killed run leaves the store as it was.
+    merged into the weights on the way. `converter` is as for `convert`. With `provenance` the
+    metadata of weights that are written anew says what they are made from. With `link` a GGUF that
+    is taken as it is becomes another name of the same file where the disk cannot share its blocks.
+    Everything that can be checked is checked before the first byte is fetched or written; a failed
+    or killed run leaves the store as it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
     there, `AdapterError` for an adapter that was made for another base, DiskError, and the errors
     of the readers of the weights.
@@ -62,16 +68,20 @@ def create(
     model = store.find(name)
     check_device(device)
     check_calibration(calibrate, quantize, imatrix)
+    how = bridge_of(modelfile, converter, quantize, pre, calibrate)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    work = replace(work, device=device, budget=budget, provenance=provenance)
+    work = replace(
+        work, device=device, budget=budget, provenance=provenance, converter=how, link=link
+    )
     with (
         _opened(store, modelfile, work, hub, merge, calibrate) as (base, origin, new),
         change(store) as changes,
     ):
         # Adapters first: they are small, and what is wrong with them shows at once.
-        adapters = [adapter.add(changes) for adapter in new]
-        check_digests(adapters, origin.adapters)
-        layers = _layers(changes.add_bytes, (*origin.add(changes), *adapters), base, modelfile)
+        beside = [each.add(changes) for each in new]
+        check_digests([layer for layer in beside if layer.kind == "adapter"], origin.adapters)
+        start = without_known(origin.add(changes), beside)
+        layers = _layers(changes.add_bytes, start, base, modelfile)
         config = _config(origin.header, base, modelfile)
         config_layer = changes.add_bytes(config.encode(), CONFIG_TYPE)
         for layer in layers:
@@ -126,17 +136,19 @@ def plan_create(
     calibrate: str | Path | None = None,
     hub: bool = False,
     merge: bool = False,
+    converter: Checkout | None = None,
     provenance: bool = False,
     report: Report = ignore,
 ) -> PlannedModel:
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
     model = store.find(name)
     check_calibration(calibrate, quantize, imatrix)
+    how = bridge_of(modelfile, converter, quantize, pre, calibrate)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    work = replace(work, provenance=provenance)
+    work = replace(work, provenance=provenance, converter=how)
     with _opened(store, modelfile, work, hub, merge, calibrate, dry=True) as (base, origin, new):
         foreseen = origin.foresee()
-        start = (*foreseen.layers, *(adapter.foresee() for adapter in new))
+        start = (*foreseen.layers, *(each.foresee() for each in new))
         layers = _layers(_imagined, start, base, modelfile)
     known = {layer.digest for layer in layers if layer.digest}
     there = (d for d in known if blobs.blob_path(store.blobs, d).is_file())
@@ -155,7 +167,6 @@ def _wishes(
     report: Report,
 ) -> Wishes:
     """How the weights are converted; ArgumentError for what is wrong whatever FROM names."""
-    _refuse_unsupported(modelfile)
     check_template(modelfile.template)
     if imatrix is not None and not quantize:
         raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
@@ -178,9 +189,11 @@ def _opened(
     calibrate: str | Path | None,
     *,
     dry: bool = False,
-) -> "Iterator[tuple[_Base, Origin, tuple[NewAdapter, ...]]]":
-    """What the model takes over, its weights, checked and planned, and its new adapters."""
+) -> "Iterator[tuple[_Base, Origin, tuple[NewLayer, ...]]]":
+    """What the model takes over, its weights, checked and planned, and what is new beside them:
+    projectors, adapters, drafts."""
     found = _source(store, modelfile, hub=hub)
+    projectors, drafts = check_beside(modelfile, found.model, work.report)
     adapters = [locate_line(word, modelfile.folder) for word in modelfile.adapters]
     source = found.model if isinstance(found.model, ModelName) else found.fetch(work.report)
     for warning in modelfile.warnings:
@@ -195,10 +208,10 @@ def _opened(
         work = calibrated(path, work, calibrate, opened, dry=dry)
     with ExitStack() as stack:
         origin = stack.enter_context(closing(open_origin(store, source, work)))
-        new: tuple[NewAdapter, ...] = ()
+        new: tuple[NewLayer, ...] = ()
         if paths and merged is None:
             new = stack.enter_context(opened_adapters(paths, origin.target(), work.report))
-        yield base, origin, new
+        yield base, origin, (*projectors, *new, *drafts)
 
 
 @dataclass(frozen=True)
@@ -222,13 +235,6 @@ def _base(store: Store, source: Path | ModelName) -> _Base:
         capabilities=old.capabilities,
     )
     return _Base(kept, store.params(source, manifest))
-
-
-def _refuse_unsupported(modelfile: Modelfile) -> None:
-    if modelfile.drafts:
-        raise ArgumentError(
-            f"DRAFT {modelfile.drafts[0]}: not supported by this version: remove the line"
-        )
 
 
 def _source(store: Store, modelfile: Modelfile, *, hub: bool) -> Reference:

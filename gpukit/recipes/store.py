@@ -5,6 +5,7 @@ from pathlib import Path
 from gpukit import store
 from gpukit.events import Report, ignore
 from gpukit.recipes import share, show
+from gpukit.recipes.bridge import Checkout
 from gpukit.recipes.share import Transfer
 from gpukit.recipes.show import ModelDetails
 from gpukit.store import CheckedModel, Collected, StoredModel, modelfile
@@ -38,7 +39,9 @@ class Store(store.Store):
         pre: str | None = None,
         hub: bool = False,
         merge: bool = False,
+        converter: Checkout | None = None,
         provenance: bool = False,
+        link: bool = False,
         device: str = "auto",
         memory: int = 4 << 30,
         report: Report = ignore,
@@ -47,7 +50,8 @@ class Store(store.Store):
 
         `quantize` is a file type such as Q4_K_M; with it or `merge` adapters go into the weights,
         without they stay beside them. `calibrate` is a text, or as a `Path` a file of it, that the
-        model reads first: what it hears is the importance of its weights. The other arguments are
+        model reads first: what it hears is the importance of its weights. With `link` a GGUF that
+        is taken as it is may be a hard link: it must not be changed then. The other arguments are
         those of `gpukit.convert`. A failed or killed run leaves the store as it was.
         """
         self.find(name)  # before anything is read
@@ -67,7 +71,9 @@ class Store(store.Store):
             calibrate=calibrate,
             hub=hub,
             merge=merge,
+            converter=converter,
             provenance=provenance,
+            link=link,
             report=report,
         )
         return self.describe(made)

@@ -149,8 +149,13 @@ class Registry:
 
     def place(self, start: str, location: str) -> str:
         """The address that `location`, of an answer at `start`, means; see `target`."""
-        url = urljoin(start, location)
-        scheme = urlsplit(url).scheme
+        try:
+            url = urljoin(start, location)
+            scheme = urlsplit(url).scheme
+        except ValueError:
+            raise RegistryError(
+                f"{self.name.host}: sends us to {shown(location)!r}, which is no address"
+            ) from None
         if scheme != "https" and not (scheme == "http" and self.wire.insecure):
             raise RegistryError(
                 f"{self.name.host}: sends us to {shown(url)}, which is not https:// as it is itself"

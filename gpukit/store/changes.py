@@ -86,7 +86,8 @@ class Change:
                 path.unlink()
                 return layer
             self._job.note(Entry.OWNS, digest)
-            path.chmod(0o644)
+            if path.stat().st_nlink == 1:  # else it is a file of the user's, too
+                path.chmod(0o644)
             path.rename(target)
             sync_folder(self._store.blobs)
         self.added.add(digest)
@@ -126,10 +127,10 @@ class Change:
             self._publish(destination, self._store.manifest_bytes(source))
 
     def _publish(self, name: ModelName, data: bytes) -> None:
+        target = self._target(name)
         if os.environ.get("OLLAMA_NOPRUNE", "").strip(" \"'").lower() in ("", "0", "f", "false"):
             self._own(name)
         self._job.note(Entry.NAME, str(name.path))
-        target = self._store.manifest_path(name)
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         draft = _draft(self._store, self._job.folder)
         blobs.write_new(draft, data)
@@ -145,8 +146,20 @@ class Change:
         with self._locked():
             self._store.manifest_bytes(name)
             self._own(name)
+            target = self._target(name)
             self._job.note(Entry.NAME, str(name.path))
-            self._store.manifest_path(name).unlink()
+            target.unlink()
+
+    def _target(self, name: ModelName) -> Path:
+        """The manifest of `name`, which is to be changed; StoreError where links lead elsewhere."""
+        target = self._store.manifest_path(name)
+        for folder in list(target.parents)[: len(name.path.parts) - 1]:
+            if folder.is_symlink():
+                raise StoreError(
+                    f"{folder}: a link, which leads out of the store ({folder.resolve()}): nothing "
+                    "is changed there; put a folder in its place"
+                )
+        return target
 
     def _own(self, name: ModelName) -> None:
         try:

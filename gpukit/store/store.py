@@ -136,8 +136,14 @@ class Store:
         """The line of `list` for one model; StoreError where it is missing or corrupt."""
         data = self.manifest_bytes(name)
         size = decode(data, f"model '{name.display}'").size
-        modified = datetime.fromtimestamp(self.manifest_path(name).stat().st_mtime, UTC)
+        try:
+            modified = datetime.fromtimestamp(self.manifest_path(name).stat().st_mtime, UTC)
+        except FileNotFoundError:  # somebody has removed it meanwhile
+            raise self._not_there(name) from None
         return StoredModel(name, sha256(data).hexdigest(), size, modified)
+
+    def _not_there(self, name: ModelName) -> NotFoundError:
+        return NotFoundError(f"model '{name.display}' not found in {self.root}")
 
     def find(self, text: str) -> ModelName:
         """The name that `text` means here, spelled as the store spells it already."""
@@ -168,7 +174,7 @@ class Store:
         try:
             return read_whole(self.manifest_path(name), MOST_OF_A_MANIFEST)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise NotFoundError(f"model '{name.display}' not found in {self.root}") from None
+            raise self._not_there(name) from None
         except OSError as error:
             raise StoreError(
                 f"model '{name.display}': {error.filename} cannot be read: {error.strerror}"
@@ -248,8 +254,11 @@ class Store:
 
     def adapters(self, name: ModelName, manifest: Manifest) -> tuple[Path, ...]:
         """The paths of the model's GGUF adapters; StoreError where one is missing or damaged."""
-        layers = manifest.of("adapter")
-        return tuple(blobs.check(self.blobs, layer, name.display) for layer in layers)
+        return self.files(name, manifest, "adapter")
+
+    def files(self, name: ModelName, manifest: Manifest, kind: str) -> tuple[Path, ...]:
+        """The paths of the model's layers of a kind; StoreError where one is missing or damaged."""
+        return tuple(blobs.check(self.blobs, layer, name.display) for layer in manifest.of(kind))
 
     def resolve(self, text: str) -> ResolvedModel:
         """The model that `text` names, opened; NotFoundError where it is not in the store."""

@@ -4,8 +4,10 @@
 #   need_triton VERSION   after need_venv: from here on $venv is .venv with that Triton
 #
 # Python 3.11 to 3.13 is taken from $PYTHON or the path; versions come from constraints.txt. The
-# stamp beside the environment makes a second run start at once.
+# stamp beside the environment makes a second run start at once. Modules are compiled when they are
+# first imported, whatever the surroundings say: most of the packages' 14,000 files never are.
 
+unset PYTHONDONTWRITEBYTECODE
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 venv="$repo/.venv"
 
@@ -41,9 +43,10 @@ need_venv() {
         fi
     fi
     echo "installing gpukit$extras"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check \
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-compile \
         -c "$repo/constraints.txt" -e "$repo$extras"
-    echo "$wanted $extras" >"$stamp"
+    grep -qF "$wanted" "$stamp" 2>/dev/null || rm -f "$stamp"
+    echo "$wanted $extras" >>"$stamp"
 }
 
 # A Triton before all that .venv has: torch may ask for another one, which a resolver would insist

@@ -15,11 +15,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Importing torch takes seconds: a process that has done so divides for every command. All of gpukit
-# is loaded by each anew. What says how Python starts needs a process that does: `STARTS`.
+# Importing torch and pydantic takes seconds: a process that has done so divides for every command.
+# All of gpukit is loaded by each anew. What says how Python starts needs a process that does:
+# `STARTS`.
 SERVER = """
 import gc, json, os, socket, sys
 import numpy, torch
+from pydantic import BaseModel
 gc.freeze()  # what torch has made is no garbage: looking at it would copy its pages in each child
 channel = socket.socket(fileno=int(sys.argv[1]))
 while True:

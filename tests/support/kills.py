@@ -86,6 +86,8 @@ def fork(work: Work, side: Path) -> int:
         code = 0
     except surroundings.Ended as ended:
         code = ended.exit_code
+    except KeyboardInterrupt:  # before its signals are answered
+        code = 128 + signal.SIGINT
     except BaseException as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.stderr.flush()

@@ -75,6 +75,16 @@ QWEN3_MOE = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_act": "silu",
     "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
 }  # fmt: skip
+SMOLLM3 = {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "hidden_act": "silu"}
+GRANITE = {
+    "architectures": ["GraniteForCausalLM"], "model_type": "granite", "hidden_act": "silu",
+    "attention_multiplier": 0.02, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
+    "logits_scaling": 8.0, "pad_token_id": 0,
+}  # fmt: skip
+OLMO2 = {
+    "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "hidden_act": "silu",
+    "attention_bias": False, "pad_token_id": 0,
+}  # fmt: skip
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu"}
 GEMMA = {
     "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": True,
@@ -181,6 +191,38 @@ ZOO: dict[str, Animal] = {
         {**QWEN3_MOE, **NARROW, "rope_theta": 1e4, "num_experts": 12, "num_experts_per_tok": 2,
          "moe_intermediate_size": 64, "tie_word_embeddings": False, "attention_bias": False},
         types=EVERY_TYPE, shards=3, pre="qwen2",
+    ),
+    "smollm3": Animal(
+        {**SMOLLM3, **NARROW, "rope_theta": 5e6, "num_hidden_layers": 5, "pad_token_id": 0,
+         "no_rope_layers": [1, 1, 1, 0, 1], "tie_word_embeddings": True,
+         "use_sliding_window": False},
+        types=EVERY_TYPE,
+    ),
+    # Behind 150 tokens llama.cpp is 1.3e-4 from float64 (gpukit 4e-5).
+    "smollm3-yarn": Animal(
+        {**SMOLLM3, **WIDE, "rope_parameters": {**YARN, "rope_theta": 1e4}, "pad_token_id": 0,
+         "num_hidden_layers": 4, "tie_word_embeddings": False},
+        prompt=100,
+    ),
+    "granite": Animal(
+        {**WIDE, **GRANITE, "rope_theta": 1e7, "tie_word_embeddings": True},
+        types=EVERY_TYPE,
+    ),
+    "granite-plain": Animal(
+        {**NARROW, **GRANITE, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+         "attention_multiplier": 0.0625, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
+         "logits_scaling": 1, "tie_word_embeddings": False, "attention_bias": True,
+         "mlp_bias": True},
+        biases=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    ),
+    "olmo2": Animal(
+        {**WIDE, **OLMO2, "rope_theta": 5e5, "tie_word_embeddings": False},
+        types=EVERY_TYPE, pre="olmo",
+    ),
+    "olmo2-yarn": Animal(
+        {**NARROW, **OLMO2, "rope_parameters": {**YARN, "rope_theta": 1e4},
+         "tie_word_embeddings": False},
+        pre="olmo",
     ),
     "mistral-v0.1": Animal(
         {**MISTRAL, **WIDE, "rope_theta": 10000.0, "sliding_window": 40,

@@ -10,9 +10,11 @@ from support.checkpoints import DATA
 from support.loras import lora
 
 import gpukit
+from gpukit.batches import needs
 from gpukit.batches.journal import journal_of, last_record
 from gpukit.batches.result import Told
 from gpukit.batches.states import State
+from gpukit.batches.workers import Worker
 from gpukit.errors import ArgumentError
 from gpukit.evaluation.measuring import Scored
 from gpukit.recipes import perplexity
@@ -164,3 +166,74 @@ def test_everything_is_json(place: Path) -> None:
     (job,) = json.loads(json.dumps(found, allow_nan=False))["jobs"]
     assert job["evaluation"]["state"] == "done"
     assert job["bits_per_weight"] > 8
+
+
+SPREAD = """
+sources: [tiny, other]
+types: [Q8_0, F16]
+output: out/{source}-{type}.gguf
+options: {device: cpu}
+evaluate: {text: text.txt, context: 32, chunks: 2, against: source}
+"""
+
+
+def test_two_workers_measure_what_one_does(place: Path) -> None:
+    shutil.copytree(place / "tiny", place / "other")
+    plan = _plan(place, SPREAD)
+    heard: list[Told] = []
+    made = gpukit.batch(plan, jobs=2, watch=heard.append)
+    states = [str(t.row.state) for t in heard if t.event is None and t.number > 4]
+    assert sorted(states) == ["done"] * 4 + ["evaluating"] * 4
+    assert {t.count for t in heard if t.number > 4} == {8}
+    assert all(row.made for row in made.rows)
+    shutil.rmtree(place / "out")
+    assert _numbers(gpukit.batch(plan)) == _numbers(made)
+    # A worker that fails is told of; without --keep-going nothing else begins.
+    (place / "short.txt").write_text("too short")
+    more = SPREAD + "overrides:\n- match: {source: tiny}\n  evaluate: {text: short.txt}\n"
+    failed = gpukit.batch(_plan(place, more), jobs=2, keep_going=True)
+    assert [row.source for row in failed.not_evaluated] == ["tiny", "tiny"]
+    assert _numbers(failed)[2:] == _numbers(made)[2:]
+
+
+def test_a_worker_that_dies_has_not_measured(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(place / "tiny", place / "other")
+    plan = _plan(place, SPREAD)
+    started: list[Worker] = []
+    take = Worker.take
+
+    def noted(self: Worker, portion: Any) -> None:
+        started.append(self)
+        take(self, portion)
+
+    monkeypatch.setattr(Worker, "take", noted)
+    killed: list[str] = []
+
+    def watch(told: Told) -> None:
+        if told.row.state is State.EVALUATING and told.row.source == "tiny" and not killed:
+            killed.append(told.row.output)
+            # The last two that began measure, a source each, in the plan's order.
+            started[-2].process.kill()
+
+    found = gpukit.batch(plan, jobs=2, keep_going=True, watch=watch)
+    (missed,) = found.not_evaluated
+    assert missed.output == killed[0]
+    assert "was killed (SIGKILL)" in str(missed.evaluation)
+    assert all(row.numbers for row in found.rows if row is not missed)
+    assert not gpukit.batch(plan).not_evaluated
+
+
+def test_models_that_memory_does_not_hold_are_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = _plan(place, PLAN.replace("cpu", "cpu, memory: 1M"))
+    (place / "meminfo").write_text("MemAvailable:    1100 kB\n")
+    monkeypatch.setattr(needs, "MEMINFO", place / "meminfo")
+    told = (
+        r"to evaluate, models of \d+ bytes are needed in memory at a time, 1126400 bytes are free"
+    )
+    with pytest.raises(gpukit.GpukitError, match=told):
+        gpukit.batch(plan)
+    assert not (place / "out").exists()
+    _plan(place, PLAN.replace("cpu", "cpu, memory: 1M").replace("evaluate", "#"))
+    assert gpukit.plan_batch(plan).refused == ()

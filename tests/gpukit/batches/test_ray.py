@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.batches import assert_only_outputs
-from support.checkpoints import build
+from support.checkpoints import DATA, build
 from support.command_line import gpukit as command
 from support.loras import lora
 
@@ -126,6 +126,21 @@ def test_a_job_that_fails(place: Path, cluster: Any) -> None:
     assert _states(gpukit.batch_status(place / "plan.yaml")) == ["failed", "failed", "done", "done"]
     made = gpukit.batch(place / "plan.yaml", ray=cluster.address)
     assert [row.seconds is not None for row in made.rows[:2]] == [True, False]  # ended by the first
+
+
+def test_tasks_measure_results(place: Path, cluster: Any) -> None:
+    plan = place / "plan.yaml"
+    shutil.copy(DATA / "shakespeare.txt", place / "text.txt")
+    text = "sources: [plain, tied]\ntypes: [Q8_0]\noutput: '{source}.gguf'\n"
+    evaluate = "evaluate: {text: text.txt, context: 32, chunks: 2, against: source}\n"
+    plan.write_text(f"{text}options: {{device: cpu}}\n{evaluate}")
+    heard: list[str] = []
+    made = gpukit.batch(plan, ray=cluster.address, watch=lambda t: heard.append(str(t.row.state)))
+    assert heard.count("evaluating") >= 2
+    assert [row.numbers["chunks"] for row in made.rows] == [2, 2]
+    assert all(row.made for row in made.rows)
+    status = gpukit.batch_status(plan)
+    assert [row.numbers["kld"] for row in status.rows] == [row.numbers["kld"] for row in made.rows]
 
 
 def test_the_tasks_end_with_the_batch(place: Path, cluster: Any) -> None:

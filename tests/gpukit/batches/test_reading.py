@@ -53,7 +53,7 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     ("text", "line", "told"),
     [
         (GOOD + "outptu: x\n", 4, "unknown key 'outptu'; known: sources, adapters, types, output, "
-         "store, variables, include, exclude, options, evaluate, calibrate, overrides: did you "),
+         "store, variables, include, exclude, options, evaluate, calibrate, push, overrides: did "),
         ("sources:\n  - a\n  - path: b\n    nmae: c\ntypes: [F16]\noutput: x.gguf\n", 4,
          "unknown key 'nmae'; known: path, name: did you mean 'name'?"),
         (GOOD + "options:\n  device: cpu\n\n  memroy: 1G\n", 7, "did you mean 'memory'?"),

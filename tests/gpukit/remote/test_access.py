@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from support.registry import Server, serve
 from support.stores import add
 
@@ -211,6 +211,7 @@ def test_challenges() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200) | st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
 def test_no_challenge_breaks_the_parser(header: str) -> None:
     for challenge in parse_challenges([header]):

@@ -9,8 +9,16 @@ from support.at_once import at_once
 from support.registry import Fault, Server
 from support.stores import add, files
 
-from gpukit import ArgumentError, DiskError, GpukitError, NotFoundError, RegistryError, Store
-from gpukit.events import Event, Status, Step
+from gpukit import (
+    ArgumentError,
+    DiskError,
+    GpukitError,
+    NotFoundError,
+    RegistryError,
+    Store,
+    StoreError,
+)
+from gpukit.events import Event, Status, Step, Warned
 from gpukit.store.blobs import digest_of
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX
 
@@ -285,3 +293,47 @@ def test_a_link_out_of_the_store_is_not_followed(
     with pytest.raises(DiskError):
         store.pull(name, insecure=True)
     assert outside.read_bytes() == b"mine"
+
+
+def test_a_disk_that_fills_meanwhile(
+    server: Server, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else takes the room that was there when the pull began."""
+    monkeypatch.setattr("gpukit.store.changes.need_room", lambda path, size: None)
+    name = publish(server, b"x" * 4_000_000)
+    store = Store(small_disk / "models")
+    with pytest.raises(DiskError, match=r"No space left.* bytes are free\); make room or"):
+        store.pull(name, insecure=True)
+    assert untouched(store)
+
+
+def test_a_layer_of_an_unknown_kind_is_kept(server: Server, store: Store) -> None:
+    data = b"from the future"
+    future = layer("hologram", data, server.add(data))
+    name = publish(server, layers=[layer("model", WEIGHTS, server.add(WEIGHTS)), future])
+    events: list[Event] = []
+    store.pull(name, insecure=True, report=events.append)
+    assert Warned("layer 1 is of the kind 'hologram', which is not known") in events
+    assert blob(store, data).read_bytes() == data
+    assert store.resolve(name).gguf == blob(store)
+
+
+def test_a_manifest_that_a_link_leads_out_of_the_store(
+    server: Server, store: Store, tmp_path: Path
+) -> None:
+    add(store, f"{server.host}/me/tiny:q4", "old")
+    (tmp_path / "outside").mkdir()
+    folder = store.manifests / server.host
+    folder.rename(tmp_path / "outside" / "manifests")
+    folder.symlink_to(tmp_path / "outside" / "manifests")
+    name = publish(server)
+    before = store.manifest_bytes(store.existing(name))
+    for action in (
+        lambda: store.pull(name, insecure=True),
+        lambda: store.remove(name),
+        lambda: store.copy(name, f"{server.host}/me/tiny:q5"),
+    ):
+        with pytest.raises(StoreError, match="a link, which leads out of the store"):
+            action()
+    assert [path.name for path in (tmp_path / "outside/manifests/me/tiny").iterdir()] == ["q4"]
+    assert store.manifest_bytes(store.existing(name)) == before

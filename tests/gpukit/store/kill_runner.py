@@ -9,6 +9,7 @@ for writes also in the middle. Prints the number of kills. Run as a program of i
 can fork: one thread is left when a run has ended.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -181,6 +182,8 @@ def main() -> None:
     shutil.copytree(template, root)
     # Whatever the action loads is loaded by this run, before the first fork: it is no step of it.
     globals()[action](Store(root), extra)
+    gc.collect()
+    gc.freeze()  # looking at what is loaded would copy its pages in each child
     shutil.rmtree(root)
     shutil.copytree(template, root)
     began = time.monotonic()

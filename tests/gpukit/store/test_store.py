@@ -264,7 +264,7 @@ def open_folder() -> Iterator[Path]:
 NOBODY = """
 import os, sys
 from pathlib import Path
-from gpukit.store import Store, copy, remove, tidy
+from gpukit.store import Store, check_models, collect, copy, remove, tidy
 from gpukit.errors import DiskError
 os.setgid(65534)
 os.setuid(65534)
@@ -272,7 +272,10 @@ store = Store(Path(sys.argv[1]))
 tidy(store)
 assert [model.name.display for model in store.models()] == ["m:latest"]
 assert store.resolve("m").gguf.read_bytes() == b"GGUF"
-for action in (lambda: copy(store, "m", "n"), lambda: remove(store, "m")):
+assert [model.problems for model in check_models(store, store.names())] == [()]
+for action in (
+    lambda: copy(store, "m", "n"), lambda: remove(store, "m"), lambda: collect(store)
+):
     try:
         action()
     except DiskError as error:
