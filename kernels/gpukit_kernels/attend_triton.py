@@ -1,6 +1,7 @@
 """Launches the attention of one new position: its shape, and the memory that it needs."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,15 +101,27 @@ def attend_triton(
     """As `attend.attend_one`, into `out`, and `prepared` for products where 32 divides a head's
     values. Nothing is allocated."""
     capacity = keys.shape[1]
-    heads = shape.heads_together
-    lanes = max(WARPS * LOADED // shape.padded, 1)
-    grid = (shape.heads // heads, shape.splits(capacity))
+    constants = launch_constants(shape, capacity)
     with torch.cuda.device_of(q):
-        attend_kernel[grid](
+        attend_kernel[(shape.heads // constants["HEADS"], constants["SPLITS"])](
             q, k, v, *(norms or (None, None)), turns, keys, values, position, scratch.partial,
             scratch.arrived, out, *parts_of(prepared), shape.scale, shape.eps, shape.cap, capacity,
-            WINDOW=shape.window, HEADS=heads, SHARING=shape.heads // shape.kv_heads,
-            DIM=shape.head_dim, PADDED=shape.padded, ROTATED=shape.rotated, PAIRS=shape.pairs,
-            CAPPED=shape.cap > 0, SPLITS=grid[1], ROWS=shape.rows, LANES=lanes,
-            num_warps=WARPS,
+            **constants, num_warps=WARPS,
         )  # fmt: skip
+
+
+def launch_constants(shape: Shape, capacity: int) -> dict[str, Any]:
+    """The constants of `attend_kernel` with a cache of `capacity` places."""
+    return {
+        "WINDOW": shape.window,
+        "HEADS": shape.heads_together,
+        "SHARING": shape.heads // shape.kv_heads,
+        "DIM": shape.head_dim,
+        "PADDED": shape.padded,
+        "ROTATED": shape.rotated,
+        "PAIRS": shape.pairs,
+        "CAPPED": shape.cap > 0,
+        "SPLITS": shape.splits(capacity),
+        "ROWS": shape.rows,
+        "LANES": max(WARPS * LOADED // shape.padded, 1),
+    }

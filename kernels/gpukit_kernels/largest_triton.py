@@ -44,9 +44,14 @@ def next_triton(logits: Tensor, keys: Tensor, tops: Tensor, best: Tensor, token:
     programs = triton.cdiv(count, TILE)
     with torch.cuda.device_of(logits):
         keys_kernel[(programs,)](logits, keys, tops, count, TILE=TILE)
-        next_kernel[(1,)](tops, best, token, programs, SIZE=triton.next_power_of_2(programs))
+        next_kernel[(1,)](tops, best, token, programs, SIZE=next_size(programs))
 
 
 def tops_of(count: int) -> int:
     """Programs that `next_triton` has for so many logits."""
     return triton.cdiv(count, TILE)
+
+
+def next_size(programs: int) -> int:
+    """The constant of `next_kernel` for what so many programs left."""
+    return triton.next_power_of_2(programs)

@@ -56,13 +56,18 @@ def norm_triton(
     `x` first gets `add` `[m, n]`, or the norm of it with the weight `post`.
     """
     rows, width = x.shape
-    groups = triton.next_power_of_2(triton.cdiv(width, 32))
-    warps = min(max(groups // VALUES, 1), 16)
+    groups, warps = launch_shape(width)
     with torch.cuda.device_of(x):
         norm_kernel[(rows,)](
             x, add, post, weight, out, *parts_of(prepared), width, eps, GROUPS=groups,
             num_warps=warps,
         )  # fmt: skip
+
+
+def launch_shape(width: int) -> tuple[int, int]:
+    """Groups of 32 values that `norm_kernel` has of rows of `width`, and its warps."""
+    groups = triton.next_power_of_2(triton.cdiv(width, 32))
+    return groups, min(max(groups // VALUES, 1), 16)
 
 
 def parts_of(prepared: Prepared | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.launched import DTYPES, Kernel, kernels
 from gpukit_kernels.launched_forward import forward_kernels
+from gpukit_kernels.launched_step import step_kernels
 from gpukit_kernels.table import QUANTS, by_name
 
 ARCHES = (80, 90, 100)
@@ -63,6 +64,11 @@ class Usage:
         if self.exact and ((self.fma and not self.fuses) or self.flushes):
             return f"{self.fma} FMAs and {self.flushes} flushes of subnormals in an exact kernel"
         return None
+
+
+def kernels_of_no_type() -> Iterator[Kernel]:
+    """Those of a forward pass and of one token's step, but for products."""
+    return chain(forward_kernels(), step_kernels())
 
 
 def compiled(kernel: Kernel, arch: int) -> Any:
@@ -154,8 +160,12 @@ def main() -> int:
     if plain:
         write(_FORMAT.format(*_HEAD, ""))
     types, dtypes = map(by_name, options.type.split(",")), options.dtype.split(",")
-    chosen = chain.from_iterable(kernels(row, dtypes) for row in types)
-    for kernel in forward_kernels() if options.forward else chosen:
+    chosen: Iterator[Kernel] = chain.from_iterable(kernels(row, dtypes) for row in types)
+    if options.forward:
+        chosen = kernels_of_no_type()
+    elif options.markdown:
+        chosen = chain(chosen, kernels_of_no_type())
+    for kernel in chosen:
         for arch in map(int, options.arch.split(",")):
             use = usage(kernel, arch)
             found.append(use)
@@ -182,7 +192,8 @@ def markdown(found: Sequence[Usage]) -> str:
         "",
         "Registers of a thread, by architecture; spills (accesses to local memory) and FMAs of all",
         "architectures together. Kernels that give bytes and decoded values have no FMA; products",
-        "(`matmul`) fuse on purpose, and merges of floats where a product is exact. "
+        "(`matmul`, `vectors`, `gated`, and `halves` for them) and what stands between them in a",
+        "forward pass fuse on purpose, and merges of floats where a product is exact. "
         f"Triton {triton.__version__}, compiled without a GPU by",
         "`python -m gpukit_kernels.resources --dtype bf16 --markdown`.",
         "",

@@ -78,7 +78,7 @@ def test_kernels_of_the_forward_pass_do_not_spill(arch: int) -> None:
     out, err = start("--forward", "--json", "--arch", str(arch)).communicate()
     assert out, err
     faults = {usage["kernel"]: usage["fault"] for usage in json.loads(out)}
-    assert len(faults) == 20
+    assert len(faults) == 32
     assert set(faults.values()) == {None}, faults
 
 
@@ -87,13 +87,11 @@ def test_the_table_in_docs_has_every_kernel_and_no_fault() -> None:
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     head, *rows = rows
     assert head == ["kernel", "sm_80", "sm_90", "sm_100", "spills", "FMAs"]
-    wanted = [k.name for row in QUANTS.values() for k in resources.kernels(row, ["bf16"])]
-    assert [row[0] for row in rows] == wanted
+    kernels = [k for row in QUANTS.values() for k in resources.kernels(row, ["bf16"])]
+    kernels += resources.kernels_of_no_type()
+    assert [row[0] for row in rows] == [k.name for k in kernels]
     assert {row[4] for row in rows} == {"0"}
-    exact = [
-        k.exact and not k.fuses for row in QUANTS.values() for k in resources.kernels(row, ["bf16"])
-    ]
-    assert [row[5] == "0" for row in rows] == exact
+    assert [row[5] == "0" for row in rows] == [k.exact and not k.fuses for k in kernels]
     assert all(0 < int(count) <= 255 for row in rows for count in row[1:4])
 
 
