@@ -3,6 +3,7 @@ reference has every command."""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from support.checkpoints import DATA
 from support.command_line import gpukit
-from support.doc_pages import DOCS, PAGES, ROOT, Block, blocks
+from support.doc_pages import DOCS, PAGES, README, ROOT, Block, blocks
 from support.hub_uploads import serve as serve_hub
 from support.loras import lora
 from support.registry import serve as serve_registry
@@ -31,6 +32,7 @@ BEFORE = {
     "resuming": ["llama-70b-bf16.gguf"],
     "running": ["llama.gguf", "llama3.2:1b"],
     "share": ["llama-q4.gguf", "llama:q4", "merged"],
+    "store": ["llama.gguf", "llama3.2:1b"],
     "verify": ["llama-q4.gguf", "merged.gguf", "llama-bf16.gguf", "llama-iq4.gguf", "imatrix.gguf"],
 }
 FOLDERS = ("Llama-3.2-1B-Instruct", "Llama-3.2-1B", "models")
@@ -114,7 +116,7 @@ def run_block(block: Block, page: Path, folder: Path, variables: dict[str, str])
         assert done.returncode == 0, f"{where}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda page: page.stem)
 def test_the_examples_run(
     page: Path, tmp_path: Path, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +141,16 @@ def test_the_examples_run(
             exec(compile("\n" * (block.line - 1) + text, str(page), "exec"), names)
 
 
+def test_the_recording_is_what_the_commands_print(tmp_path: Path) -> None:
+    (block,) = (each for each in blocks(README) if each.title == "recording")
+    store = {"GPUKIT_MODELS": str(tmp_path)}
+    for recorded in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+        command, _, wanted = recorded.partition("\n")
+        done = gpukit(*shlex.split(command)[1:], folder=ROOT, **store)
+        said = re.sub(r"\S+ \S+ ago|Less than a second ago", "…", done.stderr + done.stdout)
+        assert said.split() == re.sub(r"\d+ seconds ago", "…", wanted).split(), command
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_is_not_run_says_why(page: Path) -> None:
     for block in blocks(page):
@@ -157,7 +169,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", head.lower()).strip()) for head in heads}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"],
+@pytest.mark.parametrize("page", [*PAGES, README, ROOT / "CONTRIBUTING.md"],
                          ids=lambda page: page.stem)  # fmt: skip
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"`[^`\n]*`", "", page.read_text())

@@ -2,6 +2,7 @@
 
 import json as jsonlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpukit_cli.output import print_table
@@ -29,6 +30,8 @@ def print_details(found: "ModelDetails", *, verbose: bool) -> None:
     _section("Model", [(key, str(value)) for key, value in facts if value])
     _section("Capabilities", [(each,) for each in found.capabilities])
     _section("Adapters", [_adapter_row(adapter) for adapter in found.adapters])
+    _section("Projectors", [_file_row(path) for path in found.projectors])
+    _section("Drafts", [_file_row(path) for path in found.drafts])
     _section("Parameters", parameter_rows(found))
     if verbose:
         rows = [(f.key, _short(jsonlib.dumps(_listed(f.value), ensure_ascii=False)))
@@ -46,6 +49,12 @@ def _adapter_row(adapter: "AdapterDetails") -> tuple[str, ...]:
     short = adapter.path.name.removeprefix("sha256-")[:12]
     return (adapter.name or short, f"rank {ranks}", f"{adapter.tensors} tensors",
             human_bytes(adapter.size))  # fmt: skip
+
+
+def _file_row(path: Path) -> tuple[str, ...]:
+    from gpukit_cli.progress import human_bytes
+
+    return path.name.removeprefix("sha256-")[:12], human_bytes(path.stat().st_size)
 
 
 def _section(title: str, rows: Sequence[tuple[str, ...]]) -> None:

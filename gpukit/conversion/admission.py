@@ -1,4 +1,4 @@
-"""What FROM may name: whether a file or a folder is a whole model."""
+"""What FROM and DRAFT may name: whether a file or a folder is a whole model, or a projector."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ def check_gguf(path: Path) -> Checked:
     """The model at `path`; GGUFError, FormatError or ArgumentError where the file is no whole
     one."""
     with GGUFModel(path) as file:
-        kind = file.get("general.type", "model")
+        kind = _kind(file)
         architecture = file.get("general.architecture")
         if not architecture:
             raise FormatError(f"{path}: general.architecture is missing: this is no model")
@@ -40,10 +40,29 @@ def check_gguf(path: Path) -> Checked:
         types = frozenset(info.type for info in file.tensors.values())
         header = Header(str(architecture), weights, file.get(FILE_TYPE))
         checked = Checked(path, header, types, file.is_split)
-    if kind in ("adapter", "projector", "mmproj"):
-        hint = "name it with ADAPTER, its base with FROM" if kind == "adapter" else "not supported"
-        raise ArgumentError(f"{path}: a GGUF of type {kind}, not a model: {hint}")
+    if kind != "model":
+        word = "ADAPTER" if kind == "adapter" else "a second FROM"
+        raise ArgumentError(
+            f"{path}: a GGUF of type {kind}, not a model: FROM names the model, {word} this"
+        )
     return checked
+
+
+def is_projector(path: Path) -> bool:
+    """Whether the GGUF at `path` makes embeddings of images or sounds for a model; `GGUFError`
+    where it is none."""
+    with GGUFModel(path) as file:
+        return _kind(file) == "projector"
+
+
+def _kind(file: GGUFModel) -> str:
+    """`adapter`, `projector` or `model`, judged as Ollama does."""
+    kind = file.get("general.type", "model")
+    if kind in ("adapter", "projector", "mmproj"):
+        return "adapter" if kind == "adapter" else "projector"
+    name = file.get("general.architecture")
+    sees = name == "clip" or file.get(f"{name}.vision.block_count") is not None
+    return "projector" if sees and file.get(f"{name}.block_count") is None else "model"
 
 
 def check_folder(folder: Path) -> None:

@@ -25,8 +25,8 @@ from gpukit.store.manifest import LAYER_PREFIX, Layer
 ADAPTER = LAYER_PREFIX + "adapter"
 
 
-class NewAdapter(Protocol):
-    """An adapter that has been checked."""
+class NewLayer(Protocol):
+    """A file beside the weights, such as an adapter, that has been checked."""
 
     def add(self, changes: Change) -> Layer:
         """Bring it into the store; its layer."""
@@ -40,7 +40,7 @@ class NewAdapter(Protocol):
 @contextmanager
 def opened_adapters(
     paths: Sequence[Path], target: Target, report: Report
-) -> Iterator[tuple[NewAdapter, ...]]:
+) -> Iterator[tuple[NewLayer, ...]]:
     """The adapters at `paths`, open as long as the block runs.
 
     `AdapterError` for one that was made for another base, that no GGUF adapter can hold, or whose
@@ -67,13 +67,13 @@ def opened_adapters(
         yield tuple(found)
 
 
-def _new(adapter: Adapter, target: Target, report: Report) -> NewAdapter:
+def _new(adapter: Adapter, target: Target, report: Report) -> NewLayer:
     if is_gguf(adapter.file.path):
         try:
             check_tied(adapter, target.tensors, target.shapes)
         except AdapterError as error:  # gpukit run can do what llama.cpp and Ollama cannot
             report(Warned(str(error)))
-        return _Copied(adapter.file.path, report)
+        return CopiedFile(adapter.file.path, ADAPTER, report)
     try:
         return _Converted(plan_file(adapter, target), report)
     except AdapterError as error:
@@ -82,17 +82,18 @@ def _new(adapter: Adapter, target: Target, report: Report) -> NewAdapter:
 
 
 @dataclass(frozen=True)
-class _Copied:
-    """A GGUF adapter."""
+class CopiedFile:
+    """A GGUF that is taken as it is."""
 
     path: Path
+    media_type: str
     report: Report
 
     def add(self, changes: Change) -> Layer:
-        return copy_file(self.path, changes, ADAPTER, self.report)
+        return copy_file(self.path, changes, self.media_type, self.report)
 
     def foresee(self) -> Layer:
-        return Layer(ADAPTER, "", self.path.stat().st_size, origin=self.path.name)
+        return Layer(self.media_type, "", self.path.stat().st_size, origin=self.path.name)
 
 
 @dataclass(frozen=True)

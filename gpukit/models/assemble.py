@@ -13,11 +13,13 @@ from gpukit.models.decoder import Block, Decoder, Head
 from gpukit.models.layers import (
     Experts,
     GatedFeedForward,
+    OverHeads,
     RMSNorm,
     Rope,
     Rotation,
     rotate_halves,
     rotate_pairs,
+    unchanged,
 )
 from gpukit.models.rope import yarn_divisors, yarn_magnitude
 from gpukit.models.style import Style
@@ -87,9 +89,9 @@ def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> B
         return norm(f"{at}.{name}", config.n_embd, config, weights)
 
     return Block(
-        attention_norm=named("attn_norm"),
+        attention_norm=named("attn_norm") if style.pre_norms else unchanged,
         attention=_attention(layer, config, weights, style),
-        feed_forward_norm=named("ffn_norm"),
+        feed_forward_norm=named("ffn_norm") if style.pre_norms else unchanged,
         feed_forward=_feed_forward(at, config, weights, style),
         after_attention=named("post_attention_norm") if style.post_norms else None,
         after_feed_forward=named("post_ffw_norm") if style.post_norms else None,
@@ -108,12 +110,6 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
             weights.linear(f"{at}.attn_k", kv, embd),
             weights.linear(f"{at}.attn_v", kv, embd),
         )
-    norms = None
-    if style.qk_norms:
-        norms = (
-            norm(f"{at}.attn_q_norm", head_dim, config, weights),
-            norm(f"{at}.attn_k_norm", head_dim, config, weights),
-        )
     return Attention(
         layer=layer,
         q=parts[0],
@@ -125,8 +121,24 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         rotate=ROTATIONS[style.rotate],
         window=config.window_of(layer),
         cap=config.attention_cap,
-        norms=norms,
+        norms=_head_norms(at, config, weights, style),
     )
+
+
+def _head_norms(
+    at: str, config: ModelConfig, weights: Weights, style: Style
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+    """Those of queries and keys, over `[count, heads, head_dim]`."""
+    if not style.qk_norms:
+        return None
+    names, size = (f"{at}.attn_q_norm", f"{at}.attn_k_norm"), config.head_dim
+    if not style.wide_norms:
+        q, k = (norm(name, size, config, weights) for name in names)
+        return q, k
+    heads = (config.n_head, config.n_head_kv)
+    wide = zip(names, heads, strict=True)
+    first, second = (OverHeads(norm(name, n * size, config, weights)) for name, n in wide)
+    return first, second
 
 
 def _feed_forward(

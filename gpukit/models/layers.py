@@ -63,6 +63,21 @@ class Rope:
         return torch.polar(torch.full_like(angles, self._magnitude), angles)
 
 
+@dataclass(frozen=True)
+class OverHeads:
+    """`norm` over the values of all heads at once, of float32 `[count, heads, head_dim]`."""
+
+    norm: RMSNorm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(1)).view(x.shape)
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """`x`: where others have a norm."""
+    return x
+
+
 class Rotation(Protocol):
     """How the pairs of a head are turned; `dtype` is what comes out."""
 

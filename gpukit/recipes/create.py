@@ -9,7 +9,7 @@ from typing import Any
 
 from gpukit.conversion.admission import Header
 from gpukit.conversion.checks import check_device, check_plan
-from gpukit.conversion.new_adapters import NewAdapter, opened_adapters
+from gpukit.conversion.new_adapters import NewLayer, opened_adapters
 from gpukit.conversion.origins import Origin, Wishes, open_origin
 from gpukit.errors import ArgumentError, ModelfileError, NotFoundError
 from gpukit.events import Report, Status, Warned, ignore
@@ -17,6 +17,7 @@ from gpukit.formats.file_types import file_type_name
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import QuantizePlan
 from gpukit.recipes.adapter_lines import check_digests, locate_line, to_merge
+from gpukit.recipes.beside import check_beside, without_known
 from gpukit.recipes.calibration import calibrated, check_calibration
 from gpukit.recipes.references import Reference, fetched_adapter, locate
 from gpukit.store import blobs, gojson, parameters
@@ -72,9 +73,10 @@ def create(
         change(store) as changes,
     ):
         # Adapters first: they are small, and what is wrong with them shows at once.
-        adapters = [adapter.add(changes) for adapter in new]
-        check_digests(adapters, origin.adapters)
-        layers = _layers(changes.add_bytes, (*origin.add(changes), *adapters), base, modelfile)
+        beside = [each.add(changes) for each in new]
+        check_digests([layer for layer in beside if layer.kind == "adapter"], origin.adapters)
+        start = without_known(origin.add(changes), beside)
+        layers = _layers(changes.add_bytes, start, base, modelfile)
         config = _config(origin.header, base, modelfile)
         config_layer = changes.add_bytes(config.encode(), CONFIG_TYPE)
         for layer in layers:
@@ -139,7 +141,7 @@ def plan_create(
     work = replace(work, provenance=provenance)
     with _opened(store, modelfile, work, hub, merge, calibrate, dry=True) as (base, origin, new):
         foreseen = origin.foresee()
-        start = (*foreseen.layers, *(adapter.foresee() for adapter in new))
+        start = (*foreseen.layers, *(each.foresee() for each in new))
         layers = _layers(_imagined, start, base, modelfile)
     known = {layer.digest for layer in layers if layer.digest}
     there = (d for d in known if blobs.blob_path(store.blobs, d).is_file())
@@ -158,7 +160,6 @@ def _wishes(
     report: Report,
 ) -> Wishes:
     """How the weights are converted; ArgumentError for what is wrong whatever FROM names."""
-    _refuse_unsupported(modelfile)
     check_template(modelfile.template)
     if imatrix is not None and not quantize:
         raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
@@ -181,9 +182,11 @@ def _opened(
     calibrate: str | Path | None,
     *,
     dry: bool = False,
-) -> "Iterator[tuple[_Base, Origin, tuple[NewAdapter, ...]]]":
-    """What the model takes over, its weights, checked and planned, and its new adapters."""
+) -> "Iterator[tuple[_Base, Origin, tuple[NewLayer, ...]]]":
+    """What the model takes over, its weights, checked and planned, and what is new beside them:
+    projectors, adapters, drafts."""
     found = _source(store, modelfile, hub=hub)
+    projectors, drafts = check_beside(modelfile, found.model, work.report)
     adapters = [locate_line(word, modelfile.folder) for word in modelfile.adapters]
     source = found.model if isinstance(found.model, ModelName) else found.fetch(work.report)
     for warning in modelfile.warnings:
@@ -198,10 +201,10 @@ def _opened(
         work = calibrated(path, work, calibrate, opened, dry=dry)
     with ExitStack() as stack:
         origin = stack.enter_context(closing(open_origin(store, source, work)))
-        new: tuple[NewAdapter, ...] = ()
+        new: tuple[NewLayer, ...] = ()
         if paths and merged is None:
             new = stack.enter_context(opened_adapters(paths, origin.target(), work.report))
-        yield base, origin, new
+        yield base, origin, (*projectors, *new, *drafts)
 
 
 @dataclass(frozen=True)
@@ -225,13 +228,6 @@ def _base(store: Store, source: Path | ModelName) -> _Base:
         capabilities=old.capabilities,
     )
     return _Base(kept, store.params(source, manifest))
-
-
-def _refuse_unsupported(modelfile: Modelfile) -> None:
-    if modelfile.drafts:
-        raise ArgumentError(
-            f"DRAFT {modelfile.drafts[0]}: not supported by this version: remove the line"
-        )
 
 
 def _source(store: Store, modelfile: Modelfile, *, hub: bool) -> Reference:

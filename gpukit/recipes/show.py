@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gpukit.errors import ModelfileError
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.gguf_fields import Field, TensorInfo
 from gpukit.formats.gguf_reader import GGUFFile
@@ -55,10 +56,13 @@ class ModelDetails:
     fields: tuple[Field, ...]
     tensors: tuple[TensorInfo, ...]
     adapters: tuple[AdapterDetails, ...]
+    projectors: tuple[Path, ...] = ()
+    drafts: tuple[Path, ...] = ()
 
     @property
     def modelfile(self) -> str:
-        """The Modelfile that makes this model again, with a note on how to build on it."""
+        """The Modelfile that makes this model again, with a note on how to build on it;
+        ModelfileError for a text that no quoting can hold."""
         text = modelfile.write(
             Modelfile(
                 source=str(self.gguf or self.config.remote_model),
@@ -68,6 +72,8 @@ class ModelDetails:
                 licenses=self.licenses,
                 messages=self.messages,
                 adapters=tuple(str(adapter.path) for adapter in self.adapters),
+                drafts=tuple(map(str, self.drafts)),
+                projectors=tuple(map(str, self.projectors)),
                 renderer=self.config.renderer,
                 parser=self.config.parser,
                 requires=self.config.requires,
@@ -89,11 +95,13 @@ class ModelDetails:
             "modified_at": self.stored.modified.isoformat(),
             "gguf": str(self.gguf) if self.gguf else None,
             "license": list(self.licenses),
-            "modelfile": self.modelfile,
+            "modelfile": _or_none(self),
             "parameters": self.params,
             "template": self.template,
             "system": self.system,
             "adapters": [adapter.as_json() for adapter in self.adapters],
+            "projectors": list(map(str, self.projectors)),
+            "drafts": list(map(str, self.drafts)),
             "messages": [{"role": turn.role, "content": turn.content} for turn in self.messages],
             "details": {
                 "format": self.config.model_format,
@@ -149,7 +157,17 @@ def show(store: Store, text: str) -> ModelDetails:
         fields=fields,
         tensors=tensors,
         adapters=tuple(map(_adapter, store.adapters(name, manifest))),
+        projectors=store.files(name, manifest, "projector"),
+        drafts=store.files(name, manifest, "draft"),
     )
+
+
+def _or_none(found: ModelDetails) -> str | None:
+    """The Modelfile; None where a text of the model has no form in one."""
+    try:
+        return found.modelfile
+    except ModelfileError:
+        return None
 
 
 def _adapter(path: Path) -> AdapterDetails:

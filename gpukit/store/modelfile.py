@@ -53,7 +53,8 @@ class Message:
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What a Modelfile says. Relative paths in it start at `folder`."""
+    """What a Modelfile says. Relative paths in it start at `folder`; `projectors` are what further
+    FROMs name."""
 
     source: str
     folder: Path = Path()
@@ -64,6 +65,7 @@ class Modelfile:
     messages: tuple[Message, ...] = ()
     adapters: tuple[str, ...] = ()
     drafts: tuple[str, ...] = ()
+    projectors: tuple[str, ...] = ()
     renderer: str = ""
     parser: str = ""
     requires: str = ""
@@ -83,8 +85,8 @@ def read(path: Path) -> Modelfile:
 def parse(text: str, *, where: str = "Modelfile", folder: Path = Path()) -> Modelfile:
     """What `text` says; ModelfileError names `where` and the line of a fault.
 
-    FROM must stand there once; of the other commands the last one wins, except LICENSE, MESSAGE,
-    ADAPTER, DRAFT and `PARAMETER stop`, which add up.
+    The first FROM names the model, further ones its projectors. Of the other commands the last one
+    wins, except LICENSE, MESSAGE, ADAPTER, DRAFT and `PARAMETER stop`, which add up.
     """
     found: dict[str, list[Command]] = {name: [] for name in COMMANDS}
     for command in commands(text, where):
@@ -93,18 +95,12 @@ def parse(text: str, *, where: str = "Modelfile", folder: Path = Path()) -> Mode
         raise ModelfileError(
             f"{where}: no FROM line: say FROM and a folder, a .gguf file or a name"
         )
-    if len(found["from"]) > 1:
-        first, second = (command.line for command in found["from"][:2])
-        raise ModelfileError(
-            f"{where}: (line {second}): a second FROM (the first is in line {first}): models of "
-            "several files are not supported by this version"
-        )
     for command in found["template"][-1:]:
         check_template(command.value, where, command.line)
     values, warnings = _parameters(found["parameter"], where)
     last = {name: some[-1].value for name, some in found.items() if some}
     return Modelfile(
-        source=last["from"],
+        source=found["from"][0].value,
         folder=folder,
         parameters=values,
         template=last.get("template", ""),
@@ -113,6 +109,7 @@ def parse(text: str, *, where: str = "Modelfile", folder: Path = Path()) -> Mode
         messages=tuple(Message(command.key, command.value) for command in found["message"]),
         adapters=tuple(command.value for command in found["adapter"]),
         drafts=tuple(command.value for command in found["draft"]),
+        projectors=tuple(command.value for command in found["from"][1:]),
         renderer=last.get("renderer", ""),
         parser=last.get("parser", ""),
         requires=_requires(found["requires"], where),
@@ -168,6 +165,7 @@ def write(modelfile: Modelfile) -> str:
     lines = [("FROM", modelfile.source)]
     lines += [("ADAPTER", value) for value in modelfile.adapters]
     lines += [("DRAFT", value) for value in modelfile.drafts]
+    lines += [("FROM", value) for value in modelfile.projectors]
     for command in ("TEMPLATE", "SYSTEM", "RENDERER", "PARSER", "REQUIRES"):
         if value := getattr(modelfile, command.lower()):
             lines.append((command, value))

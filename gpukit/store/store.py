@@ -254,8 +254,11 @@ class Store:
 
     def adapters(self, name: ModelName, manifest: Manifest) -> tuple[Path, ...]:
         """The paths of the model's GGUF adapters; StoreError where one is missing or damaged."""
-        layers = manifest.of("adapter")
-        return tuple(blobs.check(self.blobs, layer, name.display) for layer in layers)
+        return self.files(name, manifest, "adapter")
+
+    def files(self, name: ModelName, manifest: Manifest, kind: str) -> tuple[Path, ...]:
+        """The paths of the model's layers of a kind; StoreError where one is missing or damaged."""
+        return tuple(blobs.check(self.blobs, layer, name.display) for layer in manifest.of(kind))
 
     def resolve(self, text: str) -> ResolvedModel:
         """The model that `text` names, opened; NotFoundError where it is not in the store."""

@@ -27,8 +27,9 @@ def skip_without() -> None:
 
 
 @contextmanager
-def serve(folder: Path, *, basic: bool = False) -> Iterator[str]:
-    """Run one with its data in `folder` until the block ends; its address."""
+def serve(folder: Path, *, basic: bool = False, auth: str = "") -> Iterator[str]:
+    """Run one with its data in `folder` until the block ends; its address. `auth` is a line of its
+    configuration, `basic` one for name and password."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,8 +42,8 @@ def serve(folder: Path, *, basic: bool = False) -> Iterator[str]:
     ]
     if basic:
         (folder / "passwords").write_text(PASSWORDS)
-        lines.append(f"auth: {{htpasswd: {{realm: here, path: {folder / 'passwords'}}}}}")
-    (folder / "config.yml").write_text("\n".join(lines) + "\n")
+        auth = f"auth: {{htpasswd: {{realm: here, path: {folder / 'passwords'}}}}}"
+    (folder / "config.yml").write_text("\n".join([*lines, auth]) + "\n")
     command = [program() or PROGRAM, "serve", str(folder / "config.yml")]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

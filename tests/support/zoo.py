@@ -81,6 +81,10 @@ GRANITE = {
     "attention_multiplier": 0.02, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
     "logits_scaling": 8.0, "pad_token_id": 0,
 }  # fmt: skip
+OLMO2 = {
+    "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "hidden_act": "silu",
+    "attention_bias": False, "pad_token_id": 0,
+}  # fmt: skip
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu"}
 GEMMA = {
     "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": True,
@@ -210,6 +214,15 @@ ZOO: dict[str, Animal] = {
          "logits_scaling": 1, "tie_word_embeddings": False, "attention_bias": True,
          "mlp_bias": True},
         biases=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    ),
+    "olmo2": Animal(
+        {**WIDE, **OLMO2, "rope_theta": 5e5, "tie_word_embeddings": False},
+        types=EVERY_TYPE, pre="olmo",
+    ),
+    "olmo2-yarn": Animal(
+        {**NARROW, **OLMO2, "rope_parameters": {**YARN, "rope_theta": 1e4},
+         "tie_word_embeddings": False},
+        pre="olmo",
     ),
     "mistral-v0.1": Animal(
         {**MISTRAL, **WIDE, "rope_theta": 10000.0, "sliding_window": 40,

@@ -164,6 +164,10 @@ def _layer(animal: Animal) -> Shapes:
             "mlp.gate_up_proj.weight": (2 * ff, hidden), "mlp.down_proj.weight": (hidden, ff),
         }  # fmt: skip
     shapes["input_layernorm.weight"] = shapes["post_attention_layernorm.weight"] = (hidden,)
+    if family == "olmo2":
+        del shapes["input_layernorm.weight"]
+        shapes["post_feedforward_layernorm.weight"] = (hidden,)
+        shapes["self_attn.q_norm.weight"], shapes["self_attn.k_norm.weight"] = (q,), (kv,)
     if family in POST_NORMS:
         shapes["pre_feedforward_layernorm.weight"] = (hidden,)
         shapes["post_feedforward_layernorm.weight"] = (hidden,)

@@ -82,6 +82,7 @@ def plan(folder: Path, **config: Any) -> Any:
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}, r"is .1, 0, 1, 0, 1.;"),
         ("smollm3", {"use_sliding_window": True}, "use_sliding_window is true; layers of"),
         ("granite", {"logits_scaling": 0}, "logits_scaling is 0; a positive number"),
+        ("olmo2", {"attention_bias": True}, "attention_bias is true; an olmo2 GGUF has no biases"),
         ("granite", {"head_dim": 48}, "8 heads of head_dim 48 are not hidden_size 256"),
         ("mistral-v0.1", {"sliding_window": "wide"}, "sliding_window is 'wide'"),
     ],

@@ -162,7 +162,7 @@ def test_a_model_built_on_itself(store: Store, gguf: Path, tmp_path: Path) -> No
         ("FROM ./adapter.gguf", ArgumentError, "a GGUF of type adapter"),
         ("FROM ./part.gguf", GGUFError, "one of 3 parts of a model, but not called"),
         ("FROM ./bare.gguf", FormatError, "general.architecture is missing"),
-        ("FROM tiny.gguf\nDRAFT ./small", ArgumentError, "DRAFT ./small: not supported"),
+        ("FROM tiny.gguf\nDRAFT ./small", NotFoundError, "DRAFT ./small: .*: no such file; a GGUF"),
         ('FROM ""', ModelfileError, "FROM '': a path, the name of a model in the store or an id"),
         ("FROM a\0b", ModelfileError, "a path, the name of a model in the store or an id of"),
         ("FROM " + "x" * 5000, NotFoundError, "x…: File name too long, and invalid model name"),

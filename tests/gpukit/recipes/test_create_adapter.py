@@ -225,7 +225,7 @@ def test_what_is_refused_writes_nothing(store: Store, hostile: Path, lines: str)
 
 
 def test_an_adapter_is_no_model(store: Store, made: Path) -> None:
-    with pytest.raises(ArgumentError, match="a GGUF of type adapter, not a model: name it with AD"):
+    with pytest.raises(ArgumentError, match="a GGUF of type adapter, not a model: FROM names the "):
         make(store, "m", "FROM ./a.gguf", made)
     assert not store.root.exists()
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import docker_registry
+from support import docker_registry, docker_tokens
 from support.cutting import cutting
 from support.stores import add
 
 from gpukit import RegistryError, Store
+from gpukit.remote import keys
 from gpukit.store.blobs import digest_of
 
 
@@ -97,6 +98,24 @@ def test_basic(store: Store, other: Store, tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}))
         store.push(name, insecure=True)
         other.pull(name, insecure=True)
+    assert same(store, other, name)
+
+
+def test_a_token_server_that_checks_our_signature(
+    store: Store, other: Store, tmp_path: Path
+) -> None:
+    with docker_tokens.serve(tmp_path / "registry", "me/tiny") as server:
+        name = f"{server.host}/me/tiny:q4"
+        model(store, name)
+        store.push(name, insecure=True)
+        other.pull(name, insecure=True)
+        asked = [each for each in server.asked if each.path.startswith("/token?")]
+        assert len(asked) == 2  # the push and the pull: a token is for all that either asks for
+        assert all(
+            each.authorization.startswith(f"{keys.load_or_make().public}:") for each in asked
+        )
+        with pytest.raises(RegistryError, match=r"access denied|unauthorized"):
+            store.push(name, f"{server.host}/others/tiny:q4", insecure=True)
     assert same(store, other, name)
 
 

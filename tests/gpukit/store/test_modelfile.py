@@ -32,7 +32,7 @@ def test_every_command(tmp_path: Path) -> None:
         "TEMPLATE {{ .Prompt }}\n"
         "LICENSE MIT\nLICENSE Apache\n"
         "MESSAGE user Hi: there\nMESSAGE assistant Yes?\n"
-        "ADAPTER ./lora\nDRAFT ./small\nRENDERER r\nPARSER p\nREQUIRES v0.14.0\n"
+        "ADAPTER ./lora\nDRAFT ./small\nFROM ./mmproj\nRENDERER r\nPARSER p\nREQUIRES v0.14.0\n"
     )
     assert read(path) == Modelfile(
         source="./model",
@@ -49,6 +49,7 @@ def test_every_command(tmp_path: Path) -> None:
         messages=(Message("user", "Hi: there"), Message("assistant", "Yes?")),
         adapters=("./lora",),
         drafts=("./small",),
+        projectors=("./mmproj",),
         renderer="r",
         parser="p",
         requires="0.14.0",
@@ -122,7 +123,6 @@ ROLE = r"message role must be one of \"system\", \"user\", or \"assistant\"$"
         ("FROM x\nPARAMETER top_p a b", r"invalid float value \[a b\]"),
         ("FROM x\nPARAMETER use_mmap 2", r"invalid bool value \[2\]"),
         ("FROM x\nREQUIRES soon", "requires must be a valid semver"),
-        ("FROM x\nFROM y", r"\(line 2\): a second FROM \(the first is in line 1\)"),
     ],
 )
 def test_errors(text: str, message: str) -> None:
