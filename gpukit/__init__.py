@@ -16,6 +16,7 @@
     verify                      whether a GGUF is what its source gives
     Store, Modelfile            the models on disk, laid out as Ollama's
     Options, make_overrides     what a quantisation may be told besides a type
+    Converter                   a checkout of llama.cpp whose converter reads a folder
     Status, Step, Warned        what a `report` hears
     GpukitError                 the root of all errors; `gpukit.errors` draws the tree
 
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from gpukit.recipes.store import Store as Store
     from gpukit.recipes.verified import Verification as Verification
     from gpukit.recipes.verify import verify as verify
+    from gpukit.sources.converter_process import Converter as Converter
     from gpukit.store.modelfile import Modelfile as Modelfile
 
 __version__ = VERSION
@@ -156,6 +158,7 @@ _MODULES = {
     "recipes.store": ["Store"],
     "recipes.verified": ["Verification"],
     "recipes.verify": ["verify"],
+    "sources.converter_process": ["Converter"],
     "store.modelfile": ["Modelfile"],
 }
 

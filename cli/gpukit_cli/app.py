@@ -54,6 +54,7 @@ def command_line() -> typer.Typer:
         imatrix,
         inspect,
         merge,
+        quantize,
         run,
         share,
         store,
@@ -81,7 +82,7 @@ def command_line() -> typer.Typer:
     }
     toolkit: Commands = {
         "convert": convert.convert,
-        "quantize": convert.quantize,
+        "quantize": quantize.quantize,
         "merge": merge.merge,
         "adapter": adapter.adapter,
         "perplexity": evaluate.perplexity,

@@ -1,14 +1,20 @@
-"""`gpukit convert` and `gpukit quantize`: one file from a checkpoint or from another GGUF."""
+"""`gpukit convert`: one file, or several of one reading, from a checkpoint or another GGUF."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit_cli.converter import (
+    ConverterArguments,
+    ConverterPython,
+    ConverterTree,
+    Trust,
+    converter_of,
+)
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
     Adapters,
-    Calibrate,
     Devices,
     DryRun,
     Hub,
@@ -26,7 +32,6 @@ from gpukit_cli.options import (
     TargetBpw,
     TargetSize,
     file_types,
-    tensor_types,
 )
 from gpukit_cli.progress import reporter
 from gpukit_cli.results import print_plan, print_result
@@ -78,6 +83,10 @@ def convert(
     like: Like = None,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
+    converter: ConverterTree = None,
+    converter_arg: ConverterArguments = None,
+    converter_python: ConverterPython = None,
+    trust_remote_code: Trust = False,
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
@@ -91,6 +100,7 @@ def convert(
     import gpukit
 
     adapters = adapter or []
+    how = converter_of(converter, converter_arg, converter_python, trust_remote_code)
     kinds, place = asked(
         "convert", types, out, pattern, type=type, target_bpw=target_bpw, target_size=target_size,
         like=like,
@@ -98,29 +108,30 @@ def convert(
     if kinds:
         many(
             lambda report: gpukit.plan_many(
-                source, kinds, options=_options(
+                source, kinds, options=options_of(
                     imatrix=imatrix, split_max_size=split_max_size, target_size=None
                 ), adapters=adapters, strict=strict, moe_layout=moe_layout, pre=pre,
-                provenance=provenance, hub=hub, device=device, report=report,
+                converter=how, provenance=provenance, hub=hub, device=device, report=report,
             ),
             lambda report: gpukit.convert_many(
                 source, place, kinds, adapters=adapters, strict=strict, moe_layout=moe_layout,
                 imatrix=imatrix, split_max_size=size(split_max_size), pre=pre,
-                provenance=provenance, hub=hub, device=device, resume=resume, report=report,
+                converter=how, provenance=provenance, hub=hub, device=device,
+                resume=resume, report=report,
             ),
             dry_run=dry_run, quiet=quiet, json=json,
         )  # fmt: skip
         return
     if dry_run:
-        options = _options(
+        options = options_of(
             imatrix=imatrix, split_max_size=split_max_size, target_bpw=target_bpw,
             target_size=target_size, like=like,
         )  # fmt: skip
         with reporter(quiet) as report:
             plan = gpukit.plan(
                 source, type, options=options, adapters=adapters, strict=strict,
-                moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub, device=device,
-                report=report,
+                moe_layout=moe_layout, pre=pre, converter=how, provenance=provenance, hub=hub,
+                device=device, report=report,
             )  # fmt: skip
         print_plan(plan, json=json, quiet=quiet)
         return
@@ -128,150 +139,20 @@ def convert(
         result = gpukit.convert(
             source, place, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
             imatrix=imatrix, target_bpw=target_bpw, target_size=size(target_size), like=like,
-            split_max_size=size(split_max_size), pre=pre, provenance=provenance, hub=hub,
-            device=device, resume=resume, report=report,
-        )  # fmt: skip
-    print_result(result, json=json, quiet=quiet)
-
-
-def quantize(
-    source: Input,
-    out: Out = None,
-    type: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[TYPE]",
-            help=f"File type: {FILE_TYPE_NAMES}.",
-            show_default="what --target-bpw, --target-size or --like choose",
-            autocompletion=file_types,
-        ),
-    ] = None,
-    types: Types = None,
-    pattern: OutPattern = None,
-    imatrix: ImatrixFile = None,
-    calibrate: Calibrate = None,
-    target_bpw: TargetBpw = None,
-    target_size: TargetSize = None,
-    like: Like = None,
-    pure: Annotated[bool, typer.Option("--pure", help="One type for all, no mix.")] = False,
-    tensor_type: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tensor-type",
-            metavar="REGEX=TYPE",
-            help="Type of the tensors that match; may be repeated, and the first match wins.",
-            show_default="the mix's",
-        ),
-    ] = None,
-    tensor_type_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--tensor-type-file",
-            metavar="FILE",
-            help="REGEX=TYPE of tensors, as many as there are, with white space between; after "
-            "those of --tensor-type.",
-            show_default="none",
-        ),
-    ] = None,
-    leave_output_tensor: Annotated[
-        bool, typer.Option("--leave-output-tensor", help="Do not quantise output.weight.")
-    ] = False,
-    output_tensor_type: Annotated[
-        str | None,
-        typer.Option(
-            "--output-tensor-type",
-            metavar="TYPE",
-            help="Type of output.weight.",
-            show_default="the mix's",
-            autocompletion=tensor_types,
-        ),
-    ] = None,
-    token_embedding_type: Annotated[
-        str | None,
-        typer.Option(
-            "--token-embedding-type",
-            metavar="TYPE",
-            help="Type of token_embd.weight.",
-            show_default="the mix's",
-            autocompletion=tensor_types,
-        ),
-    ] = None,
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Take quantised tensors, which loses more.")
-    ] = False,
-    keep_split: Annotated[
-        bool, typer.Option("--keep-split", help="Write as many files as the split GGUF has.")
-    ] = False,
-    split_max_size: SplitMaxSize = None,
-    pre: Pre = None,
-    provenance: Provenance = False,
-    hub: Hub = False,
-    device: Devices = "auto",
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
-    """Quantise a GGUF or a model folder; --dry-run shows every tensor's type and size."""
-    import gpukit
-    from gpukit.planning.overrides import read_patterns
-
-    kinds, place = asked(
-        "quantize", types, out, pattern, TYPE=type, target_bpw=target_bpw, target_size=target_size,
-        like=like,
-    )  # fmt: skip
-    options = _options(
-        imatrix=imatrix,
-        split_max_size=split_max_size,
-        allow_requantize=allow_requantize,
-        keep_split=keep_split,
-        target_bpw=target_bpw,
-        target_size=target_size,
-        like=like,
-        overrides=gpukit.make_overrides(
-            [*(tensor_type or []), *(read_patterns(tensor_type_file) if tensor_type_file else [])],
-            pure=pure,
-            leave_output=leave_output_tensor,
-            output_type=output_tensor_type,
-            embedding_type=token_embedding_type,
-        ),
-    )
-    if kinds:
-        many(
-            lambda report: gpukit.plan_many(
-                source, kinds, options=options, calibrate=calibrate, pre=pre,
-                provenance=provenance, hub=hub, device=device, report=report,
-            ),
-            lambda report: gpukit.quantize_many(
-                source, place, kinds, options=options, calibrate=calibrate, pre=pre,
-                provenance=provenance, hub=hub, device=device, resume=resume, report=report,
-            ),
-            dry_run=dry_run, quiet=quiet, json=json,
-        )  # fmt: skip
-        return
-    if dry_run:
-        with reporter(quiet) as report:
-            plan = gpukit.plan(
-                source, type, options=options, calibrate=calibrate, pre=pre,
-                provenance=provenance, hub=hub, device=device, report=report,
-            )  # fmt: skip
-        print_plan(plan, json=json, quiet=quiet)
-        return
-    with reporter(quiet) as report:
-        result = gpukit.quantize(
-            source, place, type, options=options, calibrate=calibrate, pre=pre,
+            split_max_size=size(split_max_size), pre=pre, converter=how,
             provenance=provenance, hub=hub, device=device, resume=resume, report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)
 
 
-def _options(
+def options_of(
     *,
     imatrix: Path | None,
     split_max_size: str | None,
     target_size: str | None,
     **others: Any,
 ) -> "Options":
+    """What the options that go with a type say, imatrix and sizes read."""
     from gpukit.formats.imatrix import read_imatrix
     from gpukit.planning.plan import Options
 

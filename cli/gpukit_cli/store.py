@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpukit_cli.converter import (
+    ConverterArguments,
+    ConverterPython,
+    ConverterTree,
+    Trust,
+    converter_of,
+)
 from gpukit_cli.details import parameter_rows, print_details
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
@@ -77,6 +84,10 @@ def create(
         ),
     ] = False,
     pre: Pre = None,
+    converter: ConverterTree = None,
+    converter_arg: ConverterArguments = None,
+    converter_python: ConverterPython = None,
+    trust_remote_code: Trust = False,
     provenance: Provenance = False,
     hub: Hub = False,
     imatrix: ImatrixFile = None,
@@ -93,6 +104,7 @@ def create(
     source: gpukit.Modelfile | Path = file or DEFAULT_MODELFILE
     if file is None and not DEFAULT_MODELFILE.exists():
         source = gpukit.Modelfile(source=".", folder=Path.cwd())
+    how = converter_of(converter, converter_arg, converter_python, trust_remote_code)
     if dry_run:
         from gpukit.recipes.create import plan_create
         from gpukit.store import modelfile
@@ -102,7 +114,7 @@ def create(
             planned = plan_create(
                 gpukit.Store(), name, parsed, quantize,
                 pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-                provenance=provenance, report=report,
+                converter=how, provenance=provenance, report=report,
             )  # fmt: skip
         _print_planned(planned, json=json, quiet=quiet)
         return
@@ -110,7 +122,7 @@ def create(
         made = gpukit.Store().create(
             name, source, quantize,
             device=device, pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-            provenance=provenance, link=link, report=report,
+            converter=how, provenance=provenance, link=link, report=report,
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})

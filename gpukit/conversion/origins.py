@@ -22,6 +22,7 @@ from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
 from gpukit.sources.base import ModelSource
+from gpukit.sources.converter_process import Converter
 from gpukit.sources.gguf import GGUFSource
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import check_whole, open_source
@@ -38,7 +39,8 @@ class Wishes:
     """How weights are converted: the file type wanted (None: the source's own), who hears of it,
     the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, the
     importance weights, the adapters that are merged on the way, whether the metadata says what the
-    weights are made from, and whether a GGUF that is taken as it is may be linked.
+    weights are made from, llama.cpp's converter where it shall read a folder, and whether a GGUF
+    that is taken as it is may be linked.
     """
 
     file_type: str | None
@@ -49,6 +51,7 @@ class Wishes:
     imatrix: Imatrix | None = None
     merge: Merge | None = None
     provenance: bool = False
+    converter: Converter | None = None
     link: bool = False
 
 
@@ -94,6 +97,8 @@ def open_origin(store: Store, source: Path | ModelName, work: Wishes) -> Origin:
     """
     if work.pre is not None and (isinstance(source, ModelName) or not source.is_dir()):
         raise ArgumentError("--pre is for a FROM that is a model folder; this has its vocabulary")
+    if work.converter is not None and (isinstance(source, ModelName) or not source.is_dir()):
+        raise ArgumentError("--converter is for a FROM that is a model folder; leave it out")
     if isinstance(source, ModelName):
         return _stored(store, source, work)
     if source.is_dir():
@@ -267,12 +272,14 @@ def _quantized(checked: Checked, work: Wishes, what: str) -> _Converted | None:
 
 
 def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
-    source = open_source(path, work.pre, work.merge)
+    if work.converter is not None:
+        work.report(Status(work.converter.telling(path)))
+    source = open_source(path, work.pre, work.merge, work.converter)
     try:
         options = Options(imatrix=work.imatrix)
         changed = work.file_type is not None or work.merge is not None
         if work.provenance or (changed and has_provenance(source.fields)):
-            recipe = Recipe(work.file_type, options, work.pre, work.merge)
+            recipe = Recipe(work.file_type, options, work.pre, work.merge, work.converter)
             source.fields = with_provenance(source, recipe)
         plan = plan_quantize(source, work.file_type, options)
         return _Converted(source, plan, work, opening)

@@ -56,6 +56,8 @@ FILE_TYPES = {
 }
 
 
+# File types that llama.cpp's converter writes itself, in its own order of tensors and metadata.
+CONVERTED = ("F32", "F16", "BF16", "Q8_0")
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 

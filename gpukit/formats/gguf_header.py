@@ -36,10 +36,14 @@ MIN_TENSOR_BYTES = 24
 
 
 class Header:
-    """Header, metadata and tensor list of a mapped file; `GGUFError` for anything malformed."""
+    """Header, metadata and tensor list of a mapped file; `GGUFError` for anything malformed.
 
-    def __init__(self, view: mmap.mmap, path: Path) -> None:
+    Without `whole` only what stands before the data is there.
+    """
+
+    def __init__(self, view: mmap.mmap | bytes, path: Path, *, whole: bool = True) -> None:
         self.view = view
+        self._whole = whole
         self.path = path
         self.size = len(view)
         self.at = 0
@@ -48,7 +52,7 @@ class Header:
         self.alignment = self._alignment()
         entries = self._entries(n_tensors)
         self.data_start = aligned(self.at, self.alignment)
-        if n_tensors and self.data_start > self.size:
+        if whole and n_tensors and self.data_start > self.size:
             self._fail(f"data should start at byte {self.data_start} of {self.size}")
         self.tensors = self._placed(entries)
 
@@ -209,7 +213,7 @@ class Header:
             if width % block:
                 self._fail(f"{name}: rows of {width} are no multiple of {block} ({kind})")
             info = TensorInfo(name, ne, kind, self.data_start + offset)
-            if info.offset + info.nbytes > self.size:
+            if self._whole and info.offset + info.nbytes > self.size:
                 raise GGUFError(
                     f"{self.path}: truncated: {name} needs bytes up to "
                     f"{info.offset + info.nbytes}, the file has {self.size}; fetch it again"

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from gpukit.models.weights import Weights
 
 
+# What to do about a class that has no file here.
+BY_CONVERTER = (
+    "llama.cpp's converter may know it: gpukit quantize --converter DIR, a checkout of llama.cpp"
+)
+
+
 class Vocabulary(Protocol):
     """Folder and config.json -> every tokenizer.* field, in the converter's order; `pre` names the
     pre-tokenizer of a byte-level BPE that is not recognised; `report` is told what is left out."""
@@ -123,7 +129,8 @@ def architecture_of_class(config: Mapping[str, Any], where: str) -> Architecture
     near = difflib.get_close_matches(classes[0], known, n=1)
     hint = f"; near: {near[0]}" if near else ""
     raise CheckpointError(
-        f"{where}: unknown architecture {classes[0]!r}; known: {', '.join(sorted(known))}{hint}"
+        f"{where}: unknown architecture {classes[0]!r}; known: {', '.join(sorted(known))}{hint}; "
+        f"{BY_CONVERTER}"
     )
 
 

@@ -25,7 +25,7 @@ from gpukit.version import VERSION
 # Bytes of each end of a file that are looked at.
 END = 64 << 10
 # Parts of a recipe that are files.
-PATHS = ("imatrix", "tensor_type_file", "like")
+PATHS = ("imatrix", "tensor_type_file", "like", "converter")
 
 
 def fingerprint_of(source: Path, recipe: Recipe) -> dict[str, Any]:
@@ -40,6 +40,8 @@ def fingerprint_of(source: Path, recipe: Recipe) -> dict[str, Any]:
         asked["imatrix"] = [file_facts(options.imatrix.path)]
     if options.like is not None:
         asked["like"] = [file_facts(options.like)]
+    if recipe.converter is not None:
+        asked["converter"] = [*map(file_facts, recipe.converter.scripts())]
     if merge is not None and (how := merge.combining) is not None:
         asked["combine"] = asdict(how)
         if how.is_random:

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import (
+    CONVERTED,
     FILE_TYPE,
     FILE_TYPES,
     QUANTIZATION_VERSION,
     FileType,
     file_type_of,
-    float_type,
     with_file_type,
 )
 from gpukit.formats.gguf_fields import FLOATS, Field, TensorSpec, u32
@@ -25,8 +25,6 @@ from gpukit.sources.base import Source, SourceTensor
 from gpukit_kernels import type_facts
 
 VERSION_KEY = "general.quantization_version"
-# File types that llama.cpp's converter writes itself, in its own order of tensors and metadata.
-CONVERTED = ("F32", "F16", "BF16", "Q8_0")
 # llama-quantize keeps no more bytes of a text that it notes.
 NOTED = 127
 
@@ -53,7 +51,8 @@ def plan_quantize(
         outputs = [
             _output(source, i, t.ne, Choice(t.type, t.type)) for i, t in enumerate(source.tensors)
         ]
-        fields, title = list(source.fields), "copying model"
+        fields = list(source.fields)
+        title = "converting model" if source.is_checkpoint else "copying model"
     else:
         if source.is_checkpoint and chosen.name in CONVERTED and options.overrides is None:
             fields, outputs = _converted(source, chosen)
@@ -84,7 +83,7 @@ def _converted(source: Source, chosen: FileType) -> tuple[list[Field], list[Plan
     outputs = [
         _output(source, index, tensor.ne, Choice(kind, kind))
         for index, tensor in enumerate(source.tensors)
-        for kind in [float_type(tensor.name, tensor.ne, chosen.default)]
+        for kind in [source.converted_type(index, chosen.default)]
     ]
     return list(with_file_type(source.fields, chosen.number)), outputs
 

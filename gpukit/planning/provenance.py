@@ -39,6 +39,7 @@ from gpukit.version import VERSION
 from gpukit_kernels.facts import MATCHED
 
 if TYPE_CHECKING:
+    from gpukit.sources.converter_process import Converter
     from gpukit.sources.merged import Merge
 
 PREFIX = "gpukit."
@@ -51,12 +52,13 @@ WEIGHTS = (".safetensors", ".bin", ".pth")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was asked for: a file type, options, the pre-tokenizer, adapters."""
+    """What was asked for: a file type, options, pre-tokenizer, adapters, llama.cpp's converter."""
 
     type: str | None = None
     options: Options = field(default_factory=Options)
     pre: str | None = None
     merge: "Merge | None" = None
+    converter: "Converter | None" = None
 
 
 def has_provenance(fields: Sequence[Field]) -> bool:
@@ -159,6 +161,9 @@ def recipe_words(recipe: Recipe) -> Iterator[str]:
     ):
         if wanted:
             yield word
+    if recipe.converter is not None:
+        yield "--converter"
+        yield from (f"--converter-arg={word}" for word in recipe.converter.arguments)
     if merge is None:
         return
     if merge.base != "full":

@@ -10,7 +10,7 @@ from gpukit.conversion.resuming import Resume
 from gpukit.conversion.run import Result, run_plan
 from gpukit.conversion.within import plan_within
 from gpukit.errors import ArgumentError
-from gpukit.events import Report, ignore
+from gpukit.events import Report, Status, ignore
 from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import FileType
 from gpukit.formats.imatrix import read_imatrix
@@ -19,6 +19,7 @@ from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
 from gpukit.planning.totals import TypeTotal
+from gpukit.recipes.bridge import Checkout, bridge
 from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.references import locate
 from gpukit.sources.base import Source
@@ -108,6 +109,7 @@ def plan(
     strict: bool = False,
     moe_layout: str | None = None,
     pre: str | None = None,
+    converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
@@ -124,7 +126,7 @@ def plan(
     source, (records,), (recipe,) = planned_as(
         model, (type,), options=options, calibrate=calibrate, adapters=adapters, combine=combine,
         merge_base=merge_base, strict=strict, moe_layout=moe_layout, pre=pre,
-        provenance=provenance, hub=hub, device=device, report=report,
+        converter=converter, provenance=provenance, hub=hub, device=device, report=report,
     )  # fmt: skip
     return Plan(source, records, recipe)
 
@@ -141,6 +143,7 @@ def planned_as(
     strict: bool,
     moe_layout: str | None,
     pre: str | None,
+    converter: Checkout | None,
     provenance: bool,
     hub: bool,
     device: str,
@@ -151,6 +154,10 @@ def planned_as(
     for type in types:
         check_plan(type, pre, options)
     _check_calibration(calibrate, options)
+    how = bridge(
+        converter, types, overrides=options.overrides, pre=pre, adapters=bool(adapters),
+        calibrate=calibrate is not None,
+    )  # fmt: skip
     reference = locate(model, hub=hub)
     merge = chosen(
         adapters, combine=combine, merge_base=merge_base, strict=strict, moe_layout=moe_layout,
@@ -163,10 +170,12 @@ def planned_as(
         options = options_with(
             path, calibrate, options, types, pre=pre, merge=merge, device=device, report=report
         )
-    source = open_source(path, pre, merge)
+    if how is not None:
+        report(Status(how.telling(path)))
+    source = open_source(path, pre, merge, how)
     try:
         fields, plans = source.fields, []
-        recipes = [Recipe(type, options, pre, merge) for type in types]
+        recipes = [Recipe(type, options, pre, merge, how) for type in types]
         for recipe in recipes:
             source.fields = fields
             if provenance or has_provenance(fields):
@@ -194,6 +203,7 @@ def convert(
     like: str | Path | None = None,
     split_max_size: int | None = None,
     pre: str | None = None,
+    converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
@@ -213,7 +223,9 @@ def convert(
     tells how tensors of experts lie where that cannot be seen. `imatrix` is a file with importance
     weights, .gguf or .dat; `target_bpw` (bits per weight), `target_size` (bytes of the file) and
     `like` (a GGUF whose tensors' types are taken) stand in for `type`; `split_max_size` (bytes)
-    splits the output; `pre` names the pre-tokenizer of a folder where none is recognised; with
+    splits the output; `pre` names the pre-tokenizer of a folder where none is recognised;
+    `converter` is a checkout of llama.cpp, or a `Converter`, whose own converter reads the folder,
+    whatever its class: code of that checkout is run; with
     `provenance` the metadata says what the file was made from (`gpukit.*`); `device` is auto, cpu,
     cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in bytes; `resume`
     goes on, tensor by tensor, with a run of the same that was killed and had it, too, and else
@@ -234,8 +246,8 @@ def convert(
     check_run(Path(out), type, options, device, provenance=provenance)
     with plan(
         model, type, options=options, adapters=adapters, combine=combine, merge_base=merge_base,
-        strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
-        device=device, report=report,
+        strict=strict, moe_layout=moe_layout, pre=pre, converter=converter,
+        provenance=provenance, hub=hub, device=device, report=report,
     ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, resume=resume, report=report)
 
@@ -248,6 +260,7 @@ def quantize(
     options: Options = PLAIN,
     calibrate: str | Path | None = None,
     pre: str | None = None,
+    converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
@@ -272,9 +285,8 @@ def quantize(
     if isinstance(calibrate, Path):
         check_output(Path(out), [calibrate])
     with plan(
-        model, type, options=options, calibrate=calibrate, pre=pre, provenance=provenance, hub=hub,
-        device=device,
-        report=report,
+        model, type, options=options, calibrate=calibrate, pre=pre, converter=converter,
+        provenance=provenance, hub=hub, device=device, report=report,
     ) as planned:  # fmt: skip
         return planned.write(out, device=device, memory=memory, resume=resume, report=report)
 

@@ -18,6 +18,7 @@ from gpukit.formats.imatrix import read_imatrix
 from gpukit.planning.plan import QuantizePlan
 from gpukit.recipes.adapter_lines import check_digests, locate_line, to_merge
 from gpukit.recipes.beside import check_beside, without_known
+from gpukit.recipes.bridge import Checkout, bridge_of
 from gpukit.recipes.calibration import calibrated, check_calibration
 from gpukit.recipes.references import Reference, fetched_adapter, locate
 from gpukit.store import blobs, gojson, parameters
@@ -42,6 +43,7 @@ def create(
     calibrate: str | Path | None = None,
     hub: bool = False,
     merge: bool = False,
+    converter: Checkout | None = None,
     provenance: bool = False,
     link: bool = False,
     report: Report = ignore,
@@ -54,11 +56,11 @@ def create(
     quantisation, `calibrate` a text, or the `Path` of one, from which they are collected; with
     `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the weights as they are, in
     layers of their own; with `quantize` or `merge` they, and those that FROM has already, are
-    merged into the weights on the way. With `provenance` the metadata of weights that are written
-    anew says what they are made from. With `link` a GGUF that is taken as it is becomes another
-    name of the same file where the disk cannot share its blocks. Everything that can be checked is
-    checked before the first byte is fetched or written; a failed or killed run leaves the store as
-    it was.
+    merged into the weights on the way. `converter` is as for `convert`. With `provenance` the
+    metadata of weights that are written anew says what they are made from. With `link` a GGUF that
+    is taken as it is becomes another name of the same file where the disk cannot share its blocks.
+    Everything that can be checked is checked before the first byte is fetched or written; a failed
+    or killed run leaves the store as it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
     there, `AdapterError` for an adapter that was made for another base, DiskError, and the errors
     of the readers of the weights.
@@ -66,8 +68,11 @@ def create(
     model = store.find(name)
     check_device(device)
     check_calibration(calibrate, quantize, imatrix)
+    how = bridge_of(modelfile, converter, quantize, pre, calibrate)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    work = replace(work, device=device, budget=budget, provenance=provenance, link=link)
+    work = replace(
+        work, device=device, budget=budget, provenance=provenance, converter=how, link=link
+    )
     with (
         _opened(store, modelfile, work, hub, merge, calibrate) as (base, origin, new),
         change(store) as changes,
@@ -131,14 +136,16 @@ def plan_create(
     calibrate: str | Path | None = None,
     hub: bool = False,
     merge: bool = False,
+    converter: Checkout | None = None,
     provenance: bool = False,
     report: Report = ignore,
 ) -> PlannedModel:
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
     model = store.find(name)
     check_calibration(calibrate, quantize, imatrix)
+    how = bridge_of(modelfile, converter, quantize, pre, calibrate)
     work = _wishes(modelfile, quantize, pre, imatrix, report)
-    work = replace(work, provenance=provenance)
+    work = replace(work, provenance=provenance, converter=how)
     with _opened(store, modelfile, work, hub, merge, calibrate, dry=True) as (base, origin, new):
         foreseen = origin.foresee()
         start = (*foreseen.layers, *(each.foresee() for each in new))

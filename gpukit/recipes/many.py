@@ -18,6 +18,7 @@ from gpukit.formats.outputs import check_output
 from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.provenance import Recipe
+from gpukit.recipes.bridge import Checkout
 from gpukit.recipes.chosen import Word
 from gpukit.recipes.convert import MEMORY, PLAIN, planned_as
 from gpukit.recipes.merge import FILES
@@ -84,6 +85,7 @@ def plan_many(
     strict: bool = False,
     moe_layout: str | None = None,
     pre: str | None = None,
+    converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
@@ -100,7 +102,7 @@ def plan_many(
     source, records, recipes = planned_as(
         model, kinds, options=options, calibrate=calibrate, adapters=adapters, combine=combine,
         merge_base=merge_base, strict=strict, moe_layout=moe_layout, pre=pre,
-        provenance=provenance, hub=hub, device=device, report=report,
+        converter=converter, provenance=provenance, hub=hub, device=device, report=report,
     )  # fmt: skip
     return Plans(source, tuple(kinds), tuple(records), tuple(recipes))
 
@@ -118,6 +120,7 @@ def convert_many(
     imatrix: str | Path | None = None,
     split_max_size: int | None = None,
     pre: str | None = None,
+    converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
@@ -141,8 +144,8 @@ def convert_many(
     _check(out, types, options, device, provenance=provenance)
     with plan_many(
         model, types, options=options, adapters=adapters, combine=combine, merge_base=merge_base,
-        strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
-        device=device, report=report,
+        strict=strict, moe_layout=moe_layout, pre=pre, converter=converter,
+        provenance=provenance, hub=hub, device=device, report=report,
     ) as plans:  # fmt: skip
         return plans.write(out, device=device, memory=memory, resume=resume, report=report)
 
@@ -155,6 +158,7 @@ def quantize_many(
     options: Options = PLAIN,
     calibrate: str | Path | None = None,
     pre: str | None = None,
+    converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
     device: str = "auto",
@@ -172,8 +176,8 @@ def quantize_many(
         for path in outs:
             check_output(path, [calibrate])
     with plan_many(
-        model, types, options=options, calibrate=calibrate, pre=pre, provenance=provenance, hub=hub,
-        device=device, report=report,
+        model, types, options=options, calibrate=calibrate, pre=pre, converter=converter,
+        provenance=provenance, hub=hub, device=device, report=report,
     ) as plans:  # fmt: skip
         return plans.write(out, device=device, memory=memory, resume=resume, report=report)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from gpukit import store
 from gpukit.events import Report, ignore
 from gpukit.recipes import share, show
+from gpukit.recipes.bridge import Checkout
 from gpukit.recipes.share import Transfer
 from gpukit.recipes.show import ModelDetails
 from gpukit.store import CheckedModel, Collected, StoredModel, modelfile
@@ -38,6 +39,7 @@ class Store(store.Store):
         pre: str | None = None,
         hub: bool = False,
         merge: bool = False,
+        converter: Checkout | None = None,
         provenance: bool = False,
         link: bool = False,
         device: str = "auto",
@@ -69,6 +71,7 @@ class Store(store.Store):
             calibrate=calibrate,
             hub=hub,
             merge=merge,
+            converter=converter,
             provenance=provenance,
             link=link,
             report=report,

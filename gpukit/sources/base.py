@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpukit.formats.closing import Closing
+from gpukit.formats.file_types import float_type
 from gpukit.formats.gguf_fields import Field, TensorSpec
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ class Source(Closing):
     @abstractmethod
     def stored_type(self, index: int) -> str:
         """What tensor `index` is now, such as BF16."""
+
+    def converted_type(self, index: int, wanted: str) -> str:
+        """What llama.cpp's converter makes of tensor `index` where it writes type `wanted`."""
+        tensor = self.tensors[index]
+        return float_type(tensor.name, tensor.ne, wanted)
 
     @property
     def merges(self) -> bool:

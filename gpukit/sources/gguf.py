@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpukit_kernels as kernels
-from gpukit.formats.gguf_fields import TensorInfo
+from gpukit.formats.gguf_fields import TensorSpec
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.sources.base import ModelSource, Part, SourceTensor
 
@@ -91,29 +91,32 @@ class GGUFSource(ModelSource):
         self, index: int, row: int, rows: int, data: "Tensor", *, merged: bool = True
     ) -> "Tensor":
         info = self._infos[index]
-        found = self._decoded(info, rows, data)
+        found = decoded(info, rows, data)
         if not merged or self._merged is None or not self.changes(index):
             return found
         # A tensor of one dimension is one row here, and counts by values there.
         lines = found if len(info.ne) > 1 else found.view(-1, 1)
         return self._merged.step(info.name, row, lines).view(found.shape)
 
-    def _decoded(self, info: TensorInfo, rows: int, data: "Tensor") -> "Tensor":
-        import torch
-
-        from gpukit.formats.dtypes import TORCH_TYPES
-
-        dtype = TORCH_TYPES.get(info.type)
-        if dtype is None:
-            found = kernels.dequantize(data.view(rows, info.row_bytes), info.type)
-            return _without_nan_scales(found, data) if info.type == "MXFP4" else found
-        found = data.view(dtype).view(rows, info.ne[0] if info.ne else 1)
-        return found.to(torch.float32) if found.dtype is torch.float64 else found
-
     def close(self) -> None:
         if self._merged is not None:
             self._merged.close()
         self._model.close()
+
+
+def decoded(spec: TensorSpec, rows: int, data: "Tensor") -> "Tensor":
+    """Rows of float32, float16 or bfloat16 `[rows, ne0]` of a tensor from its bytes in uint8
+    `data`; `QuantError` for types that gpukit cannot decode."""
+    import torch
+
+    from gpukit.formats.dtypes import TORCH_TYPES
+
+    dtype = TORCH_TYPES.get(spec.type)
+    if dtype is None:
+        found = kernels.dequantize(data.view(rows, spec.row_bytes), spec.type)
+        return _without_nan_scales(found, data) if spec.type == "MXFP4" else found
+    found = data.view(dtype).view(rows, spec.ne[0] if spec.ne else 1)
+    return found.to(torch.float32) if found.dtype is torch.float64 else found
 
 
 def _without_nan_scales(values: "Tensor", data: "Tensor") -> "Tensor":

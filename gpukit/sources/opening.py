@@ -9,6 +9,7 @@ from gpukit.sources.base import ModelSource
 from gpukit.sources.gguf import GGUFSource
 
 if TYPE_CHECKING:
+    from gpukit.sources.converter_process import Converter
     from gpukit.sources.merged import Merge
 
 # Endings of files that are a part of a checkpoint: weights, and what describes them.
@@ -28,12 +29,26 @@ def check_whole(path: Path) -> None:
         )
 
 
-def open_source(path: Path, pre: str | None = None, merge: "Merge | None" = None) -> ModelSource:
+def open_source(
+    path: Path,
+    pre: str | None = None,
+    merge: "Merge | None" = None,
+    converter: "Converter | None" = None,
+) -> ModelSource:
     """The model at `path`: a folder with a checkpoint, or a GGUF file; the errors of its reader.
 
     `pre` names the pre-tokenizer of a folder with a byte-level BPE; `merge` tells the adapters that
-    are merged on the way.
+    are merged on the way; `converter` is llama.cpp's, where that shall read the folder.
     """
+    if converter is not None:
+        # Without one nothing of it is needed.
+        from gpukit.sources.converter import ConverterSource, refuse_adapters
+
+        if merge is not None:
+            refuse_adapters(path)
+        if pre is not None:
+            raise ArgumentError(f"{path}: --converter has its pre-tokenizers; leave --pre out")
+        return ConverterSource(path, converter)
     if path.is_dir():
         # Every architecture takes time to import.
         from gpukit.sources.checkpoint import CheckpointSource

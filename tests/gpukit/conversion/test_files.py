@@ -22,7 +22,11 @@ def test_every_variant_has_golden_digests() -> None:
     assert GOLDEN.keys() == VARIANTS.keys()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# 128,256 tokens as each type.
+LONG = {"llama3-tokenizer": [pytest.mark.slow, pytest.mark.thorough]}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=LONG.get(n, [])) for n in VARIANTS])
 def test_files_equal_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
     if not VARIANTS[name].tokenizer.is_dir():
         pytest.skip(f"{VARIANTS[name].tokenizer.name} is not beside the repository")

@@ -20,6 +20,7 @@ from gpukit.store.modelfile import Modelfile
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNNER = Path(__file__).with_name("kill_runner.py")
+pytestmark = pytest.mark.slow
 
 
 def prepare(root: Path) -> Store:
