@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpukit.batches.matrix import Job
 from gpukit.batches.reading import combining
-from gpukit.conversion.within import plan_within
+from gpukit.conversion.within import Losses, Measured, plan_within
 from gpukit.events import Report, ignore
 from gpukit.formats.imatrix import Imatrix, read_imatrix
 from gpukit.planning.overrides import make_overrides, read_patterns
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
+from gpukit.planning.targets import Candidate
 from gpukit.recipes.chosen import chosen
 from gpukit.recipes.references import fetched_adapter
 from gpukit.remote.hub import HubModel
@@ -33,6 +36,7 @@ class Inputs:
         self._report = report
         self._sources: dict[str, Path] = {}
         self._adapters: dict[HubModel, Path] = {}
+        self._losses: dict[tuple[str, object, object, str], Losses] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: all places, but nobody to report to."""
@@ -44,6 +48,29 @@ class Inputs:
         if key not in self._sources:
             self._sources[key] = job.reference.fetch(self._report)
         return self._sources[key]
+
+    def of(self, jobs: Sequence[Job]) -> "Inputs":
+        """The same with what is known of weights only for `jobs`: for another process."""
+        models, found = {_model(job) for job in jobs}, copy(self)
+        found._losses = {k: losses for k, losses in self._losses.items() if k[0] in models}
+        return found
+
+    def measured(self, job: Job) -> Measured:
+        """What the tensors of a job's source lose as other types: looked at once, by who asks
+        first, for all jobs that read the same with the same importance."""
+
+        def measured(
+            source: Source, tensors: Sequence[Candidate], device: str, report: Report
+        ) -> Losses:
+            key = (_model(job), job.adapter.adapters, _way(job), _digest(tensors))
+            if key not in self._losses:
+                # What measures computes with torch.
+                from gpukit.conversion.sensitivity import measure
+
+                self._losses[key] = measure(source, tensors, device, report)
+            return self._losses[key]
+
+        return measured
 
     def adapters(self, job: Job) -> list[Path]:
         """The files or folders of a job's adapters."""
@@ -73,9 +100,28 @@ def gathered(jobs: Sequence[Job]) -> list[list[Job]]:
 
 
 def _read_by(job: Job) -> object:
-    o = job.options
-    way = (o.pre, o.strict, o.moe_layout, o.merge_base, o.combine, o.device, o.memory)
+    way = (_way(job), job.options.device, job.options.memory)
     return (job.stored is None, str(job.reference.model), job.adapter.adapters, way)
+
+
+def _model(job: Job) -> str:
+    return str(job.reference.model)
+
+
+def _way(job: Job) -> object:
+    """What besides the model and the adapters decides which values are read."""
+    o = job.options
+    return (o.pre, o.strict, o.moe_layout, o.merge_base, o.combine)
+
+
+def _digest(tensors: Sequence[Candidate]) -> str:
+    """What tells tensors, the types that they may have, and the importance of their columns from
+    others."""
+    found = sha256()
+    for tensor in tensors:
+        columns = b"" if tensor.importance is None else tensor.importance.tobytes()
+        found.update(f"{tensor.index} {tensor.types} {len(columns)} ".encode() + columns)
+    return found.hexdigest()
 
 
 @contextmanager
@@ -110,7 +156,9 @@ def planned(
                 job.wanted.type, options, job.options.pre, merge_of(job, inputs, ignore)
             )
             source.fields = with_provenance(source, recipe)
-        return plan_within(source, job.wanted.type, options, job.options.device, report)
+        return plan_within(
+            source, job.wanted.type, options, job.options.device, report, inputs.measured(job)
+        )
     finally:
         source.fields = fields  # the next job of it has a recipe of its own
 

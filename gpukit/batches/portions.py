@@ -62,7 +62,8 @@ def portion_of(
     read = prepared.read
     # What names lines of the file has done its work, and is as long as the file.
     bare = ReadPlan(Document(read.document.path.absolute(), None, {}), read.plan)
-    only = _only(replace(prepared, read=bare), standings)
+    inputs = prepared.inputs.of([at.job for at in standings])
+    only = _only(replace(prepared, read=bare, inputs=inputs), standings)
     return Portion(only, keep_going, measures=measures)
 
 

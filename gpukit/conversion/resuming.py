@@ -248,8 +248,9 @@ class Resuming:
         if self._noting.failure is not None:
             raise self._noting.failure
         self._writer.complete()
-        self._ledger.add(self._noting.pieces)
-        self._noting.pieces = []
+        # Taken before they are noted: what a signal interrupts must not note them again.
+        pieces, self._noting.pieces = self._noting.pieces, []
+        self._ledger.add(pieces)
         self._ledger.whole(file.inode for file in self._files)
 
     def publish(self) -> None:

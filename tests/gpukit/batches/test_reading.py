@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
@@ -169,8 +168,8 @@ def test_the_docs_name_every_key_and_their_plans_are_plans(tmp_path: Path) -> No
     named = set(re.findall(r"`(\w+)`", text))
     assert {*BatchPlan.model_fields, *JobOptions.model_fields, *Type.model_fields} <= named
     assert {*Evaluate.model_fields} <= named
-    blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
-    plans = [block for block in map(dedent, blocks) if "\nsources:" in f"\n{block}"]
+    blocks = re.findall(r"^```yaml.*\n((?:.*\n)*?)```$", text, re.MULTILINE)
+    plans = [block for block in blocks if "\nsources:" in f"\n{block}"]
     assert len(plans) == 2
     for plan in plans:
         read_plan(_plan(tmp_path, plan))

@@ -1,6 +1,7 @@
 """Types that are no file types, results in several files, and metadata that say what of."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints import build
@@ -8,8 +9,14 @@ from support.loras import lora
 
 import gpukit
 from gpukit.batches.journal import journal_of
+from gpukit.batches.portions import portions
+from gpukit.batches.preparing import prepare
+from gpukit.batches.reading import read_plan
+from gpukit.conversion import sensitivity
 from gpukit.errors import ArgumentError
+from gpukit.events import ignore
 from gpukit.formats.gguf_split import GGUFModel
+from gpukit.sources.base import Source
 
 PLAN = """
 sources: [plain]
@@ -53,6 +60,32 @@ def test_targets_have_the_bytes_of_single_commands(place: Path) -> None:
     _plan(place, PLAN.replace("target_bpw: 9", "target_size: 1K"))
     (refused,) = gpukit.plan_batch(plan).refused
     assert "--target-size 1000 cannot be reached" in refused
+
+
+def test_weights_are_looked_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the table, for two targets, and when they are made, also by other processes."""
+    build("tied", place)
+    looked: list[str] = []
+    measure = sensitivity.measure
+
+    def counted(source: Source, *words: Any) -> list[list[float]]:
+        looked.append(source.path.name)
+        return measure(source, *words)
+
+    monkeypatch.setattr(sensitivity, "measure", counted)
+    text = PLAN.replace("[plain]", "[plain, tied]")
+    text = text.replace("{like: 'like-{source}.gguf', name: as}", "{target_bpw: 6}")
+    plan = _plan(place, text)
+    made = gpukit.batch(plan)
+    assert looked == ["plain", "tied"]
+    single = place / "single.gguf"
+    gpukit.quantize(place / "tied", single, options=gpukit.Options(target_bpw=6), device="cpu")
+    assert Path(made.rows[3].output).read_bytes() == single.read_bytes()
+    for row in made.rows:
+        Path(row.output).unlink()
+    prepared = prepare(read_plan(plan), None, False, ignore)
+    first, second = portions(prepared, keep_going=False)
+    assert len(first.prepared.inputs._losses) == len(second.prepared.inputs._losses) == 1
 
 
 def test_what_is_to_be_like_must_be_there(place: Path) -> None:

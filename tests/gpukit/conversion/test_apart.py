@@ -1,5 +1,6 @@
 """Work away from the thread that signals come to."""
 
+import json
 import signal
 import threading
 import time
@@ -10,7 +11,9 @@ import pytest
 from support import gguf_models
 
 import gpukit
+from gpukit.conversion import resuming
 from gpukit.conversion.apart import apart
+from gpukit.formats.ledger import Ledger, Whole, ledger_of
 
 
 class Told(BaseException):
@@ -60,3 +63,25 @@ def test_a_pass_takes_no_lock_in_the_thread_that_signals_come_to(tmp_path: Path)
     model = gguf_models.build("eight-layers", tmp_path)
     gpukit.quantize(model, tmp_path / "x.gguf", "Q8_0", device="cpu", report=report)
     assert set(steps) == {False}
+
+
+def test_a_signal_at_the_last_note_lets_nothing_be_noted_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, told = Ledger.add, list[bool]()
+
+    def interrupted(self: Ledger, pieces: list[Whole]) -> None:
+        add(self, pieces)
+        if pieces and threading.current_thread() is threading.main_thread() and not told:
+            told.append(True)
+            raise Told
+
+    monkeypatch.setattr(Ledger, "add", interrupted)
+    monkeypatch.setattr(resuming, "SECONDS", 60.0)
+    model, out = gguf_models.build("eight-layers", tmp_path), tmp_path / "x.gguf"
+    with pytest.raises(Told):
+        gpukit.quantize(model, out, "Q8_0", device="cpu", resume=True)
+    lines = map(json.loads, ledger_of(out).read_text().splitlines())
+    noted = [(line["tensor"], line["start"]) for line in lines if "tensor" in line]
+    assert told
+    assert len(noted) == len(set(noted)) > 8
