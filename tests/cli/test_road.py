@@ -32,7 +32,9 @@ def test_create_and_run(
     (tmp_path / "Modelfile").write_text(f"FROM ./{name}\nPARAMETER temperature 0\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUKIT_MODELS", str(tmp_path / "models"))
-    gpukit("create", "animal", "-f", "Modelfile", "-q", "Q4_K_M", "--device", "cpu")
+    pre = ZOO[name].pre
+    known = ("--pre", pre) if pre else ()
+    gpukit("create", "animal", "-f", "Modelfile", "-q", "Q4_K_M", "--device", "cpu", *known)
     assert "Q4_K_M" in gpukit("show", "animal")
     run = ("run", "animal", "First Citizen:", "--num-predict", "8", "--device", "cpu", "--json")
     found = json.loads(gpukit(*run))
