@@ -11,6 +11,7 @@ from support.command_line import gpukit as command
 
 import gpukit
 from gpukit.batches.result import Told
+from gpukit.remote import wire
 
 PLAN = """
 sources: [plain]
@@ -78,7 +79,10 @@ def test_to_a_registry(place: Path, server: registry.Server) -> None:
     assert len(server.asked) == asked
 
 
-def test_what_could_not_be_sent_is_sent_alone(place: Path, server: registry.Server) -> None:
+def test_what_could_not_be_sent_is_sent_alone(
+    place: Path, server: registry.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "PATIENCE", wire.Patience(tries=3, first=0.01, most=0.05))
     nobody = PLAN.format("127.0.0.1:1")
     plan = _plan(place, nobody)
     failed = gpukit.batch(plan, keep_going=True)
