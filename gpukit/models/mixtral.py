@@ -6,7 +6,6 @@ Facts: transformers' MixtralConfig (defaults), llama.cpp's converter (names, ord
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gpukit.models import llama, mistral
@@ -14,7 +13,7 @@ from gpukit.models.config import ModelConfig
 from gpukit.models.experts import DOWN, GATE, UP, Names, expert_rules, with_experts
 from gpukit.models.registry import Architecture
 from gpukit.models.rules import Rule
-from gpukit.models.sizes import SILU, check_activation, read_sizes
+from gpukit.models.sizes import SILU, check_activation, read_sizes, with_said_head_dim
 from gpukit.models.tables import ATTENTION, FEED_FORWARD_NORM, Row, decoder_rules
 from gpukit.models.windows import with_window
 from gpukit.tokenizer import vocabulary_fields
@@ -33,10 +32,8 @@ EXPERTS = Names(
 def read(config: Mapping[str, Any]) -> ModelConfig:
     """The configuration in a config.json of transformers 4 or 5, with MixtralConfig's defaults."""
     check_activation(config, llama.NAME, SILU)
-    model = replace(
-        read_sizes(config, llama.NAME, DEFAULTS, llama.SCALINGS),
-        head_dim_said=config.get("head_dim") is not None,
-    )
+    model = read_sizes(config, llama.NAME, DEFAULTS, llama.SCALINGS)
+    model = with_said_head_dim(model, config)
     model = with_experts(model, config, "num_local_experts", 8, 2)
     return with_window(model, config)
 

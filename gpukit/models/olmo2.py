@@ -5,14 +5,20 @@ heads at once. Facts: transformers' Olmo2Config (defaults), llama.cpp's converte
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gpukit.errors import CheckpointError
 from gpukit.models.config import ModelConfig
 from gpukit.models.registry import Architecture
 from gpukit.models.rules import Rule
-from gpukit.models.sizes import SILU, check_activation, check_square, read_sizes, size_fields
+from gpukit.models.sizes import (
+    SILU,
+    check_activation,
+    check_square,
+    read_sizes,
+    size_fields,
+    with_said_head_dim,
+)
 from gpukit.models.style import Style
 from gpukit.models.tables import ATTENTION, FEED_FORWARD, Row, decoder_rules
 from gpukit.models.values import flag
@@ -38,8 +44,7 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
     check_activation(config, NAME, SILU)
     if flag(config, "attention_bias"):
         raise CheckpointError(f"config.json: attention_bias is true; an {NAME} GGUF has no biases")
-    model = check_square(read_sizes(config, NAME, DEFAULTS))
-    return replace(model, head_dim_said=config.get("head_dim") is not None)
+    return with_said_head_dim(check_square(read_sizes(config, NAME, DEFAULTS)), config)
 
 
 def rules(config: ModelConfig) -> list[Rule]:

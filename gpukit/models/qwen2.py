@@ -4,7 +4,6 @@ Facts: transformers' Qwen2Config (defaults, windows), llama.cpp's converter (nam
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gpukit.formats.gguf_fields import Field
@@ -17,6 +16,7 @@ from gpukit.models.sizes import (
     check_square,
     read_sizes,
     size_fields,
+    with_said_head_dim,
 )
 from gpukit.models.tables import ATTENTION, FEED_FORWARD, QKV_BIASES, decoder_rules
 from gpukit.models.values import flag, whole
@@ -35,8 +35,7 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
     """The configuration in a config.json of transformers 4 or 5, with Qwen2Config's defaults."""
     check_activation(config, NAME, SILU)
     model = check_square(read_sizes(config, NAME, DEFAULTS))
-    model = replace(model, head_dim_said=config.get("head_dim") is not None)
-    return with_qwen_window(model, config)
+    return with_qwen_window(with_said_head_dim(model, config), config)
 
 
 def with_qwen_window(model: ModelConfig, config: Mapping[str, Any]) -> ModelConfig:

@@ -17,7 +17,7 @@ from gpukit.models.experts import DOWN, GATE, UP, Names, expert_rules, with_expe
 from gpukit.models.qwen2 import with_qwen_window
 from gpukit.models.registry import Architecture
 from gpukit.models.rules import Rule
-from gpukit.models.sizes import SILU, check_activation, read_sizes
+from gpukit.models.sizes import SILU, check_activation, read_sizes, with_said_head_dim
 from gpukit.models.tables import FEED_FORWARD_NORM, Row, decoder_rules
 from gpukit.models.values import flag, whole
 from gpukit.tokenizer import plain_vocabulary
@@ -48,9 +48,8 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
             "experts that take part brought to a sum of 1"
         )
     model = replace(
-        read_sizes(config, NAME, DEFAULTS),
+        with_said_head_dim(read_sizes(config, NAME, DEFAULTS), config),
         n_ff_expert=whole(config, "moe_intermediate_size", 768),
-        head_dim_said=config.get("head_dim") is not None,
     )
     return with_qwen_window(with_experts(model, config, _count_key(config), 128, 8), config)
 

@@ -100,6 +100,11 @@ def check_activation(
         )
 
 
+def with_said_head_dim(model: ModelConfig, config: Mapping[str, Any]) -> ModelConfig:
+    """`model`, whose GGUF has keys for head_dim only where config.json says it."""
+    return replace(model, head_dim_said=config.get("head_dim") is not None)
+
+
 def check_square(model: ModelConfig) -> ModelConfig:
     """`model`; `CheckpointError` where its heads together are not as wide as what they read, which
     llama.cpp asks for."""

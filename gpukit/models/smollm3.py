@@ -12,7 +12,7 @@ from gpukit.errors import CheckpointError
 from gpukit.models import llama
 from gpukit.models.config import ModelConfig
 from gpukit.models.registry import Architecture
-from gpukit.models.sizes import SILU, check_activation, read_sizes
+from gpukit.models.sizes import SILU, check_activation, read_sizes, with_said_head_dim
 from gpukit.models.values import flag, whole
 from gpukit.tokenizer import vocabulary_fields
 
@@ -28,9 +28,7 @@ STYLE = replace(llama.STYLE, unrotated_every=4)
 def read(config: Mapping[str, Any]) -> ModelConfig:
     """The configuration in a config.json of transformers 4 or 5, with SmolLM3Config's defaults."""
     check_activation(config, NAME, SILU)
-    model = replace(
-        read_sizes(config, NAME, DEFAULTS), head_dim_said=config.get("head_dim") is not None
-    )
+    model = with_said_head_dim(read_sizes(config, NAME, DEFAULTS), config)
     _check_rotated(config, model.n_layer)
     if flag(config, "use_sliding_window"):
         raise CheckpointError(

@@ -97,6 +97,18 @@ def copy_in(
     return f"sha256:{hasher.hexdigest()}", size
 
 
+def hashed(fd: int, advance: Callable[[int], object] | None = None) -> tuple[str, int]:
+    """The digest of what descriptor `fd` has from where it is to its end, and its size; `advance`
+    is called with each number of bytes."""
+    hasher, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(CHUNK))
+    while count := os.readv(fd, [buffer]):
+        hasher.update(buffer[:count])
+        size += count
+        if advance:
+            advance(count)
+    return f"sha256:{hasher.hexdigest()}", size
+
+
 def link_in(
     source: Path, target: Path, advance: Callable[[int], object] | None = None
 ) -> tuple[str, int]:
@@ -111,16 +123,10 @@ def link_in(
         raise
     except OSError:  # another disk, another user's file, or one that has names enough
         return copy_in(source, target, advance)
-    hasher, size = hashlib.sha256(), 0
     with target.open("rb", buffering=0) as reader:
-        buffer = memoryview(bytearray(CHUNK))
-        while n := reader.readinto(buffer):
-            hasher.update(buffer[:n])
-            size += n
-            if advance:
-                advance(n)
+        found = hashed(reader.fileno(), advance)
         os.fsync(reader.fileno())
-    return f"sha256:{hasher.hexdigest()}", size
+    return found
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -1,17 +1,16 @@
 """Whether the blobs of models are what their digests say: all of them read and hashed again."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from gpukit.errors import StoreError
 from gpukit.events import Report, Step, ignore
 from gpukit.formats.positioned import open_to_read
-from gpukit.store.blobs import CHUNK, blob_path
+from gpukit.store.blobs import blob_path, hashed
 from gpukit.store.manifest import Layer, Manifest
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
@@ -140,14 +139,6 @@ class _Hashes:
 
         fd = open_to_read(path)
         try:
-            return f"sha256:{_hash_of(fd, advance)}"
+            return hashed(fd, advance)[0]
         finally:
             os.close(fd)
-
-
-def _hash_of(fd: int, advance: Callable[[int], None]) -> str:
-    hasher, buffer = sha256(), memoryview(bytearray(CHUNK))
-    while count := os.readv(fd, [buffer]):
-        hasher.update(buffer[:count])
-        advance(count)
-    return hasher.hexdigest()
