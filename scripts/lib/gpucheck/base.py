@@ -100,6 +100,16 @@ def compilations() -> list[str]:
     return names
 
 
+def as_tests_interpret() -> None:
+    """Where kernels are interpreted, which only tests want, without work done over and over."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.path.append(str(ROOT / "tests"))
+        from support.interpreter import keep_shapes_and_types, patch_once_a_launch
+
+        patch_once_a_launch()
+        keep_shapes_and_types()
+
+
 def stable_keys() -> int:
     """How many jit functions there are; each has its key, whatever kernel is launched first.
 

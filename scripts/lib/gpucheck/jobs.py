@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from gpucheck import merging, pipeline, vectors
-from gpucheck.base import TOP, Plan, claim, guarded, load_plan, stable_keys, write_json
+from gpucheck.base import (
+    TOP,
+    Plan,
+    as_tests_interpret,
+    claim,
+    guarded,
+    load_plan,
+    stable_keys,
+    write_json,
+)
 from gpucheck.data import reference, weighted_reference
 from gpukit_kernels import QuantType, by_name, dequantize, matmul, quantize
 from gpukit_kernels.products_triton import matmul_triton
@@ -169,6 +178,7 @@ def main() -> None:
     """Do jobs until none is left."""
     plan = load_plan(sys.argv[1])
     torch.set_num_threads(1)
+    as_tests_interpret()
     stable_keys()
     for name, (_, work) in jobs(plan).items():
         result = path_of(plan, name)

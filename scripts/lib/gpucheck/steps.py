@@ -17,6 +17,7 @@ from gpucheck.base import (
     NEXT,
     TOP,
     Plan,
+    as_tests_interpret,
     claim,
     compilations,
     guarded,
@@ -188,6 +189,7 @@ def _broken(plan: Plan) -> bool:
 def main() -> None:
     plan = load_plan(sys.argv[1])
     torch.set_num_threads(2)
+    as_tests_interpret()
     stable_keys()
     compiled = compilations()
     left, waited = steps(plan), time.monotonic()
