@@ -32,13 +32,13 @@ def test_files_equal_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{VARIANTS[name].tokenizer.name} is not beside the repository")
     folder = build(name, tmp_path)
     different = []
-    for kind, wanted in GOLDEN[name].items():
-        out = tmp_path / f"{kind}.gguf"
-        with open_source(folder) as source:
+    with open_source(folder) as source:
+        for kind, wanted in GOLDEN[name].items():
+            out = tmp_path / f"{kind}.gguf"
             result = run_plan(source, plan_quantize(source, kind), out, digest=True)
-        assert result.digest == hashlib.sha256(out.read_bytes()).hexdigest()
-        if result.digest != wanted:
-            different.append(kind)
+            assert result.digest == hashlib.sha256(out.read_bytes()).hexdigest()
+            if result.digest != wanted:
+                different.append(kind)
     assert not different
 
 
