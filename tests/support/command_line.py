@@ -15,14 +15,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Importing torch and pydantic takes seconds: a process that has done so divides for every command.
-# All of gpukit is loaded by each anew. What says how Python starts needs a process that does:
-# `STARTS`.
+# Importing torch takes seconds, and the verbs half of one: a process that has done so divides for
+# every command. Imports hold no circle, so their order is nothing that a command could meet, and no
+# file of ours looks at the environment while it is loaded; libraries that do are loaded by each
+# command. What says how Python starts needs a process that does: `STARTS`.
 SERVER = """
-import gc, json, os, socket, sys
-import numpy, torch
-from pydantic import BaseModel
-gc.freeze()  # what torch has made is no garbage: looking at it would copy its pages in each child
+import atexit, gc, importlib, json, os, pkgutil, socket, sys, threading
+import jinja2, torch
+import gpukit_cli, gpukit.recipes
+for room in (gpukit_cli, gpukit.recipes):
+    for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+assert not {"huggingface_hub", "triton", "typer.rich_utils"} & sys.modules.keys()
+gc.freeze()  # what is loaded is no garbage: looking at it would copy its pages in each child
 channel = socket.socket(fileno=int(sys.argv[1]))
 while True:
     asked, files, _, _ = socket.recv_fds(channel, 1 << 17, 2)
@@ -45,7 +51,20 @@ os.environ.update(asked["environment"])
 os.chdir(asked["folder"])
 sys.argv = ["gpukit", *asked["words"]]
 from gpukit_cli.app import main
-main()
+code = 0
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+if code is None or isinstance(code, int):
+    # The end of Python, but for taking apart what is loaded, which takes longer than most commands.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    gc.collect()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+sys.exit(code)
 """
 STARTS = ("PYTHON", "LC_", "LANG", "OMP_")
 
