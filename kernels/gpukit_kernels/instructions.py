@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.launched import Kernel, kernels
-from gpukit_kernels.resources import compiled, disassembled
+from gpukit_kernels.machine_code import compiled, disassembled
 from gpukit_kernels.table import QUANTS, by_name
 
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\w[\w.]*)([^;]*);")

@@ -1,213 +1,104 @@
 """What the Triton kernels compile to, without a GPU: registers, spills and FMAs of each.
 
     python -m gpukit_kernels.resources [--arch 80,90,100] [--type Q4_K,...] [--dtype bf16]
-                                       [--forward] [--json | --markdown]
+                                       [--forward | --kernel NAME...] [--json]
+    python -m gpukit_kernels.resources --table FILE [--anew]
 
-Each kernel is compiled as its launcher would have it compiled and its machine code is read with the
-tools that Triton ships. Not under TRITON_INTERPRET=1, which takes the compiler's place. What
-`--dtype bf16 --markdown` prints is docs/kernel-resources.md.
+With `--table` all kernels of the table: what FILE says of those that are as they were is taken from
+there, the others are compiled, FILE is written again, and a page with the same numbers is printed.
 """
 
 import argparse
 import json
-import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
+from gpukit_kernels import resource_table
 from gpukit_kernels.errors import QuantError
+from gpukit_kernels.kernel_keys import key
 from gpukit_kernels.launched import DTYPES, Kernel, kernels
-from gpukit_kernels.launched_forward import forward_kernels
-from gpukit_kernels.launched_step import step_kernels
+from gpukit_kernels.machine_code import Usage, usage
+from gpukit_kernels.resource_table import ARCHES, ResourceTable
 from gpukit_kernels.table import QUANTS, by_name
-
-ARCHES = (80, 90, 100)
-# Bytes of shared memory that one program may have (CUDA C++ programming guide).
-SHARED = {80: 166912, 90: 232448, 100: 232448}
-
-
-@dataclass(frozen=True)
-class Usage:
-    """The machine code of one kernel for one architecture.
-
-    `spills` counts loads and stores of registers to local memory, `stack` bytes a thread of it,
-    `fma` and `flushes` the instructions of PTX that fuse a product and a sum or flush subnormals
-    (the divisions' own code has FMAs by design, so machine code would not tell).
-    """
-
-    kernel: str
-    arch: int
-    registers: int
-    stack: int
-    spills: int
-    shared: int
-    fma: int
-    flushes: int
-    exact: bool
-    fuses: bool
-
-    def fault(self) -> str | None:
-        """What is wrong with it, in one line, or None."""
-        if self.spills or self.stack:
-            return f"{self.spills} spills, {self.stack} bytes of stack"
-        if self.shared > SHARED.get(self.arch, self.shared):
-            return f"{self.shared} bytes of shared memory, there are {SHARED[self.arch]}"
-        if self.exact and ((self.fma and not self.fuses) or self.flushes):
-            return f"{self.fma} FMAs and {self.flushes} flushes of subnormals in an exact kernel"
-        return None
-
-
-def kernels_of_no_type() -> Iterator[Kernel]:
-    """Those of a forward pass and of one token's step, but for products."""
-    return chain(forward_kernels(), step_kernels())
-
-
-def compiled(kernel: Kernel, arch: int) -> Any:
-    """What Triton makes of `kernel` for compute capability `arch` (80 for 8.0)."""
-    if not isinstance(kernel.function, triton.JITFunction):
-        raise QuantError("TRITON_INTERPRET is set: nothing can be compiled; unset it")
-    signature = {
-        **kernel.pointers,
-        **dict.fromkeys(kernel.integers, "i32"),
-        **dict.fromkeys(kernel.floats, "fp32"),
-        **dict.fromkeys(kernel.constants, "constexpr"),
-    }
-    # What a launcher finds out of real arguments: pointers and most widths are multiples of 16.
-    order = list(kernel.function.arg_names)
-    aligned = [*kernel.pointers, *(name for name in kernel.integers if name in kernel.aligned)]
-    attributes = {(order.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    return triton.compile(
-        ASTSource(
-            fn=kernel.function,
-            signature={name: signature[name] for name in order},
-            constexprs=kernel.constants,
-            attrs=attributes,
-        ),
-        target=GPUTarget("cuda", arch, 32),
-        options={
-            "num_warps": kernel.warps,
-            "num_stages": kernel.stages,
-            "enable_fp_fusion": not kernel.exact,
-        },
-    )
-
-
-def usage(kernel: Kernel, arch: int) -> Usage:
-    """Compile `kernel` for compute capability `arch` and read what came of it."""
-    made = compiled(kernel, arch)
-    ptx = made.asm["ptx"]
-    registers, stack, spills = _machine_code(made.asm["cubin"])
-    return Usage(
-        kernel.name,
-        arch,
-        registers,
-        stack,
-        spills,
-        made.metadata.shared,
-        len(re.findall(r"^\s*(?:@\S+\s+)?fma\.", ptx, re.MULTILINE)),
-        ptx.count(".ftz"),
-        kernel.exact,
-        kernel.fuses,
-    )
-
-
-def _machine_code(cubin: bytes) -> tuple[int, int, int]:
-    """Registers and bytes of stack of a thread, and accesses to local memory."""
-    used = _dumped(cubin, "-res-usage")
-    registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", used)[-1])
-    # Local memory is the stack: without one no access to it is there to be counted, and
-    # disassembling takes as long as compiling.
-    code = disassembled(cubin) if stack else ""
-    return registers, stack, len(re.findall(r"\b(?:LDL|STL)\b", code))
-
-
-def disassembled(cubin: bytes) -> str:
-    """The machine code as text."""
-    return _dumped(cubin, "-sass")
-
-
-def _dumped(cubin: bytes, what: str) -> str:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(tool), what, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def main() -> int:
-    """Print the table; 1 when a kernel spills, outgrows its machine, or is not exact."""
+    """Print what was found; 1 when a kernel spills, outgrows its machine, or is not exact."""
     parser = argparse.ArgumentParser(prog="gpukit_kernels.resources")
     parser.add_argument("--arch", default=",".join(map(str, ARCHES)))
     parser.add_argument("--type", default=",".join(QUANTS))
     parser.add_argument("--dtype", default=",".join(DTYPES))
     parser.add_argument("--forward", action="store_true", help="instead: those of no type")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true")
-    form.add_argument("--markdown", action="store_true")
+    parser.add_argument("--kernel", nargs="+", help="instead: these of the table")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="bring FILE up to date")
+    parser.add_argument("--anew", action="store_true", help="take nothing from FILE")
     options = parser.parse_args()
-    found, write = [], sys.stdout.write
-    plain = not options.json and not options.markdown
-    if plain:
-        write(_FORMAT.format(*_HEAD, ""))
-    types, dtypes = map(by_name, options.type.split(",")), options.dtype.split(",")
-    chosen: Iterator[Kernel] = chain.from_iterable(kernels(row, dtypes) for row in types)
-    if options.forward:
-        chosen = kernels_of_no_type()
-    elif options.markdown:
-        chosen = chain(chosen, kernels_of_no_type())
-    for kernel in chosen:
-        for arch in map(int, options.arch.split(",")):
-            use = usage(kernel, arch)
-            found.append(use)
-            if plain:
-                facts = (use.registers, use.spills, use.shared, use.fma, use.flushes)
-                write(_FORMAT.format(use.kernel, f"sm_{arch}", *facts, use.fault() or ""))
-                sys.stdout.flush()
-    if options.json:
-        write(json.dumps([{**asdict(use), "fault": use.fault()} for use in found], indent=1) + "\n")
-    if options.markdown:
-        write(markdown(found))
+    arches = [int(arch) for arch in options.arch.split(",")]
+    if options.table:
+        found = list(_refreshed(options.table, anew=options.anew))
+        sys.stdout.write(resource_table.markdown(found))
+        return int(any(use.fault() for use in found))
+    if not options.json:
+        _tell(sys.stdout, *_HEAD, "")
+    found = []
+    for kernel in _chosen(options):
+        for arch in arches:
+            found.append(usage(kernel, arch))
+            if options.json:
+                _write_json(found[-1], kernel)
+            else:
+                _tell_usage(sys.stdout, found[-1])
     return int(any(use.fault() for use in found))
 
 
-def markdown(found: Sequence[Usage]) -> str:
-    """A document with a row for each kernel: registers for each architecture, sums of the rest."""
-    arches = sorted({use.arch for use in found})
-    rows: dict[str, list[Usage]] = {}
-    for use in found:
-        rows.setdefault(use.kernel, []).append(use)
-    heads = ["kernel", *(f"sm_{arch}" for arch in arches), "spills", "FMAs"]
-    lines = [
-        "# Registers of the Triton kernels",
-        "",
-        "Registers of a thread, by architecture; spills (accesses to local memory) and FMAs of all",
-        "architectures together. Kernels that give bytes and decoded values have no FMA; products",
-        "(`matmul`, `vectors`, `gated`, and `halves` for them) and what stands between them in a",
-        "forward pass fuse on purpose, and merges of floats where a product is exact. "
-        f"Triton {triton.__version__}, compiled without a GPU by",
-        "`python -m gpukit_kernels.resources --dtype bf16 --markdown`.",
-        "",
-        f"| {' | '.join(heads)} |",
-        "|---" * len(heads) + "|",
-    ]
-    for name, uses in rows.items():
-        by_arch = {use.arch: use for use in uses}
-        registers = [str(by_arch[arch].registers) if arch in by_arch else "-" for arch in arches]
-        exact = all(use.exact and not use.fuses for use in uses)
-        fma = str(sum(use.fma for use in uses)) if exact else "allowed"
-        lines.append(f"| {' | '.join([name, *registers, str(sum(u.spills for u in uses)), fma])} |")
-    faults = sum(use.fault() is not None for use in found)
-    return "\n".join([*lines, "", f"{len(found)} compilations, {faults} with a fault.", ""])
+def _chosen(options: argparse.Namespace) -> Iterator[Kernel]:
+    if options.kernel:
+        known = {kernel.name: kernel for kernel in resource_table.all_kernels()}
+        return (known[name] for name in options.kernel)
+    if options.forward:
+        return resource_table.kernels_of_no_type()
+    types, dtypes = map(by_name, options.type.split(",")), options.dtype.split(",")
+    return chain.from_iterable(kernels(row, dtypes) for row in types)
+
+
+def _refreshed(path: Path, *, anew: bool) -> Iterator[Usage]:
+    """Of every kernel of the table, which is written after each that was compiled."""
+    table = ResourceTable.read(path)
+    if anew:
+        table.rows.clear()
+    every = resource_table.all_kernels()
+    for kernel in every:
+        for arch in ARCHES:
+            use = table.usage(kernel, arch)
+            if use is None:
+                use = usage(kernel, arch)
+                table.add(kernel, use)
+                table.write(path)
+                _tell_usage(sys.stderr, use)
+            yield use
+    table.rows = {kernel.name: table.rows[kernel.name] for kernel in every}
+    table.write(path)
+
+
+def _write_json(use: Usage, kernel: Kernel) -> None:
+    """One line of it."""
+    document = {**asdict(use), "fault": use.fault(), "key": key(kernel)}
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
+def _tell_usage(to: TextIO, use: Usage) -> None:
+    facts = (use.registers, use.spills, use.shared, use.fma, use.flushes)
+    _tell(to, use.kernel, f"sm_{use.arch}", *facts, use.fault() or "")
+
+
+def _tell(to: TextIO, *columns: object) -> None:
+    to.write(_FORMAT.format(*columns))
+    to.flush()
 
 
 _HEAD = ("kernel", "arch", "registers", "spills", "shared", "fma", "flushes")
