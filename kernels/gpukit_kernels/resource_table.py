@@ -6,7 +6,7 @@ compiled again.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from gpukit_kernels.table import QUANTS
 ARCHES = (80, 90, 100)
 # Values of 16 bits are loaded and stored as those of the others are, and weights mostly are these.
 DTYPE = "bf16"
+# What a row has of a `Usage`, in this order.
+COUNTS = ("registers", "stack", "spills", "shared", "fma", "flushes")
 
 
 def kernels_of_no_type() -> Iterator[Kernel]:
@@ -37,7 +39,7 @@ def all_kernels() -> list[Kernel]:
 
 @dataclass
 class Row:
-    """Of one kernel: its key, and for each architecture what `Usage` counts, from registers on."""
+    """Of one kernel: its key, and for each architecture its `COUNTS`."""
 
     key: str
     counts: dict[int, list[int]] = field(default_factory=dict)
@@ -80,14 +82,15 @@ class ResourceTable:
         row = self.rows.get(kernel.name)
         if row is None or arch not in row.counts or row.key != key(kernel):
             return None
-        return Usage(kernel.name, arch, *row.counts[arch], kernel.exact, kernel.fuses)
+        counts = dict(zip(COUNTS, row.counts[arch], strict=True))
+        return Usage(kernel.name, arch, exact=kernel.exact, fuses=kernel.fuses, **counts)
 
     def add(self, kernel: Kernel, usage: Usage) -> None:
         """`usage` in the place of what it says of an older `kernel`."""
         row = self.rows.setdefault(kernel.name, Row(key(kernel)))
         if row.key != key(kernel):
             row = self.rows[kernel.name] = Row(key(kernel))
-        row.counts[usage.arch] = list(astuple(usage)[2:-2])
+        row.counts[usage.arch] = [getattr(usage, name) for name in COUNTS]
 
 
 def markdown(found: Sequence[Usage]) -> str:

@@ -10,9 +10,13 @@ there, the others are compiled, FILE is written again, and a page with the same 
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TextIO
@@ -58,8 +62,7 @@ def main() -> int:
 
 def _chosen(options: argparse.Namespace) -> Iterator[Kernel]:
     if options.kernel:
-        known = {kernel.name: kernel for kernel in resource_table.all_kernels()}
-        return (known[name] for name in options.kernel)
+        return (_table_kernels()[name] for name in options.kernel)
     if options.forward:
         return resource_table.kernels_of_no_type()
     types, dtypes = map(by_name, options.type.split(",")), options.dtype.split(",")
@@ -71,18 +74,32 @@ def _refreshed(path: Path, *, anew: bool) -> Iterator[Usage]:
     table = ResourceTable.read(path)
     if anew:
         table.rows.clear()
-    every = resource_table.all_kernels()
-    for kernel in every:
-        for arch in ARCHES:
-            use = table.usage(kernel, arch)
-            if use is None:
-                use = usage(kernel, arch)
-                table.add(kernel, use)
-                table.write(path)
-                _tell_usage(sys.stderr, use)
-            yield use
-    table.rows = {kernel.name: table.rows[kernel.name] for kernel in every}
+    every = _table_kernels()
+    pairs = [(name, arch) for name in every for arch in ARCHES]
+    missing = [(name, arch) for name, arch in pairs if table.usage(every[name], arch) is None]
+    workers = min(os.cpu_count() or 1, len(missing))
+    with multiprocessing.get_context("spawn").Pool(workers) if missing else nullcontext() as pool:
+        for use in pool.imap_unordered(_compiled_again, missing) if pool else ():
+            table.add(every[use.kernel], use)
+            table.write(path)
+            _tell_usage(sys.stderr, use)
+    table.rows = {name: table.rows[name] for name in every}
     table.write(path)
+    for name, arch in pairs:
+        known = table.usage(every[name], arch)
+        assert known is not None
+        yield known
+
+
+def _compiled_again(pair: tuple[str, int]) -> Usage:
+    """In a process of the pool: of the kernel of that name."""
+    name, arch = pair
+    return usage(_table_kernels()[name], arch)
+
+
+@cache
+def _table_kernels() -> dict[str, Kernel]:
+    return {kernel.name: kernel for kernel in resource_table.all_kernels()}
 
 
 def _write_json(use: Usage, kernel: Kernel) -> None:
