@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # command. What says how Python starts needs a process that does: `STARTS`.
 SERVER = """
 import atexit, gc, importlib, json, os, pkgutil, socket, sys, threading
-import jinja2, torch
-import gpukit_cli, gpukit.recipes
-for room in (gpukit_cli, gpukit.recipes):
+import gguf, jinja2, torch
+from sentencepiece import sentencepiece_model_pb2
+ROOMS = ("conversion", "generation", "models", "recipes", "tokenizer")
+for room in map(importlib.import_module, ["gpukit_cli", *(f"gpukit.{room}" for room in ROOMS)]):
     for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
         if not module.name.endswith(".__main__"):
             importlib.import_module(module.name)
