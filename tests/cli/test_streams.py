@@ -2,19 +2,28 @@
 
 import os
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 from support.shells import RUN, TINY, shell
 
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def answer(spoken: Path) -> Done:
+    """What `RUN` says with all its streams."""
+    done = shell(RUN, spoken.parent)
+    assert done.returncode == 0
+    assert done.stdout.strip()
+    return done
+
 
 @pytest.mark.parametrize("closed", ["<&-", "2>&-"])
-def test_run_with_closed_streams_answers(closed: str, spoken: Path) -> None:
-    whole = shell(RUN, spoken.parent)
-    assert whole.returncode == 0
-    assert whole.stdout.strip()
+def test_run_with_closed_streams_answers(closed: str, answer: Done, spoken: Path) -> None:
     done = shell(f"{RUN} {closed}", spoken.parent)
-    assert (done.returncode, done.stdout, done.stderr) == (0, whole.stdout, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, answer.stdout, "")
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
@@ -28,15 +37,13 @@ def test_conversions_with_closed_streams(closed: str, spoken: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("words", ["list", "run no prompt", "show none"])
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
-def test_commands_with_closed_streams_end_as_without(
-    words: str, closed: str, tmp_path: Path
-) -> None:
+def test_commands_with_closed_streams_end_as_without(words: str, tmp_path: Path) -> None:
     whole = shell(f"$gpukit {words}", tmp_path)
-    done = shell(f"$gpukit {words} {closed}", tmp_path)
-    assert done.returncode == whole.returncode
-    assert done.stdout == ("" if closed == ">&-" else whole.stdout)
-    assert done.stderr == ("" if closed == "2>&-" else whole.stderr)
+    for closed in ("<&-", ">&-", "2>&-"):
+        done = shell(f"$gpukit {words} {closed}", tmp_path)
+        assert done.returncode == whole.returncode, closed
+        assert done.stdout == ("" if closed == ">&-" else whole.stdout), closed
+        assert done.stderr == ("" if closed == "2>&-" else whole.stderr), closed
 
 
 @pytest.mark.parametrize("words", ["inspect tiny.gguf --json", "--help", "inspect tiny.gguf"])
