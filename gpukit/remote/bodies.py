@@ -46,7 +46,7 @@ def pieces(reply: httpx2.Response, stall: float) -> Iterator[memoryview]:
     body = reply.iter_raw()
     connection, left = _connection(reply), int(reply.headers.get("Content-Length", "0"))
     if connection is None or left <= LARGE:
-        yield from map(memoryview, body)
+        yield from (memoryview(data) for data in body)
         return
     for data in body:
         # The first piece is all that the library has read so far.

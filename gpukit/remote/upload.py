@@ -150,9 +150,9 @@ class Upload:
         return None
 
     def _next_url(self, reply: Reply, before: str) -> str:
-        location = reply.headers.get("Docker-Upload-Location")
-        self._sent.joins |= location is not None
-        location = location or reply.headers.get("Location")
+        told = reply.headers.get("Docker-Upload-Location")
+        self._sent.joins |= told is not None
+        location = told or reply.headers.get("Location")
         return self._registry.place(before or self._registry.base, location) if location else before
 
     def _send(self) -> None:
@@ -234,13 +234,12 @@ class Upload:
 
     def _body(self, first: int, end: int, hasher: "hashlib._Hash | None") -> Iterator[bytes]:
         """The bytes from `first` to `end`, hashed as they go where that is wanted."""
-        stop = self._registry.wire.stop
 
         def seen(data: bytes) -> None:
             self._moving[first] = self._moving.get(first, 0) + len(data)
             if hasher:
                 hasher.update(data)
-            if stop.is_set():
+            if self._registry.wire.stop.is_set():
                 raise Stopped
 
         self._moving[first] = 0
@@ -278,8 +277,8 @@ class Upload:
         md5s = self._sent.md5s
         if not all(md5s):
             return ""
-        joined = _md5(b"".join(bytes.fromhex(md5) for md5 in md5s))
-        return f"&etag={joined.hexdigest()}-{len(md5s)}"
+        joined = _md5(b"".join(map(bytes.fromhex, md5s))).hexdigest()
+        return f"&etag={joined}-{len(md5s)}"
 
     def _check_own(self) -> None:
         """`StoreError` where it is our blob that is wrong."""

@@ -1,8 +1,9 @@
-"""Times pushing and pulling a model over the loopback beside copying its file.
+"""Times pushing and pulling a model over the loopback beside copying its file, and beside curl.
 
 The registry is docker-registry (apt-get install docker-registry), which writes what it is sent and
 hashes it, on the same cores and the same disk. All is warm, and on the disk at the end: `cp` and a
-sync, and the commands, which sync what they write. See scripts/bench for the command.
+sync, and the commands, which sync what they write; curl, which neither hashes nor syncs, shows what
+the registry itself takes. See scripts/bench for the command.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "cli"), str(ROOT / "tests")]
 
+import httpx2  # noqa: E402
 from bench_tools import cpu_name  # noqa: E402
 from support import docker_registry  # noqa: E402
 
@@ -31,15 +34,45 @@ from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Manifest  # noqa: E
 PIECE = 1 << 24
 
 
-def run(command: list[str], store: Path, home: Path) -> tuple[float, int]:
-    """Seconds and the most bytes of memory of a command."""
-    variables = {"HOME": str(home), "GPUKIT_MODELS": str(store), "XDG_CACHE_HOME": str(home)}
-    before = time.perf_counter()
-    process = subprocess.Popen(command, env=os.environ | variables | {"NO_PROXY": "127.0.0.1"})
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)}: failed")
-    return time.perf_counter() - before, usage.ru_maxrss * 1024
+@dataclass
+class Times:
+    """Of each round: seconds by the wall clock and of processors, the registry's beside; and the
+    most bytes of memory."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    registry_cpu: list[float] = field(default_factory=list)
+    memory: int = 0
+
+    def run(self, command: list[str], registry: Path, **variables: str) -> None:
+        """Run a command, and note what it took."""
+        environment = os.environ | variables | {"NO_PROXY": "127.0.0.1"}
+        # As an installed command is: compiled.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        theirs, before = cpu_of(registry), time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            sys.exit(f"{' '.join(command)}: failed")
+        self.seconds.append(time.perf_counter() - before)
+        self.cpu.append(usage.ru_utime + usage.ru_stime)
+        self.registry_cpu.append(cpu_of(registry) - theirs)
+        self.memory = max(self.memory, usage.ru_maxrss * 1024)
+
+    def found(self) -> dict[str, float]:
+        """The medians."""
+        return {
+            "seconds": median(self.seconds),
+            "cpu_seconds": median(self.cpu or [0.0]),
+            "registry_cpu_seconds": median(self.registry_cpu or [0.0]),
+            "most_bytes_of_memory": self.memory,
+        }
+
+
+def cpu_of(registry: Path) -> float:
+    """Seconds of processors that the registry in this folder has taken."""
+    fields = Path("/proc", (registry / "pid").read_text(), "stat").read_text().split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
 def copied(path: Path, to: Path) -> float:
@@ -74,34 +107,65 @@ def made(store: Store, size: int) -> Path:
     return store.blobs / digest.replace(":", "-")
 
 
+def by_gpukit(mine: Store, work: Path, host: str, registry: Path, times: dict[str, Times]) -> None:
+    name = f"{host}/me/big:latest"
+    mine.copy("big:latest", name)
+    variables = {"HOME": str(work / "home"), "XDG_CACHE_HOME": str(work / "home")}
+    variables["PYTHONPYCACHEPREFIX"] = str(work / "compiled")
+    for verb, store in (("push", mine.root), ("pull", work / "theirs")):
+        command = [sys.executable, "-m", "gpukit_cli", verb, name, "--insecure", "--quiet"]
+        if not times[verb].seconds:
+            Times().run([*command[:4], "--help"], registry, **variables)
+        times[verb].run(command, registry, GPUKIT_MODELS=str(store), **variables)
+    shutil.rmtree(work / "theirs")
+
+
+def by_curl(blob: Path, work: Path, host: str, registry: Path, times: dict[str, Times]) -> None:
+    place = f"http://{host}/v2/me/big/blobs"
+    begun = httpx2.post(f"{place}/uploads/", trust_env=False).headers["Location"]
+    digest = blob.name.replace("-", ":")
+    curl = ["curl", "--silent", "--show-error", "--fail", "--noproxy", "*"]
+    put = ["-X", "PUT", "-H", "Content-Type: application/octet-stream", "-T", str(blob)]
+    times["curl, push"].run([*curl, *put, f"{begun}&digest={digest}"], registry)
+    got = work / "got"
+    times["curl, pull"].run([*curl, "-o", str(got), f"{place}/{digest}"], registry)
+    got.unlink()
+
+
 def measured(work: Path, size: int, rounds: int) -> dict[str, Any]:
     mine = Store(work / "mine")
     blob = made(mine, size)
-    times: dict[str, list[float]] = {"cp": [], "push": [], "pull": []}
-    memory = {"push": 0, "pull": 0}
-    gpukit = [sys.executable, "-m", "gpukit_cli"]
-    for n in range(rounds):
-        times["cp"].append(copied(blob, work / "copy"))
-        folder = work / f"registry{n}"
-        with docker_registry.serve(folder) as host:
-            name = f"{host}/me/big:latest"
-            mine.copy("big:latest", name)
-            for verb, store in (("push", mine.root), ("pull", work / "theirs")):
-                command = [*gpukit, verb, name, "--insecure", "--quiet"]
-                seconds, most = run(command, store, work / "home")
-                times[verb].append(seconds)
-                memory[verb] = max(memory[verb], most)
-        shutil.rmtree(folder)
-        shutil.rmtree(work / "theirs")
-    seconds = {verb: median(each) for verb, each in times.items()}
-    return {
-        "cpu": cpu_name(),
-        "bytes": size,
-        "rounds": rounds,
-        "seconds": seconds,
-        "ratio_to_cp": {verb: seconds["cp"] / seconds[verb] for verb in memory},
-        "most_bytes_of_memory": memory,
-    }
+    clients = ["push", "pull"]
+    if shutil.which("curl"):
+        clients += ["curl, push", "curl, pull"]
+    times = {name: Times() for name in ["cp", *clients]}
+    for _ in range(rounds):
+        times["cp"].seconds.append(copied(blob, work / "copy"))
+        for client, source in ((by_gpukit, mine), (by_curl, blob)):
+            registry = work / "registry"
+            if client is by_gpukit or len(clients) > 2:
+                with docker_registry.serve(registry) as host:
+                    client(source, work, host, registry, times)  # type: ignore[operator]
+                shutil.rmtree(registry)
+    found = {name: each.found() for name, each in times.items()}
+    for name in clients:
+        found[name]["ratio_to_cp"] = found["cp"]["seconds"] / found[name]["seconds"]
+    for name in clients[:2] if len(clients) > 2 else ():
+        found[name]["ratio_to_curl"] = found[f"curl, {name}"]["seconds"] / found[name]["seconds"]
+    return {"cpu": cpu_name(), "bytes": size, "rounds": rounds, "medians": found}
+
+
+def line(each: dict[str, float], size: int) -> str:
+    text = f"{each['seconds']:6.2f} s {size / each['seconds'] / 1e6:6.0f} MB/s"
+    if "ratio_to_cp" in each:
+        text += f", {each['ratio_to_cp']:.2f} of cp's rate"
+    if "ratio_to_curl" in each:
+        text += f", {each['ratio_to_curl']:.2f} of curl's"
+    if each["cpu_seconds"]:
+        cpu, theirs = each["cpu_seconds"], each["registry_cpu_seconds"]
+        text += f"; {cpu:.2f} s of processors and the registry's {theirs:.2f} s"
+        text += f"; {each['most_bytes_of_memory'] / 2**20:.0f} MiB of memory"
+    return text
 
 
 def main() -> None:
@@ -116,11 +180,8 @@ def main() -> None:
     size = (1 << 30) if options.size == "full" else (1 << 26)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         found = measured(Path(folder), size, options.rounds)
-    for verb, seconds in found["seconds"].items():
-        memory = found["most_bytes_of_memory"].get(verb)
-        told = f", {memory / 2**20:.0f} MiB of memory" if memory else ""
-        ratio = f", {found['ratio_to_cp'][verb]:.2f} of cp's rate" if memory else ""
-        print(f"{verb:5} {seconds:6.2f} s {found['bytes'] / seconds / 1e6:7.0f} MB/s{ratio}{told}")
+    for name, each in found["medians"].items():
+        print(f"{name:10} {line(each, size)}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
