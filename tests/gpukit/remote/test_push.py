@@ -202,6 +202,27 @@ def test_a_damaged_blob_is_told_of(server: Server, store: Store, name: str) -> N
     assert "me/tiny:q4" not in server.manifests
 
 
+def test_a_model_that_is_removed_or_replaced_meanwhile(
+    server: Server, store: Store, name: str
+) -> None:
+    """A push sends what was there when it began; its blobs go when it has ended."""
+    before = store.manifest_bytes(store.existing(name))
+    done: list[str] = []
+
+    def report(event: Event) -> None:
+        if isinstance(event, Step) and not done:
+            done.append(event.text)
+            store.remove(name)
+            add(store, name, model=b"another")
+
+    pushed = store.push(name, insecure=True, report=report)
+    assert pushed.moved == len(WEIGHTS) + 13 + 24
+    assert server.manifests["me/tiny:q4"] == before
+    assert server.blobs[DIGEST] == WEIGHTS
+    store.tidy()
+    assert not (store.blobs / DIGEST.replace(":", "-")).exists()
+
+
 def test_what_the_registry_says_is_shown(server: Server, store: Store, name: str) -> None:
     server.faults["PUT manifests"] = [Fault(status=403)]
     with pytest.raises(RegistryError, match=r"pushing manifest: access denied \(403: no luck\)"):
