@@ -96,7 +96,7 @@ def test_a_text_is_as_good_as_its_importance_matrix(tmp_path: Path) -> None:
         create(store, "three", model, "Q2_K_S", calibrate=TEXT.read_text(), device="cpu"),
     ]
     noted, tensors = [], []
-    for name in made:
+    for name in (each.name for each in made):
         with GGUFFile(store.weights(name, store.manifest(name))) as found:
             tensors.append({n: found.read(t).tobytes() for n, t in found.tensors.items()})
             noted.append({
