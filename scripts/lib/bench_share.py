@@ -23,7 +23,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "cli"), str(ROOT / "tests")]
 
-import httpx2  # noqa: E402
 from bench_tools import cpu_name  # noqa: E402
 from support import docker_registry  # noqa: E402
 
@@ -89,8 +88,8 @@ def copied(path: Path, to: Path) -> float:
 
 
 def made(store: Store, size: int) -> Path:
-    """The weights of a new model of `size` random bytes. Written in pieces: a command's greatest
-    memory is counted from that of the process that starts it."""
+    """The weights of a new model of `size` random bytes; a small one beside it. Written in pieces:
+    a command's greatest memory is counted from that of the process that starts it."""
     with change(store) as changes:
         path, hasher = changes.temporary(), hashlib.sha256()
         with path.open("wb") as file:
@@ -103,69 +102,72 @@ def made(store: Store, size: int) -> Path:
         digest = f"sha256:{hasher.hexdigest()}"
         layer = changes.add_file(path, digest, size, LAYER_PREFIX + "model")
         config = changes.add_bytes(b'{"model_format":"gguf"}\n', CONFIG_TYPE)
-        changes.publish(store.find("big:latest"), Manifest(config, (layer,)))
+        changes.publish(store.find("big"), Manifest(config, (layer,)))
+        small = changes.add_bytes(os.urandom(100), LAYER_PREFIX + "model")
+        changes.publish(store.find("small"), Manifest(config, (small,)))
     return store.blobs / digest.replace(":", "-")
 
 
 def by_gpukit(mine: Store, work: Path, host: str, registry: Path, times: dict[str, Times]) -> None:
-    name = f"{host}/me/big:latest"
-    mine.copy("big:latest", name)
     variables = {"HOME": str(work / "home"), "XDG_CACHE_HOME": str(work / "home")}
     variables["PYTHONPYCACHEPREFIX"] = str(work / "compiled")
-    for verb, store in (("push", mine.root), ("pull", work / "theirs")):
-        command = [sys.executable, "-m", "gpukit_cli", verb, name, "--insecure", "--quiet"]
-        if not times[verb].seconds:
-            Times().run([*command[:4], "--help"], registry, **variables)
-        times[verb].run(command, registry, GPUKIT_MODELS=str(store), **variables)
+    # The small one first: then everything is compiled and read.
+    for model, noted in (("small", {"push": Times(), "pull": Times()}), ("big", times)):
+        name = f"{host}/me/{model}:latest"
+        mine.copy(model, name)
+        for verb, store in (("push", mine.root), ("pull", work / "theirs")):
+            command = [sys.executable, "-m", "gpukit_cli", verb, name, "--insecure", "--quiet"]
+            noted[verb].run(command, registry, GPUKIT_MODELS=str(store), **variables)
     shutil.rmtree(work / "theirs")
 
 
 def by_curl(blob: Path, work: Path, host: str, registry: Path, times: dict[str, Times]) -> None:
-    place = f"http://{host}/v2/me/big/blobs"
-    begun = httpx2.post(f"{place}/uploads/", trust_env=False).headers["Location"]
-    digest = blob.name.replace("-", ":")
     curl = ["curl", "--silent", "--show-error", "--fail", "--noproxy", "*"]
+    place = f"http://{host}/v2/me/big/blobs"
+    begin = [*curl, "-X", "POST", "-o", "/dev/null", "-w", "%header{location}", f"{place}/uploads/"]
+    begun = subprocess.run(begin, check=True, capture_output=True, text=True).stdout
+    digest, got = blob.name.replace("-", ":"), work / "got"
     put = ["-X", "PUT", "-H", "Content-Type: application/octet-stream", "-T", str(blob)]
-    times["curl, push"].run([*curl, *put, f"{begun}&digest={digest}"], registry)
-    got = work / "got"
-    times["curl, pull"].run([*curl, "-o", str(got), f"{place}/{digest}"], registry)
+    times["curl push"].run([*curl, *put, f"{begun}&digest={digest}"], registry)
+    times["curl pull"].run([*curl, "-o", str(got), f"{place}/{digest}"], registry)
     got.unlink()
 
 
 def measured(work: Path, size: int, rounds: int) -> dict[str, Any]:
-    mine = Store(work / "mine")
+    mine, registry = Store(work / "mine"), work / "registry"
     blob = made(mine, size)
-    clients = ["push", "pull"]
-    if shutil.which("curl"):
-        clients += ["curl, push", "curl, pull"]
-    times = {name: Times() for name in ["cp", *clients]}
+    verbs, curl = ("push", "pull"), shutil.which("curl") is not None
+    times = {name: Times() for name in ("cp", *verbs, *(f"curl {v}" for v in verbs if curl))}
     for _ in range(rounds):
         times["cp"].seconds.append(copied(blob, work / "copy"))
-        for client, source in ((by_gpukit, mine), (by_curl, blob)):
-            registry = work / "registry"
-            if client is by_gpukit or len(clients) > 2:
-                with docker_registry.serve(registry) as host:
-                    client(source, work, host, registry, times)  # type: ignore[operator]
-                shutil.rmtree(registry)
+        with docker_registry.serve(registry) as host:
+            by_gpukit(mine, work, host, registry, times)
+        shutil.rmtree(registry)
+        if curl:
+            with docker_registry.serve(registry) as host:
+                by_curl(blob, work, host, registry, times)
+            shutil.rmtree(registry)
     found = {name: each.found() for name, each in times.items()}
-    for name in clients:
-        found[name]["ratio_to_cp"] = found["cp"]["seconds"] / found[name]["seconds"]
-    for name in clients[:2] if len(clients) > 2 else ():
-        found[name]["ratio_to_curl"] = found[f"curl, {name}"]["seconds"] / found[name]["seconds"]
+    for name, each in found.items():
+        each["ratio_to_cp"] = found["cp"]["seconds"] / each["seconds"]
+        if name in verbs and curl:
+            each["ratio_to_curl"] = found[f"curl {name}"]["seconds"] / each["seconds"]
     return {"cpu": cpu_name(), "bytes": size, "rounds": rounds, "medians": found}
 
 
-def line(each: dict[str, float], size: int) -> str:
-    text = f"{each['seconds']:6.2f} s {size / each['seconds'] / 1e6:6.0f} MB/s"
-    if "ratio_to_cp" in each:
-        text += f", {each['ratio_to_cp']:.2f} of cp's rate"
+def line(name: str, each: dict[str, float], size: int) -> str:
+    """What is printed of a row."""
+    text = f"{name:9} {each['seconds']:6.2f} s {size / each['seconds'] / 1e6:6.0f} MB/s"
+    if name == "cp":
+        return text
+    text += f", {each['ratio_to_cp']:.2f} of cp's rate"
     if "ratio_to_curl" in each:
         text += f", {each['ratio_to_curl']:.2f} of curl's"
-    if each["cpu_seconds"]:
-        cpu, theirs = each["cpu_seconds"], each["registry_cpu_seconds"]
-        text += f"; {cpu:.2f} s of processors and the registry's {theirs:.2f} s"
-        text += f"; {each['most_bytes_of_memory'] / 2**20:.0f} MiB of memory"
-    return text
+    cpu, theirs = each["cpu_seconds"], each["registry_cpu_seconds"]
+    text += f"; {cpu:.2f} s of processors, the registry's {theirs:.2f} s"
+    # Of a smaller command it is that of the process which started it.
+    memory = "" if name.startswith("curl") else f"; {each['most_bytes_of_memory'] / 2**20:.0f} MiB"
+    return text + memory
 
 
 def main() -> None:
@@ -181,7 +183,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         found = measured(Path(folder), size, options.rounds)
     for name, each in found["medians"].items():
-        print(f"{name:10} {line(each, size)}")
+        print(line(name, each, size))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
