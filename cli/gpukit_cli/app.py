@@ -49,6 +49,7 @@ def command_line() -> typer.Typer:
         batch,
         bench,
         convert,
+        create,
         doctor,
         evaluate,
         imatrix,
@@ -69,7 +70,7 @@ def command_line() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     models: Commands = {
-        "create": store.create,
+        "create": create.create,
         "run": run.run,
         "list": store.list_models,
         "show": store.show,

@@ -19,7 +19,7 @@ from gpukit_cli.options import (
     file_types,
     stored_names,
 )
-from gpukit_cli.output import print_json
+from gpukit_cli.output import counted, print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _verify_all(*, quiet: bool, json: bool) -> None:
         for model in models:
             _print_stored(model)
         wrong = sum(not model.whole for model in models)
-        print(f"{len(models)} models, {wrong} of them damaged")
+        print(f"{counted(len(models), 'model')}, {wrong} of them damaged")
     if not all(model.whole for model in models):
         raise typer.Exit(1)
 
@@ -125,7 +125,7 @@ def _verify_all(*, quiet: bool, json: bool) -> None:
 def _print_stored(model: "CheckedModel") -> None:
     """Whether a model's blobs are what their digests say."""
     if model.whole:
-        blobs = f"{model.blobs} blobs, {human_bytes(model.nbytes)}"
+        blobs = f"{counted(model.blobs, 'blob')}, {human_bytes(model.nbytes)}"
         print(f"{model.name.display}: every digest is right ({blobs})")
     for problem in model.problems:
         print(_line(f"{model.name.display}: {problem}"))

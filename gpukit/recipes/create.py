@@ -26,6 +26,7 @@ from gpukit.store.changes import change
 from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest
 from gpukit.store.modelfile import Modelfile, check_template
+from gpukit.store.models import StoredModel
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
@@ -47,8 +48,8 @@ def create(
     provenance: bool = False,
     link: bool = False,
     report: Report = ignore,
-) -> ModelName:
-    """Put the model that `modelfile` describes into the store; its name there.
+) -> StoredModel:
+    """Put the model that `modelfile` describes into the store; what `list` says of it.
 
     `quantize` is a file type such as `Q4_K_M`; without one a checkpoint keeps its own type and
     a GGUF its bytes. `budget` bounds host memory, in bytes; `pre` names the pre-tokenizer of a
@@ -88,9 +89,9 @@ def create(
             verb = "creating new" if layer.digest in changes.added else "using existing"
             report(Status(f"{verb} layer {layer.digest}"))
         report(Status("writing manifest"))
-        changes.publish(model, Manifest(config_layer, tuple(layers)))
+        made = changes.publish(model, Manifest(config_layer, tuple(layers)))
     report(Status("success"))
-    return model
+    return made
 
 
 @dataclass(frozen=True)

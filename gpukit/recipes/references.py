@@ -28,8 +28,9 @@ from gpukit.formats.gguf_reader import is_gguf
 from gpukit.formats.gguf_split import part_of
 from gpukit.formats.paths import expanded
 from gpukit.remote.hub import HubModel, fetch, fetch_adapter, is_id, parse_id
+from gpukit.store.models import ResolvedModel
 from gpukit.store.names import ModelName
-from gpukit.store.store import ResolvedModel, Store
+from gpukit.store.store import Store
 
 # What begins or ends so is never a name.
 PATH_STARTS = ("/", ".", "~")

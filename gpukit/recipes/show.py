@@ -12,9 +12,10 @@ from gpukit.store import modelfile
 from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import Manifest
 from gpukit.store.modelfile import Message, Modelfile
+from gpukit.store.models import StoredModel
 from gpukit.store.names import ModelName
 from gpukit.store.parameters import Value
-from gpukit.store.store import Store, StoredModel
+from gpukit.store.store import Store
 
 
 @dataclass(frozen=True)

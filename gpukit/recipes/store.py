@@ -1,16 +1,19 @@
 """The store with its verbs, as the library shows it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpukit import store
 from gpukit.events import Report, ignore
-from gpukit.recipes import share, show
+from gpukit.recipes import share
 from gpukit.recipes.bridge import Checkout
 from gpukit.recipes.share import Transfer
-from gpukit.recipes.show import ModelDetails
 from gpukit.store import CheckedModel, Collected, StoredModel, modelfile
 from gpukit.store.collecting import GRACE
 from gpukit.store.modelfile import Modelfile
+
+if TYPE_CHECKING:
+    from gpukit.recipes.show import ModelDetails
 
 
 class Store(store.Store):
@@ -59,7 +62,7 @@ class Store(store.Store):
         # What imports checkpoints computes with torch.
         from gpukit.recipes.create import create
 
-        made = create(
+        return create(
             self,
             name,
             described,
@@ -76,11 +79,13 @@ class Store(store.Store):
             link=link,
             report=report,
         )
-        return self.describe(made)
 
-    def show(self, name: str) -> ModelDetails:
+    def show(self, name: str) -> "ModelDetails":
         """What is known of a model: architecture, sizes, parameters, texts, metadata, tensors."""
-        return show.show(self, name)
+        # What reads GGUF files has numpy, which the other verbs do without.
+        from gpukit.recipes.show import show
+
+        return show(self, name)
 
     def copy(self, source: str, destination: str) -> None:
         """Give the model `source` a second name; a model that has it is replaced."""

@@ -17,9 +17,11 @@ def run(
     tasks: Iterable[Callable[[], None]],
     threads: int,
     stop: threading.Event,
-    tick: Callable[[], None],
+    tick: Callable[[], bool],
+    more: Callable[[], bool] | None = None,
 ) -> None:
-    """Run `tasks` in order on so many threads; `tick` is called in this one meanwhile.
+    """Run `tasks` in order on so many threads; `tick` is called in this one meanwhile, at once
+    again where it is true. With `more` one thread begins, and another whenever that is true.
 
     The first error ends all, by `stop`, and is raised here.
     """
@@ -40,13 +42,19 @@ def run(
         else:
             ended.put(Stopped())
 
-    crew = [
-        threading.Thread(target=work, daemon=True) for _ in range(min(threads, waiting.qsize()))
-    ]
-    for thread in crew:
-        thread.start()
+    crew: list[threading.Thread] = []
+
+    def join() -> int:
+        """Another thread, where there is something for it to do; how many have begun."""
+        if len(crew) < threads and not waiting.empty():
+            crew.append(threading.Thread(target=work, daemon=True))
+            crew[-1].start()
+        return len(crew)
+
+    for _ in range(threads if more is None else 1):
+        join()
     try:
-        _look_after(crew, ended, tick)
+        _look_after(lambda: join() if more and more() else len(crew), ended, tick)
     except BaseException:
         stop.set()
         deadline = time.monotonic() + LEAVE
@@ -56,18 +64,19 @@ def run(
 
 
 def _look_after(
-    crew: list[threading.Thread],
+    begun: Callable[[], int],
     ended: "queue.SimpleQueue[BaseException | None]",
-    tick: Callable[[], None],
+    tick: Callable[[], bool],
 ) -> None:
-    left, first = len(crew), None
-    while left:
+    """Until all that have `begun` have ended."""
+    gone, first, busy = 0, None, False
+    while gone < begun():
         try:
-            error = ended.get(timeout=TICK)
+            error = ended.get(timeout=0.0 if busy else TICK)
         except queue.Empty:
-            tick()
+            busy = tick()
             continue
-        left -= 1
+        gone += 1
         if error is not None and (first is None or isinstance(first, Stopped)):
             first = error
             if not isinstance(error, Stopped):

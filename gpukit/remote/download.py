@@ -2,6 +2,7 @@
 stopped, and hashed before anybody sees it."""
 
 import re
+import time
 from functools import partial as bound
 
 import httpx2
@@ -9,16 +10,18 @@ import httpx2
 from gpukit.errors import RegistryError
 from gpukit.events import Report, Step
 from gpukit.formats.atomic import disk_errors
-from gpukit.remote import crew
+from gpukit.remote import bodies, crew
 from gpukit.remote.partial import Part, Partial
 from gpukit.remote.registry import Registry
 from gpukit.remote.tokens import reason
 from gpukit.remote.wire import PASSING, Again, Stopped, body_of, origin, retry_after
 
 STREAMS = 8
+# Bytes a second beyond which no stream is added.
+ENOUGH = 200_000_000
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 # Hashed between two looks at the threads, so that progress is told while much is behind.
-_HASHED_AT_ONCE = 64 << 20
+_HASHED_AT_ONCE = 32 << 20
 
 
 def title(digest: str) -> str:
@@ -35,6 +38,7 @@ class Download:
         self._report = report
         self._digest = unfinished.layer.digest
         self._url = f"{registry.path}/blobs/{self._digest}"
+        self._looked = (0.0, 0)  # when and at how many bytes `_slow` was asked last
         self.moved = 0
 
     def run(self) -> None:
@@ -48,17 +52,15 @@ class Download:
             open_parts = [part for part in unfinished.parts if part.left]
         tasks = [bound(self._fetch, part) for part in open_parts]
         self._tell()
+        self._looked = (time.monotonic(), unfinished.done)
         try:
-            crew.run(tasks, STREAMS, self._registry.wire.stop, self._tick)
+            crew.run(tasks, STREAMS, self._registry.wire.stop, self._tick, self._slow)
         finally:
             # A thread that waits for a silent server will not come to do it.
             for part in unfinished.parts:
                 unfinished.note(part)
-        while unfinished.hashed < unfinished.layer.size:
-            before = unfinished.hashed
-            self._tick()
-            if unfinished.hashed == before:
-                break
+        while self._tick():
+            pass
         actual = unfinished.digest()
         if actual != self._digest:
             unfinished.remove()
@@ -68,9 +70,21 @@ class Download:
             )
         unfinished.sync()
 
-    def _tick(self) -> None:
-        self._unfinished.hash_some(_HASHED_AT_ONCE)
+    def _tick(self) -> bool:
+        """Hash some of what has come; whether there is more of that."""
+        more = self._unfinished.hash_some(_HASHED_AT_ONCE)
         self._tell()
+        return more
+
+    def _slow(self) -> bool:
+        """Whether so little came of late that another stream may bring more. Of a fast link one
+        stream is enough: what comes in order is hashed while it comes."""
+        now, done = time.monotonic(), self._unfinished.done
+        seconds, come = now - self._looked[0], done - self._looked[1]
+        if seconds < crew.TICK:
+            return False
+        self._looked = (now, done)
+        return come < ENOUGH * seconds
 
     def _tell(self) -> None:
         size = self._unfinished.layer.size
@@ -142,10 +156,10 @@ class Download:
 
     def _take(self, part: Part, reply: httpx2.Response, skip: int) -> None:
         stop = self._registry.wire.stop
-        for data in reply.iter_raw():
+        for data in bodies.pieces(reply, self._registry.wire.patience.stall):
             if stop.is_set():
                 raise Stopped
-            view = memoryview(data)[skip:]
+            view = data[skip:]
             skip -= len(data) - len(view)
             view = view[: part.left]
             if view:

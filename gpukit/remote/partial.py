@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from gpukit.errors import StoreError
-from gpukit.formats.positioned import read_at, read_whole, write_at
+from gpukit.formats.positioned import read_at, read_whole, start_writeback, write_at
 from gpukit.remote.wire import Stopped
 from gpukit.store.blobs import blob_path
 from gpukit.store.manifest import Layer
@@ -26,7 +26,7 @@ PARTS = 16
 # After so many bytes a part's file says what has come.
 NOTE_EVERY = 8 << 20
 _KEYS = ("N", "Offset", "Size", "Completed")
-_BUFFER = 4 << 20
+_BUFFER = 1 << 19
 _OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -162,20 +162,20 @@ class Partial:
             finally:
                 os.close(fd)
 
-    def hash_some(self, most: int) -> None:
-        """Hash what has come without a hole, `most` bytes of it at a time."""
-        end = min(self._prefix(), self._hashed + most)
-        buffer = memoryview(bytearray(min(_BUFFER, max(end - self._hashed, 1))))
+    def hash_some(self, most: int) -> bool:
+        """Hash `most` bytes of what has come without a hole; whether there is more of that."""
+        first, end = self._hashed, min(self._prefix(), self._hashed + most)
+        buffer = memoryview(bytearray(min(_BUFFER, max(end - first, 1))))
         while self._hashed < end:
             count = read_at(self._fd, buffer[: end - self._hashed], self._hashed)
             if not count:
-                break
+                return False
             self._hasher.update(buffer[:count])
             self._hashed += count
-
-    @property
-    def hashed(self) -> int:
-        return self._hashed
+        if self._hashed > first:
+            # It is not read again, so the disk may have it now: the sync at the end is short.
+            start_writeback(self._fd, first, self._hashed - first)
+        return self._hashed < self._prefix()
 
     def digest(self) -> str:
         """`sha256:…` of what has arrived, which is hashed to the end here."""

@@ -1,7 +1,8 @@
 """A model of the store, sent to a registry: its blobs, then its manifest, byte for byte."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from gpukit.remote.registry import Registry, Reply
 from gpukit.remote.tokens import reason
 from gpukit.remote.upload import Outcome, Upload
 from gpukit.remote.wire import Again
-from gpukit.store import blobs, gojson
-from gpukit.store.manifest import MANIFEST_TYPE, Layer, decode
+from gpukit.store import gojson
+from gpukit.store.blobs import blob_path, check, digest_of
+from gpukit.store.changes import change
+from gpukit.store.manifest import MANIFEST_TYPE, Layer, Manifest, decode
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
@@ -43,24 +46,49 @@ def push(
     refuses, `StoreError` for a model that is not there or damaged.
     """
     report(Status("retrieving manifest"))
+    moved = mounted = 0
+    with _claimed(store, name) as (data, manifest):
+        for layer in {layer.digest: layer for layer in manifest.blobs}.values():
+            folder, path = uploads or sent.default_folder(), blob_path(store.blobs, layer.digest)
+            with sent.held(folder, registry.path, layer.digest) as note:
+                upload = Upload(registry, layer, path, note, report)
+                outcome = upload.run(_mounts(store, registry.name, layer))
+            moved += upload.moved
+            mounted += outcome is Outcome.MOUNTED
+        report(Status("pushing manifest"))
+        _put_manifest(registry, data)
+    return Pushed(digest_of(data), manifest.size, moved, mounted)
+
+
+@contextmanager
+def _claimed(store: Store, name: ModelName) -> Iterator[tuple[bytes, Manifest]]:
+    """The manifest of a model, whose blobs stay until the block ends, whoever removes or replaces
+    the model meanwhile; of a store that this user may not change they are looked at only."""
     data = store.manifest_bytes(name)
+    manifest = _pushable(data, name)
+    if not os.access(store.root, os.W_OK):
+        for layer in manifest.blobs:
+            check(store.blobs, layer, name.display)
+        yield data, manifest
+        return
+    with change(store) as changes:
+        while True:
+            try:
+                for layer in manifest.blobs:
+                    changes.keep(layer, name)
+                break
+            except StoreError:
+                if (now := store.manifest_bytes(name)) == data:
+                    raise
+                data, manifest = now, _pushable(now, name)  # replaced meanwhile
+        yield data, manifest
+
+
+def _pushable(data: bytes, name: ModelName) -> Manifest:
     manifest = decode(data, f"model '{name.display}'")
     if manifest.config is None or not manifest.layers:
         raise StoreError(f"model '{name.display}': no weights in the store, nothing to push")
-    files = {
-        layer.digest: blobs.check(store.blobs, layer, name.display) for layer in manifest.blobs
-    }
-    moved = mounted = 0
-    for layer in {layer.digest: layer for layer in manifest.blobs}.values():
-        folder = uploads or sent.default_folder()
-        with sent.held(folder, registry.path, layer.digest) as note:
-            upload = Upload(registry, layer, files[layer.digest], note, report)
-            outcome = upload.run(_mounts(store, registry.name, layer))
-        moved += upload.moved
-        mounted += outcome is Outcome.MOUNTED
-    report(Status("pushing manifest"))
-    _put_manifest(registry, data)
-    return Pushed(blobs.digest_of(data), manifest.size, moved, mounted)
+    return manifest
 
 
 def _mounts(store: Store, target: ModelName, layer: Layer) -> list[str]:
@@ -106,7 +134,7 @@ def _put_manifest(registry: Registry, data: bytes) -> None:
     reply = registry.wire.patiently(f"{registry.name.host}: pushing manifest", attempt)
     if reply.status not in (200, 201, 202, 204):
         registry.refuse("pushing manifest", reply)
-    told, actual = reply.headers.get("Docker-Content-Digest", ""), blobs.digest_of(data)
+    told, actual = reply.headers.get("Docker-Content-Digest", ""), digest_of(data)
     if told.startswith("sha256:") and told != actual:
         raise RegistryError(
             f"{registry.name.host}: the manifest of {title(actual)} was kept as "

@@ -16,13 +16,16 @@ MOST_OF_A_NOTE = 1 << 20
 
 @dataclass
 class Sent:
-    """The address for what comes next, how many bytes have arrived, the md5 of each part of them,
-    and whether they went to storage, of which the registry says nothing when asked."""
+    """The address for what comes next, how many bytes have arrived, the md5 of each part of them
+    ("" where it is not known), whether they went to storage, of which the registry says nothing
+    when asked, and whether the registry speaks as Ollama's does, which joins parts by their md5s.
+    """
 
     url: str = ""
     offset: int = 0
     md5s: list[str] = field(default_factory=list)
     direct: bool = False
+    joins: bool = False
 
 
 def default_folder() -> Path:

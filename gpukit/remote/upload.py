@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 from gpukit.errors import RegistryError, StoreError
 from gpukit.events import Report, Step
 from gpukit.formats.atomic import disk_errors
-from gpukit.remote import crew
+from gpukit.remote import bodies, crew
 from gpukit.remote.download import title
 from gpukit.remote.partial import part_size
 from gpukit.remote.registry import Registry, Reply
@@ -25,7 +25,6 @@ from gpukit.store.manifest import Layer
 
 # Parts on their way to storage at once. A registry that takes the bytes itself takes one.
 STREAMS = 4
-_CHUNK = 1 << 20
 _RANGE = re.compile(r"(?:bytes=)?0-(\d{1,19})")
 _DONE = (200, 201, 202, 204)
 # Codes of an answer to a question about an upload that the registry does not know any more.
@@ -144,13 +143,16 @@ class Upload:
                 break
             if not repository:
                 self._registry.refuse(self._what, reply)
-        self._sent = Sent(self._next_url(reply, ""))
+        self._sent = Sent()
+        self._sent.url = self._next_url(reply, "")
         if not self._sent.url:
             raise RegistryError(f"{self._registry.name.host}: begins an upload without an address")
         return None
 
     def _next_url(self, reply: Reply, before: str) -> str:
-        location = reply.headers.get("Docker-Upload-Location") or reply.headers.get("Location")
+        told = reply.headers.get("Docker-Upload-Location")
+        self._sent.joins |= told is not None
+        location = told or reply.headers.get("Location")
         return self._registry.place(before or self._registry.base, location) if location else before
 
     def _send(self) -> None:
@@ -161,9 +163,10 @@ class Upload:
             self._registry.wire.stop.clear()
             raise
 
-    def _tell(self) -> None:
+    def _tell(self) -> bool:
         done = self._sent.offset + sum(self._moving.copy().values())
         self._report(Step(self._title, min(done, self._layer.size), self._layer.size))
+        return False
 
     def _send_parts(self) -> None:
         """Send parts until none is left. The address of each comes with the answer to the one
@@ -194,7 +197,7 @@ class Upload:
                 return self._next, ""
         self._failed = True
         first, end = self._next, min(self._next + part_size(self._layer.size), self._layer.size)
-        hasher = hashlib.md5(usedforsecurity=False)
+        hasher = _md5() if sent.joins else None
         headers = {
             **_length(end - first),
             "Content-Range": f"{first}-{end - 1}",
@@ -206,7 +209,7 @@ class Upload:
             if answer.status == 307:
                 if told := answer.headers.get("Docker-Upload-Location"):
                     sent.url = registry.place(sent.url, told)
-                self._next, sent.direct = end, True
+                self._next, sent.direct, sent.joins = end, True, True
                 return first, registry.target(reply)
         if answer.status in PASSING:
             raise Again(f"{answer.status} {reason(answer.body)}".strip(), retry_after(reply))
@@ -216,7 +219,7 @@ class Upload:
             registry.refuse(self._what, answer)
         self._next, self.moved = end, self.moved + end - first
         sent.url = self._next_url(answer, sent.url)
-        self._settle(first, end, hasher.hexdigest(), sent.url)
+        self._settle(first, end, hasher.hexdigest() if hasher else "", sent.url)
         return first, ""
 
     def _settle(self, first: int, end: int, md5: str, url: str) -> None:
@@ -229,25 +232,22 @@ class Upload:
             self._moving.pop(at, None)
             self._note.write(replace(self._sent, url=url))
 
-    def _body(self, first: int, end: int, hasher: "hashlib._Hash") -> Iterator[bytes]:
-        """The bytes from `first` to `end`, hashed as they go."""
-        with disk_errors(self._path), self._path.open("rb", buffering=0) as file:
-            file.seek(first)
-            at = first
-            while at < end:
-                if self._registry.wire.stop.is_set():
-                    raise Stopped
-                data = file.read(min(_CHUNK, end - at))
-                if not data:
-                    raise StoreError(f"{self._path}: ends after {at} of {self._layer.size} bytes")
+    def _body(self, first: int, end: int, hasher: "hashlib._Hash | None") -> Iterator[bytes]:
+        """The bytes from `first` to `end`, hashed as they go where that is wanted."""
+
+        def seen(data: bytes) -> None:
+            self._moving[first] = self._moving.get(first, 0) + len(data)
+            if hasher:
                 hasher.update(data)
-                yield data
-                at += len(data)
-                self._moving[first] = at - first
+            if self._registry.wire.stop.is_set():
+                raise Stopped
+
+        self._moving[first] = 0
+        return bodies.of_file(self._path, first, end, seen)
 
     def _put(self, storage: str, first: int, end: int) -> str:
         """Send a part to storage, without any credential of ours; its md5."""
-        hasher = hashlib.md5(usedforsecurity=False)
+        hasher = _md5()
         body = bound(self._body, first, end, hasher)
         with self._registry.wire.send("PUT", storage, _length(end - first), body) as reply:
             said = reason(body_of(reply))
@@ -261,11 +261,8 @@ class Upload:
 
     def _commit(self) -> None:
         """Tell the registry that all is there."""
-        digests = b"".join(bytes.fromhex(md5) for md5 in self._sent.md5s)
-        etag = hashlib.md5(digests, usedforsecurity=False).hexdigest()
-        digest = quote(self._layer.digest, safe="")
         joint = "&" if "?" in self._sent.url else "?"
-        url = f"{self._sent.url}{joint}digest={digest}&etag={etag}-{len(self._sent.md5s)}"
+        url = f"{self._sent.url}{joint}digest={quote(self._layer.digest, safe='')}{self._etag()}"
         reply = self._registry.call(self._what, "PUT", url, {"Content-Length": "0"})
         if reply.status in _DONE:
             return
@@ -274,6 +271,14 @@ class Upload:
         if reply.status == 400:
             self._check_own()
         self._registry.refuse(f"{self._what} is not taken", reply)
+
+    def _etag(self) -> str:
+        """What tells storage how to join the parts; nothing where the registry has taken them."""
+        md5s = self._sent.md5s
+        if not all(md5s):
+            return ""
+        joined = _md5(b"".join(map(bytes.fromhex, md5s))).hexdigest()
+        return f"&etag={joined}-{len(md5s)}"
 
     def _check_own(self) -> None:
         """`StoreError` where it is our blob that is wrong."""
@@ -284,6 +289,10 @@ class Upload:
                 f"blob {self._layer.digest} is damaged: {self._path} hashes to {actual}: remove "
                 "the model, then create or pull it again"
             )
+
+
+def _md5(data: bytes = b"") -> "hashlib._Hash":
+    return hashlib.md5(data, usedforsecurity=False)
 
 
 def _length(size: int) -> dict[str, str]:

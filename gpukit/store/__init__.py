@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from gpukit.store.changes import change, copy, remove, tidy
     from gpukit.store.collecting import Collected, collect
     from gpukit.store.hashing import CheckedModel, check_models
+    from gpukit.store.models import ResolvedModel, StoredModel
     from gpukit.store.names import ModelName
-    from gpukit.store.store import ResolvedModel, Store, StoredModel, default_root
+    from gpukit.store.store import Store, default_root
 
 _MODULES = {
     "changes": ["change", "copy", "remove", "tidy"],
     "collecting": ["Collected", "collect"],
     "hashing": ["CheckedModel", "check_models"],
+    "models": ["ResolvedModel", "StoredModel"],
     "names": ["ModelName"],
-    "store": ["ResolvedModel", "Store", "StoredModel", "default_root"],
+    "store": ["Store", "default_root"],
 }
 
 __all__ = [

@@ -11,6 +11,7 @@ from gpukit.formats.atomic import need_room, sync_folder
 from gpukit.store import blobs
 from gpukit.store.journal import Entry, Job, Scratch, claims, discard, discard_files
 from gpukit.store.manifest import Layer, Manifest, mentioned
+from gpukit.store.models import StoredModel
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
@@ -109,17 +110,19 @@ class Change:
                 os.utime(path)
         return path
 
-    def publish(self, name: ModelName, manifest: Manifest) -> None:
-        """Write the manifest of `name` in the place of any that is there.
+    def publish(self, name: ModelName, manifest: Manifest) -> StoredModel:
+        """Write the manifest of `name` in the place of any that is there; the model as it is now,
+        before anybody removes it again.
 
         Blobs that only the old one mentions go when the change ends, unless $OLLAMA_NOPRUNE.
         """
-        self.publish_bytes(name, manifest.encode())
+        return self.publish_bytes(name, manifest.encode())
 
-    def publish_bytes(self, name: ModelName, data: bytes) -> None:
+    def publish_bytes(self, name: ModelName, data: bytes) -> StoredModel:
         """The same with the bytes of a manifest, as another store has written them."""
         with self._locked():
             self._publish(name, data)
+            return self._store.describe(name)
 
     def copy(self, source: ModelName, destination: ModelName) -> None:
         """Give the manifest of `source`, byte for byte, to `destination` too."""

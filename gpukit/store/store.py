@@ -7,7 +7,6 @@ blobs/sha256-<64 hex>                           the layers
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
@@ -20,6 +19,7 @@ from gpukit.formats.paths import expanded
 from gpukit.formats.positioned import read_whole
 from gpukit.store import blobs, config, gojson, parameters
 from gpukit.store.manifest import Layer, Manifest, decode, mentioned
+from gpukit.store.models import ResolvedModel, StoredModel
 from gpukit.store.names import DEFAULT_TAG, ModelName
 
 if TYPE_CHECKING:
@@ -44,44 +44,6 @@ def default_root() -> Path:
         raise StoreError(
             "there is no home folder, so no place for models: set GPUKIT_MODELS to a folder"
         ) from None
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """One line of `list`: the name, the id (12 hex digits), bytes of all layers, and the time of
-    the last change."""
-
-    name: ModelName
-    digest: str
-    size: int
-    modified: datetime
-
-    @property
-    def id(self) -> str:
-        return self.digest[:12]
-
-    def as_json(self) -> dict[str, Any]:
-        """Ollama's names; the size in bytes."""
-        return {
-            "name": self.name.display,
-            "digest": self.digest,
-            "size": self.size,
-            "modified_at": self.modified.isoformat(),
-        }
-
-
-@dataclass(frozen=True)
-class ResolvedModel:
-    """A model that can be opened: the path of its GGUF, or of a folder, and what its Modelfile set
-    beside it, GGUF adapters in their order among it."""
-
-    gguf: Path
-    name: ModelName | None = None
-    params: dict[str, parameters.Value] = field(default_factory=dict)
-    system: str = ""
-    template: str = ""
-    messages: "tuple[Message, ...]" = ()
-    adapters: tuple[Path, ...] = ()
 
 
 class Store:

@@ -31,6 +31,10 @@ def test_verify_and_gc(tmp_path: Path) -> None:
     done = gpukit("verify", "--all", **variables)
     assert done.stdout.splitlines()[-1] == "2 models, 0 of them damaged"
     assert "hashing blobs" in done.stderr
+    store.remove("stub")
+    done = gpukit("verify", "--all", **variables)
+    assert done.stdout.splitlines()[-1] == "1 model, 0 of them damaged"
+    add(store, "stub", tensor=b"x")
     blob = store.blobs / manifest.layers[1].digest.replace(":", "-")
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     done = gpukit("verify", "tiny:q4", "--quiet", **variables)

@@ -22,6 +22,7 @@ from support.stores import add
 
 import gpukit.recipes.create
 import gpukit.remote.pull
+import gpukit.remote.push
 from gpukit import Modelfile, NotFoundError, Store, StoreError
 from gpukit.formats.gguf_fields import TensorSpec, string
 from gpukit.formats.gguf_writer import GGUFWriter
@@ -37,6 +38,7 @@ GRACE = 0.3
 # Forks need not import them.
 assert gpukit.recipes.create
 assert gpukit.remote.pull
+assert gpukit.remote.push
 
 
 @dataclass
@@ -180,16 +182,19 @@ class Worker:
 
     def work(self, end: float, told: Path) -> None:
         """Do random things until the time is over; then write what was done."""
+        os.environ["XDG_CACHE_HOME"] = str(self.folder / "cache")  # notes about unfinished pushes
         actions: tuple[Callable[[], object], ...] = (
             self.create, self.create, self.inherit, self.copy, self.remove, self.remove,
-            self.collect, self.pull, self.check,
+            self.collect, self.pull, self.push, self.check,
         )  # fmt: skip
         while time.monotonic() < end:
             action = self.chance.choice(actions)
             try:
                 action()
                 self.done[action.__name__] += 1
-            except NotFoundError:
+            except NotFoundError as error:
+                if action == self.create:  # of a file
+                    self.faults.append(f"create: {error}")
                 self.done[f"{action.__name__} of what has gone"] += 1
             except StoreError as error:
                 self._refused(action.__name__, error)
@@ -227,8 +232,13 @@ class Worker:
         self.store.gc(grace=GRACE)
 
     def pull(self) -> None:
-        pulled = self.store.pull(f"{self.host}/me/m{self.chance.randrange(3)}:q4", insecure=True)
-        assert pulled.digest.startswith("sha256:")
+        name = f"{self.host}/me/{self.chance.choice('mp')}{self.chance.randrange(3)}:q4"
+        assert self.store.pull(name, insecure=True).digest.startswith("sha256:")
+
+    def push(self) -> None:
+        """A model as it is now, whoever removes or replaces it meanwhile; others pull it again."""
+        target = f"{self.host}/me/p{self.chance.randrange(3)}:q4"
+        self.store.push(self._name(), target, insecure=True)
 
     def check(self) -> None:
         """Every model is whole at every moment, and weights are what was written."""

@@ -28,8 +28,8 @@ def skip_without() -> None:
 
 @contextmanager
 def serve(folder: Path, *, basic: bool = False, auth: str = "") -> Iterator[str]:
-    """Run one with its data in `folder` until the block ends; its address. `auth` is a line of its
-    configuration, `basic` one for name and password."""
+    """Run one with its data in `folder` until the block ends; its address, and its process in
+    `folder/pid`. `auth` is a line of its configuration, `basic` one for name and password."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,6 +47,7 @@ def serve(folder: Path, *, basic: bool = False, auth: str = "") -> Iterator[str]
     command = [program() or PROGRAM, "serve", str(folder / "config.yml")]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
+    (folder / "pid").write_text(str(process.pid))
     try:
         _await(process, port)
         yield f"127.0.0.1:{port}"

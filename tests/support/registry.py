@@ -51,7 +51,8 @@ class Server:
 
     `faults` holds, for `METHOD kind` (blobs, manifests, uploads, storage, token), what the next
     requests of that kind meet. `auth` is "", "basic" or "token"; `storage` sends bytes by another
-    host (`localhost`, where this one is 127.0.0.1).
+    host (`localhost`, where this one is 127.0.0.1), and `joins` names the addresses of uploads as
+    Ollama's does.
     """
 
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Server:
     auth: str = ""
     realm: str = ""
     storage: bool = False
+    joins: bool = False
     ranges: bool = True
     asked: list[Asked] = field(default_factory=list)
     uploads: dict[str, bytearray] = field(default_factory=dict)
@@ -222,7 +224,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._body()
             self._send(404, b'{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"unknown"}]}')
             return
-        place = {"Location": f"/v2/{repository}/blobs/uploads/{name}?state={len(it.asked)}"}
+        address = f"/v2/{repository}/blobs/uploads/{name}?state={len(it.asked)}"
+        place = {"Docker-Upload-Location" if it.joins else "Location": address}
         if self.command == "GET":
             self._send(204, b"", {**place, "Range": f"0-{max(len(it.uploads[name]) - 1, 0)}"})
         elif self.command == "PATCH":
@@ -242,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
             it.uploads[name] = bytearray()
             it.direct[name] = bytearray()
         address = f"http://{it.host}/v2/{repository}/blobs/uploads/{name}"
-        self._send(202, b"", {"Location": address})
+        self._send(202, b"", {"Docker-Upload-Location" if it.joins else "Location": address})
 
     def _patch(self, it: Server, name: str, place: dict[str, str]) -> None:
         it.ranges_sent.append(self.headers["Content-Range"])
@@ -250,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
         if it.storage:
             self._body()
             address = f"http://localhost:{it.port}/storage/{name}@{first}"
-            told = {"Location": address, "Docker-Upload-Location": place["Location"]}
+            told = {"Location": address, "Docker-Upload-Location": next(iter(place.values()))}
             self._send(307, b"", told)
             return
         if first != len(it.uploads[name]):
@@ -264,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, it: Server, repository: str, name: str, query: dict[str, list[str]]) -> None:
         data = bytes(it.direct[name] if it.storage else it.uploads[name])
-        it.etags.append(query["etag"][0])
+        it.etags += query.get("etag", [])
         if f"sha256:{hashlib.sha256(data).hexdigest()}" != query["digest"][0]:
             self._send(400, b'{"errors":[{"message":"provided digest did not match"}]}')
             return

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gpukit
 from gpukit.errors import (
     ArgumentError,
     CheckpointError,
@@ -204,6 +205,18 @@ def test_a_template_that_no_text_was_parsed_for(store: Store, gguf: Path) -> Non
     with pytest.raises(ModelfileError, match=r"^TEMPLATE: \(line 1\): template error: {{if}} is"):
         create(store, "m", modelfile)
     assert not store.root.exists()
+
+
+def test_a_model_that_is_removed_at_once(store: Store, gguf: Path) -> None:
+    """What was made is told, whatever becomes of it: it was there."""
+
+    def report(event: Event) -> None:
+        if event == Status("success"):
+            remove(store, "m")
+
+    made = gpukit.Store(store.root).create("m", Modelfile(source=str(gguf)), report=report)
+    assert (made.name.display, made.size > gguf.stat().st_size) == ("m:latest", True)
+    assert not store.names()
 
 
 def test_bad_names_write_nothing(store: Store, gguf: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_importance_reaches_the_stored_bytes(tmp_path: Path) -> None:
     with open_source(TINY) as source:
         plan = plan_quantize(source, "Q4_0", Options(imatrix=Imatrix(file, entries)))
         run_plan(source, plan, tmp_path / "x.gguf")
-    stored = store.weights(made, store.manifest(made))
+    stored = store.weights(made.name, store.manifest(made.name))
     assert stored.read_bytes() == (tmp_path / "x.gguf").read_bytes()
     with open_source(TINY) as source:
         run_plan(source, plan_quantize(source, "Q4_0"), tmp_path / "plain.gguf")
@@ -74,9 +74,9 @@ def test_parts_are_joined(tmp_path: Path) -> None:
     whole = gguf_models.build("eight-layers", tmp_path)
     store = Store(tmp_path / "store")
     made = create(store, "joined", Modelfile(str(first), tmp_path))
-    assert store.weights(made, store.manifest(made)).read_bytes() == whole.read_bytes()
+    assert store.weights(made.name, store.manifest(made.name)).read_bytes() == whole.read_bytes()
     made = create(store, "small", Modelfile(str(first), tmp_path), "Q4_0", device="cpu")
-    with GGUFFile(store.weights(made, store.manifest(made))) as file:
+    with GGUFFile(store.weights(made.name, store.manifest(made.name))) as file:
         assert file.tensors["blk.0.ffn_up.weight"].type == "Q4_0"
     sorted(tmp_path.glob("eight-layers-*"))[2].unlink()
     with pytest.raises(GGUFError, match="missing; 1 of the"):
@@ -96,7 +96,7 @@ def test_a_text_is_as_good_as_its_importance_matrix(tmp_path: Path) -> None:
         create(store, "three", model, "Q2_K_S", calibrate=TEXT.read_text(), device="cpu"),
     ]
     noted, tensors = [], []
-    for name in made:
+    for name in (each.name for each in made):
         with GGUFFile(store.weights(name, store.manifest(name))) as found:
             tensors.append({n: found.read(t).tobytes() for n, t in found.tensors.items()})
             noted.append({
@@ -119,7 +119,8 @@ def test_a_dry_run_with_a_text_reads_nothing(tmp_path: Path) -> None:
     assert not [event for event in told if isinstance(event, Step)]
     assert planned.weights.warnings == ()
     made = create(store, "tiny", model, "Q2_K_S", calibrate=TEXT, device="cpu")
-    assert store.weights(made, store.manifest(made)).stat().st_size == planned.weights.size
+    path = store.weights(made.name, store.manifest(made.name))
+    assert path.stat().st_size == planned.weights.size
 
 
 def test_a_text_that_is_of_no_use(tmp_path: Path) -> None:
@@ -153,5 +154,5 @@ def test_what_is_merged_is_heard(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     model = Modelfile(str(TINY), tmp_path, adapters=(str(adapter),))
     made = create(store, "merged", model, "Q3_K_S", calibrate=TEXT, device="cpu")
-    with GGUFFile(store.weights(made, store.manifest(made))) as file:
+    with GGUFFile(store.weights(made.name, store.manifest(made.name))) as file:
         assert file.get("quantize.imatrix.entries_count") == 28
