@@ -77,12 +77,12 @@ def batch(
 
 def _made(prepared: Prepared, keep_going: bool, watch: Watch) -> list[Row]:
     """The rows of a batch when all is made that can be."""
-    prepared = with_folders(prepared)
-    if prepared.shares.workers > 1:
-        return still_there(prepared, run_workers(prepared, keep_going, watch).rows)
-    run = Run(prepared, keep_going, watch)
-    run.all()
-    return still_there(prepared, run.rows)
+    with with_folders(prepared) as placed:
+        if placed.shares.workers > 1:
+            return still_there(placed, run_workers(placed, keep_going, watch).rows)
+        run = Run(placed, keep_going, watch)
+        run.all()
+        return still_there(placed, run.rows)
 
 
 def plan_batch(

@@ -12,7 +12,7 @@ from support.checkpoints import build
 
 import gpukit
 from gpukit.batches.result import Told
-from gpukit.conversion import pipeline, resuming
+from gpukit.conversion import noting, pipeline
 
 PLAN = """
 sources: [plain, tied]
@@ -35,7 +35,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pipeline, "SLAB_WEIGHTS", 1 << 15)
-    monkeypatch.setattr(resuming, "SECONDS", 0.001)
+    monkeypatch.setattr(noting, "SECONDS", 0.001)
     for name in ("plain", "tied"):
         os.symlink(inputs / name, tmp_path / name)
     (tmp_path / "plan.yaml").write_text(PLAN)

@@ -11,7 +11,7 @@ import pytest
 from support import gguf_models
 
 import gpukit
-from gpukit.conversion import resuming
+from gpukit.conversion import noting
 from gpukit.conversion.apart import apart
 from gpukit.formats.ledger import Ledger, Whole, ledger_of
 
@@ -77,7 +77,7 @@ def test_a_signal_at_the_last_note_lets_nothing_be_noted_twice(
             raise Told
 
     monkeypatch.setattr(Ledger, "add", interrupted)
-    monkeypatch.setattr(resuming, "SECONDS", 60.0)
+    monkeypatch.setattr(noting, "SECONDS", 60.0)
     model, out = gguf_models.build("eight-layers", tmp_path), tmp_path / "x.gguf"
     with pytest.raises(Told):
         gpukit.quantize(model, out, "Q8_0", device="cpu", resume=True)
