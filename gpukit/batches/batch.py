@@ -69,7 +69,7 @@ def batch(
             rows = _made(prepared, keep_going, watch)
         else:
             rows = run_on_ray(prepared, ray, jobs, keep_going, watch).rows
-        told = sum(at.state.is_left for at in prepared.standings) + len(left(prepared))
+        told = sum(at.state.is_left for at in prepared.standings) + len(left(prepared, rows))
         rows = pushed(prepared, rows, keep_going, watch)
         rows = evaluated(prepared, rows, keep_going, watch, jobs=jobs, ray=ray, before=told)
     return replace(prepared.result, rows=tuple(rows), seconds=time.monotonic() - started)
