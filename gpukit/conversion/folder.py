@@ -108,9 +108,9 @@ def write_folder(
 
     Weights go through `steps` row by row and are rounded to nearest even into their type, as
     `StoredSource` says it. `inputs` are other folders that are read, which `out` must not lie in;
-    `device`, `budget`, `engine` and `resume` are those of `run_plan`. `ArgumentError` where `out` is
-    no place for a folder, `CheckpointError` for values that are not finite and for what of the checkpoint
-    cannot be used, `DiskError` where the disk refuses.
+    `device`, `budget`, `engine` and `resume` are those of `run_plan`. `ArgumentError` where `out`
+    is no place for a folder, `CheckpointError` for values that are not finite and for what of the
+    checkpoint cannot be used, `DiskError` where the disk refuses.
     """
     started = time.monotonic()
     check_device(device)
