@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from support.checkpoints import build
 from support.loras import lora
 
 import gpukit
-from gpukit.conversion import noting, pipeline, resuming
+from gpukit.conversion import noting, pipeline, resumed_files, resuming
 from gpukit.conversion.stages import Stages
-from gpukit.formats import folder_writer
+from gpukit.formats import atomic, folder_writer
 from gpukit.formats.ledger import ledger_of, partial_of
 
 
@@ -240,8 +241,25 @@ def test_values_that_are_not_finite_leave_nothing(inputs: Path, tmp_path: Path) 
     assert names(place) == []
 
 
-def test_a_disk_without_room(inputs: Path, small_disk: Path) -> None:
-    with pytest.raises(gpukit.DiskError) as error:
-        merge(inputs, small_disk / "out")
-    assert " bytes are needed, " in str(error.value)
-    assert "gpukit-part" not in str(error.value)
+def test_a_disk_without_room(
+    inputs: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, made: list[tuple[int, int]]
+) -> None:
+    """It is refused before the first byte, and where something else fills it the run is gone on
+    with when there is room."""
+    out = small_disk / "out"
+    with pytest.raises(gpukit.DiskError, match="out/model-00001-.*: .* bytes are needed, .* free"):
+        merge(inputs, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "need_room", lambda *_: None)
+        patch.setattr(resumed_files, "check_room", lambda *_: None)
+        with pytest.raises(gpukit.DiskError) as error:
+            merge(inputs, out)
+    assert str(error.value).startswith(f"{out}/model-00001-of-")
+    assert ": No space left on device (" in str(error.value)
+    assert str(error.value).endswith(" bytes are free); make room or write to another disk")
+    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
+    done = pieces(out)
+    made.clear()
+    merge(inputs, out)
+    assert not set(done) & set(made)
+    assert names(small_disk) == ["out"]
