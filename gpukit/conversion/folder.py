@@ -146,7 +146,7 @@ def write_folder(
     totals = change_totals([output.spec for output in outputs], passed.changes)
     for line in faint(totals):
         report(Warned(line))
-    paths = tuple(sorted(path for path in out.rglob("*") if path.is_file()))
+    paths = tuple(sorted(path for path in place.rglob("*") if path.is_file()))
     written = sum(path.stat().st_size for path in paths)
     seconds = time.monotonic() - started
     return FolderResult(out, paths, written, seconds, passed.read_bytes, tuple(totals))

@@ -263,3 +263,17 @@ def test_a_disk_without_room(
     merge(inputs, out)
     assert not set(done) & set(made)
     assert names(small_disk) == ["out"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_folder_that_one_is_in(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """It is replaced: what is told of are the files of the new one."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    result = merge(inputs, Path(), resume=resume)
+    assert {path.parent for path in result.paths} == {here}
+    assert result.size == sum(map(len, tree(here).values())) > 1 << 20
+    assert names(tmp_path) == ["here"]
