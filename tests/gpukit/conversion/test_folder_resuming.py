@@ -247,7 +247,7 @@ def test_a_disk_without_room(
     """It is refused before the first byte, and where something else fills it the run is gone on
     with when there is room."""
     out = small_disk / "out"
-    with pytest.raises(gpukit.DiskError, match="out/model-00001-.*: .* bytes are needed, .* free"):
+    with pytest.raises(gpukit.DiskError, match=r"out/model-00001-.*: .* bytes are needed, .* free"):
         merge(inputs, out)
     with monkeypatch.context() as patch:
         patch.setattr(atomic, "need_room", lambda *_: None)
