@@ -69,7 +69,7 @@ def batch(
             rows = _made(prepared, keep_going, watch)
         else:
             rows = run_on_ray(prepared, ray, jobs, keep_going, watch).rows
-        told = sum(at.state.is_left for at in prepared.standings) + len(left(prepared))
+        told = sum(at.state.is_left for at in prepared.standings) + len(left(prepared, rows))
         rows = pushed(prepared, rows, keep_going, watch)
         rows = evaluated(prepared, rows, keep_going, watch, jobs=jobs, ray=ray, before=told)
     return replace(prepared.result, rows=tuple(rows), seconds=time.monotonic() - started)
@@ -77,12 +77,12 @@ def batch(
 
 def _made(prepared: Prepared, keep_going: bool, watch: Watch) -> list[Row]:
     """The rows of a batch when all is made that can be."""
-    prepared = with_folders(prepared)
-    if prepared.shares.workers > 1:
-        return still_there(prepared, run_workers(prepared, keep_going, watch).rows)
-    run = Run(prepared, keep_going, watch)
-    run.all()
-    return still_there(prepared, run.rows)
+    with with_folders(prepared) as placed:
+        if placed.shares.workers > 1:
+            return still_there(placed, run_workers(placed, keep_going, watch).rows)
+        run = Run(placed, keep_going, watch)
+        run.all()
+        return still_there(placed, run.rows)
 
 
 def plan_batch(

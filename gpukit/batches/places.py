@@ -2,10 +2,15 @@
 
 A folder that is removed, renamed or unmounted while a batch runs would come back as an empty one of
 the same name, on whatever disk is below: what was done would be missing, and the rest elsewhere.
+
+A folder is known by its file system and number. Some file systems (of FUSE, of networks, overlays)
+give a folder another number when they have forgotten it, so while a batch runs each has a mark, an
+empty file of a temporary name: where that is, the folder is the same, whatever its number.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,25 +19,41 @@ from gpukit.batches.preparing import Prepared
 from gpukit.batches.result import Row
 from gpukit.batches.states import Identity, State, identity
 from gpukit.errors import DiskError
+from gpukit.formats import atomic
 
-# A folder's file system and number.
-Place = tuple[int, int]
+# A folder's file system and number, and what its mark is called, if it could be made.
+Place = tuple[int, int, str]
 
 
-def with_folders(prepared: Prepared) -> Prepared:
-    """The same with the folders of what is left, which are made. One that cannot be made is left
-    out: the job that needs it tells why."""
-    folders = _folders(prepared)
-    for folder in folders:
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-    return replace(prepared, places=_seen(folders))
+@contextmanager
+def with_folders(prepared: Prepared) -> Iterator[Prepared]:
+    """The same with the folders of what is left, which are made, and marked until the end of the
+    block. One that cannot be made is left out: the job that needs it tells why."""
+    marks: dict[Path, str] = {}
+    try:
+        for folder in _folders(prepared):
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                marks[folder] = _marked(folder)
+        yield replace(prepared, places=_seen(marks))
+    finally:
+        for folder, name in marks.items():
+            with suppress(OSError):
+                atomic.remove(folder / name)
+
+
+def _marked(folder: Path) -> str:
+    """The name of a new mark in `folder`; where none can be made, that of nothing."""
+    mark = atomic.temporary_name(folder / "batch")
+    with suppress(OSError):
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    return mark.name
 
 
 def as_seen_here(prepared: Prepared) -> Prepared:
     """The same on another machine, where a file system may have another number; nothing is
     made."""
-    return replace(prepared, places=_seen(_folders(prepared)))
+    return replace(prepared, places=_seen({f: name for f, (*_, name) in prepared.places.items()}))
 
 
 def folders_of(prepared: Prepared) -> Sequence[Path]:
@@ -44,7 +65,19 @@ def is_there(prepared: Prepared, job: Job) -> bool:
     """Whether the folder of a job's result is still the one that the batch began with."""
     folder = _folder(job)
     known = prepared.places.get(folder) if folder is not None else None
-    return folder is None or known is None or _seen([folder]).get(folder) == known
+    if folder is None or known is None:
+        return True
+    *_, name = known
+    return _seen({folder: name}).get(folder) == known or _has_mark(folder / name)
+
+
+def _has_mark(mark: Path) -> bool:
+    if not mark.is_file():
+        return False
+    with suppress(OSError):
+        # To other machines one that is a day old is nobody's.
+        os.utime(mark)
+    return True
 
 
 def check_place(prepared: Prepared, job: Job) -> None:
@@ -96,10 +129,11 @@ def _folder(job: Job) -> Path | None:
     return job.output.parent if job.output is not None else None
 
 
-def _seen(folders: Sequence[Path]) -> Mapping[Path, Place]:
+def _seen(marks: Mapping[Path, str]) -> Mapping[Path, Place]:
+    """Folders as they are now, by their marks."""
     found = {}
-    for folder in folders:
+    for folder, name in marks.items():
         with suppress(OSError):
             facts = folder.stat()
-            found[folder] = (facts.st_dev, facts.st_ino)
+            found[folder] = (facts.st_dev, facts.st_ino, name)
     return found

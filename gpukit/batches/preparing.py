@@ -43,7 +43,7 @@ class Prepared:
     result: BatchResult
     shares: Shares = ALONE
     buffers: Mapping[int, int] = field(default_factory=dict)
-    places: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    places: Mapping[Path, tuple[int, int, str]] = field(default_factory=dict)
 
 
 def shard_of(text: str) -> Shard:

@@ -1,7 +1,8 @@
 """Results sent to a registry or the hub when they are made; their journals know how that went.
 
-A result is sent by the process that made it, at once. One that is done and was not sent, because
-that failed or the run was killed, is sent by the next run, and not made again.
+A result is sent by the process that made it, at once, or if that dies by the batch at its end. One
+that is done and was not sent, because that failed or the run was killed, is sent by the next run,
+and not made again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,11 +79,12 @@ def _sent(job: Job, report: Report) -> dict[str, Any]:
     return {key: value for key, value in sent.as_json().items() if key != "name"}
 
 
-def left(prepared: Prepared) -> Sequence[Job]:
-    """The jobs whose results are done and were not sent."""
+def left(prepared: Prepared, rows: Sequence[Row]) -> Sequence[Job]:
+    """The jobs whose results are done, as `rows` say, and were not sent."""
+    done = {row.output for row in rows if row.state is State.DONE}
     found = []
     for at in prepared.standings:
-        if at.job.push is None or at.state is not State.DONE:
+        if at.job.push is None or at.job.target not in done:
             continue
         record = last_record(journal_path(prepared.read, at.job))
         if _found(at.job, record)["state"] != State.DONE.value:
@@ -91,11 +93,12 @@ def left(prepared: Prepared) -> Sequence[Job]:
 
 
 def pushed(prepared: Prepared, rows: Sequence[Row], keep_going: bool, watch: Watch) -> list[Row]:
-    """`rows` of a batch that is through, in which all that was done before it has been sent, too;
-    without `keep_going` nothing is sent after the first failure."""
+    """`rows` of a batch that is through, in which all that was done before it has been sent, too,
+    and what a process has made that died before it was sent; without `keep_going` nothing is sent
+    after the first failure."""
     found = {row.output: row for row in rows}
     made = sum(at.state.is_left for at in prepared.standings)
-    jobs = left(prepared)
+    jobs = left(prepared, rows)
     for number, job in enumerate(jobs, made + 1):
         if not keep_going and any(row.state is State.FAILED for row in found.values()):
             break

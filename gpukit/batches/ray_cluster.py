@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -64,15 +64,17 @@ def run_on_ray(
     gathered = Gathered(prepared, watch)
     if not any(at.state.is_left for at in prepared.standings):
         return gathered
-    left = _with_places(prepared, keep_going)
-    portions_on_ray(left, gathered, address, jobs, keep_going)
+    with ExitStack() as stack:
+        left = _with_places(prepared, keep_going, stack)
+        portions_on_ray(left, gathered, address, jobs, keep_going)
     _check_here(prepared, gathered)
     return gathered
 
 
-def _with_places(prepared: Prepared, keep_going: bool) -> Iterator[Portion]:
-    """The portions of a batch; folders of results are made when the first is asked for."""
-    yield from portions(with_folders(prepared), keep_going)
+def _with_places(prepared: Prepared, keep_going: bool, stack: ExitStack) -> Iterator[Portion]:
+    """The portions of a batch; folders of results are made when the first is asked for, and known
+    until the end of `stack`."""
+    yield from portions(stack.enter_context(with_folders(prepared)), keep_going)
 
 
 def portions_on_ray(

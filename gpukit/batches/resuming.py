@@ -1,6 +1,7 @@
 """Jobs that go on where a killed batch was, and what no job of the plan goes on with."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gpukit.batches.matrix import Job, expand
@@ -8,7 +9,7 @@ from gpukit.batches.reading import ReadPlan, combining
 from gpukit.batches.states import Standing, State, state_folder
 from gpukit.conversion.resuming import Resume
 from gpukit.errors import GpukitError
-from gpukit.formats.atomic import disk_errors
+from gpukit.formats.atomic import disk_errors, remove_abandoned
 from gpukit.formats.ledger import abandon_ledger, ledger_of, ledgers_in, read_ledger
 from gpukit.formats.positioned import write_all
 
@@ -33,7 +34,8 @@ def _name(read: ReadPlan) -> str:
 
 def tidy(read: ReadPlan, standings: Sequence[Standing]) -> None:
     """Remove what killed runs of the plan have begun and nobody goes on with: of jobs that it has
-    no more, and of those in `standings` that are done. `DiskError` where the disk refuses."""
+    no more, and of those in `standings` that are done, and what is temporary of a process that is
+    gone. `DiskError` where the disk refuses."""
     jobs, _ = expand(read)
     kept = {_ledger(job.output) for job in jobs if job.output is not None}
     done = {
@@ -42,6 +44,8 @@ def tidy(read: ReadPlan, standings: Sequence[Standing]) -> None:
         if at.job.output is not None and at.state is State.DONE
     }
     for folder in _places(read, {path.parent for path in kept}):
+        with suppress(OSError):
+            remove_abandoned(folder)
         for path in map(Path.resolve, ledgers_in(folder)):
             if path in done or (path not in kept and _is_of(path, read)):
                 with disk_errors(path):

@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from gpukit.batches.pushing import told
 from gpukit.batches.states import State
 from gpukit.evaluation.pages import NONE, as_script, number, percent, rendered, visible
 
@@ -52,10 +53,11 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if document["shard"] is not None:
         yield "Shard", document["shard"]
     yield "Jobs", ", ".join(f"{n} {state}" for state, n in document["counts"].items())
-    found = [job["evaluation"]["state"] for job in document["jobs"] if job["evaluation"]]
-    if found:
-        counts = {state: found.count(state) for state in dict.fromkeys(found)}
-        yield "Evaluations", ", ".join(f"{n} {state}" for state, n in counts.items())
+    for title, key in (("Evaluations", "evaluation"), ("Pushes", "push")):
+        found = [job[key]["state"] for job in document["jobs"] if job[key]]
+        if found:
+            counts = {state: found.count(state) for state in dict.fromkeys(found)}
+            yield title, ", ".join(f"{n} {state}" for state, n in counts.items())
     yield "Size", in_bytes(document["size"])
     if document["seconds"]:
         yield "Seconds", number(document["seconds"], 1)
@@ -84,6 +86,7 @@ def _row(job: Job, measured: bool, best: bool) -> dict[str, Any]:
     if evaluation == State.FAILED.value:
         state += ", not evaluated"
     bad = state not in (State.DONE.value, State.TO_DO.value, State.RUNNING.value)
+    state += told(job["push"])
     return {
         "type": job["type"], "origin": _origin(job), "state": state, "bad": bad, "best": best,
         "cells": cells, "why": _why(job),

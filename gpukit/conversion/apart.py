@@ -17,6 +17,7 @@ def apart(work: Callable[[], None], stop: Callable[[], None]) -> None:
     is raised again when it has ended.
     """
     failures: list[BaseException] = []
+    over: list[bool] = []
     ended = Lock()
     ended.acquire()
 
@@ -26,6 +27,7 @@ def apart(work: Callable[[], None], stop: Callable[[], None]) -> None:
         except BaseException as error:  # raised again below
             failures.append(error)
         finally:
+            over.append(True)
             ended.release()
 
     try:
@@ -35,7 +37,9 @@ def apart(work: Callable[[], None], stop: Callable[[], None]) -> None:
         raise
     except BaseException:
         stop()
-        ended.acquire()
+        # What a signal raises may come when the lock is taken already, the work being over.
+        if not over:
+            ended.acquire()
         raise
     if failures:
         raise failures[0]

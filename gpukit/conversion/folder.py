@@ -1,5 +1,6 @@
 """A Hugging Face folder from a Hugging Face folder, its weights changed on the way."""
 
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,13 +9,17 @@ from typing import Any
 
 from gpukit.conversion.checks import check_device
 from gpukit.conversion.engine import Wish
-from gpukit.conversion.pipeline import run_pipeline
+from gpukit.conversion.pipeline import Passed, run_pipeline
+from gpukit.conversion.resumed_files import ResumedFiles
+from gpukit.conversion.resuming import Resume, Resuming
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.atomic import target_of
 from gpukit.formats.carried import CARD, CONFIG, carried_files, changed_config
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.folder import model_name, read_text
+from gpukit.formats.folder_writer import FolderWriter, check_written, has_its_name
+from gpukit.formats.ledger import abandon
 from gpukit.formats.model_card import Origin, merged_card
 from gpukit.formats.new_folder import check_folder, new_folder, small_size, write_small
 from gpukit.formats.safetensors_shards import MAX_SHARD_SIZE, Shard, ShardsWriter, plan_shards
@@ -95,6 +100,7 @@ def write_folder(
     device: str = "auto",
     budget: int = 4 << 30,
     engine: Wish = "auto",
+    resume: Resume | None = None,
     report: Report = ignore,
 ) -> FolderResult:
     """Write the model of the open `checkpoint` with `steps` applied to folder `out`, whole or not
@@ -102,32 +108,45 @@ def write_folder(
 
     Weights go through `steps` row by row and are rounded to nearest even into their type, as
     `StoredSource` says it. `inputs` are other folders that are read, which `out` must not lie in;
-    `device`, `budget` and `engine` are those of `run_plan`. `ArgumentError` where `out` is no place
-    for a folder, `CheckpointError` for values that are not finite and for what of the checkpoint
-    cannot be used, `DiskError` where the disk refuses.
+    `device`, `budget`, `engine` and `resume` are those of `run_plan`. `ArgumentError` where `out`
+    is no place for a folder, `CheckpointError` for values that are not finite and for what of the
+    checkpoint cannot be used, `DiskError` where the disk refuses.
     """
     started = time.monotonic()
     check_device(device)
     tokenizer = () if options.tokenizer is None else (options.tokenizer,)
-    check_folder(out, (checkpoint.folder, *inputs, *tokenizer))
+    place = out if out.name not in ("", "..") else Path(os.path.realpath(out))
+    if resume is None or not has_its_name(place):
+        check_folder(out, (checkpoint.folder, *inputs, *tokenizer))
     source = StoredSource(checkpoint, steps, changes, options.dtype)
     texts, files = _beside(checkpoint, out, options)
     shards = plan_shards(source.entries, options.max_shard_size)
-    size = sum(tensor.nbytes for tensor in source.entries)
     for line in source.warnings:
         report(Warned(line))
-    with new_folder(out, size + small_size(texts, files)) as folder:
-        write_small(folder, texts, files)
-        with ShardsWriter(folder, shards) as writer:
-            title = "merging" if steps else "copying"
-            outputs = _outputs(source, shards)
-            passed = run_pipeline(source, outputs, writer, title, device, budget, report, engine)
-        report(Status("verifying"))
-        _check_written(folder, shards)
+    outputs = _outputs(source, shards)
+
+    def through(writer: ShardsWriter | ResumedFiles, kept: ResumedFiles | None = None) -> Passed:
+        title = "merging" if steps else "copying"
+        return run_pipeline(source, outputs, writer, title, device, budget, report, engine, kept)
+
+    if resume is None:
+        abandon(place)
+        size = sum(tensor.nbytes for tensor in source.entries)
+        with new_folder(out, size + small_size(texts, files)) as folder:
+            write_small(folder, texts, files)
+            with ShardsWriter(folder, shards) as writer:
+                passed = through(writer)
+            report(Status("verifying"))
+            check_written(folder, shards)
+    else:
+        beside = FolderWriter(place, shards, texts, files)
+        going_on = Resuming(place, beside, outputs, resume, report, places=beside.places)
+        with ResumedFiles([going_on]) as kept:
+            passed = through(kept, kept)
     totals = change_totals([output.spec for output in outputs], passed.changes)
     for line in faint(totals):
         report(Warned(line))
-    paths = tuple(sorted(path for path in out.rglob("*") if path.is_file()))
+    paths = tuple(sorted(path for path in place.rglob("*") if path.is_file()))
     written = sum(path.stat().st_size for path in paths)
     seconds = time.monotonic() - started
     return FolderResult(out, paths, written, seconds, passed.read_bytes, tuple(totals))
@@ -144,6 +163,7 @@ def merge_folder(
     device: str = "auto",
     budget: int = 4 << 30,
     engine: Wish = "auto",
+    resume: Resume | None = None,
     report: Report = ignore,
 ) -> FolderResult:
     """Write the model in `folder` with the adapters of `merge` to folder `out`, as `write_folder`;
@@ -165,7 +185,7 @@ def merge_folder(
             checkpoint, out, [*checkpoint.base_steps, checkpoint.step],
             changes=Changes(changed=checkpoint.changed, merged=checkpoint.step.records),
             options=options, inputs=inputs, device=device, budget=budget, engine=engine,
-            report=report,
+            resume=resume, report=report,
         )  # fmt: skip
 
 
@@ -202,12 +222,3 @@ def _outputs(source: StoredSource, shards: Sequence[Shard]) -> list[PlannedOutpu
             spec, now = source.tensors[index], source.stored_type(index)
             found.append(PlannedOutput(index, spec, now))
     return found
-
-
-def _check_written(folder: Path, shards: Sequence[Shard]) -> None:
-    """The folder is read again: every tensor is there, in its type and shape."""
-    wanted = {t.name: (t.dtype, t.shape) for shard in shards for t in shard.tensors}
-    with Checkpoint(folder) as written:
-        found = {t.name: (t.dtype, t.shape) for t in written}
-    if found != wanted:
-        raise AssertionError(f"{folder}: {len(found)} of {len(wanted)} tensors")

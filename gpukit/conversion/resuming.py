@@ -1,20 +1,18 @@
 """The writer of an output that a later run goes on with, where this one is killed.
 
-Pieces are noted in a ledger (`formats.ledger`) once they are synced, which a thread sees to every
-now and then, so that writing waits for no disk. What is noted is neither read nor computed again.
+Pieces are noted in a ledger (`formats.ledger`) once they are synced, every now and then (`noting`).
+What is noted is neither read nor computed again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Lock, Thread
 from typing import Any
 
 from gpukit.conversion.audit import Audit, sums_of
+from gpukit.conversion.noting import Notes
 from gpukit.errors import ArgumentError, CheckpointError, GpukitError
 from gpukit.events import Report, Warned
 from gpukit.formats.ledger import ANEW, Head, Known, Ledger, Whole, partial_of
@@ -23,19 +21,8 @@ from gpukit.formats.placed_writers import PlacedWriters
 from gpukit.planning.fingerprint import difference
 from gpukit.planning.plan import PlannedOutput
 
-# A kill loses what these many seconds, or bytes written, have brought.
-SECONDS, BYTES = 1.0, 256 << 20
 # Of values that are not finite: another run would meet them again.
 WRONG = CheckpointError
-
-
-@dataclass
-class _Noting:
-    """Pieces that are written and not yet noted, their bytes, and why noting stopped."""
-
-    pieces: list[Whole]
-    size: int = 0
-    failure: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -64,12 +51,15 @@ class Resuming:
         resume: Resume,
         report: Report,
         numbers: Sequence[int] | None = None,
+        places: Sequence[Path] | None = None,
     ) -> None:
-        """`numbers` are those that `outputs` have in the pass, where others are made beside."""
+        """`numbers` are those that `outputs` have in the pass, where others are made beside;
+        `places` where the files lie until they have their names, if not beside `out`."""
         self._out, self._writer, self._report = out, writer, report
         self._anew_if_changed = resume.anew
         self.numbers = range(len(outputs)) if numbers is None else numbers
         self._files = writer.writers if isinstance(writer, PlacedWriters) else (writer,)
+        self._unfinished = places or [partial_of(out, n) for n in range(len(self._files))]
         self._sizes = [output.spec.nbytes for output in outputs]
         sizes = tuple(file.size for file in self._files)
         self._head = Head(resume.of, _layout(self._files, outputs), sizes)
@@ -77,10 +67,7 @@ class Resuming:
         self._audit: Audit | None = None
         self._used: list[Whole] = []
         self._done: set[tuple[int, int]] = set()
-        self._noting, self._lock = _Noting([]), Lock()
-        # No event: what a signal raises in the middle of one would leave its lock taken.
-        self._stop, self._wake = False, SimpleQueue[None]()
-        self._thread = Thread(target=self._note, name="gpukit-note", daemon=True)
+        self._notes = Notes(self._sync)
 
     @property
     def in_order(self) -> bool:
@@ -100,7 +87,7 @@ class Resuming:
         except BaseException:
             self._ledger.close()
             raise
-        self._thread.start()
+        self._notes.begin(self._ledger)
 
     def _take_up(self, known: Known | None) -> None:
         if known is not None and not self._agrees(known.head):
@@ -110,7 +97,7 @@ class Resuming:
         places = None if known is None else self._places(known)
         if known is None or places is None:
             self._ledger.begin(self._head)
-            places = [partial_of(self._out, n) for n in range(len(self._files))]
+            places = self._unfinished
         else:
             self._ledger.go_on()
             self._pieces = known.pieces
@@ -126,16 +113,16 @@ class Resuming:
             raise ArgumentError(f"{self._out}: {told} since a killed run began it; {ANEW}")
         return told is None
 
-    def _places(self, known: Known) -> list[Path] | None:
+    def _places(self, known: Known) -> Sequence[Path] | None:
         """Where the files are that `known` tells of; None where one is not, or not whole."""
         places = []
         for number, file in enumerate(self._files):
-            place = partial_of(self._out, number)
+            place = self._unfinished[number]
             if not place.exists() and known.whole is not None:
                 # Killed when it had its name.
                 place = file.target
                 if not place.exists() or place.stat().st_ino != known.whole[number]:
-                    place = partial_of(self._out, number)
+                    place = self._unfinished[number]
             size = place.stat().st_size if place.exists() else None
             if size != file.size:
                 if known.pieces:
@@ -212,45 +199,19 @@ class Resuming:
         assert self._audit is not None
         size = memoryview(data).nbytes
         told = self._audit.told(self.numbers[index], start)
-        with self._lock:
-            noting = self._noting
-            noting.pieces.append(Whole(index, start, size, told))
-            noting.size += size
-            if noting.size >= BYTES:
-                self._wake.put(None)
-        if noting.failure is not None:
-            raise noting.failure
+        self._notes.put(Whole(index, start, size, told))
 
-    def _note(self) -> None:
-        """Note what is written every now and then, until told to stop."""
-        while not self._stop:
-            with suppress(Empty):
-                self._wake.get(timeout=SECONDS)
-            try:
-                if not self._stop:
-                    self._note_now()
-            except BaseException as error:  # raised again by `write` and at the end
-                self._noting.failure = error
-                return
-
-    def _note_now(self) -> None:
-        with self._lock:
-            pieces, self._noting.pieces, self._noting.size = self._noting.pieces, [], 0
-        if pieces:
-            tensors = {piece.tensor for piece in pieces}
-            for file in {id(file): file for file, _ in map(self._place, tensors)}.values():
-                file.sync()
-            self._ledger.add(pieces)
+    def _sync(self, tensors: Iterable[int]) -> None:
+        """What is written of `tensors` lasts."""
+        for file in {id(file): file for file, _ in map(self._place, tensors)}.values():
+            file.sync()
 
     def complete(self) -> None:
         """Every byte is checked to be there and lasts; the files have no names yet."""
-        self._end_noting()
-        if self._noting.failure is not None:
-            raise self._noting.failure
+        self._notes.end()
+        self._notes.check()
         self._writer.complete()
-        # Taken before they are noted: what a signal interrupts must not note them again.
-        pieces, self._noting.pieces = self._noting.pieces, []
-        self._ledger.add(pieces)
+        self._ledger.add(self._notes.taken())
         self._ledger.whole(file.inode for file in self._files)
 
     def publish(self) -> None:
@@ -259,19 +220,14 @@ class Resuming:
         self._ledger.remove()
         self._ledger.close()
 
-    def _end_noting(self) -> None:
-        self._stop = True
-        self._wake.put(None)
-        self._thread.join()
-
     def end(self, kind: type[BaseException]) -> None:
         """Close the files after an error of this `kind`, and note or remove what there is."""
-        self._end_noting()
+        self._notes.end()
         try:
             if issubclass(kind, WRONG):
                 self._ledger.remove()
-            elif self._noting.failure is None:
-                self._note_now()
+            elif self._notes.failure is None:
+                self._notes.now()
         except (GpukitError, OSError):
             pass  # the error that is under way says more
         finally:

@@ -114,6 +114,8 @@ def remove_temporaries(path: Path) -> None:
 
 def _in_use(path: Path, pid: int, machine: str | None) -> bool:
     if machine in (None, _machine()):
+        if machine and pid == os.getpid():
+            return path.name in {own.name for own in _own}
         return _alive(pid)
     return time.time() - path.stat().st_mtime < DAY
 
@@ -159,7 +161,8 @@ def disk_errors(path: Path, elsewhere: str | None = None) -> Iterator[None]:
 def _remedy(number: int | None, path: Path, elsewhere: str | None) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         with suppress(OSError):
-            free = shutil.disk_usage(path if elsewhere else path.parent).free
+            place = path if elsewhere else next(each for each in path.parents if each.exists())
+            free = shutil.disk_usage(place).free
             other = elsewhere or "write to another disk"
             return f" ({free} bytes are free); make room or {other}"
     if elsewhere and number in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -167,10 +170,11 @@ def _remedy(number: int | None, path: Path, elsewhere: str | None) -> str:
     return ""
 
 
-def need_room(path: Path, size: int) -> None:
-    """`DiskError` where the disk of `path` has less than `size` bytes free."""
+def need_room(path: Path, size: int, place: Path | None = None) -> None:
+    """`DiskError` where the disk of `path` has less than `size` bytes free; `place` is where the
+    file lies until it has that name, if not beside it."""
     with disk_errors(path):
-        free = shutil.disk_usage(path.parent).free
+        free = shutil.disk_usage((place or path).parent).free
     if free < size:
         raise DiskError(
             f"{path}: {size} bytes are needed, {free} are free; make room or write to another disk"

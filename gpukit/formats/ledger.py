@@ -1,8 +1,8 @@
 """What of an unfinished output is on the disk already: a later run goes on from there.
 
 Beside OUTPUT lie, until it is whole, hidden files: `.OUTPUT.N.gpukit-part` is file N of it, from 0
-(a split model has several), and `.OUTPUT.gpukit-part.jsonl` its ledger, JSON lines only ever added
-to:
+(a split model has several), or where it is a folder that folder, and `.OUTPUT.gpukit-part.jsonl`
+its ledger, JSON lines only ever added to:
 
     {"ledger": "gpukit", "form": 1, "of": {…}, "layout": "…", "sizes": […]}
     {"tensor": N, "start": BYTE, "size": BYTES, "told": […]}
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from gpukit.errors import ArgumentError
-from gpukit.formats.atomic import MOST_OF_A_NAME, disk_errors, sync_folder, target_of
+from gpukit.formats.atomic import MOST_OF_A_NAME, disk_errors, remove, sync_folder, target_of
 from gpukit.formats.closing import Closing
 from gpukit.formats.positioned import read_whole, write_all
 
@@ -94,7 +94,7 @@ def ledgers_in(folder: Path) -> list[Path]:
 
 
 def partials(ledger: Path) -> list[Path]:
-    """The files beside `ledger` that it tells of, of whatever run."""
+    """The files and folders beside `ledger` that it tells of, of whatever run."""
     pattern = re.compile(re.escape(ledger.name.removesuffix(LEDGER)) + r"\d+\.gpukit-part")
     with suppress(FileNotFoundError, NotADirectoryError):
         return [path for path in ledger.parent.iterdir() if pattern.fullmatch(path.name)]
@@ -105,8 +105,9 @@ def held(out: Path) -> int:
     """Bytes of the disk that killed runs have given `out` already."""
     found = 0
     for path in partials(ledger_of(out)):
-        with suppress(FileNotFoundError):
-            found += path.stat().st_blocks * 512
+        for file in (path, *path.rglob("*")):
+            with suppress(FileNotFoundError):
+                found += file.stat().st_blocks * 512
     return found
 
 
@@ -134,7 +135,7 @@ def abandon_ledger(path: Path) -> None:
 
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _locked(fd: int) -> bool:

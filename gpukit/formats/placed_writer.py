@@ -111,8 +111,8 @@ class PlacedWriter(Publishing):
     def open(self) -> None:
         """Make the file, header and all, under a temporary name."""
         with atomic.disk_errors(self.path):
-            atomic.remove_abandoned(self._target.parent)
-        atomic.need_room(self._target, self.size - self.held)
+            atomic.remove_abandoned(self.folder)
+        atomic.need_room(self._target, self.size - self.held, self._temporary)
         with atomic.disk_errors(self.path):
             try:
                 new = 0 if self._kept else os.O_EXCL
@@ -129,6 +129,11 @@ class PlacedWriter(Publishing):
     def target(self) -> Path:
         """The file that is written, where `path` is a link that which it leads to."""
         return self._target
+
+    @property
+    def folder(self) -> Path:
+        """Where the file lies as long as it has not got its name."""
+        return self._temporary.parent
 
     @property
     def held(self) -> int:

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpukit.conversion.checks import SAFETENSORS, check_device, check_plan
+from gpukit.conversion.resuming import Resume
 from gpukit.conversion.run import Result
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, ignore
 from gpukit.formats.file_types import file_type_of
+from gpukit.planning.fingerprint import fingerprint_of
+from gpukit.planning.provenance import Recipe
 from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.convert import MEMORY, convert
 from gpukit.recipes.references import Reference, locate
@@ -50,7 +53,8 @@ def merge(
     a .gguf, as `convert` writes it with `type`, `imatrix`, a target, `like` or `provenance`, or
     else a folder
     that transformers loads, its weights of float type `type` (their own without), in files of at
-    most `max_shard_size` bytes; it appears whole or not at all. `combine` says how several adapters
+    most `max_shard_size` bytes; it appears whole or not at all. `resume` goes on with a killed run
+    of the same, as `convert`'s. `combine` says how several adapters
     become one; without it the deltas are added up. `merge_base` is what they are added to: the
     weights as they are (full), or what QLoRA's NF4 makes of them, its scales in eight bits (nf4) or
     not (nf4-single). Errors as `convert`.
@@ -71,7 +75,7 @@ def merge(
         )  # fmt: skip
     _check_folder(out, type, {
         "imatrix": imatrix, "pre": pre, "target_bpw": target_bpw, "target_size": target_size,
-        "like": like, "provenance": provenance or None, "resume": resume or None,
+        "like": like, "provenance": provenance or None,
     })  # fmt: skip
     check_device(device)
     reference = locate(base, hub=hub)
@@ -88,8 +92,16 @@ def merge(
 
     return merge_folder(
         path, wanted, out, dtype=type and type.upper(), max_shard_size=max_shard_size,
-        base=_id(reference), device=device, budget=memory, report=report,
+        base=_id(reference), device=device, budget=memory,
+        resume=_resume(path, Recipe(type, merge=wanted), max_shard_size) if resume else None,
+        report=report,
     )  # fmt: skip
+
+
+def _resume(folder: Path, recipe: Recipe, max_shard_size: int | None) -> Resume:
+    """What says whether a killed run made the same of the model in `folder`."""
+    found = fingerprint_of(folder, recipe)
+    return Resume({**found, "recipe": {**found["recipe"], "max_shard_size": max_shard_size}})
 
 
 def _id(reference: Reference) -> str | None:

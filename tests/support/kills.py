@@ -28,8 +28,9 @@ import gpukit.conversion.torch_engine
 import gpukit.recipes.merge
 import gpukit.sources.merged
 from gpukit.batches.running import Run
-from gpukit.conversion import pipeline, resuming
-from gpukit.formats.ledger import LEDGER, Ledger
+from gpukit.conversion import noting, pipeline
+from gpukit.formats.atomic import remove
+from gpukit.formats.ledger import LEDGER, Ledger, ledger_of
 from gpukit_cli import surroundings
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -96,7 +97,7 @@ def fork(work: Work, side: Path) -> int:
 
 
 def _prepare(side: Path) -> None:
-    pipeline.SLAB_WEIGHTS, resuming.SECONDS = SLAB_WEIGHTS, SECONDS
+    pipeline.SLAB_WEIGHTS, noting.SECONDS = SLAB_WEIGHTS, SECONDS
     remove = Ledger.remove
 
     def noted(self: Ledger) -> None:
@@ -137,17 +138,26 @@ def _ended(child: int, patience: float) -> int | None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each GGUF in `folder` by its name."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.glob("*.gguf"))
-        if not path.name.startswith(".")
-    }
+    """The sha256 of each GGUF in `folder`, and of all in folders there, by its name."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and (path.is_dir() or path.suffix == ".gguf"):
+            for file in (path, *path.rglob("*")):
+                if file.is_file():
+                    name = str(file.relative_to(folder))
+                    found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
 
 
 def hidden(folder: Path) -> list[str]:
     """What lies in `folder` and is none of its own files: names that begin with a dot."""
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def emptied(folder: Path) -> None:
+    """Remove whatever is in `folder`."""
+    for path in folder.iterdir():
+        remove(path)
 
 
 @dataclass
@@ -168,9 +178,7 @@ def cycle(
 ) -> None:
     """Kill `case` at random moments, within `share` of the time that it takes, until it ends, or
     `most` times, and then let it end."""
-    for path in case.out.iterdir():
-        if path.is_file():
-            path.unlink()
+    emptied(case.out)
     for name, data in case.old.items():
         (case.out / name).write_bytes(data)
     for path in side.glob("*"):
@@ -249,7 +257,8 @@ def plan_text(out: Path, types: tuple[str, ...] = ALL_TYPES) -> str:
 
 
 def cases(folder: Path, names: tuple[str, ...]) -> list[Case]:
-    """What is killed, by name, with inputs in `folder`: quantize, merge, many, batch."""
+    """What is killed, by name, with inputs in `folder`: quantize, merge, folder, many, batch,
+    small."""
     whole(lambda: build_inputs(folder), folder / "side")
     return [_case(folder, name) for name in names]
 
@@ -260,8 +269,7 @@ def _case(folder: Path, name: str) -> Case:
     work = _work(folder, name, out)
     # Programs are compiled at their first use, and what that imports is imported here for all.
     _import_what(work, folder / "modules")
-    for path in out.iterdir():
-        path.unlink()
+    emptied(out)
     seconds = whole(work, folder / "side")
     old = {"x.gguf": b"old"} if name in ("quantize", "merge") else {}
     return Case(name, work, out, digests(out), seconds, old)
@@ -291,6 +299,9 @@ def _work(folder: Path, name: str, out: Path) -> Work:
         return lambda: gpukit.merge(
             base, adapters, out / "x.gguf", "Q8_0", device="cpu", resume=True
         )
+    if name == "folder":
+        adapters = [folder / f"{ARCHITECTURES[0]}-lora"]
+        return lambda: _merged(base, adapters, out / "x")
     if name == "many":
         types = ["Q4_K_M", "Q5_K_M", "Q8_0"]
         return lambda: gpukit.quantize_many(
@@ -299,3 +310,9 @@ def _work(folder: Path, name: str, out: Path) -> Work:
     plan = folder / f"{name}.yaml"
     plan.write_text(plan_text(out, ALL_TYPES if name == "batch" else ALL_TYPES[1:2]))
     return lambda: gpukit.batch(plan)
+
+
+def _merged(base: Path, adapters: list[Path], out: Path) -> None:
+    """A model folder of several shards, unless a run has come to its end when it was killed."""
+    if not out.exists() or ledger_of(out).exists():
+        gpukit.merge(base, adapters, out, max_shard_size=500_000, device="cpu", resume=True)

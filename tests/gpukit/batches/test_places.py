@@ -1,10 +1,12 @@
 """Folders of results that are lost, or refuse, while a batch writes to them."""
 
+import itertools
 import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISDIR
 
 import pytest
 from support.batches import assert_only_outputs
@@ -12,7 +14,8 @@ from support.checkpoints import build
 
 import gpukit
 from gpukit.batches.result import Told
-from gpukit.conversion import pipeline, resuming
+from gpukit.conversion import noting, pipeline
+from gpukit.formats.atomic import temporary_name
 
 PLAN = """
 sources: [plain, tied]
@@ -35,7 +38,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pipeline, "SLAB_WEIGHTS", 1 << 15)
-    monkeypatch.setattr(resuming, "SECONDS", 0.001)
+    monkeypatch.setattr(noting, "SECONDS", 0.001)
     for name in ("plain", "tied"):
         os.symlink(inputs / name, tmp_path / name)
     (tmp_path / "plan.yaml").write_text(PLAN)
@@ -89,6 +92,60 @@ def test_a_folder_that_is_removed_is_not_made_again_unseen(place: Path) -> None:
     assert [str(row.state) for row in lost.rows] == ["failed"] * 4
     assert not out.exists()
     assert {row.state for row in gpukit.batch(place / "plan.yaml").rows} == {"done"}
+    assert_only_outputs(out, 4)
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that gives folders another number each time that somebody asks."""
+    stat, numbers = Path.stat, itertools.count(1 << 40)
+
+    def another(self: Path, **how: bool) -> os.stat_result:
+        found = stat(self, **how)
+        if not S_ISDIR(found.st_mode):
+            return found
+        return os.stat_result((found.st_mode, next(numbers), *found[2:]))
+
+    monkeypatch.setattr(Path, "stat", another)
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_folders_of_changing_numbers_stay_the_same(place: Path) -> None:
+    out = place / "out"
+    marks: list[list[str]] = []
+
+    def watch(told: Told) -> None:
+        marks.append([path.name for path in out.iterdir() if path.name.startswith(".batch.")])
+
+    assert {row.state for row in gpukit.batch(place / "plan.yaml", watch=watch).rows} == {"done"}
+    assert {len(found) for found in marks} == {1}
+    assert_only_outputs(out, 4)
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_one_of_them_that_is_another_is_not(place: Path) -> None:
+    out = place / "out"
+
+    def replaced() -> None:
+        out.rename(place / "away")
+        out.mkdir()
+
+    watch = _at_the_second_source(replaced)
+    lost = gpukit.batch(place / "plan.yaml", keep_going=True, watch=watch)
+    assert [str(row.state) for row in lost.rows] == ["failed"] * 4
+    assert all(LOST in row.why for row in lost.failed)
+    assert list(out.iterdir()) == []
+
+
+def test_a_mark_that_a_killed_batch_has_left_goes(place: Path) -> None:
+    out = place / "out"
+    gpukit.batch(place / "plan.yaml")
+    left = subprocess.Popen(["true"])
+    left.wait()
+    name = temporary_name(out / "batch").name.replace(f"-{os.getpid()}-", f"-{left.pid}-")
+    (out / name).touch()
+    # Nothing is left to be made.
+    gpukit.batch(place / "plan.yaml")
     assert_only_outputs(out, 4)
 
 

@@ -8,8 +8,11 @@ import pytest
 from support import hub_uploads, registry
 from support.checkpoints import build
 from support.command_line import gpukit as command
+from support.pushing import BY_TWO, check_pushes
 
 import gpukit
+from gpukit.batches import workers
+from gpukit.batches.portions import Portion
 from gpukit.batches.result import Told
 from gpukit.remote import wire
 
@@ -102,6 +105,44 @@ def test_what_could_not_be_sent_is_sent_alone(
     assert [(row.made, row.size) for row in again.rows] == [(False, size) for size in there]
     told = [(t.number, t.count, str(t.row.state)) for t in heard if t.event is None]
     assert told == [(n, 2, state) for n in (1, 2) for state in ("pushing", "done")]
+
+
+def test_by_two_processes(place: Path, server: registry.Server) -> None:
+    build("tied", place)
+    check_pushes(_plan(place, BY_TWO.format(server.host)), server, jobs=2)
+
+
+def test_a_worker_that_dies_while_it_sends(
+    place: Path, server: registry.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("tied", place)
+    plan = _plan(place, BY_TWO.format(server.host).replace(", F16", ""))
+    started: list[workers.Worker] = []
+    take = workers.Worker.take
+
+    def noted(self: workers.Worker, portion: Portion) -> None:
+        started.append(self)
+        take(self, portion)
+
+    monkeypatch.setattr(workers.Worker, "take", noted)
+    server.faults["POST uploads"] = [registry.Fault(stall=True)]
+    killed: list[str] = []
+
+    def watch(told: Told) -> None:
+        if told.row.state == "pushing" and not killed:
+            killed.append(told.row.output)
+            next(w for w in started if _makes(w, told.row.output)).process.kill()
+            server.freed.set()
+
+    made = gpukit.batch(plan, keep_going=True, jobs=2, watch=watch)
+    assert killed
+    assert _states(made) == [("done", "done")] * 2
+    assert set(server.manifests) == {"me/plain:Q8_0", "me/tied:Q8_0"}
+
+
+def _makes(worker: workers.Worker, output: str) -> bool:
+    held = worker.portion
+    return held is not None and output in {at.job.target for at in held.standings}
 
 
 def test_to_the_hub_by_the_command(place: Path) -> None:

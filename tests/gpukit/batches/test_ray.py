@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import registry
 from support.batches import assert_only_outputs
 from support.checkpoints import DATA, build
 from support.command_line import gpukit as command
 from support.loras import lora
+from support.pushing import BY_TWO, check_pushes
 
 import gpukit
 from gpukit.batches import ray_cluster
@@ -227,3 +229,12 @@ def test_a_result_that_is_not_here_has_failed(
     gathered.set(output, made=True)
     ray_cluster._check_here(portion.prepared, gathered)
     assert "made by a node, and not here" in gathered.row(output).why
+
+
+def test_tasks_send_results(
+    place: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GPUKIT_MODELS", str(tmp_path / "models"))
+    with registry.serve() as server:
+        (place / "plan.yaml").write_text(BY_TWO.format(server.host))
+        check_pushes(place / "plan.yaml", server, ray=cluster.address)

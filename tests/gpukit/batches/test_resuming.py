@@ -12,7 +12,7 @@ from support.checkpoints import build
 from support.loras import lora
 
 import gpukit
-from gpukit.conversion import pipeline, resuming
+from gpukit.conversion import noting, pipeline, resuming
 from gpukit.formats.ledger import LEDGER, ledger_of
 
 KILLS = Path(__file__).parents[3] / "scripts" / "kills"
@@ -38,7 +38,7 @@ def test_24_jobs_killed_ten_times() -> None:
 
 
 def test_what_is_killed_is_whole_in_the_end() -> None:
-    done = kills("--of", "quantize,merge,many", "--kills", "12", "--seed", "3")
+    done = kills("--of", "quantize,merge,folder,many", "--kills", "16", "--seed", "3")
     assert ": 0 lost, 0 half, 0 orphans, 0 of" in done
 
 
@@ -53,7 +53,7 @@ def kills(*words: str) -> str:
 @pytest.fixture
 def place(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pipeline, "SLAB_WEIGHTS", 1 << 15)
-    monkeypatch.setattr(resuming, "SECONDS", 0.001)
+    monkeypatch.setattr(noting, "SECONDS", 0.001)
     for name in ("plain", "lora"):
         os.symlink(inputs / name, tmp_path / name)
     return tmp_path

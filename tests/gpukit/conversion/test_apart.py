@@ -11,7 +11,7 @@ import pytest
 from support import gguf_models
 
 import gpukit
-from gpukit.conversion import resuming
+from gpukit.conversion import noting
 from gpukit.conversion.apart import apart
 from gpukit.formats.ledger import Ledger, Whole, ledger_of
 
@@ -53,6 +53,27 @@ def test_a_signal_stops_the_work_and_is_raised_when_it_has_ended() -> None:
     assert ended.is_set()
 
 
+class Late:
+    """A lock at whose second taking a signal is answered when it is taken, and before anybody knows
+    of that."""
+
+    def __init__(self) -> None:
+        self._lock, self._taken = threading.Lock(), 0
+        self.release = self._lock.release
+
+    def acquire(self) -> None:
+        assert self._lock.acquire(timeout=10), "it is taken by the one who waits for it"
+        self._taken += 1
+        if self._taken == 2:
+            raise Told
+
+
+def test_a_signal_when_the_work_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpukit.conversion.apart.Lock", Late)
+    with pytest.raises(Told):
+        apart(lambda: None, lambda: None)
+
+
 def test_a_pass_takes_no_lock_in_the_thread_that_signals_come_to(tmp_path: Path) -> None:
     steps: list[bool] = []
 
@@ -77,7 +98,7 @@ def test_a_signal_at_the_last_note_lets_nothing_be_noted_twice(
             raise Told
 
     monkeypatch.setattr(Ledger, "add", interrupted)
-    monkeypatch.setattr(resuming, "SECONDS", 60.0)
+    monkeypatch.setattr(noting, "SECONDS", 60.0)
     model, out = gguf_models.build("eight-layers", tmp_path), tmp_path / "x.gguf"
     with pytest.raises(Told):
         gpukit.quantize(model, out, "Q8_0", device="cpu", resume=True)

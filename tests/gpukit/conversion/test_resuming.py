@@ -13,7 +13,7 @@ from support.checkpoints import build
 from support.loras import lora
 
 import gpukit
-from gpukit.conversion import pipeline, resuming
+from gpukit.conversion import noting, pipeline, resuming
 from gpukit.conversion.run import run_plan
 from gpukit.conversion.stages import Stages
 from gpukit.formats.ledger import ledger_of, partial_of
@@ -27,7 +27,7 @@ class Killed(BaseException):
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slabs of a few rows, which are noted at once."""
     monkeypatch.setattr(pipeline, "SLAB_WEIGHTS", 1 << 15)
-    monkeypatch.setattr(resuming, "SECONDS", 0.001)
+    monkeypatch.setattr(noting, "SECONDS", 0.001)
 
 
 @pytest.fixture(scope="module")

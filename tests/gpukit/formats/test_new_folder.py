@@ -167,7 +167,7 @@ def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch)
         pass
     assert names(small_disk) == []
     # Room that goes away between the look and the writing.
-    monkeypatch.setattr(atomic, "need_room", lambda _path, _size: None)
+    monkeypatch.setattr(atomic, "need_room", lambda *_: None)
     with (
         pytest.raises(DiskError, match=r"/out/model-00003.*: No space left on device \(\d+ bytes"),
         new_folder(out, 400_000) as folder,
