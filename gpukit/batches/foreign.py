@@ -9,6 +9,8 @@ from gpukit.batches.reading import ReadPlan, overrides_of
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.formats.paths import expanded
 from gpukit.recipes.bridge import bridge
+from gpukit.sources.base import Source
+from gpukit.sources.converter import ConverterSource
 from gpukit.sources.converter_process import Converter
 
 if TYPE_CHECKING:
@@ -58,6 +60,15 @@ def check(
         bridge(how, (), pre=options.pre, adapters=adapters, calibrate=calibrate)
     except ArgumentError as error:
         raise read.document.fault(_place(read), f"{who}: {error}") from None
+
+
+def check_evaluated(source: Source, result: str) -> None:
+    """`ArgumentError` where `result`, which is to be measured, is no model that gpukit can run."""
+    if isinstance(source, ConverterSource) and not source.is_known:
+        raise ArgumentError(
+            f"{result}: gpukit cannot run architecture {source.architecture!r}, so this cannot be "
+            "measured; leave it out, with `evaluate: false` in `overrides`"
+        )
 
 
 def told(jobs: Iterable[tuple[str, "JobOptions"]]) -> Iterator[str]:

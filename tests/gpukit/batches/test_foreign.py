@@ -93,6 +93,16 @@ def test_what_is_wrong_is_a_line_of_the_plan(place: Path, old: str, new: str, to
     assert not (place / "out").exists()
 
 
+def test_what_cannot_be_run_is_not_measured(place: Path) -> None:
+    (place / "text").write_text("words " * 99)
+    measured = "evaluate: {text: text}\n"
+    refused = gpukit.plan_batch(_plan(place, PLAN + measured)).refused
+    assert len(refused) == 3
+    assert "gpukit cannot run architecture 'toy', so this cannot be measured; leave" in refused[0]
+    spared = "overrides: [{match: {source: toy}, evaluate: false}]\n"
+    assert gpukit.plan_batch(_plan(place, PLAN + measured + spared)).refused == ()
+
+
 def test_into_the_store(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPUKIT_MODELS", str(place / "models"))
     text = (
