@@ -30,12 +30,19 @@ OWN = ("Starcoder2", "Phi", "Olmoe", "DeepseekV3", "Mamba", "GraniteMoeHybrid", 
 pytestmark = [pytest.mark.peer, needs_tree]
 
 
+def _asked(request: pytest.FixtureRequest) -> list[str]:
+    """The classes that this run is for."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    here = [item.callspec.params["name"] for item in items if item.module is request.module]
+    return [name for name in FOREIGN if name in here]
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every checkpoint."""
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoints."""
     pytest.importorskip("transformers")
     root = tmp_path_factory.mktemp("foreign")
-    for name in FOREIGN:
+    for name in _asked(request):
         build(name, root)
     return root
 
@@ -46,11 +53,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(
     request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A folder with a checkout, `tree`, and with what its converter makes of every checkpoint."""
+    """A folder with a checkout, `tree`, and with what its converter makes of the checkpoints."""
     root = tmp_path_factory.mktemp("made")
     tree = recognising(request.param, root / "tree")
-    jobs = [(models / name, root / f"{name}.bf16", "bf16") for name in FOREIGN]
-    jobs += [(models / name, root / f"{name}.q8_0", "q8_0") for name in OWN]
+    names = _asked(request)
+    jobs = [(models / name, root / f"{name}.bf16", "bf16") for name in names]
+    jobs += [(models / name, root / f"{name}.q8_0", "q8_0") for name in names if name in OWN]
     convert(tree, jobs)
     return root
 
