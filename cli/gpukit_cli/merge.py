@@ -63,6 +63,7 @@ Density = Annotated[
         show_default="none",
     ),
 ]
+NoConverter = Annotated[str | None, typer.Option("--converter", hidden=True)]
 Rank = Annotated[
     int | None,
     typer.Option(
@@ -154,6 +155,7 @@ def merge(
     strict: Strict = False,
     moe_layout: MoeLayout = None,
     pre: Pre = None,
+    converter: NoConverter = None,
     provenance: Provenance = False,
     hub: Hub = False,
     device: Devices = "auto",
@@ -164,6 +166,13 @@ def merge(
     """Merge LoRA adapters into their base: a folder, or a GGUF quantised on the way."""
     import gpukit
 
+    if converter is not None:
+        # A folder needs no converter, and adapters are fitted to the names that are in it.
+        raise gpukit.ArgumentError(
+            f"merge takes no --converter: merge into a folder of any class (gpukit merge {base} "
+            "FOLDER --adapter DIR), then convert that (gpukit quantize FOLDER OUT TYPE --converter "
+            f"{converter})"
+        )
     how = combining(combine, density, rank, seed)
     kinds, place = asked(
         "merge", types, out, pattern, type=type, target_bpw=target_bpw, target_size=target_size,

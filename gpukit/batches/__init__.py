@@ -4,6 +4,7 @@ document    YAML as plain values, with the line of each; variables put in
 schema      what a plan may say (pydantic); nothing else imports that, so no other command waits
 reading     a plan read and checked, every fault with its file and line
 matrix      the jobs that a plan means
+foreign     jobs whose sources llama.cpp's converter reads
 opening     what a group of jobs reads, opened once
 fingerprint what an output is made of, as far as a later run must know it
 journal     what became of an output, beside it

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpukit.batches.foreign import converter_of
 from gpukit.batches.matrix import Job
-from gpukit.planning.fingerprint import difference, file_facts, files_of
+from gpukit.planning.fingerprint import converter_facts, difference, file_facts, files_of
 from gpukit.version import VERSION
 
 __all__ = ["difference", "files_of", "fingerprint"]
@@ -19,7 +20,7 @@ def fingerprint(job: Job, source: Path, adapters: Sequence[Path]) -> dict[str, A
     """The fingerprint of what `job` makes of the model at `source` and `adapters`, which are on
     this machine; `DiskError` for a file that cannot be read."""
     options = job.options.model_dump(
-        mode="json", exclude=SAME_BYTES | {*PATHS}, exclude_defaults=True
+        mode="json", exclude=SAME_BYTES | {*PATHS, "converter"}, exclude_defaults=True
     )
     wanted = job.wanted.model_dump(mode="json", exclude={"name", "like"}, exclude_none=True)
     recipe = {**wanted, **options}
@@ -28,6 +29,8 @@ def fingerprint(job: Job, source: Path, adapters: Sequence[Path]) -> dict[str, A
         if path is not None:
             files = files_of(Path(path)) if name == "like" else [Path(path)]
             recipe[name] = [*map(file_facts, files)]
+    if (how := converter_of(job.options)) is not None:
+        recipe["converter"] = converter_facts(how)
     if job.calibrate is not None:
         text = file_facts(Path(str(job.calibrate.text)))
         heard = job.calibrate.model_dump(exclude={"text"}, exclude_none=True)

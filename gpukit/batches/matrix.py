@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from gpukit.batches import foreign
 from gpukit.batches.document import Place
 from gpukit.batches.entries import NONE, Input, adapters_of, checked, sources_of
 from gpukit.batches.matching import matches
@@ -95,8 +96,12 @@ def expand(read: ReadPlan) -> tuple[list[Job], list[str]]:
     if not jobs:
         raise read.document.fault(("exclude",), "nothing is left of the matrix; exclude less")
     _check_different(read, jobs)
+    for job in jobs:
+        who = f"{job.source.name} with {job.adapter.name} as {job.type}"
+        adapters, heard = bool(job.adapter.adapters), job.calibrate is not None
+        foreign.check(read, who, job.options, adapters=adapters, calibrate=heard)
     check_targets(read, [(job.push, job.target) for job in jobs])
-    return jobs, list(_idle(read, jobs, used))
+    return jobs, [*_idle(read, jobs, used), *foreign.told((j.source.name, j.options) for j in jobs)]
 
 
 def _combinations(read: ReadPlan, used: set[int]) -> Iterator[tuple[Place, Input, Input, "Type"]]:
@@ -147,7 +152,7 @@ def _options(read: ReadPlan, source: Input, adapter: Input, kind: str) -> "JobOp
     for name, path in paths.items():
         if not os.path.exists(path):
             raise read.document.fault(("options", name), f"{path}: no such file")
-    return found.model_copy(update=paths)
+    return foreign.placed(read, found.model_copy(update=paths))
 
 
 def _wish(read: ReadPlan, key: str, names: tuple[str, str, str]) -> tuple[Any, Place]:

@@ -9,12 +9,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpukit.batches.foreign import bridge_of
 from gpukit.batches.matrix import Job
-from gpukit.batches.reading import combining
+from gpukit.batches.reading import combining, overrides_of
 from gpukit.conversion.within import Losses, Measured, plan_within
 from gpukit.events import Report, ignore
 from gpukit.formats.imatrix import Imatrix, read_imatrix
-from gpukit.planning.overrides import make_overrides, read_patterns
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
 from gpukit.planning.targets import Candidate
@@ -111,7 +111,7 @@ def _model(job: Job) -> str:
 def _way(job: Job) -> object:
     """What besides the model and the adapters decides which values are read."""
     o = job.options
-    return (o.pre, o.strict, o.moe_layout, o.merge_base, o.combine)
+    return (o.pre, bridge_of(o, job.wanted.type), o.strict, o.moe_layout, o.merge_base, o.combine)
 
 
 def _digest(tensors: Sequence[Candidate]) -> str:
@@ -128,7 +128,8 @@ def _digest(tensors: Sequence[Candidate]) -> str:
 def opened(job: Job, inputs: Inputs, report: Report) -> Iterator[Source]:
     """The model of a job with its adapters; the errors of `gpukit.plan`."""
     merge = merge_of(job, inputs, report)
-    with open_source(inputs.source(job), job.options.pre, merge) as source:
+    how = bridge_of(job.options, job.wanted.type)
+    with open_source(inputs.source(job), job.options.pre, merge, how) as source:
         yield source
 
 
@@ -153,8 +154,9 @@ def planned(
     try:
         if job.options.provenance or has_provenance(fields):
             recipe = Recipe(
-                job.wanted.type, options, job.options.pre, merge_of(job, inputs, ignore)
-            )
+                job.wanted.type, options, job.options.pre, merge_of(job, inputs, ignore),
+                bridge_of(job.options, job.wanted.type),
+            )  # fmt: skip
             source.fields = with_provenance(source, recipe)
         return plan_within(
             source, job.wanted.type, options, job.options.device, report, inputs.measured(job)
@@ -166,14 +168,8 @@ def planned(
 def _options(job: Job) -> Options:
     """What a job asks for besides a file type; the errors of `Options` and of the files."""
     o = job.options
-    patterns = [*o.tensor_types]
-    if o.tensor_type_file is not None:
-        patterns += read_patterns(Path(o.tensor_type_file))
     return Options(
-        overrides=make_overrides(
-            patterns, pure=o.pure, leave_output=o.leave_output_tensor,
-            output_type=o.output_tensor_type, embedding_type=o.token_embedding_type,
-        ),
+        overrides=overrides_of(o),
         imatrix=read_imatrix(Path(o.imatrix)) if o.imatrix is not None else None,
         allow_requantize=o.allow_requantize,
         keep_split=o.keep_split,

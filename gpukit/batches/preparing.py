@@ -7,6 +7,7 @@ from pathlib import Path
 from gpukit.batches import needs
 from gpukit.batches.calibrating import foreseen
 from gpukit.batches.evaluations import evaluation_of, memory_to_measure, wanted
+from gpukit.batches.foreign import check_evaluated
 from gpukit.batches.journal import last_record
 from gpukit.batches.matrix import Job, expand
 from gpukit.batches.opening import Inputs, gathered, opened, planned, together
@@ -188,6 +189,8 @@ def _sized(
         return at, at.size, NOTHING, None
     try:
         _check_place(at.job, source.files)
+        if at.job.evaluate is not None:
+            check_evaluated(source, at.job.target)
         plan = planned(source, at.job, inputs, report, foreseen(at.job, inputs))
     except GpukitError as error:
         return at, None, NOTHING, error

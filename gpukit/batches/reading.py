@@ -13,7 +13,7 @@ from gpukit.batches.document import Document, Place, read_document, with_variabl
 from gpukit.batches.schema import BatchPlan, Calibrate, Evaluate, JobOptions, Matrix
 from gpukit.conversion.checks import check_device, check_plan
 from gpukit.errors import ArgumentError, GpukitError, did_you_mean
-from gpukit.planning.overrides import make_overrides
+from gpukit.planning.overrides import Overrides, make_overrides, read_patterns
 from gpukit.planning.plan import Options
 
 NAMES = ("source", "adapter", "type")
@@ -207,7 +207,7 @@ def _all_options(plan: BatchPlan) -> list[tuple[Place, JobOptions]]:
 
 
 # What the store's models are made with; everything else is for files.
-FOR_THE_STORE = {"imatrix", "pre", "provenance", "device", "memory"}
+FOR_THE_STORE = {"imatrix", "pre", "converter", "provenance", "device", "memory"}
 
 
 def _check_options(
@@ -239,6 +239,17 @@ def _check_options(
                              "other; give one")  # fmt: skip
     if options.imatrix is not None:
         check_pattern(document, (*place, "imatrix"), options.imatrix)
+
+
+def overrides_of(options: JobOptions) -> Overrides | None:
+    """Types of single tensors that a job is told, None for none; the errors of a file of them."""
+    patterns = [*options.tensor_types]
+    if options.tensor_type_file is not None:
+        patterns += read_patterns(Path(options.tensor_type_file))
+    return make_overrides(
+        patterns, pure=options.pure, leave_output=options.leave_output_tensor,
+        output_type=options.output_tensor_type, embedding_type=options.token_embedding_type,
+    )  # fmt: skip
 
 
 def combining(options: JobOptions) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpukit.batches.calibrating import collected, collected_file
 from gpukit.batches.fingerprint import difference, fingerprint
+from gpukit.batches.foreign import converter_of
 from gpukit.batches.journal import Journal
 from gpukit.batches.logs import note_event, note_row
 from gpukit.batches.matrix import Job
@@ -199,6 +200,7 @@ class Run:
         journal.begun(at.of, self.rows[self._at[job.number]].size or 0, identity(job))
         Store().create(
             job.target, described, job.type, imatrix=imatrix, pre=options.pre,
+            converter=converter_of(options),
             merge=bool(described.adapters), provenance=options.provenance, device=options.device,
             memory=options.memory, report=report,
         )  # fmt: skip

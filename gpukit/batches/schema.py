@@ -10,6 +10,7 @@ from pydantic import (
 from gpukit.batches.schema_entries import (
     NO_ADAPTER,
     AdapterEntry,
+    CheckoutEntry,
     Entry,
     Size,
     SourceEntry,
@@ -81,6 +82,9 @@ class JobOptions(Entry):
         default=False, description="The metadata say what a file was made from."
     )
     pre: str | None = Field(default=None, description="Pre-tokenizer of a model folder.")
+    converter: CheckoutEntry | None = Field(
+        default=None, description="A checkout of llama.cpp whose converter reads model folders."
+    )
     strict: bool = Field(
         default=False, description="Refuse an adapter that names another base model."
     )

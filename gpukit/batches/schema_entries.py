@@ -65,6 +65,10 @@ def as_target(value: Any) -> Any:
     return {"to": value} if isinstance(value, str) else value
 
 
+def _checkout(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
 def _list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -80,6 +84,25 @@ class Source(Entry):
     name: str | None = Field(default=None, min_length=1, description="What {source} becomes.")
 
 
+Words = Annotated[tuple[str, ...], BeforeValidator(_list, json_schema_input_type=str | list[str])]
+
+
+class Checkout(Entry):
+    """A checkout of llama.cpp whose converter reads the sources, as `--converter`; its code is
+    run."""
+
+    path: str = Field(min_length=1, description="The folder with convert_hf_to_gguf.py.")
+    arguments: Words = Field(
+        default=(), description="Arguments of the converter, as --mmproj; as --converter-arg."
+    )
+    python: str | None = Field(
+        default=None, min_length=1, description="The Python that runs it; that of gpukit."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Let it run code that lies in the model's folder."
+    )
+
+
 class Adapter(Entry):
     """What is merged together: no adapter, one, or several."""
 
@@ -90,6 +113,9 @@ class Adapter(Entry):
     name: str | None = Field(default=None, min_length=1, description="What {adapter} becomes.")
 
 
+CheckoutEntry = Annotated[
+    Checkout, BeforeValidator(_checkout, json_schema_input_type=str | Checkout)
+]
 SourceEntry = Annotated[Source, BeforeValidator(_source, json_schema_input_type=str | Source)]
 AdapterEntry = Annotated[
     Adapter,
@@ -169,5 +195,4 @@ TypeEntry = Annotated[
         | Type,
     ),
 ]
-Words = Annotated[tuple[str, ...], BeforeValidator(_list, json_schema_input_type=str | list[str])]
 NO_ADAPTER = Adapter(paths=())

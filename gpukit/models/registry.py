@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 # What to do about a class that has no file here.
 BY_CONVERTER = (
-    "llama.cpp's converter may know it: gpukit quantize --converter DIR, a checkout of llama.cpp"
+    "llama.cpp's converter may know it: gpukit quantize --converter DIR, a checkout of llama.cpp "
+    "(adapters first: gpukit merge BASE FOLDER --adapter DIR)"
 )
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.atomic import disk_errors
@@ -21,6 +21,9 @@ from gpukit.formats.folder import read_files
 from gpukit.formats.gguf_split import part_of, part_path
 from gpukit.planning.provenance import Recipe, adapter_files, recipe_words
 from gpukit.version import VERSION
+
+if TYPE_CHECKING:
+    from gpukit.sources.converter_process import Converter
 
 # Bytes of each end of a file that are looked at.
 END = 64 << 10
@@ -41,7 +44,7 @@ def fingerprint_of(source: Path, recipe: Recipe) -> dict[str, Any]:
     if options.like is not None:
         asked["like"] = [file_facts(options.like)]
     if recipe.converter is not None:
-        asked["converter"] = [*map(file_facts, recipe.converter.scripts())]
+        asked["converter"] = converter_facts(recipe.converter)
     if merge is not None and (how := merge.combining) is not None:
         asked["combine"] = asdict(how)
         if how.is_random:
@@ -59,6 +62,18 @@ def fingerprint_of(source: Path, recipe: Recipe) -> dict[str, Any]:
         "recipe": asked,
         "gpukit": VERSION,
     }
+
+
+def converter_facts(how: "Converter") -> dict[str, Any]:
+    """The version of llama.cpp's converter, as a digest of its code, and its arguments; `DiskError`
+    for code that cannot be read. Clones of one version are one."""
+    found = sha256()
+    for path in how.scripts():
+        with disk_errors(path):
+            facts = path.stat()
+            digest = _whole(os.path.realpath(path), facts.st_size, facts.st_mtime_ns)
+        found.update(f"{path.relative_to(how.tree)} {digest}\n".encode())
+    return {"code": found.hexdigest(), "arguments": [*how.arguments], "trust": how.trust}
 
 
 def files_of(path: Path) -> list[Path]:
@@ -80,6 +95,14 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {
         "name": path.name, "size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "ends": digest,
     }  # fmt: skip
+
+
+@lru_cache(maxsize=1 << 10)
+def _whole(path: str, size: int, mtime_ns: int) -> str:
+    """The sha256 of a small file, as `_ends`."""
+    del size, mtime_ns
+    with open(path, "rb") as file:
+        return sha256(file.read()).hexdigest()
 
 
 @lru_cache(maxsize=1 << 16)

@@ -61,12 +61,20 @@ class ConverterSource(ModelSource):
                 f"{self.path}: {len(rounded)} tensors are F32, and the converter makes "
                 f"{rounded[0].type} of them before they are quantised"
             )
-        name = self.get("general.architecture")
-        if name not in {known.name for known in architectures()}:
+        if not self.is_known:
             yield (
                 f"{self.path}: gpukit run, perplexity and imatrix cannot run architecture "
-                f"{name!r}; llama.cpp and Ollama can, where they are new enough"
+                f"{self.architecture!r}; llama.cpp and Ollama can, where they are new enough"
             )
+
+    @property
+    def architecture(self) -> str:
+        return str(self.get("general.architecture"))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether gpukit has the architecture itself, and so can run the model."""
+        return self.architecture in {known.name for known in architectures()}
 
     @property
     def label(self) -> str:

@@ -61,8 +61,9 @@ class Converter:
         return str(self.python or sys.executable)
 
     def scripts(self) -> list[Path]:
-        """The files that say how a model is converted."""
-        return [self.tree / SCRIPT, *sorted(self.tree.glob("conversion/*.py"))]
+        """The files that say how a model is converted: the converter and its gguf."""
+        found = (self.tree.glob(f"{folder}/*.py") for folder in ("conversion", "gguf-py/gguf"))
+        return [self.tree / SCRIPT, *(path for paths in found for path in sorted(paths))]
 
     def check(self) -> None:
         """`ArgumentError` for a `tree` that is no checkout, or too old a one, and for arguments

@@ -4,6 +4,8 @@
     quantize   gpukit quantize beside llama-quantize, from a BF16 GGUF, and beside copying that file
     batch      all types in one pass of gpukit beside converter and llama-quantize for each, and
                beside gpukit for each; bench_batch.py
+    bridge     the converter through gpukit (--converter) beside itself and llama-quantize, also
+               for experts; bench_bridge.py
     merge      an adapter of rank 16 into the model, beside PEFT and what follows it; bench_merge.py
     run        tokens a second of a prompt and of what follows it, beside llama.cpp, on the CPU
     perplexity  tokens a second of a text, beside llama-perplexity, on the CPU
@@ -54,6 +56,7 @@ TYPES = {
     "quantize": "Q4_K_M,Q5_K_M,Q2_K,Q6_K,IQ4_XS,Q3_K_M,Q4_0,Q8_0,Q5_1",
     "run": "Q4_K_M",
     "batch": "Q4_K_M,Q5_K_M,Q6_K,Q8_0,Q3_K_M,IQ4_XS",
+    "bridge": "Q4_K_M,Q8_0",
     "merge": "folder,Q4_K_M,F16",
     "perplexity": "BF16,Q4_K_M",
 }
@@ -139,6 +142,7 @@ def _bench(args: argparse.Namespace, work: Path) -> dict[str, object]:
     compare = {
         "convert": _compare_convert, "quantize": _compare_quantize, "run": _compare_run,
         "merge": _compare_merge, "perplexity": _compare_perplexity, "batch": _compare_batch,
+        "bridge": _compare_bridge,
     }[args.what]  # fmt: skip
     report: dict[str, object] = {
         "command": f"scripts/bench {args.what} --size {args.size} --types {args.types}",
@@ -274,6 +278,12 @@ def _compare_batch(peers: Path, work: Path, folder: Path, names: str) -> dict[st
     import bench_batch
 
     return bench_batch.compare(peers, work, folder, names.split(","))
+
+
+def _compare_bridge(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:
+    import bench_bridge
+
+    return bench_bridge.compare(peers, work, folder, name)
 
 
 def _compare_merge(peers: Path, work: Path, folder: Path, name: str) -> dict[str, object]:

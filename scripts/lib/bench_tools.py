@@ -53,11 +53,17 @@ def quantize_command(peers: Path, source: Path, out: Path, name: str) -> list[ob
     return [peers / "bin" / "python", "-c", QUANTIZE, source, out, number, threads]
 
 
-def convert_command(peers: Path, folder: Path, out: Path) -> list[object]:
+def llama_cpp(peers: Path) -> Path:
+    """llama.cpp's source."""
     (tree,) = (peers / "source").glob("llama_cpp_python-*/vendor/llama.cpp")
+    return tree
+
+
+def convert_command(peers: Path, folder: Path, out: Path, kind: str = "bf16") -> list[object]:
+    tree = llama_cpp(peers)
     return [
         "env", f"PYTHONPATH={tree / 'gguf-py'}", sys.executable, tree / "convert_hf_to_gguf.py",
-        folder, "--outfile", out, "--outtype", "bf16",
+        folder, "--outfile", out, "--outtype", kind,
     ]  # fmt: skip
 
 

@@ -59,6 +59,7 @@ def test_a_gguf_and_a_folder(made: tuple[Path, Path], tmp_path: Path) -> None:
         (("--adapter", "{}", "--merge-base", "nf5"), 2, "unknown; known: full, nf4"),
         (("--adapter", "{}", "--moe-layout", "x"), 2, "unknown; known: peft"),
         (("--adapter", "{}", "--device", "tpu"), 2, "tpu"),
+        (("--converter", "llama.cpp"), 2, "merge takes no --converter: merge into a folder of any"),
     ],
 )
 def test_one_line_for_what_is_wrong(

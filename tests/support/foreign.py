@@ -1,4 +1,5 @@
-"""Tiny random checkpoints of classes that gpukit has no family for, made by transformers."""
+"""Tiny random checkpoints for llama.cpp's converter, made by transformers: dense models, mixtures
+of experts, recurrent and hybrid ones, encoders."""
 
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,7 @@ _MAMBA = {
 }  # fmt: skip
 # The model type of transformers and its configuration.
 FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
-    "Olmo2": ("olmo2", _ATTENTION),
-    "Olmo3": ("olmo3", _ATTENTION),
-    "SmolLM3": ("smollm3", {**_ATTENTION, **_IDS}),
-    "Granite": ("granite", _ATTENTION),
+    "Arcee": ("arcee", {**_ATTENTION, **_IDS}),
     "Starcoder2": ("starcoder2", _ATTENTION),
     "StableLm": ("stablelm", _ATTENTION),
     "Cohere": ("cohere", {**_ATTENTION, **_IDS}),
@@ -31,7 +29,6 @@ FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2Moe": (
         "qwen2_moe", {**_EXPERTS, "num_experts": 8, "shared_expert_intermediate_size": 256}
     ),
-    "Qwen3Moe": ("qwen3_moe", {**_EXPERTS, "num_experts": 8, "head_dim": 64}),
     "Olmoe": ("olmoe", {**_ATTENTION, "num_experts": 8, "num_experts_per_tok": 2}),
     "GraniteMoe": (
         "granitemoe", {**_ATTENTION, "num_local_experts": 8, "num_experts_per_tok": 2}
@@ -76,8 +73,15 @@ FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
         "bert",
         {**_SIZES, "vocab_size": 30, "num_attention_heads": 4, "intermediate_size": 512},
     ),
+    "ModernBert": (
+        "modernbert",
+        {
+            **_SIZES, **_IDS, "num_attention_heads": 4, "intermediate_size": 512,
+            "cls_token_id": 0, "sep_token_id": 0,
+        },
+    ),
 }  # fmt: skip
-ENCODERS = ("Bert",)
+ENCODERS = ("Bert", "ModernBert")
 
 
 def build(name: str, root: Path) -> Path:
@@ -94,7 +98,7 @@ def build(name: str, root: Path) -> Path:
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.05)
     model.to(torch.bfloat16).save_pretrained(folder)
-    if name in ENCODERS:
+    if name == "Bert":
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxy"]
         (folder / "vocab.txt").write_text("\n".join(words) + "\n")
         transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)

@@ -5,7 +5,6 @@ Whole files of larger checkpoints, and the file types of llama-quantize: tests/g
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ import pytest
 from support.checkpoints import DATA, VARIANTS, build as build_variant
 from support.forms import FORMS, build
 from support.golden_makers.converter import collect, convert, described
+from support.peer_trees import TREE, needs_tree
 
 from gpukit.conversion.run import run_plan
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads((DATA / "golden" / "converter.json").read_text())
-TREE = os.environ.get("GPUKIT_LLAMA_CPP")
-needs_tree = pytest.mark.skipif(TREE is None, reason="GPUKIT_LLAMA_CPP names no llama.cpp source")
 
 
 def test_every_form_has_its_golden_entry() -> None:
@@ -45,7 +43,7 @@ def test_import_equals_that_of_the_converter(name: str, tmp_path: Path) -> None:
 @pytest.mark.peer
 def test_the_golden_entries_are_those_of_the_peer(tmp_path: Path) -> None:
     assert TREE is not None
-    assert collect(tmp_path, Path(TREE)) == GOLDEN
+    assert collect(tmp_path, TREE) == GOLDEN
 
 
 @needs_tree
@@ -60,7 +58,7 @@ def test_the_golden_files_are_those_of_the_peer(tmp_path: Path) -> None:
         for folder in folders
         for kind in ("f32", "f16", "bf16", "q8_0")
     ]
-    convert(Path(TREE), jobs)
+    convert(TREE, jobs)
     for folder, out, kind in jobs:
         digest = hashlib.sha256(out.read_bytes()).hexdigest()
         assert digest == golden[folder.name][kind.upper()], out.name

@@ -3,7 +3,6 @@ transformers, and llama.cpp's own logits of the files.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from support.checkpoints import DATA
 from support.golden_makers.converter import described
 from support.golden_makers.zoo import QUANTIZED, collect
 from support.llama_cpp_server import probabilities
+from support.peer_trees import TREE, needs_tree
 from support.zoo import ZOO
 from support.zoo_build import build
 
@@ -24,7 +24,6 @@ from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads((DATA / "golden" / "zoo.json").read_text())
-TREE = os.environ.get("GPUKIT_LLAMA_CPP")
 # float32 sums of up to 512 products in another order: some 2^-24 * sqrt(512) of the largest term
 # each, through a few layers. Measured: below 3e-5 (Phi-4-mini), most below 1e-5.
 TOLERANCE = 1e-4
@@ -85,11 +84,11 @@ def test_quantising_equals_llama_quantize(name: str, folders: Path) -> None:
     assert found["tensors"] == GOLDEN[name]["quantized"]["tensors"]
 
 
-@pytest.mark.skipif(TREE is None, reason="GPUKIT_LLAMA_CPP names no llama.cpp source")
+@needs_tree
 @pytest.mark.peer
 def test_the_golden_entries_are_those_of_the_peer(tmp_path: Path) -> None:
     assert TREE is not None
-    for name, found in collect(tmp_path, Path(TREE), ZOO).items():
+    for name, found in collect(tmp_path, TREE, ZOO).items():
         assert found["fields"] == GOLDEN[name]["fields"], name
         assert found["tensors"] == GOLDEN[name]["tensors"], name
 
