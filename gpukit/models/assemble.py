@@ -22,6 +22,7 @@ from gpukit.models.layers import (
     unchanged,
 )
 from gpukit.models.rope import yarn_divisors, yarn_magnitude
+from gpukit.models.routing import Routing
 from gpukit.models.style import Style
 from gpukit.models.weights import Weights
 
@@ -173,5 +174,18 @@ def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Ex
         experts=tuple(
             GatedFeedForward(gate, up, down, style.activation) for gate, up, down in maps
         ),
+        routing=_routing(at, config, weights),
+    )
+
+
+def _routing(at: str, config: ModelConfig, weights: Weights) -> Routing:
+    bias = f"{at}.exp_probs_b.bias"
+    return Routing(
         used=config.n_expert_used,
+        gating=config.expert_gating,
+        normed=config.experts_normed,
+        scale=config.expert_scale,
+        bias=weights.vector(bias, config.n_expert) if bias in weights else None,
+        groups=config.n_expert_groups,
+        groups_used=config.n_expert_groups_used,
     )

@@ -14,7 +14,8 @@ class ModelConfig:
     `n_rot` values of a head are rotated (0: all), and multiplied by `rope_magnitude`.
     `rope_theta_local` is the base of windowed layers, which are not scaled (0: that of the others).
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none. `n_ff_expert`
-    is the width inside of one (0: `n_ff`).
+    is the width inside of one (0: `n_ff`). `expert_gating`, `experts_normed`, `expert_scale` and
+    the groups are what `routing.Routing` says of them.
     `attention_scale` multiplies queries times keys (0: the root of head_dim divides them),
     `embedding_scale` embeddings, `residual_scale` what a layer adds; `logit_divisor` divides
     logits;
@@ -52,6 +53,11 @@ class ModelConfig:
     n_expert: int = 0
     n_expert_used: int = 0
     n_ff_expert: int = 0
+    expert_gating: str = "softmax"
+    experts_normed: bool = True
+    expert_scale: float = 1.0
+    n_expert_groups: int = 0
+    n_expert_groups_used: int = 0
     attention_scale: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
