@@ -92,8 +92,8 @@ def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> B
     return Block(
         attention_norm=named("attn_norm") if style.pre_norms else unchanged,
         attention=_attention(layer, config, weights, style),
-        feed_forward_norm=named("ffn_norm") if style.pre_norms else unchanged,
-        feed_forward=_feed_forward(at, config, weights, style),
+        feed_forward_norm=named(style.second_norm) if style.pre_norms else unchanged,
+        feed_forward=_feed_forward(layer, config, weights, style),
         after_attention=named("post_attention_norm") if style.post_norms else None,
         after_feed_forward=named("post_ffw_norm") if style.post_norms else None,
         scale=config.residual_scale,
@@ -130,9 +130,10 @@ def _head_norms(
     at: str, config: ModelConfig, weights: Weights, style: Style
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
     """Those of queries and keys, over `[count, heads, head_dim]`."""
-    if not style.qk_norms:
-        return None
     names, size = (f"{at}.attn_q_norm", f"{at}.attn_k_norm"), config.head_dim
+    there = f"{names[0]}.weight" in weights
+    if not style.qk_norms or (style.qk_norms == "optional" and not there):
+        return None
     if not style.wide_norms:
         q, k = (norm(name, size, config, weights) for name in names)
         return q, k
@@ -143,20 +144,26 @@ def _head_norms(
 
 
 def _feed_forward(
-    at: str, config: ModelConfig, weights: Weights, style: Style
+    layer: int, config: ModelConfig, weights: Weights, style: Style
 ) -> Callable[[Tensor], Tensor]:
-    embd, ff = config.n_embd, config.n_ff
-    if config.n_expert:
+    at, embd, ff = f"blk.{layer}", config.n_embd, config.n_ff
+    if config.n_expert and layer >= config.n_dense:
         return _experts(at, config, weights, style)
-    if style.fused:
-        gate, up = weights.fused(f"{at}.ffn_up", (ff, ff), embd)
-    else:
-        gate = weights.linear(f"{at}.ffn_gate", ff, embd)
-        up = weights.linear(f"{at}.ffn_up", ff, embd)
+    if not style.fused:
+        return _gated(at, "", ff, config, weights, style)
+    gate, up = weights.fused(f"{at}.ffn_up", (ff, ff), embd)
+    down = weights.linear(f"{at}.ffn_down", embd, ff)
+    return GatedFeedForward(gate, up, down, style.activation)
+
+
+def _gated(
+    at: str, kind: str, ff: int, config: ModelConfig, weights: Weights, style: Style
+) -> GatedFeedForward:
+    """That of three matrices of a layer, whose names end in `kind`."""
     return GatedFeedForward(
-        gate=gate,
-        up=up,
-        down=weights.linear(f"{at}.ffn_down", embd, ff),
+        gate=weights.linear(f"{at}.ffn_gate{kind}", ff, config.n_embd),
+        up=weights.linear(f"{at}.ffn_up{kind}", ff, config.n_embd),
+        down=weights.linear(f"{at}.ffn_down{kind}", config.n_embd, ff),
         activation=style.activation,
     )
 
@@ -169,12 +176,14 @@ def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Ex
         weights.experts(f"{at}.ffn_down_exps", count, embd, ff),
         strict=True,
     )
+    shared = ff * config.n_expert_shared
     return Experts(
         router=weights.linear(f"{at}.ffn_gate_inp", count, embd),
         experts=tuple(
             GatedFeedForward(gate, up, down, style.activation) for gate, up, down in maps
         ),
         routing=_routing(at, config, weights),
+        shared=_gated(at, "_shexp", shared, config, weights, style) if shared else None,
     )
 
 

@@ -126,14 +126,14 @@ def rope_divisors(config: ModelConfig) -> "Tensor":
 
 
 def yarn_divisors(config: ModelConfig) -> "Tensor":
-    """What YaRN divides each frequency by: float32 `[head_dim / 2]`.
+    """What YaRN divides each frequency by: float32 `[n_rot / 2]`.
 
     1 for frequencies that turn `beta_fast` times and more in the original context, the factor for
     those that turn less than `beta_slow` times, between them a share of each.
     """
     import torch
 
-    dim, settings = config.head_dim, dict(config.rope_yarn)
+    dim, settings = config.n_rot or config.head_dim, dict(config.rope_yarn)
 
     def place(turns: float) -> float:
         length = math.log(config.rope_original_ctx / (turns * 2 * math.pi))

@@ -24,8 +24,10 @@ class Animal:
     prompt    how many tokens llama.cpp is asked about: not past a window that it passes over
     in_transformers  whether this version of it can load the checkpoint on a CPU
     head      whether there is a head that is a copy of the embedding
+    nextn     whether the layers that guess further tokens are there
     prefix, beside   what is before every name, and tensors that are no text
     pre       the pre-tokenizer of a small byte-level BPE, which nobody recognises
+    specials  its special tokens, the end of a text last
     """
 
     config: Mapping[str, Any]
@@ -37,11 +39,13 @@ class Animal:
     alike: bool = True
     shards: int = 1
     head: bool = False
+    nextn: bool = True
     prefix: str = ""
     beside: tuple[str, ...] = ()
     prompt: int = 150
     in_transformers: bool = True
     pre: str | None = None
+    specials: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,6 +79,11 @@ QWEN3_MOE = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_act": "silu",
     "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
 }  # fmt: skip
+GLM4_MOE = {
+    "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "hidden_act": "silu",
+    "bos_token_id": None, "eos_token_id": [759, 757, 758], "pad_token_id": 759,
+}  # fmt: skip
+GLM_SPECIALS = ("[gMASK]", "<|user|>", "<|observation|>", "<|endoftext|>")
 SMOLLM3 = {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "hidden_act": "silu"}
 GRANITE = {
     "architectures": ["GraniteForCausalLM"], "model_type": "granite", "hidden_act": "silu",
@@ -191,6 +200,25 @@ ZOO: dict[str, Animal] = {
         {**QWEN3_MOE, **NARROW, "rope_theta": 1e4, "num_experts": 12, "num_experts_per_tok": 2,
          "moe_intermediate_size": 64, "tie_word_embeddings": False, "attention_bias": False},
         types=EVERY_TYPE, shards=3, pre="qwen2",
+    ),
+    "glm4-moe": Animal(
+        {**WIDE, **GLM4_MOE, "rope_theta": 1e6, "partial_rotary_factor": 0.5, "head_dim": 48,
+         "attention_bias": True, "use_qk_norm": True, "first_k_dense_replace": 1,
+         "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128,
+         "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
+         "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1, "tie_word_embeddings": False},
+        biases=QKV, pre="glm4", specials=GLM_SPECIALS,
+    ),
+    # In groups, saved by transformers: without the layer that guesses, although config.json has it.
+    "glm4-moe-groups": Animal(
+        {**NARROW, **GLM4_MOE, "rope_parameters": {
+             "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+         "attention_bias": False, "first_k_dense_replace": 2, "n_routed_experts": 12,
+         "num_experts_per_tok": 3, "moe_intermediate_size": 64, "n_shared_experts": 2,
+         "n_group": 4, "topk_group": 2, "norm_topk_prob": False, "routed_scaling_factor": 1.0,
+         "num_nextn_predict_layers": 1, "tie_word_embeddings": True},
+        types=EVERY_TYPE, dtype="F16", shards=3, pre="glm4", specials=GLM_SPECIALS,
+        nextn=False,
     ),
     "smollm3": Animal(
         {**SMOLLM3, **NARROW, "rope_theta": 5e6, "num_hidden_layers": 5, "pad_token_id": 0,
