@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gpukit.models.attention import Attention
+from gpukit.models.attention import Attention, Growth
 from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Block, Decoder, Head
 from gpukit.models.layers import (
@@ -123,6 +123,9 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         window=config.window_of(layer),
         cap=config.attention_cap,
         norms=_head_norms(at, config, weights, style),
+        growth=Growth(config.attention_growth, config.rope_original_ctx)
+        if config.attention_growth
+        else None,
     )
 
 

@@ -11,6 +11,7 @@ class ModelConfig:
     rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
     `rope_long` and `rope_short` divide frequencies in contexts longer than `rope_original_ctx`, and
     in others.
+    `rope_log_multiplier` m has YaRN's magnitude divided by what it would be for m tenths (0: not).
     `n_rot` values of a head are rotated (0: all), and multiplied by `rope_magnitude`.
     `rope_theta_local` is the base of windowed layers, which are not scaled (0: that of the others).
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none. `n_ff_expert`
@@ -23,6 +24,7 @@ class ModelConfig:
     `attention_scale` multiplies queries times keys (0: the root of head_dim divides them),
     `embedding_scale` embeddings, `residual_scale` what a layer adds; `logit_divisor` divides
     logits;
+    `attention_growth` b multiplies queries at position p by 1 + b log(1 + p // rope_original_ctx);
     `attention_cap` and `logit_cap` c turn a score or logit x into c tanh(x/c) (0: no cap).
     `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
     sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
@@ -50,6 +52,7 @@ class ModelConfig:
     rope_long: tuple[float, ...] = ()
     rope_short: tuple[float, ...] = ()
     rope_magnitude: float = 1.0
+    rope_log_multiplier: float = 0.0
     n_rot: int = 0
     tied: bool = False
     attention_bias: bool = False
@@ -67,6 +70,7 @@ class ModelConfig:
     n_dense: int = 0
     n_nextn: int | None = None
     attention_scale: float = 0.0
+    attention_growth: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_divisor: float = 1.0

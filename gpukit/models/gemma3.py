@@ -19,7 +19,13 @@ from gpukit.models.registry import Architecture
 from gpukit.models.rules import Rule
 from gpukit.models.sizes import check_activation, read_sizes, restore_sizes, size_fields
 from gpukit.models.style import Style
-from gpukit.models.tables import FEED_FORWARD_IN_NORMS, QK_NORMS, decoder_rules
+from gpukit.models.tables import (
+    FEED_FORWARD_IN_NORMS,
+    QK_NORMS,
+    VISION,
+    decoder_rules,
+    text_name,
+)
 from gpukit.models.values import real, section, whole
 from gpukit.models.windows import windowed_layers
 from gpukit.tokenizer import gemma2_vocabulary
@@ -33,9 +39,6 @@ DEFAULTS = {
 }  # fmt: skip
 WINDOW, PERIOD, LOCAL_THETA = 4096, 6, 10000.0
 LAYERS_27B = 62
-VISION = tuple(
-    f"{at}{part}." for at in ("", "model.") for part in ("vision_tower", "multi_modal_projector")
-)
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
@@ -109,11 +112,6 @@ def restore(found: Mapping[str, Field], arch: str) -> ModelConfig:
     )
 
 
-def renamed(name: str) -> str:
-    """The name of a tensor of the text as where there is nothing but text."""
-    return name.replace("language_model.", "")
-
-
 ARCHITECTURES = (
     Architecture(
         name=NAME,
@@ -125,6 +123,6 @@ ARCHITECTURES = (
         style=Style(activation="gelu_tanh", scaled=True, post_norms=True, qk_norms=True),
         restoring=restore,
         skipped_parts=VISION,
-        renamed=renamed,
+        renamed=text_name,
     ),
 )

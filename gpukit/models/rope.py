@@ -146,9 +146,14 @@ def yarn_divisors(config: ModelConfig) -> "Tensor":
     return 1 / (slow / config.rope_factor + (1 - slow))
 
 
+def yarn_growth(config: ModelConfig, by: float = 1.0) -> float:
+    """1 and `by` tenths of the natural logarithm of YaRN's factor, if that is above 1."""
+    return 0.1 * by * math.log(config.rope_factor) + 1 if config.rope_factor > 1 else 1.0
+
+
 def yarn_magnitude(config: ModelConfig) -> float:
     """What YaRN multiplies rotated values by."""
-    usual = 0.1 * math.log(config.rope_factor) + 1 if config.rope_factor > 1 else 1.0
+    usual = yarn_growth(config) / yarn_growth(config, config.rope_log_multiplier)
     return dict(config.rope_yarn).get("attn_factor", usual)
 
 

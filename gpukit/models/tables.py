@@ -12,6 +12,11 @@ from gpukit.models.rules import Rule
 # Tensors that carry nothing, by the ends of their names.
 SKIPPED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
+# What is no text in a model that sees, by the beginnings of names.
+VISION = tuple(
+    f"{at}{part}." for at in ("", "model.") for part in ("vision_tower", "multi_modal_projector")
+)
+
 # Checkpoint name, GGUF name, shape (outermost first; see `sizes`).
 Row = tuple[str, str, tuple[str, ...]]
 
@@ -65,6 +70,11 @@ QK_NORMS: tuple[Row, ...] = (
     ("self_attn.q_norm.weight", "attn_q_norm.weight", ("head",)),
     ("self_attn.k_norm.weight", "attn_k_norm.weight", ("head",)),
 )
+
+
+def text_name(name: str) -> str:
+    """The name of a tensor of the text as where there is nothing but text."""
+    return name.replace("language_model.", "")
 
 
 def sizes(config: ModelConfig) -> dict[str, int]:

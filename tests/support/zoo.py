@@ -95,6 +95,18 @@ OLMO2 = {
     "attention_bias": False, "pad_token_id": 0,
 }  # fmt: skip
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu"}
+MINISTRAL3 = {
+    "model_type": "ministral3", "hidden_act": "silu", "sliding_window": None, "pad_token_id": 0,
+    "rope_parameters": {
+        "rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 32,
+        "rope_theta": 1e4, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3},
+}  # fmt: skip
+PIXTRAL = {
+    "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+SEES = ("vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight")
 GEMMA = {
     "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": True,
     "hidden_act": "gelu_pytorch_tanh", "pad_token_id": 0,
@@ -287,6 +299,35 @@ ZOO: dict[str, Animal] = {
          "num_hidden_layers": 1, "tie_word_embeddings": True,
          "quantization_config": {"quant_method": "fp8", "weight_block_size": [48, 64]}},
         dtype="F8", in_transformers=False,
+    ),
+    "mistral-small-3.1": Animal(
+        {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+         "text_config": {**NARROW, "model_type": "mistral", "hidden_act": "silu", "head_dim": 24,
+                         "rope_theta": 1e6, "sliding_window": None, "tie_word_embeddings": False},
+         "vision_config": PIXTRAL, "tie_word_embeddings": False, "spatial_merge_size": 2},
+        dtype="F16", prefix="language_model.", beside=SEES,
+    ),
+    # Queries grow every 32 positions.
+    "ministral3": Animal(
+        {**WIDE, **MINISTRAL3, "architectures": ["Ministral3ForCausalLM"], "head_dim": 48,
+         "tie_word_embeddings": True},
+        types=EVERY_TYPE, pre="tekken",
+    ),
+    "ministral3-vision": Animal(
+        {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+         "text_config": {**NARROW, **MINISTRAL3, "head_dim": 16, "tie_word_embeddings": True},
+         "vision_config": PIXTRAL, "tie_word_embeddings": True, "spatial_merge_size": 2},
+        prefix="model.language_model.", beside=tuple(f"model.{name}" for name in SEES),
+    ),
+    # One scale a matrix, and one that activations would have.
+    "ministral3-fp8": Animal(
+        {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+         "text_config": {**NARROW, **MINISTRAL3, "head_dim": 16, "tie_word_embeddings": True,
+                         "num_hidden_layers": 1},
+         "vision_config": PIXTRAL, "tie_word_embeddings": True,
+         "quantization_config": {"quant_method": "fp8", "activation_scheme": "static",
+                                 "weight_block_size": None}},
+        dtype="F8", in_transformers=False, prefix="language_model.",
     ),
     "gemma": Animal(
         {**WIDE, **GEMMA, "head_dim": 48, "num_key_value_heads": 1, "rope_theta": 10000.0}

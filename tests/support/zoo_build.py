@@ -73,11 +73,18 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
         for key, shape in _shapes(animal).items()
     }
     if animal.dtype == "F8":
-        found = _eight_bits(found, animal.text["quantization_config"]["weight_block_size"])
+        found = _eight_bits(found, animal.config["quantization_config"]["weight_block_size"])
     if animal.head:
         found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
-    found = {animal.prefix + key: values for key, values in found.items()}
+    found = {_with_prefix(key, animal.prefix): values for key, values in found.items()}
     return {**found, **{key: torch.ones(32) for key in animal.beside}}
+
+
+def _with_prefix(key: str, prefix: str) -> str:
+    """The name of a tensor of the text as transformers 4 has it, or 5 (`model.…`)."""
+    if not prefix.startswith("model."):
+        return prefix + key
+    return key.replace("model.", prefix, 1) if key.startswith("model.") else key
 
 
 def _values(
@@ -99,11 +106,18 @@ def _values(
     return lively * values * shape[1] ** -0.5
 
 
-def _eight_bits(found: dict[str, torch.Tensor], block: list[int]) -> dict[str, torch.Tensor]:
-    """`found` with the matrices of layers, routers aside, in 8-bit floats, a scale a block."""
+def _eight_bits(found: dict[str, torch.Tensor], block: list[int] | None) -> dict[str, torch.Tensor]:
+    """`found` with the matrices of layers, routers aside, in 8-bit floats, a scale a block; without
+    blocks one for all, and another for activations."""
     changed = dict(found)
     for key, values in found.items():
         if ".layers." not in key or values.ndim < 2 or "moe.gate." in key:
+            continue
+        if block is None:
+            scale = values.float().abs().max() / 448
+            changed[key] = (values.float() / scale).to(torch.float8_e4m3fn)
+            changed[f"{key}_scale_inv"] = scale.to(torch.bfloat16)
+            changed[f"{key.removesuffix('weight')}activation_scale"] = torch.tensor(0.5)
             continue
         rows, columns = (-(-size // part) for size, part in zip(values.shape, block, strict=True))
         scales = torch.linspace(0.5, 2, rows * columns).view(rows, columns) / 128
@@ -206,4 +220,4 @@ def _layer(animal: Animal, layer: int) -> Shapes:
 QK_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
 POST_NORMS = ("gemma2", "gemma3_text")
 # Where config.json does not say, and it is not hidden/heads.
-HEAD_DIMS = {"qwen3": 128}
+HEAD_DIMS = {"qwen3": 128, "ministral3": 128}

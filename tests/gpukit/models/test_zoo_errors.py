@@ -91,6 +91,21 @@ def plan(folder: Path, **config: Any) -> Any:
         ("granite", {"logits_scaling": 0}, "logits_scaling is 0; a positive number"),
         ("olmo2", {"attention_bias": True}, "attention_bias is true; an olmo2 GGUF has no biases"),
         ("granite", {"head_dim": 48}, "8 heads of head_dim 48 are not hidden_size 256"),
+        ("ministral3", {"model_type": "mistral4"}, "'mistral4', a model with latent attention"),
+        ("ministral3", {"rope_parameters": {"rope_type": "linear"}}, "'linear' of a ministral3"),
+        ("ministral3", {"rope_parameters": YARN}, "no llama_4_scaling_beta"),
+        (
+            "ministral3",
+            {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1, "mscale": 2.0,
+                                 "mscale_all_dim": 2.0}},
+            "mscale 2 and mscale_all_dim 2 of the RoPE scaling; a mistral3 GGUF is run with an",
+        ),
+        (
+            "ministral3",
+            {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1, "mscale_all_dim": 1.0}},
+            "mscale 0 and mscale_all_dim 1 of",
+        ),
+        ("mistral-small-3.1", {"vision_config": None, "tie_word_embeddings": 1}, "word_embeddings"),
         ("mistral-v0.1", {"sliding_window": "wide"}, "sliding_window is 'wide'"),
     ],
 )  # fmt: skip
@@ -235,6 +250,7 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
         "phi4-mini",
         "glm4-moe",
         "glm4-moe-groups",
+        "ministral3",
     ):
         config = plan(build(name, tmp_path)).config
         found = _fields(tmp_path / name)
@@ -244,6 +260,8 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
         assert (restored.attention_cap, restored.logit_cap) == (
             config.attention_cap, config.logit_cap
         )  # fmt: skip
+        assert restored.attention_growth == pytest.approx(config.attention_growth, rel=1e-6)
+        assert restored.rope_log_multiplier == config.rope_log_multiplier
         assert restored.rope_theta_local == config.rope_theta_local
         assert restored.rope_magnitude == pytest.approx(config.rope_magnitude, rel=1e-6)
         assert (restored.n_layer, restored.n_nextn) == (config.n_layer, config.n_nextn or 0)
