@@ -63,6 +63,26 @@ def with_rope(
     )
 
 
+def split_ropes(
+    config: Mapping[str, Any], arch: str, local_theta: float
+) -> tuple[dict[str, Any], float]:
+    """What `config` would say of the RoPE of whole layers if it were the only one, and the base of
+    that of windowed ones, `local_theta` where it says none; `CheckpointError` where windowed ones
+    are scaled."""
+    both = section(config, "rope_parameters")
+    if both and "full_attention" not in both:
+        raise CheckpointError("config.json: rope_parameters has no full_attention")
+    rope = {**section(both, "full_attention"), **section(config, "rope_scaling")}
+    local = section(both, "sliding_attention")
+    if local.get("rope_type", "default") != "default":
+        raise CheckpointError(
+            f"config.json: RoPE scaling {local['rope_type']!r} of sliding_attention cannot be "
+            f"written into a {arch} GGUF; known: default"
+        )
+    said = {"rope_parameters": rope, "rope_scaling": None}
+    return said, real(local, "rope_theta", local_theta)
+
+
 def rope_kind(rope: Mapping[str, Any]) -> str:
     """The kind of scaling that a rope_scaling or rope_parameters names."""
     return str(rope.get("rope_type") or rope.get("type") or PLAIN[0]).lower()

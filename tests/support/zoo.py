@@ -94,6 +94,7 @@ OLMO2 = {
     "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "hidden_act": "silu",
     "attention_bias": False, "pad_token_id": 0,
 }  # fmt: skip
+OLMO3 = {**OLMO2, "architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3"}
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu"}
 MINISTRAL3 = {
     "model_type": "ministral3", "hidden_act": "silu", "sliding_window": None, "pad_token_id": 0,
@@ -263,6 +264,30 @@ ZOO: dict[str, Animal] = {
         {**NARROW, **OLMO2, "rope_parameters": {**YARN, "rope_theta": 1e4},
          "tie_word_embeddings": False},
         pre="olmo",
+    ),
+    "olmo3": Animal(
+        {**WIDE, **OLMO3, "sliding_window": 40, "tie_word_embeddings": False,
+         "layer_types": ["sliding_attention", "full_attention"],
+         "rope_parameters": {
+             "full_attention": {**YARN, "rope_theta": 5e5},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 5e5}}},
+        pre="olmo",
+    ),
+    # As it was published, every fourth layer without a window.
+    "olmo3-published": Animal(
+        {**NARROW, **OLMO3, "sliding_window": 40, "tie_word_embeddings": False, "rope_theta": 5e5,
+         "rope_scaling": {**YARN, "attention_factor": 1.2079441541679836, "beta_fast": 32.0,
+                          "beta_slow": 1.0},
+         "num_hidden_layers": 5},
+        dtype="F16", types=EVERY_TYPE, pre="olmo",
+    ),
+    # llama.cpp turns layers with a window by the base of the others.
+    "olmo3-bases": Animal(
+        {**TINY, **OLMO3, "head_dim": 16, "sliding_window": 600, "tie_word_embeddings": False,
+         "rope_parameters": {
+             "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 2e3}}},
+        pre="olmo", alike=False, prompt=100,
     ),
     "mistral-v0.1": Animal(
         {**MISTRAL, **WIDE, "rope_theta": 10000.0, "sliding_window": 40,

@@ -114,7 +114,8 @@ def _eight_bits(found: dict[str, torch.Tensor], block: list[int] | None) -> dict
         if ".layers." not in key or values.ndim < 2 or "moe.gate." in key:
             continue
         if block is None:
-            scale = values.float().abs().max() / 448
+            # A few bits, so that every product is a bfloat16.
+            scale = 1.5 * 2 ** torch.ceil(torch.log2(values.float().abs().max() / 448))
             changed[key] = (values.float() / scale).to(torch.float8_e4m3fn)
             changed[f"{key}_scale_inv"] = scale.to(torch.bfloat16)
             changed[f"{key.removesuffix('weight')}activation_scale"] = torch.tensor(0.5)
@@ -205,7 +206,7 @@ def _layer(animal: Animal, layer: int) -> Shapes:
             "mlp.gate_up_proj.weight": (2 * ff, hidden), "mlp.down_proj.weight": (hidden, ff),
         }  # fmt: skip
     shapes["input_layernorm.weight"] = shapes["post_attention_layernorm.weight"] = (hidden,)
-    if family == "olmo2":
+    if family in ("olmo2", "olmo3"):
         del shapes["input_layernorm.weight"]
         shapes["post_feedforward_layernorm.weight"] = (hidden,)
         shapes["self_attn.q_norm.weight"], shapes["self_attn.k_norm.weight"] = (q,), (kv,)

@@ -90,6 +90,13 @@ def plan(folder: Path, **config: Any) -> Any:
         ("smollm3", {"use_sliding_window": True}, "use_sliding_window is true; layers of"),
         ("granite", {"logits_scaling": 0}, "logits_scaling is 0; a positive number"),
         ("olmo2", {"attention_bias": True}, "attention_bias is true; an olmo2 GGUF has no biases"),
+        ("olmo3", {"sliding_window": None}, "sliding_window is null; layers of an OLMo 3 have one"),
+        (
+            "olmo3",
+            {"rope_parameters": {"full_attention": YARN, "sliding_attention": YARN}},
+            "scaling 'yarn' of sliding_attention cannot be written into a olmo2 GGUF",
+        ),
+        ("olmo3", {"layer_types": ["full_attention"]}, "1 layer_types for 2 num_hidden_layers"),
         ("granite", {"head_dim": 48}, "8 heads of head_dim 48 are not hidden_size 256"),
         ("ministral3", {"model_type": "mistral4"}, "'mistral4', a model with latent attention"),
         ("ministral3", {"rope_parameters": {"rope_type": "linear"}}, "'linear' of a ministral3"),
@@ -251,6 +258,8 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
         "glm4-moe",
         "glm4-moe-groups",
         "ministral3",
+        "olmo3",
+        "olmo3-bases",
     ):
         config = plan(build(name, tmp_path)).config
         found = _fields(tmp_path / name)
