@@ -73,6 +73,11 @@ def listed_fields(
     file names."""
     library, table = read_library(folder), Table(size)
     pieces = _pieces(folder, library, report)
+    if library is None and pieces is None and (folder / "tekken.json").is_file():
+        raise TokenizerError(
+            f"{folder}: no tokenizer.json beside tekken.json, which is not read; copy that of the "
+            "model's repository into the folder"
+        )
     if library is None and pieces is None:
         raise TokenizerError(
             f"{folder}: no tokenizer.model and no tokenizer.json; copy the tokenizer of the model "

@@ -289,6 +289,13 @@ def test_a_token_that_an_architecture_has_is_missing(tmp_path: Path) -> None:
         plan(folder)
 
 
+def test_tekken_alone_is_told(tmp_path: Path) -> None:
+    folder = build("ministral3", tmp_path)
+    (folder / "tokenizer.json").rename(folder / "tekken.json")
+    with pytest.raises(TokenizerError, match=r"no tokenizer.json beside tekken.json"):
+        plan(folder)
+
+
 def test_a_period_of_windows_is_read(tmp_path: Path) -> None:
     period = u32("qwen2.attention.sliding_window_pattern", 3)
     restored = architecture_of("qwen2", "x").restore(
