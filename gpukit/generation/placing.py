@@ -11,7 +11,7 @@ from torch import Tensor
 import gpukit_kernels as kernels
 from gpukit.errors import GGUFError
 from gpukit.generation.filling import Want, fill
-from gpukit.generation.placement import Placement, Room, placed, sizes_of
+from gpukit.generation.placement import Placement, Room, layer_of, placed, sizes_of
 from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
 from gpukit.models.streamed import Elsewhere, HeadElsewhere, Stream, Streamed
@@ -79,7 +79,11 @@ def rooms(devices: Sequence[torch.device]) -> list[Room]:
 def place_weights(source: Source, config: ModelConfig, there: Sequence[Room]) -> Placed:
     """The weights of `source` on devices with so much room; `GpukitError` where they fit nowhere,
     `GGUFError` for types that cannot be run, and the errors of reading."""
-    tensors = [_described(source, index) for index in range(len(source.tensors))]
+    tensors = [
+        _described(source, index)
+        for index, tensor in enumerate(source.tensors)
+        if layer_of(tensor.name) not in config.unused_layers
+    ]
     placement = _placement(source, config, tensors, there)
     layers = {
         layer: _Layer(tuple(t for t in tensors if placement.comes(t.name, t.rows == 1) == layer))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gpukit.models.attention import Attention
+from gpukit.models.attention import Attention, Growth
 from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Block, Decoder, Head
 from gpukit.models.layers import (
@@ -22,6 +22,7 @@ from gpukit.models.layers import (
     unchanged,
 )
 from gpukit.models.rope import yarn_divisors, yarn_magnitude
+from gpukit.models.routing import Routing
 from gpukit.models.style import Style
 from gpukit.models.weights import Weights
 
@@ -91,8 +92,8 @@ def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> B
     return Block(
         attention_norm=named("attn_norm") if style.pre_norms else unchanged,
         attention=_attention(layer, config, weights, style),
-        feed_forward_norm=named("ffn_norm") if style.pre_norms else unchanged,
-        feed_forward=_feed_forward(at, config, weights, style),
+        feed_forward_norm=named(style.second_norm) if style.pre_norms else unchanged,
+        feed_forward=_feed_forward(layer, config, weights, style),
         after_attention=named("post_attention_norm") if style.post_norms else None,
         after_feed_forward=named("post_ffw_norm") if style.post_norms else None,
         scale=config.residual_scale,
@@ -122,6 +123,9 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         window=config.window_of(layer),
         cap=config.attention_cap,
         norms=_head_norms(at, config, weights, style),
+        growth=Growth(config.attention_growth, config.rope_original_ctx)
+        if config.attention_growth
+        else None,
     )
 
 
@@ -129,9 +133,10 @@ def _head_norms(
     at: str, config: ModelConfig, weights: Weights, style: Style
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
     """Those of queries and keys, over `[count, heads, head_dim]`."""
-    if not style.qk_norms:
-        return None
     names, size = (f"{at}.attn_q_norm", f"{at}.attn_k_norm"), config.head_dim
+    there = f"{names[0]}.weight" in weights
+    if not style.qk_norms or (style.qk_norms == "optional" and not there):
+        return None
     if not style.wide_norms:
         q, k = (norm(name, size, config, weights) for name in names)
         return q, k
@@ -142,20 +147,26 @@ def _head_norms(
 
 
 def _feed_forward(
-    at: str, config: ModelConfig, weights: Weights, style: Style
+    layer: int, config: ModelConfig, weights: Weights, style: Style
 ) -> Callable[[Tensor], Tensor]:
-    embd, ff = config.n_embd, config.n_ff
-    if config.n_expert:
+    at, embd, ff = f"blk.{layer}", config.n_embd, config.n_ff
+    if config.n_expert and layer >= config.n_dense:
         return _experts(at, config, weights, style)
-    if style.fused:
-        gate, up = weights.fused(f"{at}.ffn_up", (ff, ff), embd)
-    else:
-        gate = weights.linear(f"{at}.ffn_gate", ff, embd)
-        up = weights.linear(f"{at}.ffn_up", ff, embd)
+    if not style.fused:
+        return _gated(at, "", ff, config, weights, style)
+    gate, up = weights.fused(f"{at}.ffn_up", (ff, ff), embd)
+    down = weights.linear(f"{at}.ffn_down", embd, ff)
+    return GatedFeedForward(gate, up, down, style.activation)
+
+
+def _gated(
+    at: str, kind: str, ff: int, config: ModelConfig, weights: Weights, style: Style
+) -> GatedFeedForward:
+    """That of three matrices of a layer, whose names end in `kind`."""
     return GatedFeedForward(
-        gate=gate,
-        up=up,
-        down=weights.linear(f"{at}.ffn_down", embd, ff),
+        gate=weights.linear(f"{at}.ffn_gate{kind}", ff, config.n_embd),
+        up=weights.linear(f"{at}.ffn_up{kind}", ff, config.n_embd),
+        down=weights.linear(f"{at}.ffn_down{kind}", config.n_embd, ff),
         activation=style.activation,
     )
 
@@ -168,10 +179,25 @@ def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Ex
         weights.experts(f"{at}.ffn_down_exps", count, embd, ff),
         strict=True,
     )
+    shared = ff * config.n_expert_shared
     return Experts(
         router=weights.linear(f"{at}.ffn_gate_inp", count, embd),
         experts=tuple(
             GatedFeedForward(gate, up, down, style.activation) for gate, up, down in maps
         ),
+        routing=_routing(at, config, weights),
+        shared=_gated(at, "_shexp", shared, config, weights, style) if shared else None,
+    )
+
+
+def _routing(at: str, config: ModelConfig, weights: Weights) -> Routing:
+    bias = f"{at}.exp_probs_b.bias"
+    return Routing(
         used=config.n_expert_used,
+        gating=config.expert_gating,
+        normed=config.experts_normed,
+        scale=config.expert_scale,
+        bias=weights.vector(bias, config.n_expert) if bias in weights else None,
+        groups=config.n_expert_groups,
+        groups_used=config.n_expert_groups_used,
     )

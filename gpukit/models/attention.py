@@ -63,10 +63,24 @@ def _capped(
 
 
 @dataclass(frozen=True)
+class Growth:
+    """What multiplies the queries of far positions: 1 + by * log(1 + position // length)."""
+
+    by: float
+    length: int
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """float32 `[count, 1, 1]` of whole numbers `[count]`."""
+        times = torch.floor(positions / self.length)
+        return (1 + self.by * torch.log(1 + times))[:, None, None]
+
+
+@dataclass(frozen=True)
 class Attention:
     """Attention with rotated queries and keys; `layer` is its place in the cache.
 
-    `rotate` turns the pairs of a head, `norms` go over each head of queries and keys before.
+    `rotate` turns the pairs of a head, `norms` go over each head of queries and keys before, and
+    `growth` multiplies queries.
     """
 
     layer: int
@@ -80,12 +94,15 @@ class Attention:
     window: int = 0
     cap: float = 0.0
     norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
+    growth: Growth | None = None
 
     def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
         heads = (len(x), -1, self.head_dim)
         q, k = self.q(x).view(heads), self.k(x).view(heads)
         if self.norms is not None:
             q, k = self.norms[0](q), self.norms[1](k)
+        if self.growth is not None:
+            q = q * self.growth(cache.positions(len(x), x.device))
         q, k = self.rotate(q, turns, cache.dtype), self.rotate(k, turns, cache.dtype)
         found = cache.taken(self.layer, q, k, self.v(x).view(heads))
         if cache.dtype is torch.float32:

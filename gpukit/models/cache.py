@@ -84,6 +84,10 @@ class KVCache:
             for number, pair in enumerate(self._layers):
                 self._layers[number] = (self._grown(pair[0], size), self._grown(pair[1], size))
 
+    def positions(self, count: int, device: torch.device) -> Tensor:
+        """int64 `[count]`: where the next `count` tokens are."""
+        return torch.arange(self.length, self.length + count, device=device)
+
     def taken(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`q`, and `k` and `v` behind all keys and values so far, which they have been put behind:
         `[1, positions, heads, head_dim]` each of `[count, heads, head_dim]`."""
@@ -119,6 +123,10 @@ class Unrelated:
     def __init__(self, length: int, dtype: torch.dtype = torch.float32) -> None:
         self._length = length
         self.dtype = dtype
+
+    def positions(self, count: int, device: torch.device) -> Tensor:
+        """int64 `[count]`: where each of `count` tokens is in its sequence."""
+        return torch.arange(count, device=device) % self._length
 
     def taken(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
         """All three `[sequences, length, heads, head_dim]` of

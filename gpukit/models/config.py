@@ -11,13 +11,20 @@ class ModelConfig:
     rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
     `rope_long` and `rope_short` divide frequencies in contexts longer than `rope_original_ctx`, and
     in others.
+    `rope_log_multiplier` m has YaRN's magnitude divided by what it would be for m tenths (0: not).
     `n_rot` values of a head are rotated (0: all), and multiplied by `rope_magnitude`.
     `rope_theta_local` is the base of windowed layers, which are not scaled (0: that of the others).
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none. `n_ff_expert`
-    is the width inside of one (0: `n_ff`).
+    is the width inside of one (0: `n_ff`). `expert_gating`, `experts_normed`, `expert_scale` and
+    the groups are what `routing.Routing` says of them. `n_expert_shared` more take part for every
+    position, as one of so many widths. The first `n_dense` layers have none.
+    Behind the `n_layer` layers a file may have `n_nextn` more, which guess further tokens and take
+    no part in a pass (None: metadata have no key for them).
+    `attention_bias`, `qk_norms` and `mlp_bias` tell what a checkpoint has.
     `attention_scale` multiplies queries times keys (0: the root of head_dim divides them),
     `embedding_scale` embeddings, `residual_scale` what a layer adds; `logit_divisor` divides
     logits;
+    `attention_growth` b multiplies queries at position p by 1 + b log(1 + p // rope_original_ctx);
     `attention_cap` and `logit_cap` c turn a score or logit x into c tanh(x/c) (0: no cap).
     `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
     sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
@@ -45,14 +52,25 @@ class ModelConfig:
     rope_long: tuple[float, ...] = ()
     rope_short: tuple[float, ...] = ()
     rope_magnitude: float = 1.0
+    rope_log_multiplier: float = 0.0
     n_rot: int = 0
     tied: bool = False
     attention_bias: bool = False
+    qk_norms: bool = False
     mlp_bias: bool = False
     n_expert: int = 0
     n_expert_used: int = 0
     n_ff_expert: int = 0
+    expert_gating: str = "softmax"
+    experts_normed: bool = True
+    expert_scale: float = 1.0
+    n_expert_groups: int = 0
+    n_expert_groups_used: int = 0
+    n_expert_shared: int = 0
+    n_dense: int = 0
+    n_nextn: int | None = None
     attention_scale: float = 0.0
+    attention_growth: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_divisor: float = 1.0
@@ -66,6 +84,11 @@ class ModelConfig:
     def expert_ff(self) -> int:
         """The width inside of an expert."""
         return self.n_ff_expert or self.n_ff
+
+    @property
+    def unused_layers(self) -> range:
+        """The layers of a file that take no part in a pass."""
+        return range(self.n_layer, self.n_layer + (self.n_nextn or 0))
 
     def window_of(self, layer: int) -> int:
         """How many positions `layer` sees, the own one included; 0: all."""

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpukit.errors import CheckpointError
+from gpukit.errors import CheckpointError, GGUFError
+from gpukit.formats.gguf_fields import Field
 from gpukit.models.config import ModelConfig
 from gpukit.models.rules import Rule, Span
-from gpukit.models.values import MOST_EXPERTS, whole
+from gpukit.models.values import MOST_EXPERTS, count, optional, whole
 
 GATE, UP, DOWN = "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"
 
@@ -33,13 +34,13 @@ class Names:
 
 
 def with_experts(
-    model: ModelConfig, config: Mapping[str, Any], key: str, count: int, used: int
+    model: ModelConfig, config: Mapping[str, Any], key: str, experts: int, used: int
 ) -> ModelConfig:
-    """`model` with the number of its experts, `key` in config.json or else `count`, and of those
+    """`model` with the number of its experts, `key` in config.json or else `experts`, and of those
     that take part (`used` by default); `CheckpointError` where they are fewer."""
     model = replace(
         model,
-        n_expert=whole(config, key, count, most=MOST_EXPERTS),
+        n_expert=whole(config, key, experts, most=MOST_EXPERTS),
         n_expert_used=whole(config, "num_experts_per_tok", used),
     )
     if model.n_expert_used > model.n_expert:
@@ -49,9 +50,61 @@ def with_experts(
     return model
 
 
-def expert_rules(config: ModelConfig, names: Names) -> list[Rule]:
-    """Every matrix of every expert, one by one and as stacks."""
-    layers = range(config.n_layer)
+def with_groups(model: ModelConfig, config: Mapping[str, Any]) -> ModelConfig:
+    """`model` with the groups that its experts are chosen in, where config.json says some;
+    `CheckpointError` for groups that llama.cpp does not load."""
+    said = [key for key in ("n_group", "topk_group") if config.get(key) is not None]
+    groups, used = whole(config, "n_group", 1), whole(config, "topk_group", 1)
+    if groups > 1 and not _are_groups(model, groups, used):
+        raise CheckpointError(
+            f"config.json: {model.n_expert_used} of {model.n_expert} experts cannot be chosen in "
+            f"{used} (topk_group) of {groups} groups (n_group)"
+        )
+    return replace(
+        model,
+        n_expert_groups=groups if "n_group" in said else 0,
+        n_expert_groups_used=used if "topk_group" in said else 0,
+    )
+
+
+def _are_groups(model: ModelConfig, groups: int, used: int) -> bool:
+    # The best two of a group speak for it.
+    size, rest = divmod(model.n_expert, groups)
+    return not rest and size > 1 and used < groups and model.n_expert_used <= used * size
+
+
+def with_stored_experts(config: ModelConfig, found: Mapping[str, Field]) -> ModelConfig:
+    """`config` with the experts that a GGUF's metadata describe."""
+    at = config.arch
+    field = found.get(f"{at}.expert_count")
+    if field is None or field.value == 0:
+        return config
+    experts = count(found, f"{at}.expert_count", most=MOST_EXPERTS)
+    used = count(found, f"{at}.expert_used_count")
+    if used > experts:
+        raise GGUFError(f"{at}.expert_used_count is {used}, there are {experts} experts")
+    config = replace(
+        config,
+        n_expert=experts,
+        n_expert_used=used,
+        n_ff_expert=count(found, f"{at}.expert_feed_forward_length", config.n_ff),
+    )
+    groups, some = (
+        int(optional(found, f"{at}.expert_group_{key}")) for key in ("count", "used_count")
+    )
+    if groups > 1 and not _are_groups(config, groups, some):
+        raise GGUFError(
+            f"{at}.expert_group_count is {groups}, {some} of them used, for {used} of {experts} "
+            "experts"
+        )
+    return replace(config, n_expert_groups=groups, n_expert_groups_used=some)
+
+
+def expert_rules(
+    config: ModelConfig, names: Names, layers: Sequence[int] | None = None
+) -> list[Rule]:
+    """Every matrix of every expert of `layers` (all without), one by one and as stacks."""
+    layers = range(config.n_layer) if layers is None else layers
     apart = [rule for layer in layers for rule in _apart(layer, config, names)]
     return [*apart, *(rule for layer in layers for rule in _stacked(layer, config, names))]
 
@@ -71,24 +124,24 @@ def _apart(layer: int, config: ModelConfig, names: Names) -> list[Rule]:
 
 
 def _stacked(layer: int, config: ModelConfig, names: Names) -> Sequence[Rule]:
-    count, ff, embd = config.n_expert, config.expert_ff, config.n_embd
+    experts, ff, embd = config.n_expert, config.expert_ff, config.n_embd
     at = f"model.layers.{layer}.{names.stacks}"
-    both, shape = f"{at}.gate_up_proj", (count, 2 * ff, embd)
+    both, shape = f"{at}.gate_up_proj", (experts, 2 * ff, embd)
 
     def half(first: int) -> tuple[Span, ...]:
-        return tuple(Span(both, shape, 2 * ff * n + first, ff) for n in range(count))
+        return tuple(Span(both, shape, 2 * ff * n + first, ff) for n in range(experts))
 
     spans = {
         GATE: half(0),
         UP: half(ff),
-        DOWN: (Span.whole(f"{at}.down_proj", (count, embd, ff)),),
+        DOWN: (Span.whole(f"{at}.down_proj", (experts, embd, ff)),),
     }
     group = f"blk.{layer}.experts" if names.together else ""
     return [
         Rule(
             spans[name],
             f"blk.{layer}.{name}.weight",
-            (count, embd, ff) if name == DOWN else (count, ff, embd),
+            (experts, embd, ff) if name == DOWN else (experts, ff, embd),
             group=group,
         )
         for name in names.matrices.values()

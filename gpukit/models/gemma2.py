@@ -27,7 +27,7 @@ from gpukit.models.sizes import check_activation, read_sizes, restore_sizes
 from gpukit.models.style import Style
 from gpukit.models.tables import FEED_FORWARD_IN_NORMS, decoder_rules
 from gpukit.models.values import real, whole
-from gpukit.models.windows import windowed_layers
+from gpukit.models.windows import periodic, windowed_layers
 from gpukit.tokenizer import gemma2_vocabulary
 
 NAME = "gemma2"
@@ -55,11 +55,6 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
         attention_cap=real(config, "attn_logit_softcapping", ATTENTION_CAP),
         logit_cap=real(config, "final_logit_softcapping", LOGIT_CAP),
     )
-
-
-def periodic(n_layer: int, period: int) -> tuple[bool, ...]:
-    """Windows on all but every `period`-th layer."""
-    return tuple((layer + 1) % period != 0 for layer in range(n_layer))
 
 
 def rules(config: ModelConfig) -> list[Rule]:

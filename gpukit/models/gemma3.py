@@ -14,14 +14,21 @@ from gpukit.errors import CheckpointError
 from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models.config import ModelConfig
 from gpukit.models.gemma import GELU_TANH, attention_rows, shifted
-from gpukit.models.gemma2 import pattern_fields, periodic, scale_fields, usual_scale
+from gpukit.models.gemma2 import pattern_fields, scale_fields, usual_scale
 from gpukit.models.registry import Architecture
+from gpukit.models.rope import split_ropes
 from gpukit.models.rules import Rule
 from gpukit.models.sizes import check_activation, read_sizes, restore_sizes, size_fields
 from gpukit.models.style import Style
-from gpukit.models.tables import FEED_FORWARD_IN_NORMS, QK_NORMS, decoder_rules
+from gpukit.models.tables import (
+    FEED_FORWARD_IN_NORMS,
+    QK_NORMS,
+    VISION,
+    decoder_rules,
+    text_name,
+)
 from gpukit.models.values import real, section, whole
-from gpukit.models.windows import windowed_layers
+from gpukit.models.windows import periodic, windowed_layers
 from gpukit.tokenizer import gemma2_vocabulary
 
 NAME = "gemma3"
@@ -33,9 +40,6 @@ DEFAULTS = {
 }  # fmt: skip
 WINDOW, PERIOD, LOCAL_THETA = 4096, 6, 10000.0
 LAYERS_27B = 62
-VISION = tuple(
-    f"{at}{part}." for at in ("", "model.") for part in ("vision_tower", "multi_modal_projector")
-)
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
@@ -48,7 +52,8 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
             f"config.json: attn_logit_softcapping is {config['attn_logit_softcapping']!r}; "
             f"a {NAME} GGUF has no cap of scores"
         )
-    whole_rope, local_theta = _ropes(config)
+    local = real(config, "rope_local_base_freq", LOCAL_THETA)
+    whole_rope, local_theta = split_ropes(config, NAME, local)
     model = read_sizes({**config, **whole_rope}, NAME, DEFAULTS)
     period = whole(config, "sliding_window_pattern", PERIOD)
     cap = config.get("final_logit_softcapping")
@@ -60,23 +65,6 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
         attention_scale=1 / sqrt(real(config, "query_pre_attn_scalar", 256)),
         logit_cap=0.0 if cap is None else real(config, "final_logit_softcapping"),
     )
-
-
-def _ropes(config: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
-    """What config.json would say of the RoPE of whole layers if it were the only one, and the base
-    of that of windowed ones."""
-    both = section(config, "rope_parameters")
-    if both and "full_attention" not in both:
-        raise CheckpointError("config.json: rope_parameters has no full_attention")
-    rope = {**section(both, "full_attention"), **section(config, "rope_scaling")}
-    local = section(both, "sliding_attention")
-    if local.get("rope_type", "default") != "default":
-        raise CheckpointError(
-            f"config.json: RoPE scaling {local['rope_type']!r} of sliding_attention cannot be "
-            f"written into a {NAME} GGUF; known: default"
-        )
-    theta = real(local, "rope_theta", real(config, "rope_local_base_freq", LOCAL_THETA))
-    return {"rope_parameters": rope, "rope_scaling": None}, theta
 
 
 def rules(config: ModelConfig) -> list[Rule]:
@@ -109,11 +97,6 @@ def restore(found: Mapping[str, Field], arch: str) -> ModelConfig:
     )
 
 
-def renamed(name: str) -> str:
-    """The name of a tensor of the text as where there is nothing but text."""
-    return name.replace("language_model.", "")
-
-
 ARCHITECTURES = (
     Architecture(
         name=NAME,
@@ -125,6 +108,6 @@ ARCHITECTURES = (
         style=Style(activation="gelu_tanh", scaled=True, post_norms=True, qk_norms=True),
         restoring=restore,
         skipped_parts=VISION,
-        renamed=renamed,
+        renamed=text_name,
     ),
 )

@@ -178,7 +178,9 @@ def _check_names(
     rules: Sequence[Rule],
 ) -> None:
     known = {source for rule in rules for source in rule.sources}
-    asked = [r for r in rules if r.required or any(source in used for source in r.sources)]
+    asked = [
+        r for r in rules if r.required or any(source in used for source in (r.beside, *r.sources))
+    ]
     needed = dict.fromkeys(source for rule in asked for source in rule.sources)
     missing = [source for source in needed if source not in used]
     if missing:

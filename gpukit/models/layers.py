@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
+from gpukit.models.routing import Routing
 from gpukit.models.weights import Linear
 
 
@@ -110,20 +111,21 @@ class GatedFeedForward:
 
 @dataclass(frozen=True)
 class Experts:
-    """The sum of some experts, each times its share: those with the highest probabilities of the
-    router, which are brought to a sum of 1. An expert runs once for all positions that chose it.
+    """The sum of some experts, each times its share: `routing` says which, from the logits of the
+    router. An expert runs once for all positions that chose it; `shared` runs for every one, and
+    has no share.
     """
 
     router: Linear
     experts: tuple[GatedFeedForward, ...]
-    used: int
+    routing: Routing
+    shared: GatedFeedForward | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        shares, chosen = torch.softmax(self.router(x), -1).topk(self.used)
-        shares = shares / shares.sum(-1, keepdim=True)
+        shares, chosen = self.routing(self.router(x))
         out = torch.zeros_like(x)
         for number in sorted(set(chosen.flatten().tolist())):
             position, place = torch.nonzero(chosen == number, as_tuple=True)
             part = self.experts[number](x[position])
             out.index_add_(0, position, part * shares[position, place, None])
-        return out
+        return out if self.shared is None else out + self.shared(x)

@@ -1,13 +1,15 @@
-"""OLMo 2: import from `Olmo2ForCausalLM` checkpoints, and the decoder.
+"""OLMo 2: import from `Olmo2ForCausalLM` checkpoints, and the decoder, OLMo 3's too.
 
 Norms stand behind attention and feed forward, none before; those of queries and keys go over all
 heads at once. Facts: transformers' Olmo2Config (defaults), llama.cpp's converter and graph.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gpukit.errors import CheckpointError
+from gpukit.formats.gguf_fields import Field
 from gpukit.models.config import ModelConfig
 from gpukit.models.registry import Architecture
 from gpukit.models.rules import Rule
@@ -16,12 +18,14 @@ from gpukit.models.sizes import (
     check_activation,
     check_square,
     read_sizes,
+    restore_sizes,
     size_fields,
     with_said_head_dim,
 )
 from gpukit.models.style import Style
 from gpukit.models.tables import ATTENTION, FEED_FORWARD, Row, decoder_rules
 from gpukit.models.values import flag
+from gpukit.models.windows import periodic
 from gpukit.tokenizer import plain_vocabulary
 
 NAME = "olmo2"
@@ -39,6 +43,11 @@ LAYER: tuple[Row, ...] = (
 )
 
 
+STYLE = Style(qk_norms=True, wide_norms=True, pre_norms=False, post_norms=True)
+# Of OLMo 3: the last of so many layers sees everything.
+PERIOD = 4
+
+
 def read(config: Mapping[str, Any]) -> ModelConfig:
     """The configuration in a config.json of transformers 4 or 5, with Olmo2Config's defaults."""
     check_activation(config, NAME, SILU)
@@ -52,6 +61,19 @@ def rules(config: ModelConfig) -> list[Rule]:
     return decoder_rules(config, LAYER)
 
 
+def restore(found: Mapping[str, Field], arch: str) -> ModelConfig:
+    """The configuration that a GGUF's metadata describes; with a window OLMo 3's, whose windowed
+    layers are not scaled."""
+    config = restore_sizes(found, arch)
+    if not config.window:
+        return config
+    return replace(
+        config,
+        windowed=config.windowed or periodic(config.n_layer, PERIOD),
+        rope_theta_local=config.rope_theta_local or config.rope_theta,
+    )
+
+
 ARCHITECTURES = (
     Architecture(
         name=NAME,
@@ -60,6 +82,7 @@ ARCHITECTURES = (
         rules=rules,
         fields=size_fields,
         vocabulary=plain_vocabulary,
-        style=Style(qk_norms=True, wide_norms=True, pre_norms=False, post_norms=True),
+        style=STYLE,
+        restoring=restore,
     ),
 )

@@ -63,6 +63,26 @@ def with_rope(
     )
 
 
+def split_ropes(
+    config: Mapping[str, Any], arch: str, local_theta: float
+) -> tuple[dict[str, Any], float]:
+    """What `config` would say of the RoPE of whole layers if it were the only one, and the base of
+    that of windowed ones, `local_theta` where it says none; `CheckpointError` where windowed ones
+    are scaled."""
+    both = section(config, "rope_parameters")
+    if both and "full_attention" not in both:
+        raise CheckpointError("config.json: rope_parameters has no full_attention")
+    rope = {**section(both, "full_attention"), **section(config, "rope_scaling")}
+    local = section(both, "sliding_attention")
+    if local.get("rope_type", "default") != "default":
+        raise CheckpointError(
+            f"config.json: RoPE scaling {local['rope_type']!r} of sliding_attention cannot be "
+            f"written into a {arch} GGUF; known: default"
+        )
+    said = {"rope_parameters": rope, "rope_scaling": None}
+    return said, real(local, "rope_theta", local_theta)
+
+
 def rope_kind(rope: Mapping[str, Any]) -> str:
     """The kind of scaling that a rope_scaling or rope_parameters names."""
     return str(rope.get("rope_type") or rope.get("type") or PLAIN[0]).lower()
@@ -126,14 +146,14 @@ def rope_divisors(config: ModelConfig) -> "Tensor":
 
 
 def yarn_divisors(config: ModelConfig) -> "Tensor":
-    """What YaRN divides each frequency by: float32 `[head_dim / 2]`.
+    """What YaRN divides each frequency by: float32 `[n_rot / 2]`.
 
     1 for frequencies that turn `beta_fast` times and more in the original context, the factor for
     those that turn less than `beta_slow` times, between them a share of each.
     """
     import torch
 
-    dim, settings = config.head_dim, dict(config.rope_yarn)
+    dim, settings = config.n_rot or config.head_dim, dict(config.rope_yarn)
 
     def place(turns: float) -> float:
         length = math.log(config.rope_original_ctx / (turns * 2 * math.pi))
@@ -146,9 +166,14 @@ def yarn_divisors(config: ModelConfig) -> "Tensor":
     return 1 / (slow / config.rope_factor + (1 - slow))
 
 
+def yarn_growth(config: ModelConfig, by: float = 1.0) -> float:
+    """1 and `by` tenths of the natural logarithm of YaRN's factor, if that is above 1."""
+    return 0.1 * by * math.log(config.rope_factor) + 1 if config.rope_factor > 1 else 1.0
+
+
 def yarn_magnitude(config: ModelConfig) -> float:
     """What YaRN multiplies rotated values by."""
-    usual = 0.1 * math.log(config.rope_factor) + 1 if config.rope_factor > 1 else 1.0
+    usual = yarn_growth(config) / yarn_growth(config, config.rope_log_multiplier)
     return dict(config.rope_yarn).get("attn_factor", usual)
 
 

@@ -63,6 +63,9 @@ class Rule:
     tensors may become one and one may become several. `transform` is that of spans without their
     own.
 
+    One that is not `required` may be missing, if the checkpoint has none of its sources, nor the
+    tensor `beside`.
+
     It is written when the last source has been read; rules of one `group` wait for each other. Of
     several rules for one name the first whose sources are there is used.
     """
@@ -75,6 +78,7 @@ class Rule:
     transform: Transform | None = None
     stack: int = 0
     group: str = ""
+    beside: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.source, str):

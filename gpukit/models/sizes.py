@@ -12,9 +12,9 @@ from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.file_types import FILE_TYPE
 from gpukit.formats.gguf_fields import Field, f32, u32
 from gpukit.models.config import ModelConfig
+from gpukit.models.experts import with_stored_experts
 from gpukit.models.rope import rope_fields, stored_yarn, with_rope
 from gpukit.models.values import (
-    MOST_EXPERTS,
     MOST_LAYERS,
     count,
     flag,
@@ -120,7 +120,7 @@ def size_fields(config: ModelConfig) -> list[Field]:
     """The metadata of `config`, in the converter's order."""
     at = config.arch
     fields = [
-        u32(f"{at}.block_count", config.n_layer),
+        u32(f"{at}.block_count", config.n_layer + (config.n_nextn or 0)),
         u32(f"{at}.context_length", config.n_ctx),
         u32(f"{at}.embedding_length", config.n_embd),
         u32(f"{at}.feed_forward_length", config.n_ff),
@@ -132,6 +132,10 @@ def size_fields(config: ModelConfig) -> list[Field]:
     if config.n_expert:
         fields.append(u32(f"{at}.expert_count", config.n_expert))
         fields.append(u32(f"{at}.expert_used_count", config.n_expert_used))
+    if config.n_expert_groups:
+        fields.append(u32(f"{at}.expert_group_count", config.n_expert_groups))
+    if config.n_expert_groups_used:
+        fields.append(u32(f"{at}.expert_group_used_count", config.n_expert_groups_used))
     if config.head_dim_said:
         fields.append(u32(f"{at}.attention.key_length", config.head_dim))
         fields.append(u32(f"{at}.attention.value_length", config.head_dim))
@@ -141,6 +145,10 @@ def size_fields(config: ModelConfig) -> list[Field]:
 def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = False) -> ModelConfig:
     """The configuration that a GGUF's metadata describes; `partial` says whether RoPE may rotate a
     part of a head. `GGUFError` for what is missing, makes no sense, or cannot be run."""
+    layers = count(found, f"{arch}.block_count", most=MOST_LAYERS)
+    nextn = int(optional(found, f"{arch}.nextn_predict_layers"))
+    if nextn >= layers:
+        raise GGUFError(f"{arch}.nextn_predict_layers is {nextn} of {layers} layers")
     n_ctx = count(found, f"{arch}.context_length")
     n_embd = count(found, f"{arch}.embedding_length")
     n_head = count(found, f"{arch}.attention.head_count")
@@ -148,7 +156,8 @@ def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = Fals
     tokens = found.get("tokenizer.ggml.tokens")
     config = ModelConfig(
         arch=arch,
-        n_layer=count(found, f"{arch}.block_count", most=MOST_LAYERS),
+        n_layer=layers - nextn,
+        n_nextn=nextn,
         n_ctx=n_ctx,
         n_embd=n_embd,
         n_ff=count(found, f"{arch}.feed_forward_length"),
@@ -168,7 +177,7 @@ def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = Fals
         attention_cap=optional(found, f"{arch}.attn_logit_softcapping"),
         logit_cap=optional(found, f"{arch}.final_logit_softcapping"),
     )
-    config = _with_stored_experts(with_stored_window(config, found), found)
+    config = with_stored_experts(with_stored_window(config, found), found)
     _check_runnable(config, found)
     return _with_stored_rotation(config, found, partial)
 
@@ -181,18 +190,6 @@ def _with_stored_rotation(
     if n_rot > whole or n_rot % 2 or (n_rot != whole and not partial):
         raise GGUFError(f"{key} is {n_rot}, the keys have {whole}")
     return replace(config, n_rot=n_rot)
-
-
-def _with_stored_experts(config: ModelConfig, found: Mapping[str, Field]) -> ModelConfig:
-    field = found.get(f"{config.arch}.expert_count")
-    if field is None or field.value == 0:
-        return config
-    experts = count(found, f"{config.arch}.expert_count", most=MOST_EXPERTS)
-    used = count(found, f"{config.arch}.expert_used_count")
-    if used > experts:
-        raise GGUFError(f"{config.arch}.expert_used_count is {used}, there are {experts} experts")
-    inside = count(found, f"{config.arch}.expert_feed_forward_length", config.n_ff)
-    return replace(config, n_expert=experts, n_expert_used=used, n_ff_expert=inside)
 
 
 def _check_runnable(config: ModelConfig, found: Mapping[str, Field]) -> None:

@@ -133,6 +133,8 @@ class Step:
     ) -> Tensor | None:
         attention = layer.attention
         row, whole = rows[1], layer.shape.in_groups
+        if attention.growth is not None:
+            self._q.mul_(attention.growth(self.position)[0])
         attend_triton(
             self._q, self._k, self._v, turns, *cache.layer(attention.layer), self.position,
             layer.shape, self._scratch, row.values, row.prepared if whole else None, layer.norms,
@@ -218,6 +220,8 @@ def _layer(decoder: Decoder, block: object, rope: Rope) -> Layer | None:
     if any(linear.observe is not None for linear in linears) or shape is None:
         return None
     if norms is None and attention.norms is not None:
+        return None
+    if attention.growth is not None and norms is not None:
         return None
     return Layer(
         norm, attention, after_attention, next_norm, feed_forward, after, norms, shape, rope

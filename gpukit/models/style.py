@@ -9,22 +9,23 @@ class Style:
     """How an architecture does what all of them do.
 
     rotate      the pairs of a head that RoPE turns: its halves, or neighbours
-    qk_norms    a norm over each head of queries and keys, before RoPE
+    qk_norms    a norm over each head of queries and keys, before RoPE; or where a file has one
     wide_norms  those norms go over all heads at once
     activation  of the gate
     scaled      embeddings times the root of their width
-    pre_norms   a norm before attention and before feed forward
+    pre_norms   a norm before attention and before feed forward, which is called `second_norm`
     post_norms  a norm behind attention and behind feed forward, too
     unrotated_every  the last of so many layers has no RoPE (0: all have)
     fused       attn_qkv holds queries, keys and values, ffn_up gate and up
     """
 
     rotate: Literal["halves", "pairs"] = "halves"
-    qk_norms: bool = False
+    qk_norms: bool | Literal["optional"] = False
     wide_norms: bool = False
     activation: Literal["silu", "gelu_tanh"] = "silu"
     scaled: bool = False
     pre_norms: bool = True
+    second_norm: str = "ffn_norm"
     post_norms: bool = False
     unrotated_every: int = 0
     fused: bool = False

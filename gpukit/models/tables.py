@@ -4,12 +4,18 @@ An architecture takes the rows that it has, and adds its own.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from gpukit.models.config import ModelConfig
 from gpukit.models.rules import Rule
 
 # Tensors that carry nothing, by the ends of their names.
 SKIPPED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
+
+# What is no text in a model that sees, by the beginnings of names.
+VISION = tuple(
+    f"{at}{part}." for at in ("", "model.") for part in ("vision_tower", "multi_modal_projector")
+)
 
 # Checkpoint name, GGUF name, shape (outermost first; see `sizes`).
 Row = tuple[str, str, tuple[str, ...]]
@@ -55,16 +61,28 @@ FUSED: tuple[Row, ...] = (
     ("mlp.gate_up_proj.weight", "ffn_up.weight", ("gate_up", "embd")),
     FEED_FORWARD[3],
 )
+SHARED_EXPERTS: tuple[Row, ...] = (
+    ("mlp.shared_experts.gate_proj.weight", "ffn_gate_shexp.weight", ("shared", "embd")),
+    ("mlp.shared_experts.up_proj.weight", "ffn_up_shexp.weight", ("shared", "embd")),
+    ("mlp.shared_experts.down_proj.weight", "ffn_down_shexp.weight", ("embd", "shared")),
+)
 QK_NORMS: tuple[Row, ...] = (
     ("self_attn.q_norm.weight", "attn_q_norm.weight", ("head",)),
     ("self_attn.k_norm.weight", "attn_k_norm.weight", ("head",)),
 )
 
 
+def text_name(name: str) -> str:
+    """The name of a tensor of the text as where there is nothing but text."""
+    return name.replace("language_model.", "")
+
+
 def sizes(config: ModelConfig) -> dict[str, int]:
     """What the names of sizes stand for."""
     return {
         "embd": config.n_embd,
+        "twice": 2 * config.n_embd,
+        "vocab": config.vocab_size,
         "q": config.n_head * config.head_dim,
         "kv": config.n_head_kv * config.head_dim,
         "qkv": (config.n_head + 2 * config.n_head_kv) * config.head_dim,
@@ -72,6 +90,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "ff": config.n_ff,
         "gate_up": 2 * config.n_ff,
         "expert": config.n_expert,
+        "shared": config.expert_ff * config.n_expert_shared,
     }
 
 
@@ -80,22 +99,26 @@ def decoder_rules(
 ) -> list[Rule]:
     """Every tensor that a checkpoint may hold: embedding, last norm and head (not if tied), and for
     each layer the rows of `layer`; those of `optional` are used where they are there."""
-    known = sizes(config)
     vocabulary = (config.vocab_size, config.n_embd)
     rules = [
         Rule("model.embed_tokens.weight", "token_embd.weight", vocabulary),
         Rule("model.norm.weight", "output_norm.weight", (config.n_embd,)),
         Rule("lm_head.weight", "output.weight", vocabulary, required=not config.tied),
     ]
-    rows = [*((row, True) for row in layer), *((row, False) for row in optional)]
     for number in range(config.n_layer):
-        for (source, name, shape), required in rows:
-            rules.append(
-                Rule(
-                    f"model.layers.{number}.{source}",
-                    f"blk.{number}.{name}",
-                    tuple(known[size] for size in shape),
-                    required,
-                )
-            )
+        rules += layer_rules(config, number, layer)
+        rules += [replace(rule, required=False) for rule in layer_rules(config, number, optional)]
     return rules
+
+
+def layer_rules(config: ModelConfig, number: int, rows: Iterable[Row]) -> list[Rule]:
+    """The tensors `rows` of layer `number`."""
+    known = sizes(config)
+    return [
+        Rule(
+            f"model.layers.{number}.{source}",
+            f"blk.{number}.{name}",
+            tuple(known[size] for size in shape),
+        )
+        for source, name, shape in rows
+    ]

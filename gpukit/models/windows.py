@@ -65,3 +65,8 @@ def with_stored_window(config: ModelConfig, found: Mapping[str, Field]) -> Model
     if len(windowed) != config.n_layer:
         raise GGUFError(f"{at}_pattern has {len(windowed)} entries for {config.n_layer} layers")
     return replace(config, window=window, windowed=windowed)
+
+
+def periodic(n_layer: int, period: int) -> tuple[bool, ...]:
+    """Windows on all but every `period`-th layer."""
+    return tuple((layer + 1) % period != 0 for layer in range(n_layer))

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from gpukit.tokenizer.families import (
         gemma2_vocabulary,
         gemma_vocabulary,
+        glm_vocabulary,
         phi3_vocabulary,
         plain_vocabulary,
     )
@@ -16,16 +17,20 @@ if TYPE_CHECKING:
 
 # Names are imported when they are first used: pre-tokenizers are looked at without a vocabulary.
 _MODULES = {
-    "families": ["gemma2_vocabulary", "gemma_vocabulary", "phi3_vocabulary", "plain_vocabulary"],
+    "families": [
+        "gemma2_vocabulary", "gemma_vocabulary", "glm_vocabulary", "phi3_vocabulary",
+        "plain_vocabulary",
+    ],
     "folder": ["vocabulary_fields"],
     "tokenizer": ["TextStream", "Tokenizer"],
-}
+}  # fmt: skip
 
 __all__ = [
     "TextStream",
     "Tokenizer",
     "gemma2_vocabulary",
     "gemma_vocabulary",
+    "glm_vocabulary",
     "phi3_vocabulary",
     "plain_vocabulary",
     "vocabulary_fields",

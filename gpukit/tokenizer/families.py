@@ -14,6 +14,8 @@ from gpukit.tokenizer.types import TokenType
 
 # What llama.cpp's converter takes for tokens of every Gemma, CodeGemma's among them.
 GEMMA_IDS = {"prefix": 67, "suffix": 69, "middle": 68, "fsep": 70, "eot": 107}
+# Those of every GLM 4.5.
+GLM_TEXTS = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
 
 
 def plain_vocabulary(
@@ -42,6 +44,15 @@ def gemma2_vocabulary(
     """The vocabulary of a Gemma 2 or 3: no space is put in front."""
     fields = listed_fields(folder, int(config["vocab_size"]), pre, report)
     return last_values([*fields, boolean("tokenizer.ggml.add_space_prefix", False)])
+
+
+def glm_vocabulary(
+    folder: Path, config: Mapping[str, Any], *, pre: str | None = None, report: Report = ignore
+) -> list[Field]:
+    """The byte-level BPE of a GLM 4.5, in which the beginning of a text, the ends of a turn and of
+    a message, and what is unknown have texts that its files do not name."""
+    size = int(config["vocab_size"])
+    return last_values(listed_fields(folder, size, pre, report, texts=GLM_TEXTS))
 
 
 def phi3_vocabulary(

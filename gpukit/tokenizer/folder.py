@@ -7,6 +7,7 @@ counts, as for the converter, unless tokenizer.json has other tokens: transforme
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gpukit.errors import TokenizerError
@@ -65,11 +66,18 @@ def listed_fields(
     pre: str | None,
     report: Report,
     added: Callable[[Path], Iterable[Placed]] | None = None,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Field]:
     """The fields of whichever vocabulary is in `folder`, with `size` tokens; `added` finds those
-    that the converter adds to a tokenizer.model."""
+    that the converter adds to a tokenizer.model; `texts` are the special tokens of kinds that no
+    file names."""
     library, table = read_library(folder), Table(size)
     pieces = _pieces(folder, library, report)
+    if library is None and pieces is None and (folder / "tekken.json").is_file():
+        raise TokenizerError(
+            f"{folder}: no tokenizer.json beside tekken.json, which is not read; copy that of the "
+            "model's repository into the folder"
+        )
     if library is None and pieces is None:
         raise TokenizerError(
             f"{folder}: no tokenizer.model and no tokenizer.json; copy the tokenizer of the model "
@@ -94,10 +102,24 @@ def listed_fields(
         folder,
         size=size,
         merges=listed[0].value == "gpt2",
+        ids=_ids(folder, library, texts),
         library=library.data if library else None,
         report=report,
     )
     return [*listed, *special, *more]
+
+
+def _ids(folder: Path, library: Library | None, texts: Mapping[str, str]) -> dict[str, int]:
+    """The ids of added tokens by their kinds; `TokenizerError` for one that is not there."""
+    added = (library.data.get("added_tokens") or []) if library else []
+    there = {token.get("content"): token.get("id") for token in added}
+    missing = [text for text in texts.values() if text not in there]
+    if missing:
+        raise TokenizerError(
+            f"{folder}: no added token {missing[0]} in tokenizer.json, which this architecture "
+            "has; copy the tokenizer of the model into the folder"
+        )
+    return {kind: there[text] for kind, text in texts.items()}
 
 
 def _pieces(folder: Path, library: Library | None, report: Report) -> list[Piece] | None:

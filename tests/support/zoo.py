@@ -24,8 +24,10 @@ class Animal:
     prompt    how many tokens llama.cpp is asked about: not past a window that it passes over
     in_transformers  whether this version of it can load the checkpoint on a CPU
     head      whether there is a head that is a copy of the embedding
+    nextn     whether the layers that guess further tokens are there
     prefix, beside   what is before every name, and tensors that are no text
     pre       the pre-tokenizer of a small byte-level BPE, which nobody recognises
+    specials  its special tokens, the end of a text last
     """
 
     config: Mapping[str, Any]
@@ -37,11 +39,13 @@ class Animal:
     alike: bool = True
     shards: int = 1
     head: bool = False
+    nextn: bool = True
     prefix: str = ""
     beside: tuple[str, ...] = ()
     prompt: int = 150
     in_transformers: bool = True
     pre: str | None = None
+    specials: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,6 +79,11 @@ QWEN3_MOE = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_act": "silu",
     "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
 }  # fmt: skip
+GLM4_MOE = {
+    "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "hidden_act": "silu",
+    "bos_token_id": None, "eos_token_id": [759, 757, 758], "pad_token_id": 759,
+}  # fmt: skip
+GLM_SPECIALS = ("[gMASK]", "<|user|>", "<|observation|>", "<|endoftext|>")
 SMOLLM3 = {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "hidden_act": "silu"}
 GRANITE = {
     "architectures": ["GraniteForCausalLM"], "model_type": "granite", "hidden_act": "silu",
@@ -85,7 +94,20 @@ OLMO2 = {
     "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "hidden_act": "silu",
     "attention_bias": False, "pad_token_id": 0,
 }  # fmt: skip
+OLMO3 = {**OLMO2, "architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3"}
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu"}
+MINISTRAL3 = {
+    "model_type": "ministral3", "hidden_act": "silu", "sliding_window": None, "pad_token_id": 0,
+    "rope_parameters": {
+        "rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 32,
+        "rope_theta": 1e4, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3},
+}  # fmt: skip
+PIXTRAL = {
+    "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+SEES = ("vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight")
 GEMMA = {
     "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": True,
     "hidden_act": "gelu_pytorch_tanh", "pad_token_id": 0,
@@ -192,6 +214,25 @@ ZOO: dict[str, Animal] = {
          "moe_intermediate_size": 64, "tie_word_embeddings": False, "attention_bias": False},
         types=EVERY_TYPE, shards=3, pre="qwen2",
     ),
+    "glm4-moe": Animal(
+        {**WIDE, **GLM4_MOE, "rope_theta": 1e6, "partial_rotary_factor": 0.5, "head_dim": 48,
+         "attention_bias": True, "use_qk_norm": True, "first_k_dense_replace": 1,
+         "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128,
+         "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
+         "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1, "tie_word_embeddings": False},
+        biases=QKV, pre="glm4", specials=GLM_SPECIALS,
+    ),
+    # In groups, saved by transformers: without the layer that guesses, although config.json has it.
+    "glm4-moe-groups": Animal(
+        {**NARROW, **GLM4_MOE, "rope_parameters": {
+             "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+         "attention_bias": False, "first_k_dense_replace": 2, "n_routed_experts": 12,
+         "num_experts_per_tok": 3, "moe_intermediate_size": 64, "n_shared_experts": 2,
+         "n_group": 4, "topk_group": 2, "norm_topk_prob": False, "routed_scaling_factor": 1.0,
+         "num_nextn_predict_layers": 1, "tie_word_embeddings": True},
+        types=EVERY_TYPE, dtype="F16", shards=3, pre="glm4", specials=GLM_SPECIALS,
+        nextn=False,
+    ),
     "smollm3": Animal(
         {**SMOLLM3, **NARROW, "rope_theta": 5e6, "num_hidden_layers": 5, "pad_token_id": 0,
          "no_rope_layers": [1, 1, 1, 0, 1], "tie_word_embeddings": True,
@@ -223,6 +264,30 @@ ZOO: dict[str, Animal] = {
         {**NARROW, **OLMO2, "rope_parameters": {**YARN, "rope_theta": 1e4},
          "tie_word_embeddings": False},
         pre="olmo",
+    ),
+    "olmo3": Animal(
+        {**WIDE, **OLMO3, "sliding_window": 40, "tie_word_embeddings": False,
+         "layer_types": ["sliding_attention", "full_attention"],
+         "rope_parameters": {
+             "full_attention": {**YARN, "rope_theta": 5e5},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 5e5}}},
+        pre="olmo",
+    ),
+    # As it was published, every fourth layer without a window.
+    "olmo3-published": Animal(
+        {**NARROW, **OLMO3, "sliding_window": 40, "tie_word_embeddings": False, "rope_theta": 5e5,
+         "rope_scaling": {**YARN, "attention_factor": 1.2079441541679836, "beta_fast": 32.0,
+                          "beta_slow": 1.0},
+         "num_hidden_layers": 5},
+        dtype="F16", types=EVERY_TYPE, pre="olmo",
+    ),
+    # llama.cpp turns layers with a window by the base of the others.
+    "olmo3-bases": Animal(
+        {**TINY, **OLMO3, "head_dim": 16, "sliding_window": 600, "tie_word_embeddings": False,
+         "rope_parameters": {
+             "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 2e3}}},
+        pre="olmo", alike=False, prompt=100,
     ),
     "mistral-v0.1": Animal(
         {**MISTRAL, **WIDE, "rope_theta": 10000.0, "sliding_window": 40,
@@ -259,6 +324,35 @@ ZOO: dict[str, Animal] = {
          "num_hidden_layers": 1, "tie_word_embeddings": True,
          "quantization_config": {"quant_method": "fp8", "weight_block_size": [48, 64]}},
         dtype="F8", in_transformers=False,
+    ),
+    "mistral-small-3.1": Animal(
+        {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+         "text_config": {**NARROW, "model_type": "mistral", "hidden_act": "silu", "head_dim": 24,
+                         "rope_theta": 1e6, "sliding_window": None, "tie_word_embeddings": False},
+         "vision_config": PIXTRAL, "tie_word_embeddings": False, "spatial_merge_size": 2},
+        dtype="F16", prefix="language_model.", beside=SEES,
+    ),
+    # Queries grow every 32 positions.
+    "ministral3": Animal(
+        {**WIDE, **MINISTRAL3, "architectures": ["Ministral3ForCausalLM"], "head_dim": 48,
+         "tie_word_embeddings": True},
+        types=EVERY_TYPE, pre="tekken",
+    ),
+    "ministral3-vision": Animal(
+        {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+         "text_config": {**NARROW, **MINISTRAL3, "head_dim": 16, "tie_word_embeddings": True},
+         "vision_config": PIXTRAL, "tie_word_embeddings": True, "spatial_merge_size": 2},
+        prefix="model.language_model.", beside=tuple(f"model.{name}" for name in SEES),
+    ),
+    # One scale a matrix, and one that activations would have.
+    "ministral3-fp8": Animal(
+        {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+         "text_config": {**NARROW, **MINISTRAL3, "head_dim": 16, "tie_word_embeddings": True,
+                         "num_hidden_layers": 1},
+         "vision_config": PIXTRAL, "tie_word_embeddings": True,
+         "quantization_config": {"quant_method": "fp8", "activation_scheme": "static",
+                                 "weight_block_size": None}},
+        dtype="F8", in_transformers=False, prefix="language_model.",
     ),
     "gemma": Animal(
         {**WIDE, **GEMMA, "head_dim": 48, "num_key_value_heads": 1, "rope_theta": 10000.0}

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def build(name: str, root: Path) -> Path:
     if animal.pre is None:
         shutil.copyfile(VOCABULARY, folder / "tokenizer.model")
     else:
-        _write_bpe(folder)
+        _write_bpe(folder, animal.specials)
     if animal.shards > 1:
         save_shards(folder, tensors(name), animal.shards)
     else:
@@ -35,14 +36,14 @@ def build(name: str, root: Path) -> Path:
     return folder
 
 
-def _write_bpe(folder: Path) -> None:
-    """A byte-level BPE of 756 tokens, and three special ones."""
+def _write_bpe(folder: Path, specials: Sequence[str]) -> None:
+    """A byte-level BPE of 756 tokens, and `specials`, of which the last ends a text."""
     pairs = merges()[:500]
     tokens = [*letters(), *(a + b for a, b in pairs)]
     added = [
         {"id": len(tokens) + i, "content": text, "special": True, "normalized": False,
          "single_word": False, "lstrip": False, "rstrip": False}
-        for i, text in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+        for i, text in enumerate(specials)
     ]  # fmt: skip
     level = {
         "type": "ByteLevel",
@@ -57,7 +58,7 @@ def _write_bpe(folder: Path) -> None:
                   "merges": [list(pair) for pair in pairs]},
     }  # fmt: skip
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>",
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": specials[-1],
         "add_bos_token": False, "chat_template": "{{ messages[0]['content'] }}",
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(library), "utf-8")
@@ -72,11 +73,18 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
         for key, shape in _shapes(animal).items()
     }
     if animal.dtype == "F8":
-        found = _eight_bits(found, animal.text["quantization_config"]["weight_block_size"])
+        found = _eight_bits(found, animal.config["quantization_config"]["weight_block_size"])
     if animal.head:
         found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
-    found = {animal.prefix + key: values for key, values in found.items()}
+    found = {_with_prefix(key, animal.prefix): values for key, values in found.items()}
     return {**found, **{key: torch.ones(32) for key in animal.beside}}
+
+
+def _with_prefix(key: str, prefix: str) -> str:
+    """The name of a tensor of the text as transformers 4 has it, or 5 (`model.…`)."""
+    if not prefix.startswith("model."):
+        return prefix + key
+    return key.replace("model.", prefix, 1) if key.startswith("model.") else key
 
 
 def _values(
@@ -98,11 +106,19 @@ def _values(
     return lively * values * shape[1] ** -0.5
 
 
-def _eight_bits(found: dict[str, torch.Tensor], block: list[int]) -> dict[str, torch.Tensor]:
-    """`found` with the matrices of layers, routers aside, in 8-bit floats, a scale a block."""
+def _eight_bits(found: dict[str, torch.Tensor], block: list[int] | None) -> dict[str, torch.Tensor]:
+    """`found` with the matrices of layers, routers aside, in 8-bit floats, a scale a block; without
+    blocks one for all, and another for activations."""
     changed = dict(found)
     for key, values in found.items():
         if ".layers." not in key or values.ndim < 2 or "moe.gate." in key:
+            continue
+        if block is None:
+            # A few bits, so that every product is a bfloat16.
+            scale = 1.5 * 2 ** torch.ceil(torch.log2(values.float().abs().max() / 448))
+            changed[key] = (values.float() / scale).to(torch.float8_e4m3fn)
+            changed[f"{key}_scale_inv"] = scale.to(torch.bfloat16)
+            changed[f"{key.removesuffix('weight')}activation_scale"] = torch.tensor(0.5)
             continue
         rows, columns = (-(-size // part) for size, part in zip(values.shape, block, strict=True))
         scales = torch.linspace(0.5, 2, rows * columns).view(rows, columns) / 128
@@ -122,13 +138,26 @@ def _shapes(animal: Animal) -> Shapes:
     }
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocabulary, hidden)
-    for layer in range(config["num_hidden_layers"]):
-        for key, shape in _layer(animal).items():
+    layers = config["num_hidden_layers"]
+    for layer in range(layers):
+        for key, shape in _layer(animal, layer).items():
+            shapes[f"model.layers.{layer}.{key}"] = shape
+    for layer in range(layers, layers + animal.nextn * config.get("num_nextn_predict_layers", 0)):
+        for key, shape in {**_layer(animal, layer), **_nextn(hidden, vocabulary)}.items():
             shapes[f"model.layers.{layer}.{key}"] = shape
     return shapes
 
 
-def _layer(animal: Animal) -> Shapes:
+def _nextn(hidden: int, vocabulary: int) -> Shapes:
+    """What a layer that guesses a further token has beside those of others."""
+    return {
+        "embed_tokens.weight": (vocabulary, hidden), "eh_proj.weight": (hidden, 2 * hidden),
+        "enorm.weight": (hidden,), "hnorm.weight": (hidden,),
+        "shared_head.head.weight": (vocabulary, hidden), "shared_head.norm.weight": (hidden,),
+    }  # fmt: skip
+
+
+def _layer(animal: Animal, layer: int) -> Shapes:
     config, family = animal.text, animal.family
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or HEAD_DIMS.get(family) or hidden // heads
@@ -157,6 +186,19 @@ def _layer(animal: Animal) -> Shapes:
             at = f"mlp.experts.{expert}"
             shapes[f"{at}.gate_proj.weight"] = shapes[f"{at}.up_proj.weight"] = (ff, hidden)
             shapes[f"{at}.down_proj.weight"] = (hidden, ff)
+    if family == "glm4_moe" and layer >= config["first_k_dense_replace"]:
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
+        count, ff = config["n_routed_experts"], config["moe_intermediate_size"]
+        shapes["mlp.gate.weight"] = (count, hidden)
+        shapes["mlp.gate.e_score_correction_bias"] = (count,)
+        wide = ff * config["n_shared_experts"]
+        both = [(f"experts.{i}", ff) for i in range(count)] + [("shared_experts", wide)]
+        for at, width in both:
+            shapes[f"mlp.{at}.gate_proj.weight"] = shapes[f"mlp.{at}.up_proj.weight"] = (
+                width,
+                hidden,
+            )
+            shapes[f"mlp.{at}.down_proj.weight"] = (hidden, width)
     if family == "phi3":
         shapes = {
             "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
@@ -164,14 +206,14 @@ def _layer(animal: Animal) -> Shapes:
             "mlp.gate_up_proj.weight": (2 * ff, hidden), "mlp.down_proj.weight": (hidden, ff),
         }  # fmt: skip
     shapes["input_layernorm.weight"] = shapes["post_attention_layernorm.weight"] = (hidden,)
-    if family == "olmo2":
+    if family in ("olmo2", "olmo3"):
         del shapes["input_layernorm.weight"]
         shapes["post_feedforward_layernorm.weight"] = (hidden,)
         shapes["self_attn.q_norm.weight"], shapes["self_attn.k_norm.weight"] = (q,), (kv,)
     if family in POST_NORMS:
         shapes["pre_feedforward_layernorm.weight"] = (hidden,)
         shapes["post_feedforward_layernorm.weight"] = (hidden,)
-    if family in QK_NORMS:
+    if family in QK_NORMS or config.get("use_qk_norm"):
         shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (head,)
     return shapes
 
@@ -179,4 +221,4 @@ def _layer(animal: Animal) -> Shapes:
 QK_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
 POST_NORMS = ("gemma2", "gemma3_text")
 # Where config.json does not say, and it is not hidden/heads.
-HEAD_DIMS = {"qwen3": 128}
+HEAD_DIMS = {"qwen3": 128, "ministral3": 128}

@@ -74,6 +74,7 @@ def _check(folder: Path, arch: str, names: Sequence[str], alpha: float = 6.0) ->
 ZOO = {
     "mixtral-12": ("llama", EXPERTS),
     "gemma3-vision": ("gemma3", LAYER),
+    "ministral3-vision": ("mistral3", LAYER),
     "phi4": ("phi3", ("attn_qkv", "attn_output", "ffn_up", "ffn_down")),
     "qwen2-tied": ("qwen2", LAYER),
     "qwen3-untied": ("qwen3", LAYER),

@@ -6,6 +6,7 @@ behind it, by some times that.
 
 import pytest
 import torch
+from support.zoo import ZOO
 from support.zoo_build import build
 
 from gpukit.generation.loading import load_model
@@ -16,9 +17,10 @@ NEAR = 2.0**-8
 COUNT = 90
 
 
-@pytest.fixture(scope="module", params=["gemma2", "qwen3", "phi3-4k"])
+@pytest.fixture(scope="module", params=["gemma2", "qwen3", "phi3-4k", "ministral3"])
 def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return load_model(build(request.param, tmp_path_factory.mktemp("half")), "cpu").decoder
+    folder = build(request.param, tmp_path_factory.mktemp("half"))
+    return load_model(folder, "cpu", ZOO[request.param].pre).decoder
 
 
 def test_half_is_near_in_pieces_and_together(

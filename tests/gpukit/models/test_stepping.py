@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 NAMES = (
     "plain", "llama31", "biases", "wide-heads", "qwen2", "qwen2-window", "qwen3", "mistral-v0.1",
-    "gemma", "gemma2", "gemma3", "phi3-128k", "phi4-mini",
+    "gemma", "gemma2", "gemma3", "phi3-128k", "phi4-mini", "ministral3",
 )  # fmt: skip
 
 
@@ -181,6 +181,7 @@ def test_the_largest_come_alone_and_ahead(tmp_path: Path) -> None:
 
 def test_what_is_not_known_has_no_step(tmp_path: Path) -> None:
     assert parts_of(loaded("mixtral-12", tmp_path)) is None
+    assert parts_of(loaded("glm4-moe", tmp_path)) is None
     assert parts_of(loaded("granite", tmp_path)) is None
     assert parts_of(loaded("olmo2", tmp_path)) is None
     decoder = loaded("plain", tmp_path)

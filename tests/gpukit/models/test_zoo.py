@@ -111,7 +111,7 @@ def _in_pieces(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
 def _peer(name: str, folders: Path) -> Any:
     """The checkpoint in transformers, float32."""
     transformers = pytest.importorskip("transformers")
-    peer = transformers.AutoModelForCausalLM.from_pretrained(
+    peer = getattr(transformers, ZOO[name].config["architectures"][0]).from_pretrained(
         _built(name, folders), dtype=torch.float32, attn_implementation="eager"
     )
     if ZOO[name].dtype == "F16" and "gemma" in ZOO[name].family:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
-from support.zoo import YARN
+from support.zoo import YARN, ZOO
 from support.zoo_build import build, tensors
 
-from gpukit.errors import CheckpointError, GGUFError, GpukitError
+from gpukit.errors import CheckpointError, GGUFError, GpukitError, TokenizerError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, ValueType, array, f32, string, u32
 from gpukit.models.importer import plan_import
@@ -22,7 +22,7 @@ def plan(folder: Path, **config: Any) -> Any:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     with Checkpoint(folder) as checkpoint:
-        return plan_import(checkpoint)
+        return plan_import(checkpoint, pre=ZOO[folder.name].pre)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,41 @@ def plan(folder: Path, **config: Any) -> Any:
         ("qwen3-moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2; every layer"),
         ("qwen3-moe", {"num_experts": 2}, "num_experts_per_tok is 3, num_experts is 2"),
         ("qwen3-moe", {"moe_intermediate_size": 512}, r"experts.0.down_proj"),
+        ("glm4-moe", {"partial_rotary_factor": 0.02}, "0.02 of head_dim 48 is no even number"),
+        ("glm4-moe", {"n_group": 3}, r"2 of 4 experts .* 1 \(topk_group\) of 3 groups \(n_group\)"),
+        ("glm4-moe-groups", {"topk_group": 4}, r"3 of 12 .* in 4 \(topk_group\) of 4"),
+        ("glm4-moe-groups", {"topk_group": 1, "num_experts_per_tok": 4}, "4 of 12 experts cannot"),
+        ("glm4-moe", {"first_k_dense_replace": -1}, "first_k_dense_replace is -1"),
+        ("glm4-moe", {"num_nextn_predict_layers": 0}, "layers.2.eh_proj.*unknown to glm4moe"),
+        ("glm4-moe", {"use_qk_norm": False}, "k_norm.*unknown to glm4moe"),
         ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1]}, r"is \[1, 1, 0, 1, 1\]; a smollm3"),
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}, r"is .1, 0, 1, 0, 1.;"),
         ("smollm3", {"use_sliding_window": True}, "use_sliding_window is true; layers of"),
         ("granite", {"logits_scaling": 0}, "logits_scaling is 0; a positive number"),
         ("olmo2", {"attention_bias": True}, "attention_bias is true; an olmo2 GGUF has no biases"),
+        ("olmo3", {"sliding_window": None}, "sliding_window is null; layers of an OLMo 3 have one"),
+        (
+            "olmo3",
+            {"rope_parameters": {"full_attention": YARN, "sliding_attention": YARN}},
+            "scaling 'yarn' of sliding_attention cannot be written into a olmo2 GGUF",
+        ),
+        ("olmo3", {"layer_types": ["full_attention"]}, "1 layer_types for 2 num_hidden_layers"),
         ("granite", {"head_dim": 48}, "8 heads of head_dim 48 are not hidden_size 256"),
+        ("ministral3", {"model_type": "mistral4"}, "'mistral4', a model with latent attention"),
+        ("ministral3", {"rope_parameters": {"rope_type": "linear"}}, "'linear' of a ministral3"),
+        ("ministral3", {"rope_parameters": YARN}, "no llama_4_scaling_beta"),
+        (
+            "ministral3",
+            {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1, "mscale": 2.0,
+                                 "mscale_all_dim": 2.0}},
+            "mscale 2 and mscale_all_dim 2 of the RoPE scaling; a mistral3 GGUF is run with an",
+        ),
+        (
+            "ministral3",
+            {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1, "mscale_all_dim": 1.0}},
+            "mscale 0 and mscale_all_dim 1 of",
+        ),
+        ("mistral-small-3.1", {"vision_config": None, "tie_word_embeddings": 1}, "word_embeddings"),
         ("mistral-v0.1", {"sliding_window": "wide"}, "sliding_window is 'wide'"),
     ],
 )  # fmt: skip
@@ -104,6 +133,7 @@ def test_configurations_that_do_not_fit(
         ("qwen3", {"model.layers.0.self_attn.q_norm.weight": None}, r"q_norm.weight\) missing of"),
         ("mistral-v0.3", {"model.layers.0.self_attn.q_proj.bias": 96}, "bias.* unknown to llama"),
         ("qwen3-untied", {"lm_head.weight": None}, r"1 tensor \(lm_head.weight\) missing"),
+        ("glm4-moe", {"model.layers.2.hnorm.weight": None}, r"1 tensor \(.*hnorm.weight\) missing"),
     ],
 )
 def test_tensors_that_do_not_fit(
@@ -197,6 +227,13 @@ def _fields(folder: Path, *changes: Field) -> dict[str, Field]:
         ("qwen2-yarn", string("qwen2.rope.scaling.type", "su"), "'su'; none, linear and yarn can"),
         ("mistral-nemo", u32("llama.expert_count", 3), "no llama.expert_used_count"),
         ("mixtral-12", u32("llama.expert_count", 2), "expert_used_count is 3, there are 2 experts"),
+        ("glm4-moe", u32("glm4moe.expert_gating_func", 4), "_func is 4; 1, 2, 3 can be run"),
+        ("glm4-moe", u32("glm4moe.nextn_predict_layers", 3), "predict_layers is 3 of 3 layers"),
+        (
+            "glm4-moe",
+            u32("glm4moe.expert_group_count", 3),
+            "_count is 3, 1 of them used, for 2 of 4",
+        ),
     ],
 )
 def test_metadata_that_contradict_themselves(
@@ -218,6 +255,11 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
         "gemma3-otherwise",
         "phi3-4k",
         "phi4-mini",
+        "glm4-moe",
+        "glm4-moe-groups",
+        "ministral3",
+        "olmo3",
+        "olmo3-bases",
     ):
         config = plan(build(name, tmp_path)).config
         found = _fields(tmp_path / name)
@@ -227,10 +269,31 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
         assert (restored.attention_cap, restored.logit_cap) == (
             config.attention_cap, config.logit_cap
         )  # fmt: skip
+        assert restored.attention_growth == pytest.approx(config.attention_growth, rel=1e-6)
+        assert restored.rope_log_multiplier == config.rope_log_multiplier
         assert restored.rope_theta_local == config.rope_theta_local
         assert restored.rope_magnitude == pytest.approx(config.rope_magnitude, rel=1e-6)
+        assert (restored.n_layer, restored.n_nextn) == (config.n_layer, config.n_nextn or 0)
+        assert (restored.n_expert_shared, restored.n_dense) == (
+            config.n_expert_shared, config.n_dense
+        )  # fmt: skip
         assert restored.n_rot == (config.n_rot or config.head_dim)
         assert (restored.head_dim, restored.n_head_kv) == (config.head_dim, config.n_head_kv)
+
+
+def test_a_token_that_an_architecture_has_is_missing(tmp_path: Path) -> None:
+    folder = build("glm4-moe", tmp_path)
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace("[gMASK]", "[mask]"))
+    with pytest.raises(TokenizerError, match=r"no added token \[gMASK\] in tokenizer.json"):
+        plan(folder)
+
+
+def test_tekken_alone_is_told(tmp_path: Path) -> None:
+    folder = build("ministral3", tmp_path)
+    (folder / "tokenizer.json").rename(folder / "tekken.json")
+    with pytest.raises(TokenizerError, match=r"no tokenizer.json beside tekken.json"):
+        plan(folder)
 
 
 def test_a_period_of_windows_is_read(tmp_path: Path) -> None:
