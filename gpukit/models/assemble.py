@@ -91,7 +91,7 @@ def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> B
     return Block(
         attention_norm=named("attn_norm") if style.pre_norms else unchanged,
         attention=_attention(layer, config, weights, style),
-        feed_forward_norm=named("ffn_norm") if style.pre_norms else unchanged,
+        feed_forward_norm=named(style.feed_forward_norm) if style.pre_norms else unchanged,
         feed_forward=_feed_forward(at, config, weights, style),
         after_attention=named("post_attention_norm") if style.post_norms else None,
         after_feed_forward=named("post_ffw_norm") if style.post_norms else None,
@@ -122,6 +122,7 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         window=config.window_of(layer),
         cap=config.attention_cap,
         norms=_head_norms(at, config, weights, style),
+        sinks=weights.vector(f"{at}.attn_sinks.weight", config.n_head) if style.sinks else None,
     )
 
 

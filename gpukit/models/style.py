@@ -11,9 +11,11 @@ class Style:
     rotate      the pairs of a head that RoPE turns: its halves, or neighbours
     qk_norms    a norm over each head of queries and keys, before RoPE
     wide_norms  those norms go over all heads at once
+    sinks       of each head's attention a share goes to nothing, that of a learnt score
     activation  of the gate
     scaled      embeddings times the root of their width
     pre_norms   a norm before attention and before feed forward
+    feed_forward_norm  what the second is called
     post_norms  a norm behind attention and behind feed forward, too
     unrotated_every  the last of so many layers has no RoPE (0: all have)
     fused       attn_qkv holds queries, keys and values, ffn_up gate and up
@@ -22,9 +24,11 @@ class Style:
     rotate: Literal["halves", "pairs"] = "halves"
     qk_norms: bool = False
     wide_norms: bool = False
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    sinks: bool = False
+    activation: Literal["silu", "gelu_tanh", "swiglu_oai"] = "silu"
     scaled: bool = False
     pre_norms: bool = True
+    feed_forward_norm: str = "ffn_norm"
     post_norms: bool = False
     unrotated_every: int = 0
     fused: bool = False

@@ -56,6 +56,7 @@ def plan_quantize(
     else:
         if source.is_checkpoint and chosen.name in CONVERTED and options.overrides is None:
             fields, outputs = _converted(source, chosen)
+            chosen = source.converted_file(chosen)
         else:
             fields, outputs, idle = _quantized(source, chosen, options)
         _refuse_lossy(source, outputs, options)
@@ -85,7 +86,7 @@ def _converted(source: Source, chosen: FileType) -> tuple[list[Field], list[Plan
         for index, tensor in enumerate(source.tensors)
         for kind in [source.converted_type(index, chosen.default)]
     ]
-    return list(with_file_type(source.fields, chosen.number)), outputs
+    return list(with_file_type(source.fields, source.converted_file(chosen).number)), outputs
 
 
 def _quantized(
