@@ -205,7 +205,7 @@ ZOO: dict[str, Animal] = {
     "gpt-oss": Animal(
         {**WIDE, **GPT_OSS, "intermediate_size": 256, "num_local_experts": 4,
          "rope_theta": 1e4, "quantization_config": MXFP4,
-         "rope_scaling": {**YARN, "beta_fast": 8.0, "beta_slow": 1.0, "truncate": False}},
+         "rope_scaling": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}},
         dtype="MXFP4", biases=(*QKV, "o_proj"), types=EVERY_TYPE, pre="gpt-4o",
         quantized=("Q4_K_M", "Q8_0", "MXFP4_MOE", "F16"), alike=False,
     ),
@@ -213,8 +213,8 @@ ZOO: dict[str, Animal] = {
     # order.
     "gpt-oss-otherwise": Animal(
         {**NARROW, **GPT_OSS, "num_local_experts": 8, "quantization_config": MXFP4,
-         "rope_parameters": {**YARN, "rope_theta": 100.0, "beta_fast": 64.0, "beta_slow": 0.001,
-                             "truncate": False},
+         "rope_parameters": {**YARN, "rope_theta": 5.0, "truncate": False,
+                             "original_max_position_embeddings": 200},
          "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
         dtype="MXFP4", biases=(*QKV, "o_proj"), pre="gpt-4o",
         quantized=("Q4_K_M", "Q8_0"), extra=("gpt-oss.attention.sliding_window_pattern",),
