@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
-from support.zoo import YARN
+from support.zoo import YARN, ZOO
 from support.zoo_build import build, tensors
 
 from gpukit.errors import CheckpointError, GGUFError, GpukitError
@@ -22,7 +22,7 @@ def plan(folder: Path, **config: Any) -> Any:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     with Checkpoint(folder) as checkpoint:
-        return plan_import(checkpoint)
+        return plan_import(checkpoint, pre=ZOO[folder.name].pre)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def plan(folder: Path, **config: Any) -> Any:
                               "factor": 4}},
             "factor 4 of the RoPE scaling is not 8, which follows from contexts of 512 and 64",
         ),
-        ("qwen2", {"rope_scaling": {**YARN, "truncate": False}}, "truncate is false"),
+        ("qwen2", {"rope_scaling": {**YARN, "truncate": False}}, "truncate .* is false; .* qwen2 "),
         ("qwen2", {"rope_scaling": {**YARN, "mscale": 1, "mscale_all_dim": 2}}, "mscale 1 and "),
         ("gemma", {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear' cannot be written"),
         ("mixtral-12", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, num_local_experts"),
@@ -78,6 +78,16 @@ def plan(folder: Path, **config: Any) -> Any:
         ("qwen3-moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2; every layer"),
         ("qwen3-moe", {"num_experts": 2}, "num_experts_per_tok is 3, num_experts is 2"),
         ("qwen3-moe", {"moe_intermediate_size": 512}, r"experts.0.down_proj"),
+        ("gpt-oss-bf16", {"swiglu_limit": 5}, "swiglu_limit is 5.0; a gpt-oss GGUF is run with 7.0"),
+        ("gpt-oss-bf16", {"swiglu_alpha": 1.0}, "swiglu_alpha is 1.0; a gpt-oss GGUF is run with"),
+        ("gpt-oss-bf16", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; a gpt-oss GGUF is run with"),
+        ("gpt-oss-bf16", {"attention_bias": False}, "attention_bias is false; a gpt-oss GGUF has bi"),
+        ("gpt-oss-bf16", {"tie_word_embeddings": True}, "is true; a gpt-oss GGUF has a head of its"),
+        ("gpt-oss-bf16", {"sliding_window": None}, "sliding_window is null; layers of a gpt-oss GG"),
+        ("gpt-oss-bf16", {"rope_scaling": YARN}, "truncate of the RoPE scaling is true; the YaRN of"),
+        ("gpt-oss-bf16", {"num_experts_per_tok": 4}, "num_experts_per_tok is 4, num_local_experts"),
+        ("gpt-oss-bf16", {"intermediate_size": 96}, r"gate_proj.bias has shape \[3, 160\], config.jso"),
+        ("gpt-oss", {"num_local_experts": 5}, r"down_proj.bias has shape \[4, 256\], config.json"),
         ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1]}, r"is \[1, 1, 0, 1, 1\]; a smollm3"),
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}, r"is .1, 0, 1, 0, 1.;"),
         ("smollm3", {"use_sliding_window": True}, "use_sliding_window is true; layers of"),
@@ -216,6 +226,7 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
         "gemma2-otherwise",
         "gemma3-linear",
         "gemma3-otherwise",
+        "gpt-oss-otherwise",
         "phi3-4k",
         "phi4-mini",
     ):
@@ -223,6 +234,7 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
         found = _fields(tmp_path / name)
         restored = architecture_of(config.arch, "x").restore(found)
         assert (restored.window, restored.windowed) == (config.window, config.windowed)
+        assert restored.rope_rounded == config.rope_rounded
         assert restored.attention_scale == pytest.approx(config.attention_scale, rel=1e-6)
         assert (restored.attention_cap, restored.logit_cap) == (
             config.attention_cap, config.logit_cap
