@@ -83,7 +83,9 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
             f"config.json: tie_word_embeddings is true; a {NAME} GGUF has a head of its own"
         )
     if "sliding_window" in config and config["sliding_window"] is None:
-        raise CheckpointError(f"config.json: sliding_window is null; layers of a {NAME} GGUF have one")
+        raise CheckpointError(
+            f"config.json: sliding_window is null; layers of a {NAME} GGUF have one"
+        )
     if not section(config, "rope_scaling") and not section(config, "rope_parameters"):
         config = {**config, "rope_parameters": ROPE}
     model = read_sizes(config, NAME, DEFAULTS, rounded=False)

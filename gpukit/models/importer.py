@@ -100,9 +100,7 @@ def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:
     )
 
 
-def _read_tensors(
-    checkpoint: Checkpoint, arch: Architecture, scales: Scales
-) -> list[StoredTensor]:
+def _read_tensors(checkpoint: Checkpoint, arch: Architecture, scales: Scales) -> list[StoredTensor]:
     return [t for t in checkpoint if t.name not in scales and not arch.leaves_out(t.name)]
 
 

@@ -76,8 +76,8 @@ def rope_kind(rope: Mapping[str, Any]) -> str:
 
 
 def _check_rounded(rope: Mapping[str, Any], arch: str, rounded: bool) -> None:
-    """`CheckpointError` for a YaRN that rounds its limits where GGUFs of `arch` are run otherwise, or
-    does not where they do."""
+    """`CheckpointError` for a YaRN that rounds its limits where GGUFs of `arch` are run otherwise,
+    or does not where they do."""
     if flag(rope, "truncate", True) != rounded:
         found, how = ("false", "rounds") if rounded else ("true", "does not round")
         raise CheckpointError(

@@ -38,8 +38,8 @@ def read_sizes(
 ) -> ModelConfig:
     """The configuration in a config.json of transformers 4 or 5; `defaults` are those of its class,
     by the names in config.json (no head_dim or key-value heads: hidden/heads, and as many);
-    `scalings` are the kinds of RoPE scaling that GGUFs of `arch` can hold, and `rounded` says whether
-    YaRN rounds its limits when they are run.
+    `scalings` are the kinds of RoPE scaling that GGUFs of `arch` can hold, and `rounded` says
+    whether YaRN rounds its limits when they are run.
 
     `CheckpointError` for values that make no sense or cannot be run.
     """

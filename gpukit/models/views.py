@@ -97,9 +97,7 @@ class Packed:
         out[:, 1::2] = (front & 15) | (back << 4)
         out[:, 2::2] = (front >> 4) | (back & 0xF0)
 
-    def _rows(
-        self, read: Read, tensor: StoredTensor, row: int, count: int
-    ) -> NDArray[np.uint8]:
+    def _rows(self, read: Read, tensor: StoredTensor, row: int, count: int) -> NDArray[np.uint8]:
         """uint8 `[count, bytes of a row]`."""
         each = tensor.nbytes // prod(self.scales.shape[:-1])
         found = np.empty(((count - 1) * self.step + 1, each), np.uint8)

@@ -23,8 +23,8 @@ def attention_reference(
     the last positions of k and v `[batch, length, kv_heads, head_dim]`; computed in float32.
 
     Each kv head is shared by heads / kv_heads neighbours. With a window a position sees that many,
-    itself included; with a cap a score x becomes cap * tanh(x / cap). With float32 `sinks` `[heads]`
-    a share goes to nothing, as to one more key with this score.
+    itself included; with a cap a score x becomes cap * tanh(x / cap). With float32 `sinks`
+    `[heads]` a share goes to nothing, as to one more key with this score.
     """
     group = q.shape[2] // k.shape[2]
     rows = max(SCORES // (q.shape[0] * q.shape[2] * k.shape[1]), 1)

@@ -131,7 +131,9 @@ def test_torch_attends_in_pieces(cap: float, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_sink_is_a_key_of_no_value() -> None:
-    q, k, v = (normal(1, 50, heads, 16, seed=seed).half() for seed, heads in ((1, 4), (2, 2), (3, 2)))
+    q, k, v = (
+        normal(1, 50, heads, 16, seed=seed).half() for seed, heads in ((1, 4), (2, 2), (3, 2))
+    )
     sinks = 2 * normal(4)
     found = forward_ops.attention(q, k, v, 0.25, 20, 0.0, sinks)
     # A key in a dimension of its own, which queries see by the score of their sink.
@@ -154,8 +156,10 @@ def test_gates_past_their_limits() -> None:
     gate = torch.tensor([-9.0, -1.0, 0.5, 7.0, 9.0], device=DEVICE)
     up = torch.tensor([9.0, -9.0, 2.0, 7.0, -1.0], device=DEVICE)
     capped = torch.tensor([-9.0, -1.0, 0.5, 7.0, 7.0], device=DEVICE)
-    wanted = capped / (1 + torch.exp(-1.702 * capped)) * torch.tensor(
-        [8.0, -6.0, 3.0, 8.0, 0.0], device=DEVICE
+    wanted = (
+        capped
+        / (1 + torch.exp(-1.702 * capped))
+        * torch.tensor([8.0, -6.0, 3.0, 8.0, 0.0], device=DEVICE)
     )
     assert_near(forward_ops.gated(gate, up, "swiglu_oai"), wanted)
 

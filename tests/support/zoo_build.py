@@ -134,7 +134,9 @@ def _packed(found: dict[str, torch.Tensor], source: random.Random) -> dict[str, 
 
         def raw(*shape: int) -> torch.Tensor:
             count = int(np.prod(shape))
-            return torch.frombuffer(bytearray(source.randbytes(count)), dtype=torch.uint8).view(shape)
+            return torch.frombuffer(bytearray(source.randbytes(count)), dtype=torch.uint8).view(
+                shape
+            )
 
         changed[f"{key}_blocks"] = raw(*shape, 16)
         # One exponent in 64 is one of the smallest.

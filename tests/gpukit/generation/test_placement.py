@@ -10,15 +10,15 @@ from support.checkpoints import DATA
 from support.zoo_build import build
 
 import gpukit
+from gpukit.conversion.run import run_plan
 from gpukit.errors import GpukitError
 from gpukit.generation import filling, loading, placement as placements, placing
 from gpukit.generation.filling import Want, fill
 from gpukit.generation.loading import load_model
 from gpukit.generation.placement import GIB, HEADROOM, Placement, Room, Sizes, placed, sizes_of
-from gpukit.conversion.run import run_plan
 from gpukit.models.streamed import Elsewhere, HeadElsewhere
-from gpukit.sources.base import Source
 from gpukit.planning.planner import plan_quantize
+from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
 
 FIRST, SECOND, THIRD = (torch.device("meta", number) for number in range(3))

@@ -22,7 +22,6 @@ from support.zoo_build import build
 from gpukit.formats.file_types import FILE_TYPES
 
 
-
 def make(folder: Path) -> list[Path]:
     """Write zoo.json into `folder`; its path."""
     path = folder / "zoo.json"
