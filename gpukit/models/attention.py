@@ -111,11 +111,12 @@ class Attention:
             q, k = self.norms[0](q), self.norms[1](k)
         q, k = self.rotate(q, turns, cache.dtype), self.rotate(k, turns, cache.dtype)
         found = cache.taken(self.layer, q, k, self.v(x).view(heads))
-        limits = (self.scale, self.window, self.cap, self.sinks)
         if cache.dtype is torch.float32:
-            each = [
-                attend(q, k.transpose(0, 1), v.transpose(0, 1), *limits)
-                for q, k, v in zip(*found, strict=True)
-            ]
+            each = [self._attend(*one) for one in zip(*found, strict=True)]
             return self.o(each[0] if len(each) == 1 else torch.cat(each))
-        return self.o(kernels.attention(*found, *limits).flatten(0, 1))
+        out = kernels.attention(*found, self.scale, self.window, self.cap, self.sinks)
+        return self.o(out.flatten(0, 1))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = k.transpose(0, 1), v.transpose(0, 1)
+        return attend(q, k, v, self.scale, self.window, self.cap, self.sinks)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from gpukit.formats.gguf_fields import Field
 from gpukit.models.config import ModelConfig
+from gpukit.models.views import View, rows_of
 
 if TYPE_CHECKING:
     from gpukit.models.fp8 import Scales
-    from gpukit.models.views import View
 
 # Rows -> as many in the layout of a GGUF; tensors of torch or arrays of NumPy.
 Transform = Callable[[Any], Any]
@@ -47,11 +47,6 @@ class Span(NamedTuple):
     def changed_by(self, transform: Transform | None) -> "Span":
         """The span with `transform`, if it has none of its own."""
         return self if transform is None or self.transform else self._replace(transform=transform)
-
-
-def rows_of(shape: tuple[int, ...]) -> int:
-    """How many rows a tensor of `shape` (outermost first) has, as spans count them."""
-    return prod(shape[:-1]) if len(shape) > 1 else prod(shape)
 
 
 @dataclass(frozen=True)
@@ -141,7 +136,7 @@ class ImportPlan:
     fields: tuple[Field, ...]
     tensors: tuple[PlannedTensor, ...]
     scales: "Scales"
-    views: Mapping[str, "View"]
+    views: Mapping[str, View]
     left_out: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

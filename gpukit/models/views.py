@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from gpukit.formats.gguf_fields import TensorSpec, type_sizes
 from gpukit.formats.safetensors import DTYPE_BITS, StoredTensor
-from gpukit.models.rules import rows_of
 
 # Reads a tensor's bytes from a position on into a buffer.
 Read = Callable[[StoredTensor, memoryview, int], None]
@@ -52,6 +51,11 @@ class View:
         """Fill `buffer` with whole rows, those from byte `start` on."""
         if buffer:
             self.fill(read, buffer, start // row_bytes(self.tensor))
+
+
+def rows_of(shape: tuple[int, ...]) -> int:
+    """How many rows a tensor of `shape` (outermost first) has, as spans count them."""
+    return prod(shape[:-1]) if len(shape) > 1 else prod(shape)
 
 
 def row_bytes(tensor: StoredTensor) -> int:
