@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gpukit import Plan, Plans, Result
     from gpukit.planning.changes import ChangeTotal
     from gpukit.planning.plan import QuantizePlan
+    from gpukit.planning.totals import ClassTotal
 
 
 def print_plan(plan: "Plan", *, json: bool, quiet: bool) -> None:
@@ -87,8 +88,8 @@ def print_results(results: "Sequence[Result]", *, json: bool, quiet: bool) -> No
 
 
 def _print_classes(result: "Result") -> None:
-    """What each class of tensors became, and the error that this made."""
-    rows = [c for c in result.classes if c.relative_rms is not None]
+    """What each class of tensors became, and the error that this made, or that it is as it was."""
+    rows = [c for c in result.classes if c.relative_rms is not None or c.carried]
     if not rows:
         return
     names = max(len(row.name) for row in rows)
@@ -96,10 +97,24 @@ def _print_classes(result: "Result") -> None:
     print(f"{'tensors':<{names}}  {'number':>6}  {'type':<{types}}  {'size':>8}  error")
     for row in rows:
         print(f"{row.name:<{names}}  {row.tensors:>6}  {' '.join(row.types):<{types}}  "
-              f"{human_bytes(row.nbytes):>8}  {_percent(row.relative_rms)}")  # fmt: skip
-    compared, weights = sum(row.compared for row in rows), sum(row.weights for row in rows)
-    share = "all" if compared == weights else f"{compared:,} of {weights:,}"
-    print(f"error: root mean square relative to the weights', from {share} weights\n")
+              f"{human_bytes(row.nbytes):>8}  {_lost(row)}")  # fmt: skip
+    found = [row for row in rows if row.relative_rms is not None]
+    if found:
+        compared, weights = sum(row.compared for row in found), sum(row.weights for row in found)
+        share = "all" if compared == weights else f"{compared:,} of {weights:,}"
+        print(f"error: root mean square relative to the weights', from {share} weights")
+    if any(row.carried for row in rows):
+        print("carried: the blocks of the source, bit for bit")
+    print()
+
+
+def _lost(row: "ClassTotal") -> str:
+    """The error of a class; of how many of its tensors the blocks were carried over."""
+    if not row.carried:
+        return _percent(row.relative_rms)
+    if row.carried == row.tensors:
+        return "carried"
+    return f"{_percent(row.relative_rms)}, {row.carried} carried"
 
 
 def print_changes(rows: "Sequence[ChangeTotal]") -> None:

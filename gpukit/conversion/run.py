@@ -123,6 +123,11 @@ def result_of(
 ) -> Result:
     """What to tell of a plan that has been written to `out`, which is looked at once more."""
     paths = output_paths(out, plan)
+    carried = frozenset(
+        number
+        for number, (output, change) in enumerate(zip(plan.outputs, passed.changes, strict=True))
+        if output.is_carried and not change.count
+    )
     if out.suffix != SAFETENSORS:
         _check_written(paths, plan)
     return Result(
@@ -134,7 +139,7 @@ def result_of(
         weights=sum(prod(spec.ne) for spec in plan.specs),
         read_bytes=passed.read_bytes,
         totals=tuple(type_totals(plan.specs, passed.fidelity)),
-        classes=tuple(class_totals(plan.specs, passed.fidelity)),
+        classes=tuple(class_totals(plan.specs, passed.fidelity, carried)),
         changes=tuple(change_totals(plan.specs, passed.changes)),
     )
 

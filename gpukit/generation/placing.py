@@ -42,6 +42,11 @@ class _Tensor:
     def nbytes(self) -> int:
         return self.rows * self.row_bytes
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it is decoded when a decoder is put together."""
+        return self.rows == 1 or self.name.endswith(".bias")
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -86,7 +91,7 @@ def place_weights(source: Source, config: ModelConfig, there: Sequence[Room]) ->
     ]
     placement = _placement(source, config, tensors, there)
     layers = {
-        layer: _Layer(tuple(t for t in tensors if placement.comes(t.name, t.rows == 1) == layer))
+        layer: _Layer(tuple(t for t in tensors if placement.comes(t.name, t.is_small) == layer))
         for layer in sorted(placement.streamed)
     }
     hosts = {
@@ -149,7 +154,7 @@ def _placement(
     source: Source, config: ModelConfig, tensors: Sequence[_Tensor], there: Sequence[Room]
 ) -> Placement:
     kept = 4 * config.n_head_kv * config.head_dim * min(config.n_ctx, POSITIONS)
-    vectors = frozenset(tensor.name for tensor in tensors if tensor.rows == 1)
+    vectors = frozenset(tensor.name for tensor in tensors if tensor.is_small)
     nbytes = {tensor.name: _aligned(tensor.nbytes) for tensor in tensors}
     sizes = sizes_of(nbytes, vectors, config.n_layer, kept)
     host = kernels.free_bytes(torch.device("cpu"))
@@ -177,5 +182,8 @@ def _fill(source: Source, wants: Sequence[tuple[_Tensor, Tensor]]) -> None:
         nbytes = source.stored_bytes(tensor.index, tensor.rows)
         data = torch.from_numpy(np.empty(nbytes, np.uint8))
         source.read(tensor.index, 0, data.numpy().data)
+        if source.passes(tensor.index, tensor.type):
+            place.copy_(data.view(place.shape))
+            continue
         values = source.values(tensor.index, 0, tensor.rows, data)
         place.copy_(kernels.quantize(values, tensor.type).view(place.shape))

@@ -126,6 +126,7 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         growth=Growth(config.attention_growth, config.rope_original_ctx)
         if config.attention_growth
         else None,
+        sinks=weights.vector(f"{at}.attn_sinks.weight", config.n_head) if style.sinks else None,
     )
 
 

@@ -14,13 +14,20 @@ from gpukit.models.weights import Linear
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0, cap: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int = 0,
+    cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Causal attention: float32 `[count, heads * head_dim]`.
 
     q `[count, heads, head_dim]` are the last `count` positions of k and v `[kv_heads, length,
     head_dim]`; each kv head is shared by heads / kv_heads neighbours. With a window a position sees
-    that many, itself included; with a cap a score x becomes cap * tanh(x / cap).
+    that many, itself included; with a cap a score x becomes cap * tanh(x / cap). With `sinks`
+    `[heads]` a share goes to nothing, as to one more key with this score.
     """
     count, heads, head_dim = q.shape
     if window:
@@ -31,9 +38,10 @@ def attend(
     # The kv heads are the batch, those that share one are its heads: nothing is copied.
     q = q.view(count, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
     mask = _mask(count, length, window, q.device)
-    if cap:
-        parts = [_capped(*head, mask, scale, cap) for head in zip(q, k, v, strict=True)]
-        out = torch.stack(parts)
+    if cap or sinks is not None:
+        each = sinks.view(kv_heads, -1, 1, 1) if sinks is not None else [None] * kv_heads
+        parts = zip(q, k, v, each, strict=True)
+        out = torch.stack([_by_scores(*head, mask, scale, cap) for head in parts])
     else:
         shape = (kv_heads, heads // kv_heads, length, head_dim)
         whole = mask is not None and count == length <= (window or length)
@@ -52,14 +60,27 @@ def _mask(count: int, length: int, window: int, device: torch.device) -> Tensor 
     return mask.triu(length - count - window + 1) if 0 < window < length else mask
 
 
-def _capped(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float
+def _by_scores(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    cap: float,
 ) -> Tensor:
-    """Attention of the heads that share a kv head, so that only their scores are in memory."""
-    scores = (q @ k.transpose(0, 1)).mul_(scale / cap).tanh_().mul_(cap)
+    """Attention of the heads that share a kv head, so that only their scores are in memory; `sinks`
+    are `[heads, 1, 1]`."""
+    scores = (q @ k.transpose(0, 1)).mul_(scale / cap if cap else scale)
+    if cap:
+        scores = scores.tanh_().mul_(cap)
     if mask is not None:
         scores = scores.masked_fill_(~mask, float("-inf"))
-    return torch.softmax(scores, -1) @ v
+    if sinks is None:
+        return torch.softmax(scores, -1) @ v
+    top = torch.maximum(scores.amax(-1, keepdim=True), sinks)
+    shares = scores.sub_(top).exp_()
+    return shares @ v / (shares.sum(-1, keepdim=True) + (sinks - top).exp_())
 
 
 @dataclass(frozen=True)
@@ -80,7 +101,7 @@ class Attention:
     """Attention with rotated queries and keys; `layer` is its place in the cache.
 
     `rotate` turns the pairs of a head, `norms` go over each head of queries and keys before, and
-    `growth` multiplies queries.
+    `growth` multiplies queries; `sinks` float32 `[heads]` as `attend` has them.
     """
 
     layer: int
@@ -95,6 +116,7 @@ class Attention:
     cap: float = 0.0
     norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
     growth: Growth | None = None
+    sinks: Tensor | None = None
 
     def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
         heads = (len(x), -1, self.head_dim)
@@ -106,9 +128,11 @@ class Attention:
         q, k = self.rotate(q, turns, cache.dtype), self.rotate(k, turns, cache.dtype)
         found = cache.taken(self.layer, q, k, self.v(x).view(heads))
         if cache.dtype is torch.float32:
-            each = [
-                attend(q, k.transpose(0, 1), v.transpose(0, 1), self.scale, self.window, self.cap)
-                for q, k, v in zip(*found, strict=True)
-            ]
+            each = [self._attend(*one) for one in zip(*found, strict=True)]
             return self.o(each[0] if len(each) == 1 else torch.cat(each))
-        return self.o(kernels.attention(*found, self.scale, self.window, self.cap).flatten(0, 1))
+        out = kernels.attention(*found, self.scale, self.window, self.cap, self.sinks)
+        return self.o(out.flatten(0, 1))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = k.transpose(0, 1), v.transpose(0, 1)
+        return attend(q, k, v, self.scale, self.window, self.cap, self.sinks)

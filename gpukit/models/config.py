@@ -8,7 +8,8 @@ class ModelConfig:
     """Hyperparameters of a decoder, named as in llama.cpp; counts and sizes, no units.
 
     `rope_scaling` is "none", "linear", "yarn" or "llama3" (the last lives in the tensor
-    rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values.
+    rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values, and
+    `rope_rounded` says whether YaRN rounds the limits between which it mixes.
     `rope_long` and `rope_short` divide frequencies in contexts longer than `rope_original_ctx`, and
     in others.
     `rope_log_multiplier` m has YaRN's magnitude divided by what it would be for m tenths (0: not).
@@ -49,6 +50,7 @@ class ModelConfig:
     rope_high: float = 4.0
     rope_original_ctx: int = 8192
     rope_yarn: tuple[tuple[str, float], ...] = ()
+    rope_rounded: bool = True
     rope_long: tuple[float, ...] = ()
     rope_short: tuple[float, ...] = ()
     rope_magnitude: float = 1.0

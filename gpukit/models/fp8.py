@@ -105,7 +105,7 @@ def _settings(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
         )
         return {}
     if found:
-        _check_method(found)
+        _check_method(found, checkpoint)
     return found
 
 
@@ -114,7 +114,7 @@ def _plain(checkpoint: Checkpoint) -> bool:
     return all(t.dtype in PLAIN and not t.name.endswith(SCALE_NAMES) for t in checkpoint)
 
 
-def _check_method(settings: Mapping[str, Any]) -> None:
+def _check_method(settings: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     method = settings.get("quant_method", "unknown")
     kind = settings.get("format", settings.get("quant_algo"))
     known = {
@@ -122,6 +122,8 @@ def _check_method(settings: Mapping[str, Any]) -> None:
         "fbgemm_fp8": True,
         "modelopt": kind == "FP8",
         "compressed-tensors": kind in ("float-quantized", "naive-quantized"),
+        # Blocks that are carried over by the architecture that has them.
+        "mxfp4": any(tensor.name.endswith("_blocks") for tensor in checkpoint),
     }
     if not known.get(method, False):
         shown = f"{method}, {kind}" if kind else method

@@ -15,6 +15,7 @@ from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import Parameters, general_fields
 from gpukit.models.registry import Architecture, architecture_of_class
 from gpukit.models.rules import ImportPlan, PlannedTensor, Rule, Span
+from gpukit.models.views import PACKED, View, with_views
 
 PRE = "tokenizer.ggml.pre"
 # What transformers puts before the names of everything but the head.
@@ -39,7 +40,9 @@ def plan_import(
     arch, config = _read(checkpoint)
     told: list[Event] = []
     scales = find_scales(checkpoint, told.append)
-    stored = _tensors(checkpoint, arch, arch.rules(config), scales)
+    read = _read_tensors(checkpoint, arch, scales)
+    views = arch.views(read)
+    stored = _tensors(checkpoint, arch, arch.rules(config), read, views)
     tensors = [*arch.computed(config), *stored]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
     fields = [
@@ -65,6 +68,7 @@ def plan_import(
         fields=tuple(fields),
         tensors=tuple(tensors),
         scales=scales,
+        views={view.tensor.name: view for view in views},
         left_out=(*left_out, *scales.unused),
         warnings=tuple(one_line(event.text) for event in told if isinstance(event, Warned)),
     )
@@ -75,8 +79,8 @@ def plan_tensors(checkpoint: Checkpoint) -> tuple[str, list[PlannedTensor]]:
     checkpoint holds: nothing but config.json and the headers of the weights is read, and errors are
     those of `plan_import`."""
     arch, config = _read(checkpoint)
-    scales = find_scales(checkpoint, ignore)
-    return arch.name, _tensors(checkpoint, arch, arch.rules(config), scales)
+    read = _read_tensors(checkpoint, arch, find_scales(checkpoint, ignore))
+    return arch.name, _tensors(checkpoint, arch, arch.rules(config), read, arch.views(read))
 
 
 def _read(checkpoint: Checkpoint) -> tuple[Architecture, ModelConfig]:
@@ -96,12 +100,21 @@ def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:
     )
 
 
+def _read_tensors(checkpoint: Checkpoint, arch: Architecture, scales: Scales) -> list[StoredTensor]:
+    return [t for t in checkpoint if t.name not in scales and not arch.leaves_out(t.name)]
+
+
 def _tensors(
-    checkpoint: Checkpoint, arch: Architecture, rules: Sequence[Rule], scales: Scales
+    checkpoint: Checkpoint,
+    arch: Architecture,
+    rules: Sequence[Rule],
+    tensors: Sequence[StoredTensor],
+    views: Sequence[View],
 ) -> list[PlannedTensor]:
-    """In the order of the checkpoint, as the converter reads it."""
+    """In the order of the checkpoint, as the converter reads it; blocks that it carries over come
+    before all others."""
     known = {source for rule in rules for source in rule.sources}
-    read = [t for t in checkpoint if t.name not in scales and not arch.leaves_out(t.name)]
+    read = list(with_views(tensors, views))
     names = _names([arch.renamed(tensor.name) for tensor in read], known)
     used: dict[str, StoredTensor] = {}
     for name, tensor in zip(names, read, strict=True):
@@ -113,7 +126,8 @@ def _tensors(
         used[name] = tensor
     rules = _chosen(rules, used)
     _check_names(checkpoint, arch, used, rules)
-    return _in_order(used, [rule for rule in rules if rule.sources[0] in used])
+    planned = _in_order(used, [rule for rule in rules if rule.sources[0] in used])
+    return sorted(planned, key=lambda tensor: tensor.dtype != PACKED)
 
 
 def _in_order(used: Mapping[str, StoredTensor], rules: Sequence[Rule]) -> list[PlannedTensor]:
@@ -221,6 +235,8 @@ def _check_alike(tensors: Sequence[StoredTensor], rule: Rule) -> None:
 
 
 def _dtype(tensor: StoredTensor) -> str:
+    if tensor.dtype == PACKED:
+        return PACKED
     if tensor.dtype not in DTYPES:
         raise CheckpointError(
             f"{tensor.path}: {tensor.name} is {tensor.dtype} ({prod(tensor.shape)} values); "

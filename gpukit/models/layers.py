@@ -98,7 +98,7 @@ def rotate_halves(x: Tensor, turns: Tensor, dtype: torch.dtype = torch.float32) 
 
 @dataclass(frozen=True)
 class GatedFeedForward:
-    """down(activation(gate(x)) * up(x))."""
+    """down of gate(x) and up(x), put together as `kernels.gated` does."""
 
     gate: Linear
     up: Linear

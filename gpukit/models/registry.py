@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.events import Report, ignore
 from gpukit.formats.gguf_fields import Field
+from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.config import ModelConfig
 from gpukit.models.rules import PlannedTensor, Rule
 from gpukit.models.sizes import restore_sizes
 from gpukit.models.style import Style
 from gpukit.models.tables import SKIPPED
+from gpukit.models.views import View
 
 if TYPE_CHECKING:
     from gpukit.models.decoder import Decoder
@@ -61,6 +63,7 @@ class Architecture:
     skipped   endings of the names of tensors that are left out: copies, and what is computed anew
     skipped_parts  beginnings of names: the parts of a larger model that are not text
     renamed   the name of a checkpoint's tensor -> the one that `rules` have
+    views     the tensors of a checkpoint -> what some of them are taken for, under names of `rules`
 
     Several classes may become one GGUF architecture; what makes the decoder is then the same.
     """
@@ -79,6 +82,7 @@ class Architecture:
     skipped: tuple[str, ...] = SKIPPED
     skipped_parts: tuple[str, ...] = ()
     renamed: Callable[[str], str] = str
+    views: Callable[[Sequence[StoredTensor]], Sequence[View]] = lambda _tensors: ()
 
     def restore(self, found: Mapping[str, Field]) -> ModelConfig:
         """The configuration that a GGUF's metadata describes; `GGUFError` for what is missing,

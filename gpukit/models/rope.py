@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, f32, string, u32
 from gpukit.models.config import ModelConfig
-from gpukit.models.values import real, section, stored, whole
+from gpukit.models.values import flag, real, section, stored, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +29,13 @@ YARN = (
 
 
 def with_rope(
-    model: ModelConfig, config: Mapping[str, Any], scalings: Sequence[str]
+    model: ModelConfig, config: Mapping[str, Any], scalings: Sequence[str], rounded: bool = True
 ) -> ModelConfig:
     """`model` with the RoPE of a config.json of transformers 4 (`rope_scaling`, `rope_theta`) or 5
     (`rope_parameters`); where both are there, `rope_scaling` counts, as in transformers.
 
-    `scalings` are the kinds that the architecture's GGUFs can hold; `model` has the default theta.
+    `scalings` are the kinds that the architecture's GGUFs can hold, and `rounded` says whether the
+    limits of YaRN are rounded when those are run; `model` has the default theta.
     """
     rope = section(config, "rope_scaling") or section(config, "rope_parameters")
     kind = rope_kind(rope)
@@ -54,7 +55,13 @@ def with_rope(
         model, rope_original_ctx=whole(rope, "original_max_position_embeddings", model.n_ctx)
     )
     if kind == "yarn":
-        return replace(model, rope_factor=real(rope, "factor"), rope_yarn=_yarn(rope))
+        _check_rounded(rope, model.arch, rounded)
+        return replace(
+            model,
+            rope_factor=real(rope, "factor"),
+            rope_yarn=_yarn(rope),
+            rope_rounded=rounded,
+        )
     return replace(
         model,
         rope_factor=real(rope, "factor", 8.0),
@@ -88,9 +95,18 @@ def rope_kind(rope: Mapping[str, Any]) -> str:
     return str(rope.get("rope_type") or rope.get("type") or PLAIN[0]).lower()
 
 
+def _check_rounded(rope: Mapping[str, Any], arch: str, rounded: bool) -> None:
+    """`CheckpointError` for a YaRN that rounds its limits where GGUFs of `arch` are run otherwise,
+    or does not where they do."""
+    if flag(rope, "truncate", True) != rounded:
+        found, how = ("false", "rounds") if rounded else ("true", "does not round")
+        raise CheckpointError(
+            f"config.json: truncate of the RoPE scaling is {found}; the YaRN of {arch} GGUFs {how} "
+            "its limits"
+        )
+
+
 def _yarn(rope: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    if rope.get("truncate") is False:
-        raise CheckpointError("config.json: truncate is false; a GGUF's YaRN rounds its limits")
     scales = (rope.get("mscale"), rope.get("mscale_all_dim"))
     if all(scales) and scales[0] != scales[1] and rope.get("attention_factor") is None:
         raise CheckpointError(
@@ -159,8 +175,10 @@ def yarn_divisors(config: ModelConfig) -> "Tensor":
         length = math.log(config.rope_original_ctx / (turns * 2 * math.pi))
         return dim * length / (2 * math.log(config.rope_theta))
 
-    low = max(math.floor(place(settings.get("beta_fast", 32.0))), 0)
-    high = min(math.ceil(place(settings.get("beta_slow", 1.0))), dim - 1)
+    low, high = place(settings.get("beta_fast", 32.0)), place(settings.get("beta_slow", 1.0))
+    if config.rope_rounded:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
     pairs = torch.arange(dim // 2, dtype=torch.float32)
     slow = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
     return 1 / (slow / config.rope_factor + (1 - slow))

@@ -1,6 +1,6 @@
 """How a checkpoint becomes a GGUF: rules of import, and the plan that they make."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gpukit.formats.gguf_fields import Field
 from gpukit.models.config import ModelConfig
+from gpukit.models.views import View, rows_of
 
 if TYPE_CHECKING:
     from gpukit.models.fp8 import Scales
@@ -46,11 +47,6 @@ class Span(NamedTuple):
     def changed_by(self, transform: Transform | None) -> "Span":
         """The span with `transform`, if it has none of its own."""
         return self if transform is None or self.transform else self._replace(transform=transform)
-
-
-def rows_of(shape: tuple[int, ...]) -> int:
-    """How many rows a tensor of `shape` (outermost first) has, as spans count them."""
-    return prod(shape[:-1]) if len(shape) > 1 else prod(shape)
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class PlannedTensor:
     """One tensor of the GGUF to be: where its values come from and what happens to them.
 
     Its rows are those of `spans`, one behind the other; most tensors have one. `dtype` is what the
-    checkpoint holds, as llama.cpp's converter sees it: BF16, F16 or F32, which holds all.
+    checkpoint holds, as llama.cpp's converter sees it: BF16, F16, F32, which holds all, or MXFP4.
     A span's transform takes a slab `[k * row_group, ne0]` and gives one of the same shape; tensors
     of one dimension are one row. Computed tensors have `values` (float32) and no spans.
     """
@@ -136,14 +132,15 @@ class ImportPlan:
     """A checkpoint as a GGUF to be: metadata and tensors in the order of llama.cpp's converter.
 
     `fields` has general.file_type in its place with the value 0; see `with_file_type`. `scales`
-    belong to weights in 8-bit floats; `left_out` are tensors of the checkpoint that nothing uses;
-    `warnings` are lines for the user.
+    belong to weights in 8-bit floats; `views` are what spans name beside tensors of the checkpoint;
+    `left_out` are tensors of it that nothing uses; `warnings` are lines for the user.
     """
 
     config: ModelConfig
     fields: tuple[Field, ...]
     tensors: tuple[PlannedTensor, ...]
     scales: "Scales"
+    views: Mapping[str, View]
     left_out: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

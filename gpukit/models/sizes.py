@@ -33,10 +33,13 @@ def read_sizes(
     arch: str,
     defaults: Mapping[str, Any],
     scalings: Sequence[str] = ("linear", "yarn"),
+    *,
+    rounded: bool = True,
 ) -> ModelConfig:
     """The configuration in a config.json of transformers 4 or 5; `defaults` are those of its class,
     by the names in config.json (no head_dim or key-value heads: hidden/heads, and as many);
-    `scalings` are the kinds of RoPE scaling that GGUFs of `arch` can hold.
+    `scalings` are the kinds of RoPE scaling that GGUFs of `arch` can hold, and `rounded` says
+    whether YaRN rounds its limits when they are run.
 
     `CheckpointError` for values that make no sense or cannot be run.
     """
@@ -69,7 +72,7 @@ def read_sizes(
         attention_bias=flag(config, "attention_bias"),
         mlp_bias=flag(config, "mlp_bias"),
     )
-    return with_rope(model, config, scalings)
+    return with_rope(model, config, scalings, rounded)
 
 
 def _kv_heads(config: Mapping[str, Any], n_head: int, defaults: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ class Style:
     rotate      the pairs of a head that RoPE turns: its halves, or neighbours
     qk_norms    a norm over each head of queries and keys, before RoPE; or where a file has one
     wide_norms  those norms go over all heads at once
+    sinks       of each head's attention a share goes to nothing, that of a learnt score
     activation  of the gate
     scaled      embeddings times the root of their width
     pre_norms   a norm before attention and before feed forward, which is called `second_norm`
@@ -22,7 +23,8 @@ class Style:
     rotate: Literal["halves", "pairs"] = "halves"
     qk_norms: bool | Literal["optional"] = False
     wide_norms: bool = False
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    sinks: bool = False
+    activation: Literal["silu", "gelu_tanh", "swiglu_oai"] = "silu"
     scaled: bool = False
     pre_norms: bool = True
     second_norm: str = "ffn_norm"

@@ -87,6 +87,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "kv": config.n_head_kv * config.head_dim,
         "qkv": (config.n_head + 2 * config.n_head_kv) * config.head_dim,
         "head": config.head_dim,
+        "heads": config.n_head,
         "ff": config.n_ff,
         "gate_up": 2 * config.n_ff,
         "expert": config.n_expert,

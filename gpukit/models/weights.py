@@ -185,12 +185,17 @@ class Weights:
         return (replace(first, observe=self._heard_at(whole)), *others)
 
     def experts(self, name: str, count: int, rows: int, width: int) -> tuple[Linear, ...]:
-        """`name`.weight as `count` maps of `rows` rows, each of an input of its own."""
+        """`name`.weight as `count` maps of `rows` rows, each of an input of its own, with rows of
+        `name`.bias where there is one."""
         parts = self._parts(Site(f"{name}.weight", 0, count * rows), [rows] * count, width)
         sites = [replace(part.site, matrices=count) for part in parts]
+        biases: Sequence[Tensor | None] = [None] * count
+        if f"{name}.bias" in self:
+            found = self.matrix(f"{name}.bias", count, rows)
+            biases = list(found.rows(torch.arange(count, device=found.blocks.device)))
         return tuple(
-            replace(part, site=site, observe=self._heard_at(site))
-            for part, site in zip(parts, sites, strict=True)
+            replace(part, site=site, bias=bias, observe=self._heard_at(site))
+            for part, site, bias in zip(parts, sites, biases, strict=True)
         )
 
     def _parts(self, whole: Site, counts: Sequence[int], width: int) -> list[Linear]:

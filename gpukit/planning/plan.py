@@ -7,7 +7,7 @@ from typing import Any
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import FileType
-from gpukit.formats.gguf_fields import Field, TensorSpec
+from gpukit.formats.gguf_fields import FLOATS, Field, TensorSpec
 from gpukit.formats.gguf_split import part_fields
 from gpukit.formats.gguf_writer import plan_layout
 from gpukit.formats.imatrix import Floats, Imatrix
@@ -91,6 +91,11 @@ class PlannedOutput:
     source_type: str
     importance: Floats | None = None
     wanted: str = ""
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether it is blocks that keep their type."""
+        return self.spec.type == self.source_type and self.source_type not in FLOATS
 
 
 @dataclass(frozen=True)

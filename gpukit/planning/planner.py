@@ -56,6 +56,7 @@ def plan_quantize(
     else:
         if source.is_checkpoint and chosen.name in CONVERTED and options.overrides is None:
             fields, outputs = _converted(source, chosen)
+            chosen = source.converted_file(chosen)
         else:
             fields, outputs, idle = _quantized(source, chosen, options)
         _refuse_lossy(source, outputs, options)
@@ -85,7 +86,7 @@ def _converted(source: Source, chosen: FileType) -> tuple[list[Field], list[Plan
         for index, tensor in enumerate(source.tensors)
         for kind in [source.converted_type(index, chosen.default)]
     ]
-    return list(with_file_type(source.fields, chosen.number)), outputs
+    return list(with_file_type(source.fields, source.converted_file(chosen).number)), outputs
 
 
 def _quantized(
@@ -178,10 +179,17 @@ def _refuse_lossy(source: Source, outputs: Sequence[PlannedOutput], options: Opt
             )
         if not options.allow_requantize and new not in FLOATS:
             raise ArgumentError(
-                f"{source.path}: {output.spec.name} is quantised already ({old}); start from the "
-                "checkpoint or from an F16, BF16 or F32 GGUF, or allow the loss with "
-                "--allow-requantize"
+                f"{source.path}: {output.spec.name} is quantised already ({old}); "
+                f"{_instead(source, old)}, or allow the loss with --allow-requantize"
             )
+
+
+def _instead(source: Source, old: str) -> str:
+    """What keeps a tensor of type `old` from being quantised twice, in words."""
+    if not source.is_checkpoint:
+        return "start from the checkpoint or from an F16, BF16 or F32 GGUF"
+    pattern = "_exps" if any("_exps." in tensor.name for tensor in source.tensors) else "."
+    return f"keep what is {old} (--tensor-type {pattern}={old})"
 
 
 def _parts(source: Source, outputs: Sequence[PlannedOutput], options: Options) -> tuple[int, ...]:

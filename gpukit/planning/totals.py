@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,7 +71,7 @@ class ClassTotal:
 
     `types` are those that they have, `relative_rms` the root mean square of what was lost over that
     of the values, `compared` the number of values that it comes from; None and 0 for tensors that
-    only moved.
+    only moved. `carried` is how many of them are the blocks of the source, bit for bit.
     """
 
     name: str
@@ -81,6 +81,7 @@ class ClassTotal:
     nbytes: int
     relative_rms: float | None
     compared: int
+    carried: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -90,6 +91,7 @@ class ClassTotal:
             "nbytes": self.nbytes,
             "relative_rms_error": self.relative_rms,
             "compared_weights": self.compared,
+            "carried_tensors": self.carried,
         }
 
 
@@ -105,15 +107,17 @@ def type_totals(
     return sorted(found, key=lambda total: -total.nbytes)
 
 
-def class_totals(specs: Sequence[Counted], fidelity: Sequence[Fidelity]) -> list[ClassTotal]:
-    """Sums by class, in the order in which they first stand in the file."""
+def class_totals(
+    specs: Sequence[Counted], fidelity: Sequence[Fidelity], carried: Collection[int] = ()
+) -> list[ClassTotal]:
+    """Sums by class, in the order in which they first stand in the file; `carried` are the numbers
+    of those whose blocks are the source's."""
     found = []
     for name, members in classes(specs).items():
         error = _together(fidelity, members)
         types = tuple(dict.fromkeys(specs[i].type for i in members))
-        found.append(
-            ClassTotal(name, types, *_sums(specs, members), error.relative_rms, error.count)
-        )
+        sums, kept = _sums(specs, members), sum(member in carried for member in members)
+        found.append(ClassTotal(name, types, *sums, error.relative_rms, error.count, kept))
     return found
 
 

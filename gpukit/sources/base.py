@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpukit.formats.closing import Closing
-from gpukit.formats.file_types import float_type
+from gpukit.formats.file_types import FileType, float_type
 from gpukit.formats.gguf_fields import Field, TensorSpec
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ class Source(Closing):
         """What llama.cpp's converter makes of tensor `index` where it writes type `wanted`."""
         tensor = self.tensors[index]
         return float_type(tensor.name, tensor.ne, wanted)
+
+    def converted_file(self, wanted: FileType) -> FileType:
+        """The file type that llama.cpp's converter notes where it writes `wanted`."""
+        return wanted
 
     @property
     def merges(self) -> bool:

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 from gpukit.adapters.base import Base
 from gpukit.adapters.delta import Delta
 from gpukit.adapters.target import Target
-from gpukit.errors import one_line
+from gpukit.errors import AdapterError, one_line
 from gpukit.formats.checkpoint import Checkpoint
-from gpukit.formats.file_types import float_type
+from gpukit.formats.file_types import FILE_TYPES, FileType, float_type
 from gpukit.formats.folder import read_files
-from gpukit.formats.safetensors import DTYPE_BITS
+from gpukit.formats.gguf_fields import TensorSpec
+from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.importer import plan_import, some
 from gpukit.models.rules import ImportPlan, PlannedTensor, Span, auto_type
+from gpukit.models.views import PACKED, row_bytes
 from gpukit.sources.base import ModelSource, Part, SourceTensor
+from gpukit.sources.gguf import decoded
 from gpukit.sources.merged import Merge, MergedCheckpoint
 from gpukit.sources.steps import Scaling, Step, torch_type
 
@@ -44,15 +47,30 @@ class CheckpointSource(ModelSource):
         self._steps: tuple[Step, ...] = (*steps, *own)
         try:
             plan = plan_import(self._checkpoint, pre=pre)
+            self._check_views(plan)
         except BaseException:
             self._checkpoint.close()
             raise
         self.fields = plan.fields
         self._planned = plan.tensors
+        self._views = plan.views
         self._scaling = Scaling(self._checkpoint, plan.scales.by_weight)
         self.auto = auto = auto_type(plan.tensors)
         self.warnings = tuple(self._left_out(plan))
         self.tensors = tuple(self._tensor(planned, auto) for planned in plan.tensors)
+
+    def _check_views(self, plan: ImportPlan) -> None:
+        """`AdapterError` for adapters of what is stored in another form than a GGUF has it."""
+        if not isinstance(self._checkpoint, MergedCheckpoint):
+            return
+        for view in plan.views.values():
+            for source in view.sources:
+                if source.name in self._checkpoint.changed:
+                    raise AdapterError(
+                        f"{self.path}: an adapter changes {source.name}, which is put together in "
+                        "another way for a GGUF; merge it into a folder first (gpukit merge BASE "
+                        "FOLDER --adapter DIR), then convert that"
+                    )
 
     def _left_out(self, plan: ImportPlan) -> Iterator[str]:
         """What of the folder has no part in the GGUF, a line for each reason."""
@@ -74,6 +92,18 @@ class CheckpointSource(ModelSource):
         wanted = planned.dtype if planned.dtype != "F32" else auto
         kind = float_type(planned.name, planned.ne, wanted)
         return SourceTensor(planned.name, planned.ne, kind, planned.row_group)
+
+    def converted_type(self, index: int, wanted: str) -> str:
+        if self._planned[index].dtype == PACKED:
+            return PACKED
+        return super().converted_type(index, wanted)
+
+    def converted_file(self, wanted: FileType) -> FileType:
+        packed = any(planned.dtype == PACKED for planned in self._planned)
+        return FILE_TYPES["MXFP4_MOE"] if packed and wanted.is_float else wanted
+
+    def passes(self, index: int, kind: str) -> bool:
+        return kind == PACKED == self._planned[index].dtype
 
     @property
     def label(self) -> str:
@@ -109,14 +139,15 @@ class CheckpointSource(ModelSource):
                 yield span, span.first + first, last - first
             at += span.rows
 
-    def _dtype(self, span: Span) -> str:
-        return self._checkpoint.tensors[span.source].dtype
+    def _stored(self, span: Span) -> StoredTensor:
+        view = self._views.get(span.source)
+        return self._checkpoint.tensors[span.source] if view is None else view.tensor
 
     def _width(self, span: Span) -> int:
         return span.shape[-1] if len(span.shape) > 1 else 1
 
     def _nbytes(self, span: Span, rows: int) -> int:
-        return rows * self._width(span) * DTYPE_BITS[self._dtype(span)] // 8
+        return rows * row_bytes(self._stored(span))
 
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:
         return sum(self._nbytes(span, count) for span, _, count in self._cut(index, row, rows))
@@ -127,9 +158,12 @@ class CheckpointSource(ModelSource):
             if done == len(buffer):
                 return
             size = min(self._nbytes(span, count), len(buffer) - done)
-            stored = self._checkpoint.tensors[span.source]
-            at = self._nbytes(span, first)
-            self._checkpoint.read_into(stored, buffer[done : done + size], at)
+            at, part = self._nbytes(span, first), buffer[done : done + size]
+            view = self._views.get(span.source)
+            if view is None:
+                self._checkpoint.read_into(self._stored(span), part, at)
+            else:
+                view.read_into(self._checkpoint.read_into, part, at)
             done += size
 
     @property
@@ -158,7 +192,7 @@ class CheckpointSource(ModelSource):
             if isinstance(self._checkpoint, MergedCheckpoint):
                 records = self._checkpoint.step.records.get(span.source, ())
             width = self._width(span)
-            yield Part(self._dtype(span), count, width, first, records, span.transform)
+            yield Part(self._stored(span).dtype, count, width, first, records, span.transform)
 
     def values(
         self, index: int, row: int, rows: int, data: "Tensor", *, merged: bool = True
@@ -174,8 +208,12 @@ class CheckpointSource(ModelSource):
         found, done = [], 0
         for span, first, count in self._cut(index, row, rows):
             size = self._nbytes(span, count)
-            part = viewed(data[done : done + size], torch_type(self._dtype(span)))
-            part = self._scaling(span.source, first, part.view(count, self._width(span)))
+            part, stored = data[done : done + size], self._stored(span)
+            if stored.dtype == PACKED:
+                part = decoded(TensorSpec(stored.name, (self._width(span),), PACKED), count, part)
+            else:
+                part = viewed(part, torch_type(stored.dtype)).view(count, self._width(span))
+            part = self._scaling(span.source, first, part)
             for step in self._steps:
                 part = step(span.source, first, part)
             if merged and isinstance(self._checkpoint, MergedCheckpoint):
@@ -194,7 +232,7 @@ def _finished(rows: "Tensor", span: Span, planned: PlannedTensor) -> "Tensor":
     and in the layout of a GGUF."""
     if len(planned.ne) == 1:
         rows = rows.view(1, -1)
-    if rows.dtype is not torch_type("F32"):
+    if rows.dtype is not torch_type("F32") and planned.dtype != PACKED:
         rows = rows.to(torch_type(planned.dtype))
     found: Tensor = rows if span.transform is None else span.transform(rows)
     return found

@@ -11,13 +11,20 @@ SCORES = 1 << 24
 
 
 def attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0, cap: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int = 0,
+    cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """float32 `[batch, count, heads * head_dim]` of float16 q `[batch, count, heads, head_dim]`,
     the last positions of k and v `[batch, length, kv_heads, head_dim]`; computed in float32.
 
     Each kv head is shared by heads / kv_heads neighbours. With a window a position sees that many,
-    itself included; with a cap a score x becomes cap * tanh(x / cap).
+    itself included; with a cap a score x becomes cap * tanh(x / cap). With float32 `sinks`
+    `[heads]` a share goes to nothing, as to one more key with this score.
     """
     group = q.shape[2] // k.shape[2]
     rows = max(SCORES // (q.shape[0] * q.shape[2] * k.shape[1]), 1)
@@ -28,7 +35,11 @@ def attention_reference(
         if cap:
             scores = torch.tanh(scores / cap) * cap
         seen = _seen(first, part.shape[1], q, k, window)
-        shares = torch.softmax(scores.masked_fill(~seen, float("-inf")), -1)
+        scores = scores.masked_fill(~seen, float("-inf"))
+        if sinks is not None:
+            sunk = sinks[:, None, None].expand(*scores.shape[:-1], 1)
+            scores = torch.cat((scores, sunk), -1)
+        shares = torch.softmax(scores, -1)[..., : k.shape[1]]
         out.append(torch.einsum("bhqk,bkhd->bqhd", shares, values))
         first += part.shape[1]
     return torch.cat(out, 1).flatten(2)

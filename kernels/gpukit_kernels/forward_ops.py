@@ -22,8 +22,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """float32 activation(gate) * up, of two of one shape; `gate` may be changed."""
-    if _triton(gate) and trusted.gates(activation, gate.device):
+    """float32 activation(gate) * up, of two of one shape, as `gated_reference` says it; `gate` may
+    be changed."""
+    known = activation in rows.ACTIVATIONS
+    if known and _triton(gate) and trusted.gates(activation, gate.device):
         return rows_triton.gated_triton(gate, up, activation)
     return rows.gated_reference(gate, up, activation)
 
@@ -41,15 +43,24 @@ def rotate(x: Tensor, turns: Tensor, *, neighbours: bool, dtype: torch.dtype) ->
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0, cap: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int = 0,
+    cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """float32 `[batch, count, heads * head_dim]` of float16 q `[batch, count, heads, head_dim]`,
     the last positions of k and v `[batch, length, kv_heads, head_dim]`: causal attention.
 
     Each kv head is shared by heads / kv_heads neighbours. With a window a position sees that many,
     itself included; with a cap a score x becomes cap * tanh(x / cap). Memory does not grow with
-    count times length.
+    count times length. With float32 `sinks` `[heads]` a share goes to nothing, as to one more key
+    with this score; no kernel has them yet.
     """
+    if sinks is not None:
+        return causal.attention_reference(q, k, v, scale, window, cap, sinks)
     facts = (q.shape[3], q.shape[2] // k.shape[2], window > 0, cap > 0, q.device)
     if not _triton(q):
         run = causal.attention_torch

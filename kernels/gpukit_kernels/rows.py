@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
     "gelu_tanh": partial(gelu, approximate="tanh"),
 }
+# Of the gates of gpt-oss.
+CLAMP, SHARPNESS = 7.0, 1.702
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -23,7 +25,11 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def gated_reference(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """activation(gate) * up."""
+    """activation(gate) * up; with "swiglu_oai" gate * sigmoid(1.702 gate) * (up + 1), of a gate up
+    to 7 and an up from -7 to 7."""
+    if activation == "swiglu_oai":
+        gate = gate.clamp_(max=CLAMP)
+        return gate.mul_(torch.sigmoid(gate * SHARPNESS)).mul_(up.clamp(-CLAMP, CLAMP).add_(1))
     return ACTIVATIONS[activation](gate).mul_(up)
 
 

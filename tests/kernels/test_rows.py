@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpukit_kernels import causal, rows
+from gpukit_kernels import causal, forward_ops, rows
 from gpukit_kernels.causal_triton import attention_triton
 from gpukit_kernels.rows_triton import (
     gated_triton,
@@ -128,6 +128,40 @@ def test_torch_attends_in_pieces(cap: float, monkeypatch: pytest.MonkeyPatch) ->
             patch.setattr(causal, "SCORES", 7 * 50)
             assert_near(run(q, k, v, 0.25, 20, cap), found[run])
     assert_near(*found.values(), 2.0**-10)
+
+
+def test_a_sink_is_a_key_of_no_value() -> None:
+    q, k, v = (
+        normal(1, 50, heads, 16, seed=seed).half() for seed, heads in ((1, 4), (2, 2), (3, 2))
+    )
+    sinks = 2 * normal(4)
+    found = forward_ops.attention(q, k, v, 0.25, 20, 0.0, sinks)
+    # A key in a dimension of its own, which queries see by the score of their sink.
+    query = torch.cat((q.float(), 4 * sinks[:, None].expand(1, 50, 4, 1)), 3)
+    key = torch.cat((k.float(), torch.zeros(1, 50, 2, 1, device=DEVICE)), 3)
+    sink = torch.zeros(1, 1, 2, 17, device=DEVICE)
+    sink[..., 16] = 1
+    for at in range(50):
+        seen = slice(max(at - 19, 0), at + 1)
+        keys = torch.cat((sink, key[:, seen]), 1).repeat_interleave(2, 2)
+        values = torch.cat((torch.zeros_like(sink[..., :16]), v[:, seen].float()), 1)
+        scores = torch.einsum("bhd,bkhd->bhk", query[:, at], keys) * 0.25
+        wanted = torch.einsum(
+            "bhk,bkhd->bhd", scores.softmax(-1), values.repeat_interleave(2, 2)
+        ).flatten(1)
+        assert_near(found[:, at], wanted)
+
+
+def test_gates_past_their_limits() -> None:
+    gate = torch.tensor([-9.0, -1.0, 0.5, 7.0, 9.0], device=DEVICE)
+    up = torch.tensor([9.0, -9.0, 2.0, 7.0, -1.0], device=DEVICE)
+    capped = torch.tensor([-9.0, -1.0, 0.5, 7.0, 7.0], device=DEVICE)
+    wanted = (
+        capped
+        / (1 + torch.exp(-1.702 * capped))
+        * torch.tensor([8.0, -6.0, 3.0, 8.0, 0.0], device=DEVICE)
+    )
+    assert_near(forward_ops.gated(gate, up, "swiglu_oai"), wanted)
 
 
 @pytest.mark.parametrize("vocab", [1, 1023, 5003])

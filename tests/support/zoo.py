@@ -16,9 +16,11 @@ class Animal:
     """What is special about a checkpoint.
 
     config    config.json, of transformers 5 or 4
-    dtype     of the weights; F8 with scales beside those of the layers
+    dtype     of the weights; F8 with scales beside those of the layers, MXFP4 for experts of BF16
+              weights
     biases    linear maps with one
     types     the converter's outtypes that are compared
+    quantized  and the file types of llama-quantize
     extra     keys of metadata that the converter does not write
     loads, alike     whether llama.cpp can load it, and then gives transformers' probabilities
     prompt    how many tokens llama.cpp is asked about: not past a window that it passes over
@@ -34,6 +36,7 @@ class Animal:
     dtype: str = "BF16"
     biases: tuple[str, ...] = ()
     types: tuple[str, ...] = ("auto",)
+    quantized: tuple[str, ...] = ("Q4_K_M",)
     extra: tuple[str, ...] = ()
     loads: bool = True
     alike: bool = True
@@ -126,6 +129,12 @@ PHI3 = {
     "tie_word_embeddings": False, "rope_theta": 10000.0, "pad_token_id": 0,
     "original_max_position_embeddings": 64, "vocab_size": 2052,
 }  # fmt: skip
+GPT_OSS = {
+    "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_act": "silu",
+    "attention_bias": True, "tie_word_embeddings": False, "swiglu_limit": 7.0, "head_dim": 32,
+    "sliding_window": 40, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens", "lm_head"]}
 # llama.cpp looks for <|endoftext|> in what is called Phi-3.
 PHI3_TOKENS = {
     "tokenizer_config.json": {
@@ -232,6 +241,30 @@ ZOO: dict[str, Animal] = {
          "num_nextn_predict_layers": 1, "tie_word_embeddings": True},
         types=EVERY_TYPE, dtype="F16", shards=3, pre="glm4", specials=GLM_SPECIALS,
         nextn=False,
+    ),
+    # llama.cpp rounds the limits of YaRN.
+    "gpt-oss": Animal(
+        {**WIDE, **GPT_OSS, "intermediate_size": 256, "num_local_experts": 4,
+         "rope_theta": 1e4, "quantization_config": MXFP4,
+         "rope_scaling": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}},
+        dtype="MXFP4", biases=(*QKV, "o_proj"), types=EVERY_TYPE, pre="gpt-4o",
+        quantized=("Q4_K_M", "Q8_0", "MXFP4_MOE", "F16"), alike=False,
+    ),
+    # Rows of 96 and 160, limits at the ends, where there is nothing to round, layers in another
+    # order.
+    "gpt-oss-otherwise": Animal(
+        {**NARROW, **GPT_OSS, "num_local_experts": 8, "quantization_config": MXFP4,
+         "rope_parameters": {**YARN, "rope_theta": 5.0, "truncate": False,
+                             "original_max_position_embeddings": 200},
+         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+        dtype="MXFP4", biases=(*QKV, "o_proj"), pre="gpt-4o",
+        quantized=("Q4_K_M", "Q8_0"), extra=("gpt-oss.attention.sliding_window_pattern",),
+    ),
+    "gpt-oss-bf16": Animal(
+        {**NARROW, **GPT_OSS, "num_local_experts": 3, "num_hidden_layers": 2,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
+        biases=(*QKV, "o_proj"), types=EVERY_TYPE, pre="gpt-4o", quantized=("Q4_K_M", "MXFP4_MOE"),
+        shards=3,
     ),
     "smollm3": Animal(
         {**SMOLLM3, **NARROW, "rope_theta": 5e6, "num_hidden_layers": 5, "pad_token_id": 0,

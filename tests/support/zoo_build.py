@@ -1,6 +1,7 @@
 """Writes the checkpoints of tests/support/zoo.py: weights, config.json, vocabulary."""
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,10 @@ from support.vocabularies import letters, merges
 from support.zoo import ZOO, Animal
 
 VOCABULARY = Path(__file__).resolve().parents[1] / "data" / "tiny-shakespeare" / "tokenizer.model"
-DTYPES = {"BF16": torch.bfloat16, "F8": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+DTYPES = {
+    "BF16": torch.bfloat16, "F8": torch.bfloat16, "MXFP4": torch.bfloat16, "F16": torch.float16,
+    "F32": torch.float32,
+}  # fmt: skip
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -73,7 +77,9 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
         for key, shape in _shapes(animal).items()
     }
     if animal.dtype == "F8":
-        found = _eight_bits(found, animal.config["quantization_config"]["weight_block_size"])
+        found = _eight_bits(found, animal.text["quantization_config"]["weight_block_size"])
+    if animal.dtype == "MXFP4":
+        found = _packed(found, source)
     if animal.head:
         found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
     found = {_with_prefix(key, animal.prefix): values for key, values in found.items()}
@@ -97,12 +103,14 @@ def _values(
     if key.endswith("norm.weight"):
         # Gemmas hold the distance from 1.
         return (0 if "gemma" in animal.family else 1) + 0.2 * values
-    if len(shape) == 1:
+    if len(shape) == 1 or key.endswith("_bias"):
         return 0.3 * values
     if "embed_tokens" in key or "lm_head" in key:
         # Gemmas scale embeddings up again; larger ones would drown what the layers add.
         return (0.7 if "gemma" in animal.family else 2) * values * shape[1] ** -0.5
     lively = 2.0 if any(part in key for part in ("q_proj", "k_proj", "qkv_proj")) else 1.0
+    if key.endswith("experts.gate_up_proj"):
+        lively = 4.0  # some gates are past their limit
     return lively * values * shape[1] ** -0.5
 
 
@@ -126,6 +134,31 @@ def _eight_bits(found: dict[str, torch.Tensor], block: list[int] | None) -> dict
         each = each[: values.shape[0], : values.shape[1]]
         changed[key] = (values.float() / each).clamp(-448, 448).to(torch.float8_e4m3fn)
         changed[f"{key}_scale_inv"] = scales
+    return changed
+
+
+def _packed(found: dict[str, torch.Tensor], source: random.Random) -> dict[str, torch.Tensor]:
+    """`found` with the matrices of experts in any MXFP4 blocks, as large as they were."""
+    changed: dict[str, torch.Tensor] = {}
+    for key, values in found.items():
+        if ".experts." not in key or key.endswith("_bias"):
+            changed[key] = values
+            continue
+        experts, width, rows = values.shape
+        shape = (experts, rows, width // 32)
+        exponent = 127 + math.floor(math.log2(float(values.abs().max()) / 6))
+
+        def raw(*shape: int) -> torch.Tensor:
+            count = int(np.prod(shape))
+            return torch.frombuffer(bytearray(source.randbytes(count)), dtype=torch.uint8).view(
+                shape
+            )
+
+        changed[f"{key}_blocks"] = raw(*shape, 16)
+        # One exponent in 64 is one of the smallest.
+        any_byte = raw(*shape)
+        scales = torch.where(any_byte < 4, any_byte, exponent + (any_byte & 1))
+        changed[f"{key}_scales"] = scales.to(torch.uint8)
     return changed
 
 
@@ -199,6 +232,15 @@ def _layer(animal: Animal, layer: int) -> Shapes:
                 hidden,
             )
             shapes[f"mlp.{at}.down_proj.weight"] = (hidden, width)
+    if family == "gpt_oss":
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
+        count = config["num_local_experts"]
+        shapes["self_attn.sinks"] = (heads,)
+        shapes["mlp.router.weight"], shapes["mlp.router.bias"] = (count, hidden), (count,)
+        shapes["mlp.experts.gate_up_proj"] = (count, hidden, 2 * ff)
+        shapes["mlp.experts.gate_up_proj_bias"] = (count, 2 * ff)
+        shapes["mlp.experts.down_proj"] = (count, ff, hidden)
+        shapes["mlp.experts.down_proj_bias"] = (count, hidden)
     if family == "phi3":
         shapes = {
             "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),

@@ -10,12 +10,14 @@ from support.checkpoints import DATA
 from support.zoo_build import build
 
 import gpukit
+from gpukit.conversion.run import run_plan
 from gpukit.errors import GpukitError
 from gpukit.generation import filling, loading, placement as placements, placing
 from gpukit.generation.filling import Want, fill
 from gpukit.generation.loading import load_model
 from gpukit.generation.placement import GIB, HEADROOM, Placement, Room, Sizes, placed, sizes_of
 from gpukit.models.streamed import Elsewhere, HeadElsewhere
+from gpukit.planning.planner import plan_quantize
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
 
@@ -75,11 +77,15 @@ def test_no_room_is_told(gib: float, host: float) -> None:
     assert f"meta:0 has {gib + 2:.1f} GiB free, the host {host:.1f} GiB" in line
 
 
-@pytest.fixture(scope="module", params=["q4_k_m", "experts", "fused"])
+@pytest.fixture(scope="module", params=["q4_k_m", "experts", "fused", "biases"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("placement")
     if request.param == "q4_k_m":
         gpukit.convert(DATA / "tiny-shakespeare", folder / "m.gguf", "Q4_K_M", device="cpu")
+        return folder / "m.gguf"
+    if request.param == "biases":
+        with open_source(build("gpt-oss-otherwise", folder), "gpt-4o") as source:
+            run_plan(source, plan_quantize(source), folder / "m.gguf")
         return folder / "m.gguf"
     return build({"experts": "mixtral-12", "fused": "phi3-4k"}[request.param], folder)
 

@@ -67,7 +67,7 @@ def plan(folder: Path, **config: Any) -> Any:
                               "factor": 4}},
             "factor 4 of the RoPE scaling is not 8, which follows from contexts of 512 and 64",
         ),
-        ("qwen2", {"rope_scaling": {**YARN, "truncate": False}}, "truncate is false"),
+        ("qwen2", {"rope_scaling": {**YARN, "truncate": False}}, "truncate .* is false; .* qwen2 "),
         ("qwen2", {"rope_scaling": {**YARN, "mscale": 1, "mscale_all_dim": 2}}, "mscale 1 and "),
         ("gemma", {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear' cannot be written"),
         ("mixtral-12", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, num_local_experts"),
@@ -85,6 +85,16 @@ def plan(folder: Path, **config: Any) -> Any:
         ("glm4-moe", {"first_k_dense_replace": -1}, "first_k_dense_replace is -1"),
         ("glm4-moe", {"num_nextn_predict_layers": 0}, "layers.2.eh_proj.*unknown to glm4moe"),
         ("glm4-moe", {"use_qk_norm": False}, "k_norm.*unknown to glm4moe"),
+        ("gpt-oss-bf16", {"swiglu_limit": 5}, "swiglu_limit is 5.0; a gpt-oss GGUF is run with 7"),
+        ("gpt-oss-bf16", {"swiglu_alpha": 1.0}, "swiglu_alpha is 1.0; a gpt-oss GGUF is run with"),
+        ("gpt-oss-bf16", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; a gpt-oss GGUF is run wi"),
+        ("gpt-oss-bf16", {"attention_bias": False}, "attention_bias is false; a gpt-oss GGUF has"),
+        ("gpt-oss-bf16", {"tie_word_embeddings": True}, "is true; a gpt-oss GGUF has a head of it"),
+        ("gpt-oss-bf16", {"sliding_window": None}, "sliding_window is null; layers of a gpt-oss"),
+        ("gpt-oss-bf16", {"rope_scaling": YARN}, "truncate of the RoPE scaling is true; the YaRN"),
+        ("gpt-oss-bf16", {"num_experts_per_tok": 4}, "num_experts_per_tok is 4, num_local_experts"),
+        ("gpt-oss-bf16", {"intermediate_size": 96}, r"gate_proj.bias has shape \[3, 160\], config"),
+        ("gpt-oss", {"num_local_experts": 5}, r"down_proj.bias has shape \[4, 256\], config.json"),
         ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1]}, r"is \[1, 1, 0, 1, 1\]; a smollm3"),
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}, r"is .1, 0, 1, 0, 1.;"),
         ("smollm3", {"use_sliding_window": True}, "use_sliding_window is true; layers of"),
@@ -253,6 +263,7 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
         "gemma2-otherwise",
         "gemma3-linear",
         "gemma3-otherwise",
+        "gpt-oss-otherwise",
         "phi3-4k",
         "phi4-mini",
         "glm4-moe",
@@ -265,6 +276,7 @@ def test_metadata_become_the_configuration_that_they_came_from(tmp_path: Path) -
         found = _fields(tmp_path / name)
         restored = architecture_of(config.arch, "x").restore(found)
         assert (restored.window, restored.windowed) == (config.window, config.windowed)
+        assert restored.rope_rounded == config.rope_rounded
         assert restored.attention_scale == pytest.approx(config.attention_scale, rel=1e-6)
         assert (restored.attention_cap, restored.logit_cap) == (
             config.attention_cap, config.logit_cap

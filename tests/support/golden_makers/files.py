@@ -23,6 +23,7 @@ QUANTIZE = """
 import ctypes, sys, llama_cpp
 p = llama_cpp.llama_model_quantize_default_params()
 p.ftype = int(sys.argv[3])
+p.allow_requantize = True
 source, out = sys.argv[1].encode(), sys.argv[2].encode()
 sys.exit(llama_cpp.llama_model_quantize(source, out, ctypes.byref(p)))
 """

@@ -1,6 +1,6 @@
 """What llama.cpp makes of the checkpoints in support/zoo.py: zoo.json, as converter.json and with
 
-quantized   fields and tensors of the file of llama-quantize, Q4_K_M, from the converter's first
+quantized   the same of the files of llama-quantize, from the converter's first
 
 Needs llama.cpp's converter (GPUKIT_LLAMA_CPP: a folder with convert_hf_to_gguf.py) and a Python
 that has llama-cpp-python (GPUKIT_PEER_PYTHON).
@@ -16,12 +16,10 @@ from typing import Any
 
 from support.golden_makers.converter import convert, described
 from support.golden_makers.files import QUANTIZE
-from support.zoo import ZOO
+from support.zoo import ZOO, Animal
 from support.zoo_build import build
 
 from gpukit.formats.file_types import FILE_TYPES
-
-QUANTIZED = "Q4_K_M"
 
 
 def make(folder: Path) -> list[Path]:
@@ -30,17 +28,23 @@ def make(folder: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         found = collect(Path(scratch), Path(os.environ["GPUKIT_LLAMA_CPP"]), ZOO)
         for name, entry in found.items():
-            source = Path(scratch) / f"{name}-{ZOO[name].types[0]}.gguf"
-            out = Path(scratch) / "quantized.gguf"
-            subprocess.run(
-                [os.environ["GPUKIT_PEER_PYTHON"], "-c", QUANTIZE, source, out,
-                 str(FILE_TYPES[QUANTIZED].number)],
-                check=True, capture_output=True,
-            )  # fmt: skip
-            entry["quantized"] = described({QUANTIZED: out})
+            entry["quantized"] = described(_quantized(name, ZOO[name], Path(scratch)))
     lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in found.items()]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     return [path]
+
+
+def _quantized(name: str, animal: Animal, scratch: Path) -> dict[str, Path]:
+    """The files of llama-quantize by type."""
+    source, files = scratch / f"{name}-{animal.types[0]}.gguf", {}
+    for kind in animal.quantized:
+        files[kind] = scratch / f"quantized-{kind}.gguf"
+        number = str(FILE_TYPES[kind].number)
+        subprocess.run(
+            [os.environ["GPUKIT_PEER_PYTHON"], "-c", QUANTIZE, source, files[kind], number],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    return files
 
 
 def collect(scratch: Path, tree: Path, names: Iterable[str]) -> dict[str, Any]:
