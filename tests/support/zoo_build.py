@@ -77,7 +77,7 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
         for key, shape in _shapes(animal).items()
     }
     if animal.dtype == "F8":
-        found = _eight_bits(found, animal.text["quantization_config"]["weight_block_size"])
+        found = _eight_bits(found, animal.config["quantization_config"]["weight_block_size"])
     if animal.dtype == "MXFP4":
         found = _packed(found, source)
     if animal.head:
