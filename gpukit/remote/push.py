@@ -1,12 +1,11 @@
 """A model of the store, sent to a registry: its blobs, then its manifest, byte for byte."""
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpukit.errors import ArgumentError, RegistryError, StoreError
+from gpukit.errors import ArgumentError, DiskError, RegistryError, StoreError
 from gpukit.events import Report, Status
 from gpukit.remote import sent
 from gpukit.remote.download import title
@@ -16,7 +15,7 @@ from gpukit.remote.upload import Outcome, Upload
 from gpukit.remote.wire import Again
 from gpukit.store import gojson
 from gpukit.store.blobs import blob_path, check, digest_of
-from gpukit.store.changes import change
+from gpukit.store.changes import Change, change
 from gpukit.store.manifest import MANIFEST_TYPE, Layer, Manifest, decode
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
@@ -63,25 +62,32 @@ def push(
 @contextmanager
 def _claimed(store: Store, name: ModelName) -> Iterator[tuple[bytes, Manifest]]:
     """The manifest of a model, whose blobs stay until the block ends, whoever removes or replaces
-    the model meanwhile; of a store that this user may not change they are looked at only."""
+    the model meanwhile. Where nothing can be written (another user's store, a full disk) they are
+    not held."""
     data = store.manifest_bytes(name)
     manifest = _pushable(data, name)
-    if not os.access(store.root, os.W_OK):
-        for layer in manifest.blobs:
-            check(store.blobs, layer, name.display)
-        yield data, manifest
-        return
-    with change(store) as changes:
+    with ExitStack() as held:
+        changes = None
+        with suppress(DiskError, StoreError):
+            changes = held.enter_context(change(store))
         while True:
             try:
                 for layer in manifest.blobs:
-                    changes.keep(layer, name)
+                    _claim(store, changes, layer, name)
                 break
             except StoreError:
                 if (now := store.manifest_bytes(name)) == data:
                     raise
                 data, manifest = now, _pushable(now, name)  # replaced meanwhile
         yield data, manifest
+
+
+def _claim(store: Store, changes: Change | None, layer: Layer, name: ModelName) -> None:
+    if changes is not None:
+        with suppress(DiskError):
+            changes.keep(layer, name)
+            return
+    check(store.blobs, layer, name.display)
 
 
 def _pushable(data: bytes, name: ModelName) -> Manifest:

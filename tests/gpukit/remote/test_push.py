@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -221,6 +221,18 @@ def test_a_model_that_is_removed_or_replaced_meanwhile(
     assert server.blobs[DIGEST] == WEIGHTS
     store.tidy()
     assert not (store.blobs / DIGEST.replace(":", "-")).exists()
+
+
+def test_from_a_full_disk(server: Server, small_disk: Path) -> None:
+    """Where nothing can be written nothing is claimed, and the model is sent as ever."""
+    store = Store(small_disk / "models")
+    name = f"{server.host}/me/tiny:q4"
+    add(store, name, model=WEIGHTS[:100_000])
+    with (small_disk / "rest").open("wb", buffering=0) as rest, suppress(OSError):
+        while rest.write(bytes(4096)) == 4096:
+            pass
+    store.push(name, insecure=True)
+    published(server, store)
 
 
 def test_what_the_registry_says_is_shown(server: Server, store: Store, name: str) -> None:
