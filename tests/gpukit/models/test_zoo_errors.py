@@ -84,6 +84,7 @@ def plan(folder: Path, **config: Any) -> Any:
         ("glm4-moe-groups", {"topk_group": 1, "num_experts_per_tok": 4}, "4 of 12 experts cannot"),
         ("glm4-moe", {"first_k_dense_replace": -1}, "first_k_dense_replace is -1"),
         ("glm4-moe", {"num_nextn_predict_layers": 0}, "layers.2.eh_proj.*unknown to glm4moe"),
+        ("glm4-moe", {"num_nextn_predict_layers": 2**31 - 1}, "; llama.cpp loads 510 at most"),
         ("glm4-moe", {"use_qk_norm": False}, "k_norm.*unknown to glm4moe"),
         ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1]}, r"is \[1, 1, 0, 1, 1\]; a smollm3"),
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}, r"is .1, 0, 1, 0, 1.;"),
