@@ -35,7 +35,7 @@ from gpukit.models.tables import (
     decoder_rules,
     layer_rules,
 )
-from gpukit.models.values import flag, natural, optional, real, section, whole
+from gpukit.models.values import MOST_LAYERS, flag, natural, optional, real, section, whole
 from gpukit.tokenizer import glm_vocabulary
 
 NAME = "glm4moe"
@@ -74,7 +74,6 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
     check_activation(config, NAME, SILU)
     model = with_said_head_dim(read_sizes(config, NAME, DEFAULTS), config)
     model = with_experts(model, config, "n_routed_experts", 128, 8)
-    nextn = config.get("num_nextn_predict_layers")
     return replace(
         with_groups(model, config),
         n_rot=_rotated(config, model.head_dim),
@@ -82,11 +81,18 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
         n_ff_expert=whole(config, "moe_intermediate_size", 1408),
         n_expert_shared=whole(config, "n_shared_experts", 1),
         n_dense=natural(config, "first_k_dense_replace", 1),
-        n_nextn=None if nextn is None else natural(config, "num_nextn_predict_layers"),
+        n_nextn=_nextn(config, model.n_layer),
         expert_gating="sigmoid",
         experts_normed=flag(config, "norm_topk_prob", True),
         expert_scale=real(config, "routed_scaling_factor", 1.0),
     )
+
+
+def _nextn(config: Mapping[str, Any], n_layer: int) -> int | None:
+    key = "num_nextn_predict_layers"
+    if config.get(key) is None:
+        return None
+    return natural(config, key, most=MOST_LAYERS - n_layer)
 
 
 def _rotated(config: Mapping[str, Any], head_dim: int) -> int:

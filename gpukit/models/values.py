@@ -28,10 +28,12 @@ def whole(config: Mapping[str, Any], key: str, default: int | None = None, most:
     return value
 
 
-def natural(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A whole number that may be 0; null and a missing key mean the default."""
+def natural(
+    config: Mapping[str, Any], key: str, default: int | None = None, most: int = MOST
+) -> int:
+    """A whole number from 0 to `most`; null and a missing key mean the default."""
     value = default if config.get(key) is None else config[key]
-    return 0 if value == 0 and not isinstance(value, bool) else whole(config, key, default)
+    return 0 if value == 0 and not isinstance(value, bool) else whole(config, key, default, most)
 
 
 # Metadata are float32; what is outside would become zero or infinity.

@@ -84,6 +84,7 @@ def plan(folder: Path, **config: Any) -> Any:
         ("glm4-moe-groups", {"topk_group": 1, "num_experts_per_tok": 4}, "4 of 12 experts cannot"),
         ("glm4-moe", {"first_k_dense_replace": -1}, "first_k_dense_replace is -1"),
         ("glm4-moe", {"num_nextn_predict_layers": 0}, "layers.2.eh_proj.*unknown to glm4moe"),
+        ("glm4-moe", {"num_nextn_predict_layers": 2**31 - 1}, "; llama.cpp loads 510 at most"),
         ("glm4-moe", {"use_qk_norm": False}, "k_norm.*unknown to glm4moe"),
         ("gpt-oss-bf16", {"swiglu_limit": 5}, "swiglu_limit is 5.0; a gpt-oss GGUF is run with 7"),
         ("gpt-oss-bf16", {"swiglu_alpha": 1.0}, "swiglu_alpha is 1.0; a gpt-oss GGUF is run with"),
