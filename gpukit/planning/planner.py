@@ -185,11 +185,14 @@ def _refuse_lossy(source: Source, outputs: Sequence[PlannedOutput], options: Opt
 
 
 def _instead(source: Source, old: str) -> str:
-    """What keeps a tensor of type `old` from being quantised twice, in words."""
+    """What keeps a tensor of type `old` from being quantised twice, in words; of commands only
+    `quantize` has options for it."""
     if not source.is_checkpoint:
         return "start from the checkpoint or from an F16, BF16 or F32 GGUF"
     pattern = "_exps" if any("_exps." in tensor.name for tensor in source.tensors) else "."
-    return f"keep what is {old} (--tensor-type {pattern}={old})"
+    mixed = f"gpukit quantize with --tensor-type {pattern}={old}"
+    alone = "the type MXFP4_MOE, or " if old == "MXFP4" else ""
+    return f"what keeps it is {alone}{mixed}"
 
 
 def _parts(source: Source, outputs: Sequence[PlannedOutput], options: Options) -> tuple[int, ...]:

@@ -1,4 +1,5 @@
-"""The main road for every architecture: create at Q4_K_M from a folder, show it, run it."""
+"""The main road for every architecture: create at Q4_K_M from a folder, or at MXFP4_MOE where it
+has such blocks, show it, run it."""
 
 import io
 import json
@@ -32,10 +33,10 @@ def test_create_and_run(
     (tmp_path / "Modelfile").write_text(f"FROM ./{name}\nPARAMETER temperature 0\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUKIT_MODELS", str(tmp_path / "models"))
-    pre = ZOO[name].pre
+    pre, kind = ZOO[name].pre, "MXFP4_MOE" if ZOO[name].dtype == "MXFP4" else "Q4_K_M"
     known = ("--pre", pre) if pre else ()
-    gpukit("create", "animal", "-f", "Modelfile", "-q", "Q4_K_M", "--device", "cpu", *known)
-    assert "Q4_K_M" in gpukit("show", "animal")
+    gpukit("create", "animal", "-f", "Modelfile", "-q", kind, "--device", "cpu", *known)
+    assert kind in gpukit("show", "animal")
     run = ("run", "animal", "First Citizen:", "--num-predict", "8", "--device", "cpu", "--json")
     found = json.loads(gpukit(*run))
     assert found["prompt_eval_count"] > 3

@@ -132,7 +132,7 @@ def test_experts_that_do_not_fit(
 def test_blocks_are_quantised_again_only_where_that_is_allowed(tmp_path: Path) -> None:
     with open_source(build("gpt-oss", tmp_path), "gpt-4o") as source:
         assert plan_quantize(source, "F32").file_type.name == "MXFP4_MOE"
-        with pytest.raises(ArgumentError, match=r"\(MXFP4\); keep .*--tensor-type _exps=MXFP4"):
+        with pytest.raises(ArgumentError, match=r"keeps it is the type MXFP4_MOE, .*_exps=MXFP4"):
             plan_quantize(source, "Q4_K_M")
 
 
