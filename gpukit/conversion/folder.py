@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gpukit.conversion.checks import check_device
 from gpukit.conversion.engine import Wish
-from gpukit.conversion.pipeline import Passed, run_pipeline
+from gpukit.conversion.pipeline import run_pipeline
 from gpukit.conversion.resumed_files import ResumedFiles
 from gpukit.conversion.resuming import Resume, Resuming
 from gpukit.errors import ArgumentError
@@ -114,21 +115,19 @@ def write_folder(
     """
     started = time.monotonic()
     check_device(device)
-    tokenizer = () if options.tokenizer is None else (options.tokenizer,)
     place = out if out.name not in ("", "..") else Path(os.path.realpath(out))
     if resume is None or not has_its_name(place):
-        check_folder(out, (checkpoint.folder, *inputs, *tokenizer))
+        check_folder(out, filter(None, (checkpoint.folder, *inputs, options.tokenizer)))
     source = StoredSource(checkpoint, steps, changes, options.dtype)
     texts, files = _beside(checkpoint, out, options)
     shards = plan_shards(source.entries, options.max_shard_size)
     for line in source.warnings:
         report(Warned(line))
     outputs = _outputs(source, shards)
-
-    def through(writer: ShardsWriter | ResumedFiles, kept: ResumedFiles | None = None) -> Passed:
-        title = "merging" if steps else "copying"
-        return run_pipeline(source, outputs, writer, title, device, budget, report, engine, kept)
-
+    through = partial(
+        run_pipeline, source, outputs, title="merging" if steps else "copying", device=device,
+        budget=budget, report=report, wish=engine,
+    )  # fmt: skip
     if resume is None:
         abandon(place)
         size = sum(tensor.nbytes for tensor in source.entries)
@@ -142,7 +141,7 @@ def write_folder(
         beside = FolderWriter(place, shards, texts, files)
         going_on = Resuming(place, beside, outputs, resume, report, places=beside.places)
         with ResumedFiles([going_on]) as kept:
-            passed = through(kept, kept)
+            passed = through(kept, kept=kept)
     totals = change_totals([output.spec for output in outputs], passed.changes)
     for line in faint(totals):
         report(Warned(line))

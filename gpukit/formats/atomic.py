@@ -115,7 +115,7 @@ def remove_temporaries(path: Path) -> None:
 def _in_use(path: Path, pid: int, machine: str | None) -> bool:
     if machine in (None, _machine()):
         if machine and pid == os.getpid():
-            return path.name in {own.name for own in _own}
+            return any(own.name == path.name for own in list(_own))
         return _alive(pid)
     return time.time() - path.stat().st_mtime < DAY
 
