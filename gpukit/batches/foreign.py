@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpukit.batches.document import Place
+from gpukit.batches.matching import matches
 from gpukit.batches.reading import ReadPlan, overrides_of
 from gpukit.errors import ArgumentError, GpukitError
 from gpukit.formats.paths import expanded
@@ -15,6 +16,9 @@ from gpukit.sources.converter_process import Converter
 
 if TYPE_CHECKING:
     from gpukit.batches.schema import JobOptions
+
+# What source, adapter and type of a job are called.
+Names = tuple[str, str, str]
 
 
 def converter_of(options: "JobOptions") -> Converter | None:
@@ -29,12 +33,14 @@ def converter_of(options: "JobOptions") -> Converter | None:
 def bridge_of(options: "JobOptions", type: str | None) -> Converter | None:
     """The same as a job of `type` uses it: alone, so that its bytes do not depend on what is made
     beside it."""
-    return bridge(converter_of(options), (type,), overrides=overrides_of(options))
+    how = converter_of(options)
+    return bridge(how, (type,), overrides=overrides_of(options)) if how is not None else None
 
 
-def placed(read: ReadPlan, options: "JobOptions") -> "JobOptions":
-    """`options` with the converter's paths from the plan's folder on. `ArgumentError`, with file
-    and line, for a checkout that is none and for arguments that make no sense."""
+def placed(read: ReadPlan, names: Names, options: "JobOptions") -> "JobOptions":
+    """The `options` of the job of `names` with the converter's paths from the plan's folder on.
+    `ArgumentError`, with file and line, for a checkout that is none and for arguments that make no
+    sense."""
     found = options.converter
     if found is None:
         return options
@@ -47,19 +53,22 @@ def placed(read: ReadPlan, options: "JobOptions") -> "JobOptions":
     try:
         how.check()
     except GpukitError as error:
-        raise read.document.fault(_place(read), str(error)) from None
+        raise read.document.fault(_place(read, names), str(error)) from None
     return options
 
 
 def check(
-    read: ReadPlan, who: str, options: "JobOptions", *, adapters: bool, calibrate: bool
+    read: ReadPlan, names: Names, options: "JobOptions", *, adapters: bool, calibrate: bool
 ) -> None:
-    """`ArgumentError`, with file and line, for what of the job `who` a converter cannot go with."""
+    """`ArgumentError`, with file and line, for what of the job of `names` a converter cannot go
+    with."""
     how = converter_of(options)
     try:
         bridge(how, (), pre=options.pre, adapters=adapters, calibrate=calibrate)
     except ArgumentError as error:
-        raise read.document.fault(_place(read), f"{who}: {error}") from None
+        source, adapter, kind = names
+        told = f"{source} with {adapter} as {kind}: {error}"
+        raise read.document.fault(_place(read, names), told) from None
 
 
 def check_evaluated(source: Source, result: str) -> None:
@@ -83,9 +92,10 @@ def told(jobs: Iterable[tuple[str, "JobOptions"]]) -> Iterator[str]:
         yield f"{first}{more}: planned by llama.cpp's converter in {tree}; its code is run"
 
 
-def _place(read: ReadPlan) -> Place:
-    """Where a plan names a converter: the first place."""
-    places: list[Place] = [("options", "converter")]
-    rules = range(len(read.plan.overrides))
-    places += [("overrides", i, "options", "converter") for i in rules]
-    return next(place for place in places if place in read.document.lines)
+def _place(read: ReadPlan, names: Names) -> Place:
+    """Where a plan names the converter of the job of `names`."""
+    found: Place = ("options", "converter")
+    for i, rule in enumerate(read.plan.overrides):
+        if "converter" in rule.options.model_fields_set and matches(rule.match, *names):
+            found = ("overrides", i, "options", "converter")
+    return found

@@ -97,9 +97,9 @@ def expand(read: ReadPlan) -> tuple[list[Job], list[str]]:
         raise read.document.fault(("exclude",), "nothing is left of the matrix; exclude less")
     _check_different(read, jobs)
     for job in jobs:
-        who = f"{job.source.name} with {job.adapter.name} as {job.type}"
-        adapters, heard = bool(job.adapter.adapters), job.calibrate is not None
-        foreign.check(read, who, job.options, adapters=adapters, calibrate=heard)
+        names, adapters = (job.source.name, job.adapter.name, job.type), bool(job.adapter.adapters)
+        heard = job.calibrate is not None
+        foreign.check(read, names, job.options, adapters=adapters, calibrate=heard)
     check_targets(read, [(job.push, job.target) for job in jobs])
     return jobs, [*_idle(read, jobs, used), *foreign.told((j.source.name, j.options) for j in jobs)]
 
@@ -152,7 +152,7 @@ def _options(read: ReadPlan, source: Input, adapter: Input, kind: str) -> "JobOp
     for name, path in paths.items():
         if not os.path.exists(path):
             raise read.document.fault(("options", name), f"{path}: no such file")
-    return foreign.placed(read, found.model_copy(update=paths))
+    return foreign.placed(read, (source.name, adapter.name, kind), found.model_copy(update=paths))
 
 
 def _wish(read: ReadPlan, key: str, names: tuple[str, str, str]) -> tuple[Any, Place]:

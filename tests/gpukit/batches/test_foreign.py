@@ -80,6 +80,8 @@ def test_another_version_and_other_arguments_are_another_result(place: Path) -> 
         ("llama.cpp}", "{dir: llama.cpp}}", "plan.yaml:5: unknown key 'dir'; known: path,"),
         ("llama.cpp}", "llama.cpp, pre: llama-bpe}",
          "plan.yaml:5: toy with none as Q8_0: --pre and --converter"),
+        ("llama.cpp}", "llama.cpp}\noverrides:\n- match: {type: Q4_0}\n  options: {converter: x}",
+         r"plan.yaml:8: --converter .*x: no checkout of llama.cpp"),
         ("types", "adapters: [llama.cpp]\ntypes",
          r"plan.yaml:6: toy with .* as Q8_0: --converter takes no adapter: merge it into a folder"),
         ("options", "calibrate: plan.yaml\noptions",
