@@ -106,7 +106,7 @@ def markdown(found: Sequence[Usage]) -> str:
         "Registers of a thread, by architecture; spills (accesses to local memory) and FMAs of all",
         "architectures together. Kernels that give bytes and decoded values have no FMA; products",
         "(`matmul`, `vectors`, `gated`, and `halves` for them) and what stands between them in a",
-        "forward pass fuse on purpose, and merges of floats where a product is exact. "
+        "forward pass fuse on purpose, and merges of floats where a product is exact.",
         f"Triton {triton.__version__}, compiled without a GPU by `scripts/resources`.",
         "",
         f"| {' | '.join(heads)} |",
