@@ -77,7 +77,7 @@ FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
         "modernbert",
         {
             **_SIZES, **_IDS, "num_attention_heads": 4, "intermediate_size": 512,
-            "cls_token_id": 0, "sep_token_id": 0,
+            "cls_token_id": 0, "sep_token_id": 0, "layer_norm_eps": 1e-5,
         },
     ),
 }  # fmt: skip
