@@ -29,7 +29,9 @@ def near_rows(
     found = table.points[point]
     off = found < 0
     some = [v.expand_as(point)[off] for v in (scale, *x, *weights)]
-    found[off] = _nearest(-1 - found[off], some[0], some[1 : 1 + size], some[1 + size :], table, book)
+    found[off] = _nearest(
+        -1 - found[off], some[0], some[1 : 1 + size], some[1 + size :], table, book
+    )
     return found
 
 
