@@ -17,11 +17,11 @@ def near_rows(
     """Entries, int32: of `point`, packed levels, its own, or that of its list with the least error,
     the first of several; the list's first where no error is finite.
 
-    The error is the sum of weight * (scale * (2 * level + 1) - x)^2 over the row, of which `x` and
-    `weights` are the elements, float32 and shaped as `point`, as `scale` is. `book` is the codebook.
+    The error is the sum of weight * (scale * (2 * level + 1) - x)^2 over the row of the codebook
+    `book`, of which `x` and `weights` are the elements, float32 and shaped as `point`, as `scale`.
     """
     table = neighbours(book, point.device)
-    size, bits, top = form(book)
+    size, bits, _ = form(book)
     if is_tracing():
         elements = f"(const vf[]){{{{{', '.join(['{}'] * size)}}}}}"
         template = f"near_rows({size}, {bits}, {{}}, {{}}, {{}}, {{}}, {elements}, {elements})"
