@@ -61,8 +61,8 @@ _ROWS = (
     TypeFacts("IQ4_XS", 23, 256, 136, takes_importance=True),
     TypeFacts("IQ1_M", 29, 256, 56, encodable=False),
     TypeFacts("BF16", 30, 1, 2),
-    TypeFacts("TQ1_0", 34, 256, 54, encodable=False),
-    TypeFacts("TQ2_0", 35, 256, 66, encodable=False),
+    TypeFacts("TQ1_0", 34, 256, 54),
+    TypeFacts("TQ2_0", 35, 256, 66),
     TypeFacts("MXFP4", 39, 32, 17),
 )
 FACTS: Mapping[str, TypeFacts] = MappingProxyType({row.name: row for row in _ROWS})

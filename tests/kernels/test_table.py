@@ -26,10 +26,7 @@ def test_row_agrees_with_peer(name: str) -> None:
         assert row.row_bytes(n) == quant_kinds.need_peer().row_bytes(row.id, n)
 
 
-READ_ONLY = {
-    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
-    *("TQ1_0", "TQ2_0"),
-}
+READ_ONLY = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"}
 
 
 def test_the_types_of_this_version() -> None:

@@ -28,7 +28,7 @@ TYPES = (
         "Q5_K",
         "Q6_K",
     ),
-    *("IQ4_NL", "IQ4_XS", "MXFP4"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"),
 )
 # Those whose bytes importance changes.
 WEIGHTED = TYPES[3:14]
