@@ -35,8 +35,8 @@ _SLAB = 512
 class Neighbours(NamedTuple):
     """int32 on one device.
 
-    points   `[1 << 16]` or `[1 << 12]`: of each packed point its own entry; of one that is no row
-             -1 less the number of its list's first part, shifted by COUNT_BITS, plus the parts
+    points   of each packed point its own entry; of one that is no row -1 less (the number of its
+             list's first part << COUNT_BITS | how many parts there are)
     entries  `[parts, PART]`
     """
 
@@ -50,13 +50,12 @@ def neighbours(name: str, device: torch.device) -> Neighbours:
     if device.type != "cpu":
         return Neighbours(*(part.to(device) for part in neighbours(name, torch.device("cpu"))))
     levels = _levels(name)
-    size = levels.shape[1]
-    bits, top = (2, 3) if size == 8 else (3, 8)
+    size, bits, top = form(name)
     shifts = torch.arange(0, bits * size, bits)
-    digits = torch.arange(top**size)[:, None] // top ** torch.arange(size) % top
+    digits = torch.arange((top + 1) ** size)[:, None] // (top + 1) ** torch.arange(size) % (top + 1)
     packed = _packed(digits, shifts)
     entries = _packed(levels, shifts) | (torch.arange(len(levels)) << ROW_SHIFT)
-    points = torch.zeros(1 << bits * size, dtype=torch.int64)
+    points = torch.zeros(int(packed.max()) + 1, dtype=torch.int64)
     points[packed] = -1
     points[_packed(levels, shifts)] = entries
     off = points[packed] < 0
@@ -71,9 +70,14 @@ def neighbours(name: str, device: torch.device) -> Neighbours:
     return Neighbours(points.int(), (entries[lists] | OFF_GRID).int().view(-1, PART))
 
 
+def form(name: str) -> tuple[int, int, int]:
+    """Of the codebook `name` how many levels a row has, bits of each in a point, the highest."""
+    return (4, 3, 7) if name.startswith("IQ3") else (8, 2, 2)
+
+
 def _levels(name: str) -> Tensor:
     """int64 `[rows, levels of a row]`: those of the codebook `name`."""
-    size = 4 if name.startswith("IQ3") else 8
+    size, _, _ = form(name)
     book = grids.grid(name, torch.device("cpu")).long()
     return (book[:, None] >> torch.arange(0, 16, 16 // size)) & ((1 << 16 // size) - 1)
 
