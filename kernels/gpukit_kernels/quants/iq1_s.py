@@ -6,7 +6,6 @@
                  and the shift, one bit
 
 x = (d * (2 * scale + 1)) * (level - 1 + 1/8), or - 1/8 where the shift is 1.
-Without importance all values count as with an importance of 1; llama.cpp makes no such blocks.
 Source: block_iq1_s, quantize_row_iq1_s_impl, dequantize_row_iq1_s in llama.cpp's ggml-quants.c.
 """
 
@@ -43,13 +42,8 @@ def decode(blocks: Tensor) -> Tensor:
     return grids.scaled(step, grids.iq1_levels(levels, word >> 15))
 
 
-def encode(x: Tensor) -> Tensor:
-    """Bytes `[50, lanes]` of float32 `[256, lanes]`."""
-    return weighted(x, torch.ones(x.shape), x)
-
-
 def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
-    """`encode` with float32 `importance` `[256, lanes]`."""
+    """Bytes `[50, lanes]` of float32 `[256, lanes]` with float32 `importance` `[256, lanes]`."""
     weights = importance_weights(x, importance, scaled_squares(x, 2.0, 256))
     return torch.cat(_packed(octets_of(x, weights, 32, LEAST, halves=False)))
 
@@ -105,7 +99,7 @@ def pieces_tl(blocks, table, at, part, mask):
 ROWS = (
     QuantType(
         FACTS["IQ1_S"],
-        encode,
+        None,
         decode,
         TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
         weighted=weighted,
