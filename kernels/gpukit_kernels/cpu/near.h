@@ -68,8 +68,11 @@ ANY int32_t nearest_of(int size, int bits, const int32_t *list, int64_t parts, c
    by side. */
 ANY vi near_rows(int size, int bits, const int32_t *points, const int32_t *lists, vi point, vf scale,
                  int step, vf lowest, const vf *x, const vf *weights) {
-    vi entries = gathered(points, point);
-    int32_t lanes[WIDTH], count = 0;
+    int32_t entries[WIDTH] __attribute__((aligned(64))), lanes[WIDTH], count = 0;
+    float scales[WIDTH] __attribute__((aligned(64))), offsets[WIDTH] __attribute__((aligned(64)));
+    store_i((float *)entries, gathered(points, point));
+    store_f(scales, scale);
+    store_f(offsets, lowest);
     for (int i = 0; i < WIDTH; i++)
         lanes[count] = i, count += entries[i] < 0;
     vf numbers[VECTORS];
@@ -82,12 +85,13 @@ ANY vi near_rows(int size, int bits, const int32_t *points, const int32_t *lists
 #pragma GCC unroll 8
         for (int k = 0; k < size; k++)
             for (int j = 0; j < VECTORS; j++) {
-                vf off = splat_f(scale[i]) * (splat_f(lowest[i]) + numbers[j]) - splat_f(x[k][i]);
+                vf number = splat_f(offsets[i]) + numbers[j];
+                vf off = splat_f(scales[i]) * number - splat_f(x[k][i]);
                 terms[k].part[j] = splat_f(weights[k][i]) * off * off;
             }
         int64_t place = -1 - (int64_t)entries[i];
         const int32_t *list = lists + (place >> 8) * PART;
         entries[i] = list[nearest_of(size, bits, list, place & 255, terms)];
     }
-    return entries;
+    return load_i((float *)entries);
 }

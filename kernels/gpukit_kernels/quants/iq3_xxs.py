@@ -21,7 +21,7 @@ from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.search.common import importance_weights, scaled_squares
-from gpukit_kernels.search.grid import GridForm, grid_codes, grid_encoded, squares
+from gpukit_kernels.search.grid import GridForm, grid_codes, grid_encoded, signs_and_code, squares
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
@@ -52,17 +52,12 @@ def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
 
 
 @stage
-def _block(scale: Tensor, rows: Tensor, signs: Tensor) -> Tensor:
+def _block(scale: Tensor, rows: Tensor, signs: Tensor, _: Tensor) -> Tensor:
     d, code, some = grid_codes(scale, 1.0125)
-    octets = signs.view(8, 4, -1) & 127
-    word = code << 28
-    for i in range(4):
-        word = word | (octets[:, i] << (7 * i))
+    parts = torch.cat([rows, signs_and_code(signs, code).flatten(0, 1)])
     # Where no scale is left nothing else is.
-    word = torch.where(some, word, torch.zeros_like(word))
-    rows = torch.where(some, rows, torch.zeros_like(rows)).to(torch.float32)
-    words = torch.stack([((word >> (8 * i)) & 0xFF).to(torch.float32) for i in range(4)], dim=1)
-    return torch.cat([word_bytes(d, 2), rows, words.flatten(0, 1)])
+    parts = torch.where(some, parts, torch.zeros_like(parts))
+    return torch.cat([word_bytes(d, 2), parts.to(torch.float32)])
 
 
 @triton.jit

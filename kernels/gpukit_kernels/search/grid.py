@@ -247,14 +247,25 @@ def grid_codes(scale: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
     return bits, torch.where(some, code, torch.zeros_like(code)), some
 
 
+def signs_and_code(signs: Tensor, code: Tensor) -> Tensor:
+    """int32 `[8, 4, lanes]`, bytes of a word for each 32 values: seven of the eight signs of each
+    octet, of `[32, lanes]`, and on top the code of the scale."""
+    octets = signs.view(8, 4, -1) & 127
+    word = code << 28
+    for i in range(4):
+        word = word | (octets[:, i] << (7 * i))
+    return torch.stack([(word >> (8 * i)) & 0xFF for i in range(4)], dim=1)
+
+
 def grid_encoded(
     x: Tensor, weights: Tensor, kind: GridForm
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`grid_ended` of float32 `x`, each of whose values counts as `weights` say."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`grid_ended` of float32 `x`, each of whose values counts as `weights` say, and the groups'
+    largest values, float32 `[groups, lanes]`."""
     values, signs = grid_values(x, weights, even=kind.even)
     top = grid_top(values.x, kind)
     best = grid_search(values, top, _first_scale(top, kind), kind)
-    return grid_ended(best, signs, top, kind)
+    return *grid_ended(best, signs, top, kind), top
 
 
 @stage

@@ -44,7 +44,9 @@ def near_rows(
     else:
         numbers = levels + lowest.expand_as(point)[off][:, None]
     scaled = some[0][:, None] * numbers
-    found[off] = _nearest(-1 - found[off], scaled, some[1 : 1 + size], some[1 + size :], table, bits)
+    found[off] = _nearest(
+        -1 - found[off], scaled, some[1 : 1 + size], some[1 + size :], table, bits
+    )
     return found
 
 
