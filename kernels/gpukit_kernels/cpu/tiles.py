@@ -67,7 +67,8 @@ def encode_eager(
         if encoder:
             blocks = encoder(x)
         else:
-            assert weighted and importance
+            assert weighted
+            assert importance
             weights = importance.at(start, stop - start).t().contiguous()
             blocks = weighted(x, weights, means[start:stop])
         out[start:stop].copy_(blocks.t())

@@ -159,13 +159,14 @@ def _tried(x: Tensor, roots: Tensor, top: Tensor, stretch: Tensor, kind: GridFor
 
 def _rows(x: Tensor, roots: Tensor, inverse: Tensor, scale: Tensor, kind: GridForm) -> Tensor:
     size, bits, top = form(kind.book)
-    elements = [part.view(kind.groups, -1, size, x.shape[-1]).unbind(2) for part in (x, roots)]
-    point = None
-    for i, v in enumerate(elements[0]):
-        level = nearest_int(0.5 * (inverse[:, None] * v - 1.0)).clamp(0, top) << (bits * i)
-        point = level if point is None else point | level
-    assert point is not None
-    return near_rows(point, scale[:, None].expand(point.shape), *elements, kind.book)
+    form_of = (kind.groups, kind.group // size, size, x.shape[-1])
+    elements = x.view(form_of).unbind(2)
+    levels = [nearest_int(0.5 * (inverse[:, None] * v - 1.0)).clamp(0, top) for v in elements]
+    point = levels[0]
+    for i in range(1, size):
+        point = point | (levels[i] << (bits * i))
+    across = scale[:, None].expand(point.shape)
+    return near_rows(point, across, elements, roots.view(form_of).unbind(2), kind.book)
 
 
 def _sums(products: Tensor, weights: Tensor, rows: Tensor, kind: GridForm) -> tuple[Tensor, ...]:

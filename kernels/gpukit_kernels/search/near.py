@@ -22,9 +22,9 @@ def near_rows(
     """Entries, int32: of `point`, packed levels, its own, or that of its list with the least error,
     the first of several; the list's first where no error is finite.
 
-    The error is the sum of weight * (scale * number - x)^2 over the row, of which `x` and `weights`
-    are the elements, float32 and shaped as `point`, as `scale` is. Levels stand for the numbers 2 *
-    level + 1, or level + `lowest`, which is shaped so too. `book` is the codebook.
+    The error is the sum of weight * (scale * number - x)^2 over the row of the codebook `book`, of
+    which `x` and `weights` are the elements, float32 and shaped as `point`, as `scale`. Levels
+    stand for the numbers 2 * level + 1, or level + `lowest`, which is shaped so too.
     """
     table = neighbours(book, point.device)
     size, bits, top = form(book)
