@@ -63,27 +63,30 @@ ANY int32_t nearest_of(int size, int bits, const int32_t *list, int64_t parts, c
     return first_least(best, places, parts);
 }
 
-/* The entries of `point`: rows have `size` levels of `bits` bits. Lanes with a list are taken one
-   after the other, the rows of a list side by side. */
+/* The entries of `point`: rows have `size` levels of `bits` bits, which stand for `lowest` and so
+   many times `step` more. Lanes with a list are taken one after the other, the rows of a list side
+   by side. */
 ANY vi near_rows(int size, int bits, const int32_t *points, const int32_t *lists, vi point, vf scale,
-                 const vf *x, const vf *weights) {
+                 int step, vf lowest, const vf *x, const vf *weights) {
     int32_t entries[WIDTH] __attribute__((aligned(64))), lanes[WIDTH], count = 0;
-    float scales[WIDTH] __attribute__((aligned(64)));
+    float scales[WIDTH] __attribute__((aligned(64))), offsets[WIDTH] __attribute__((aligned(64)));
     store_i((float *)entries, gathered(points, point));
     store_f(scales, scale);
+    store_f(offsets, lowest);
     for (int i = 0; i < WIDTH; i++)
         lanes[count] = i, count += entries[i] < 0;
     vf numbers[VECTORS];
     for (int j = 0; j < VECTORS; j++)
         for (int i = 0; i < WIDTH; i++)
-            numbers[j][i] = 2 * ((j * WIDTH + i) & ((1 << bits) - 1)) + 1;
+            numbers[j][i] = step * ((j * WIDTH + i) & ((1 << bits) - 1));
     for (int n = 0; n < count; n++) {
         int i = lanes[n];
         Table terms[8];
 #pragma GCC unroll 8
         for (int k = 0; k < size; k++)
             for (int j = 0; j < VECTORS; j++) {
-                vf off = splat_f(scales[i]) * numbers[j] - splat_f(x[k][i]);
+                vf number = splat_f(offsets[i]) + numbers[j];
+                vf off = splat_f(scales[i]) * number - splat_f(x[k][i]);
                 terms[k].part[j] = splat_f(weights[k][i]) * off * off;
             }
         int64_t place = -1 - (int64_t)entries[i];
