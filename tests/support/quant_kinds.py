@@ -130,8 +130,9 @@ def random_blocks(name: str, count: int, seed: int = 0, least: float = 0.0) -> B
 
 
 def blocks_of(row: QuantType, rows: int, width: int, seed: int = 0) -> torch.Tensor:
-    """uint8 `[rows, row_bytes]`: gaussian values in blocks; random blocks of a type only read."""
-    if row.encodable:
+    """uint8 `[rows, row_bytes]`: gaussian values in blocks; random blocks of a type only read, or
+    that needs importance."""
+    if row.encode:
         random = torch.Generator().manual_seed(seed)
         return quantize(torch.randn(rows, width, generator=random), row, backend="eager")
     blocks = random_blocks(row.name, rows * (width // row.block), seed)

@@ -33,7 +33,7 @@ TYPES = (
         "Q6_K",
     ),
     *("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"),
-    *("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+    *("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"),
 )
 # Those whose bytes importance changes, and those that have none without.
 WEIGHTED = [name for name in TYPES if FACTS[name].takes_importance]
