@@ -85,10 +85,7 @@ def _lacks(output: PlannedOutput, file_type: FileType) -> bool:
     if output.importance is not None or spec.type == output.source_type:
         return False
     # At the ends of a model llama-quantize does not ask, and fails at some types.
-    return (
-        needs_importance(spec.name, spec.type, file_type)
-        or spec.type in NEEDS_IMPORTANCE
-    )
+    return needs_importance(spec.name, spec.type, file_type) or spec.type in NEEDS_IMPORTANCE
 
 
 def unheard(
