@@ -10,7 +10,7 @@ import numpy as np
 from support import quant_kinds
 
 BLOCKS = 6
-TYPES = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+TYPES = ("IQ1_S", "IQ1_M")
 
 
 def make(folder: Path) -> list[Path]:
