@@ -70,6 +70,8 @@ _LOWEST_O = {
     **dict.fromkeys(("IQ1_S", "IQ1_M"), (("everywhere", "IQ2_XXS"),)),
     **dict.fromkeys(_FROM_IQ2_S, (("everywhere", "IQ3_S"),)),
 }
+_IQ3_QK = {"IQ3_XS": (("everywhere", "IQ3_XXS"),), "IQ3_XXS": (("everywhere", "IQ2_S"),)}
+_IQ3_XS_FEED = {"IQ3_XS": (("between the outer eighths", "IQ3_XXS"),)}
 
 # Kind -> file type -> (where, type), the first that applies; elsewhere the default type.
 RULES: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
@@ -118,11 +120,10 @@ RULES: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
         "IQ3_M": (("everywhere", "Q4_K"),),
         **_LOWEST_O,
     },
-    **dict.fromkeys(
-        ("q", "k"),
-        {"IQ3_XS": (("everywhere", "IQ3_XXS"),), "IQ3_XXS": (("everywhere", "IQ2_S"),)},
-    ),
-    **dict.fromkeys(("gate", "up"), {"IQ3_XS": (("between the outer eighths", "IQ3_XXS"),)}),
+    "q": _IQ3_QK,
+    "k": _IQ3_QK,
+    "gate": _IQ3_XS_FEED,
+    "up": _IQ3_XS_FEED,
 }
 FALCON_RULES: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
     **RULES,

@@ -86,8 +86,8 @@ def merges(
     factors: Sequence[Factors[Tensor]],
     device: torch.device,
 ) -> bool:
-    """Whether a kernel merges deltas of as many adapters as `factors` into `row`, to `kind`, rows of
-    `width`, on `device` with the right bytes. Of what is no GPU that is not asked."""
+    """Whether there is a kernel that merges deltas of as many adapters as `factors` into `row`, to
+    `kind`, rows of `width`, on `device` with the right bytes, which of no GPU is not asked."""
     if not has_encoder(kind, weighted=False):
         return False
     if device.type != "cuda":

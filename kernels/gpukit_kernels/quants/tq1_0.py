@@ -5,8 +5,8 @@
     bytes 48-51  byte j: levels 240 + j, 244 + j, 248 + j, 252 + j
     bytes 52-53  d, fp16
 
-x = d * (level - 1), d = max|x|. A byte is a fraction, out of 256, whose digits to the base 3 are the levels:
-level n is the whole part of 3 * (byte * 3^n mod 256) / 256.
+x = d * (level - 1), d = max|x|. A byte is a fraction, out of 256, whose digits to the base 3 are
+the levels: level n is the whole part of 3 * (byte * 3^n mod 256) / 256.
 Source: block_tq1_0, quantize_row_tq1_0_ref, dequantize_row_tq1_0 in llama.cpp's ggml-quants.c.
 """
 
