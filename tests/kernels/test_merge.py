@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused() -> None:
         merge_lora(weight.double(), [f])
     with pytest.raises(QuantError, match="rows of 64 are no multiple of 256"):
         merge_lora(weight, [f], out="Q4_K")
-    with pytest.raises(QuantError, match="can only be read"):
+    with pytest.raises(QuantError, match="IQ2_XXS needs importance"):
         merge_lora(weight, [f], out="IQ2_XXS")
     with pytest.raises(QuantError, match="uint8 blocks of Q8_0"):
         merge_lora(weight, [f], "Q8_0")
