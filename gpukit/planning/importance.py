@@ -19,6 +19,7 @@ from gpukit.formats.gguf_fields import Field, TensorSpec, string, u32
 from gpukit.formats.imatrix import Floats, Imatrix
 from gpukit.planning.mixes import needs_importance
 from gpukit.planning.plan import PlannedOutput
+from gpukit.sources.base import Source
 from gpukit_kernels import type_facts
 
 # llama-quantize keeps no more bytes of a text that it notes.
@@ -77,6 +78,19 @@ def check_wanted(
             raise ArgumentError(
                 f"{imatrix.path} has nothing on {spec.name}, and {spec.type} needs importance "
                 "weights: give one that has it, or another type by --tensor-type"
+            )
+
+
+def check_needed(outputs: Sequence[PlannedOutput], source: Source) -> None:
+    """`ArgumentError` where a tensor that changes keeps a type that needs importance."""
+    for output in outputs:
+        kind = output.spec.type
+        if kind not in NEEDS_IMPORTANCE or output.importance is not None:
+            continue
+        if not source.passes(output.index, kind):
+            raise ArgumentError(
+                f"{source.path}: {output.spec.name}: {kind} needs importance weights to be written "
+                "anew: give another type with --type, F16 for example"
             )
 
 
