@@ -28,11 +28,32 @@ def test_every_model_and_type_has_digests() -> None:
     assert all(kinds.keys() == FILE_TYPES.keys() for kinds in GOLDEN.values())
 
 
-@pytest.mark.parametrize("name", gguf_models.SHAPES)
-def test_files_equal_those_of_llama_quantize(name: str, tmp_path: Path) -> None:
+# File types of codebooks, whose search takes long; one model stands for the others.
+SLOW = {kind for kind in FILE_TYPES if kind.startswith(("IQ1", "IQ2", "IQ3"))}
+ONE = "eight-experts"
+MODELS = pytest.mark.parametrize(
+    ("name", "slow"),
+    [
+        *[(name, False) for name in gguf_models.SHAPES],
+        (ONE, True),
+        *[
+            pytest.param(name, True, marks=pytest.mark.thorough)
+            for name in gguf_models.SHAPES
+            if name != ONE
+        ],
+    ],
+)
+
+
+def wanted_of(name: str, slow: bool) -> dict[str, list[str | None]]:
+    return {kind: found for kind, found in GOLDEN[name].items() if (kind in SLOW) == slow}
+
+
+@MODELS
+def test_files_equal_those_of_llama_quantize(name: str, slow: bool, tmp_path: Path) -> None:
     model = gguf_models.build(name, tmp_path)
     different = []
-    for kind, (wanted, _) in GOLDEN[name].items():
+    for kind, (wanted, _) in wanted_of(name, slow).items():
         if wanted is None:
             continue
         with open_source(model) as source:
@@ -42,15 +63,17 @@ def test_files_equal_those_of_llama_quantize(name: str, tmp_path: Path) -> None:
     assert not different
 
 
-@pytest.mark.parametrize("name", gguf_models.SHAPES)
-def test_tensors_equal_those_of_llama_quantize_with_importance(name: str, tmp_path: Path) -> None:
+@MODELS
+def test_tensors_equal_those_of_llama_quantize_with_importance(
+    name: str, slow: bool, tmp_path: Path
+) -> None:
     model = gguf_models.build(name, tmp_path)
     imatrices = [
         Imatrix(tmp_path / "x.imatrix", gguf_models.importance(name, whole))
         for whole in (False, True)
     ]
     different = []
-    for kind, (_, wanted) in GOLDEN[name].items():
+    for kind, (_, wanted) in wanted_of(name, slow).items():
         options = Options(imatrix=imatrices[kind in gguf_models.WANTING])
         out = tmp_path / "out.gguf"
         with open_source(model) as source:
