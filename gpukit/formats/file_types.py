@@ -49,8 +49,20 @@ FILE_TYPES = {
         FileType("Q5_K_S", 16, "Q5_K"),
         FileType("Q5_K_M", 17, "Q5_K"),
         FileType("Q6_K", 18, "Q6_K"),
+        FileType("IQ1_S", 24, "IQ1_S"),
+        FileType("IQ1_M", 31, "IQ1_M"),
+        FileType("IQ2_XXS", 19, "IQ2_XXS"),
+        FileType("IQ2_XS", 20, "IQ2_XS"),
+        FileType("IQ2_S", 28, "IQ2_XS"),
+        FileType("IQ2_M", 29, "IQ2_S"),
+        FileType("IQ3_XXS", 23, "IQ3_XXS"),
+        FileType("IQ3_XS", 22, "IQ3_S"),
+        FileType("IQ3_S", 26, "IQ3_S"),
+        FileType("IQ3_M", 27, "IQ3_S"),
         FileType("IQ4_NL", 25, "IQ4_NL"),
         FileType("IQ4_XS", 30, "IQ4_XS"),
+        FileType("TQ1_0", 36, "TQ1_0"),
+        FileType("TQ2_0", 37, "TQ2_0"),
         FileType("MXFP4_MOE", 38, "MXFP4"),
     )
 }
@@ -74,11 +86,7 @@ def file_type_of(name: str) -> FileType:
 
 
 # Numbers of file types that gpukit reads and does not write, from llama.cpp's llama.h.
-READ_ONLY = {
-    19: "IQ2_XXS", 20: "IQ2_XS", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 26: "IQ3_S", 27: "IQ3_M",
-    28: "IQ2_S", 29: "IQ2_M", 31: "IQ1_M", 36: "TQ1_0", 37: "TQ2_0", 39: "NVFP4", 40: "Q1_0",
-    41: "Q2_0", 1024: "GUESSED",
-}  # fmt: skip
+READ_ONLY = {39: "NVFP4", 40: "Q1_0", 41: "Q2_0", 1024: "GUESSED"}
 _NAMES = {**READ_ONLY, **{row.number: row.name for row in FILE_TYPES.values()}}
 
 

@@ -2,8 +2,9 @@
 
     a tensor without an entry         no importance, as llama-quantize
     an expert that nothing came to    1 for each column, as llama-quantize
-    the same where a file type wants  no importance: the type's bytes as other file types have them,
-    importance                        where llama-quantize refuses
+    the same where Q2_K_S wants it    no importance: Q2_K's bytes as other file types have them,
+                                      where llama-quantize refuses
+    the same where a type wants it    refused, as by llama-quantize
 
 Each is told in a line. Source: src/llama-quant.cpp of llama.cpp.
 """
@@ -18,10 +19,13 @@ from gpukit.formats.gguf_fields import Field, TensorSpec, string, u32
 from gpukit.formats.imatrix import Floats, Imatrix
 from gpukit.planning.mixes import needs_importance
 from gpukit.planning.plan import PlannedOutput
+from gpukit.sources.base import Source
 from gpukit_kernels import type_facts
 
 # llama-quantize keeps no more bytes of a text that it notes.
 NOTED = 127
+# Types of which there are no blocks without importance.
+NEEDS_IMPORTANCE = {name for name, facts in type_facts().items() if facts.needs_importance}
 
 
 def noted(imatrix: Imatrix | None) -> list[Field]:
@@ -60,23 +64,42 @@ def importance_of(spec: TensorSpec, imatrix: Imatrix) -> Floats | None:
 def check_wanted(
     outputs: Sequence[PlannedOutput], file_type: FileType, imatrix: Imatrix | None, source: Path
 ) -> None:
-    """`ArgumentError` where `file_type` wants importance and there is none at all."""
-    if imatrix is not None:
-        return
+    """`ArgumentError` where `file_type`, or a tensor's type, wants importance and there is none."""
     for output in outputs:
-        if _lacks(output, file_type):
-            spec = output.spec
+        spec = output.spec
+        if not _lacks(output, file_type):
+            continue
+        if imatrix is None:
             raise ArgumentError(
                 f"{source}: {spec.name}: {file_type.name} needs importance weights for "
                 f"{spec.type}: give --imatrix FILE, or choose Q2_K"
             )
+        if spec.type != "Q2_K":
+            raise ArgumentError(
+                f"{imatrix.path} has nothing on {spec.name}, and {spec.type} needs importance "
+                "weights: give one that has it, or another type by --tensor-type"
+            )
+
+
+def check_needed(outputs: Sequence[PlannedOutput], source: Source) -> None:
+    """`ArgumentError` where a tensor that changes keeps a type that needs importance."""
+    for output in outputs:
+        kind = output.spec.type
+        if kind not in NEEDS_IMPORTANCE or output.importance is not None:
+            continue
+        if not source.passes(output.index, kind):
+            raise ArgumentError(
+                f"{source.path}: {output.spec.name}: {kind} needs importance weights to be written "
+                "anew: give another type with --type, F16 for example"
+            )
 
 
 def _lacks(output: PlannedOutput, file_type: FileType) -> bool:
-    spec, changed = output.spec, output.spec.type != output.source_type
-    return (
-        changed and output.importance is None and needs_importance(spec.name, spec.type, file_type)
-    )
+    spec = output.spec
+    if output.importance is not None or spec.type == output.source_type:
+        return False
+    # At the ends of a model llama-quantize does not ask, and fails at some types.
+    return needs_importance(spec.name, spec.type, file_type) or spec.type in NEEDS_IMPORTANCE
 
 
 def unheard(

@@ -11,6 +11,7 @@ from gpukit.formats.gguf_fields import TensorSpec, type_sizes
 from gpukit.planning.mix_rules import (
     AT_LEAST_Q8_0,
     EIGHT_EXPERTS_O,
+    EMBEDDING_TYPES,
     EMBEDDINGS,
     ENDS,
     FALCON_RULES,
@@ -18,8 +19,12 @@ from gpukit.planning.mix_rules import (
     KINDS,
     LAYERS_70B,
     LIFTED_70B,
+    LOWEST,
+    LOWEST_OF_EIGHT,
     OUTPUT,
+    OUTPUT_TYPES,
     RULES,
+    WANT_IMPORTANCE,
     WHERE,
     Mix,
 )
@@ -75,7 +80,8 @@ def choose(
 
 def needs_importance(name: str, kind: str, file_type: FileType) -> bool:
     """Whether llama-quantize refuses to make tensor `name` a `kind` without importance weights."""
-    return file_type.name == "Q2_K_S" and kind == "Q2_K" and name not in ENDS
+    wants = kind in WANT_IMPORTANCE or (file_type.name == "Q2_K_S" and kind == "Q2_K")
+    return wants and name not in ENDS
 
 
 def _mix(
@@ -159,7 +165,7 @@ def _mixed(tensor: TensorSpec, mix: Mix) -> str:
     if tensor.name == OUTPUT or (mix.tied and tensor.name in EMBEDDINGS):
         if moe or mix.falcon or tensor.ne[0] % type_sizes()[default].block:
             return "Q8_0"
-        return default if default == "Q8_0" else "Q6_K"
+        return default if default == "Q8_0" else OUTPUT_TYPES.get(mix.file_type.name, "Q6_K")
     kind = _kind(tensor.name)
     if moe:
         # Experts are stacked in a third dimension; in one architecture other tensors are, too.
@@ -167,8 +173,11 @@ def _mixed(tensor: TensorSpec, mix: Mix) -> str:
         feed_forward = mix.arch != "bailingmoe3" or kind in ("up", "gate", "down")
         return default if stacked and feed_forward else "Q8_0"
     if tensor.name in EMBEDDINGS:
-        return default
+        return EMBEDDING_TYPES.get(mix.file_type.name, default)
     chosen = _by_rule(tensor.name, kind, mix)
+    if mix.file_type.name in LOWEST:
+        lifted = LOWEST_OF_EIGHT if mix.n_expert == 8 else {}
+        return lifted.get(kind or "", chosen)
     if kind == "v" and mix.is_70b:
         chosen = LIFTED_70B.get(chosen, chosen)
     if mix.n_expert == 8:
@@ -184,7 +193,7 @@ def _by_rule(name: str, kind: str | None, mix: Mix) -> str:
         return mix.file_type.default
     index, count = mix.seen.get(kind, 0), mix.n_v if kind == "v" else mix.n_layer
     mix.seen[kind] = index + 1
-    if mix.n_expert > 1 and kind != "v":
+    if mix.n_expert > 1 and kind != "v" and mix.file_type.name not in LOWEST:
         index = max(layer_of(name), 0)
     rules = (FALCON_RULES if mix.falcon else RULES).get(kind, {}).get(mix.file_type.name, ())
     return next(

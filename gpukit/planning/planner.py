@@ -16,7 +16,14 @@ from gpukit.formats.file_types import (
 from gpukit.formats.gguf_fields import FLOATS, Field, TensorSpec, u32
 from gpukit.formats.gguf_split import parts_by_size
 from gpukit.formats.imatrix import Imatrix
-from gpukit.planning.importance import check_wanted, importance_of, noted, some, unheard
+from gpukit.planning.importance import (
+    check_needed,
+    check_wanted,
+    importance_of,
+    noted,
+    some,
+    unheard,
+)
 from gpukit.planning.mixes import Choice, choose, output_order
 from gpukit.planning.overrides import Overrides, pattern_option
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
@@ -63,6 +70,7 @@ def plan_quantize(
         same = source.label == chosen.name or file_type is None
         shown = (file_type or "").upper()
         title = "converting model" if same else f"quantizing {source.label} model to {shown}"
+    check_needed(outputs, source)
     parts = _parts(source, outputs, options)
     warnings = (
         *source.warnings,

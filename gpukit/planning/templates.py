@@ -14,7 +14,13 @@ from gpukit_kernels import type_facts
 
 LIKE = "--like"
 # Of several file types with one default the one that people mean.
-USUAL = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
+USUAL = {
+    "Q3_K": "Q3_K_M",
+    "Q4_K": "Q4_K_M",
+    "Q5_K": "Q5_K_M",
+    "MXFP4": "MXFP4_MOE",
+    "IQ2_S": "IQ2_M",
+}
 
 
 def types_like(

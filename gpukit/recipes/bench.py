@@ -78,7 +78,10 @@ class Bench:
         blocked = self.weights // row.block * row.nbytes
         if self.what == "quantize":
             backend = kernels.plan_backend(row, 1 << 40, self.device)
-            seconds = kernels.timed(lambda: kernels.quantize(x, row, backend=backend), self.device)
+            needed = _importance(row, x)
+            seconds = kernels.timed(
+                lambda: kernels.quantize(x, row, needed, backend=backend), self.device
+            )
             moved = x.nbytes + blocked
         else:
             backend = "triton" if self.device.type == "cuda" else "eager"
@@ -86,7 +89,8 @@ class Bench:
             seconds = kernels.timed(lambda: kernels.dequantize(blocks, row), self.device)
             moved = blocked + 4 * self.weights
         issue = kernels.issue_rate(self.device) if self.what == "quantize" else None
-        share = kernels.operations(row) * self.weights / seconds / issue if issue else None
+        each = kernels.operations(row, row.facts.needs_importance) if issue else 0.0
+        share = each * self.weights / seconds / issue if issue else None
         return Rate(
             row.name, backend, self.weights, moved, seconds, moved / seconds / self.copy, share
         )
@@ -122,12 +126,17 @@ def _values(weights: int, place: torch.device) -> torch.Tensor:
     return x.normal_(0, 0.02, generator=random)
 
 
+def _importance(row: QuantType, x: torch.Tensor) -> torch.Tensor | None:
+    """An importance of 1 for each column where `row` has no blocks without."""
+    return torch.ones(x.shape[-1], device=x.device) if row.facts.needs_importance else None
+
+
 def _blocks(row: QuantType, x: torch.Tensor) -> torch.Tensor:
     """Blocks with as many weights as `x`; of a type that is only read, of random bytes."""
     rows, width = x.shape
     if row.encodable:
         # A part, repeated: encoding may take a hundred times as long as what is timed.
-        part = kernels.quantize(x[: max(rows // 64, 1)], row)
+        part = kernels.quantize(x[: max(rows // 64, 1)], row, _importance(row, x))
         return part.repeat(-(-rows // len(part)), 1)[:rows].contiguous()
     random = torch.Generator().manual_seed(0)
     size = (rows, row.row_bytes(width))

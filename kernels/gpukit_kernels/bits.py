@@ -116,6 +116,16 @@ def pack_crumbs(levels: Tensor) -> Tensor:
     return packed.to(torch.float32).view(64, -1)
 
 
+def packed_fields(fields: Tensor, bits: int) -> Tensor:
+    """Bytes, int32 `[n * bits / 8, lanes]`, of int32 `[n, lanes]` of so many bits, the first field
+    of a byte lowest."""
+    parts = fields.view(-1, 8 // bits, fields.shape[-1])
+    packed = parts[:, 0]
+    for i in range(1, 8 // bits):
+        packed = packed | (parts[:, i] << (bits * i))
+    return packed
+
+
 def unpack_crumbs(packed: Tensor) -> Tensor:
     """uint8 `[256, lanes]` of uint8 `[64, lanes]`."""
     parts = packed.view(2, 32, -1)

@@ -207,6 +207,15 @@ def store_words32_tl(out, at, words, mask, COUNT: tl.constexpr = None):
 
 
 @triton.jit
+def store_bytes_tl(out, at, levels, mask):
+    """Store int32 `[TILE, N]` in 0..255 as bytes side by side from `at` `[TILE]` on, which is even;
+    N is a multiple of four."""
+    shape: tl.constexpr = (levels.shape[0], levels.shape[1] // 4, 4)
+    placed = tl.reshape(levels, shape) << (tl.arange(0, 4)[None, None, :] * 8)
+    store_halves_tl(out, at, tl.sum(placed, axis=2), mask)
+
+
+@triton.jit
 def half_pair_tl(low, high):
     """int32: bits.half_bits of two float32, the first in the low half."""
     return (half_bits_tl(low).to(tl.int32) & 0xFFFF) | (half_bits_tl(high).to(tl.int32) << 16)

@@ -46,15 +46,16 @@ class _Counter(TorchDispatchMode):
 def operations(qtype: str | QuantType, importance: bool = False) -> float:
     """Operations a weight of encoding `qtype` from float32, with importance or without.
 
-    `QuantError` for a type that is only read.
+    `QuantError` for a type that is only read, and for one that needs importance without it.
     """
     row = by_name(qtype)
-    encode = row.encoder()
+    weighted = row.weighted if importance else None
+    encode = row.encoder() if weighted is None else None
     random = torch.Generator().manual_seed(0)
     x = torch.randn(BLOCKS, row.block, generator=random).t().contiguous()
     with _Counter() as counter:
-        if importance and row.weighted is not None:
-            row.weighted(x, torch.ones_like(x), torch.ones(BLOCKS))
-        else:
+        if encode is not None:
             encode(x)
+        elif weighted is not None:
+            weighted(x, torch.ones_like(x), torch.ones(BLOCKS))
     return counter.operations / x.numel()

@@ -18,8 +18,8 @@ class TypeFacts:
     """One type of GGUF data, as numbers.
 
     `block` values take `nbytes` bytes; `encodable` types can be written, all can be read;
-    `takes_importance` says whether importance changes a type's bytes, `row_mean` whether for that
-    it looks at the mean squares of rows.
+    `takes_importance` says whether importance changes a type's bytes, `needs_importance` whether
+    there are no bytes without, `row_mean` whether for that it looks at the mean squares of rows.
     """
 
     name: str
@@ -28,6 +28,7 @@ class TypeFacts:
     nbytes: int
     encodable: bool = True
     takes_importance: bool = False
+    needs_importance: bool = False
     row_mean: bool = False
 
     def row_bytes(self, n: int) -> int:
@@ -50,18 +51,18 @@ _ROWS = (
     TypeFacts("Q4_K", 12, 256, 144, takes_importance=True),
     TypeFacts("Q5_K", 13, 256, 176, takes_importance=True),
     TypeFacts("Q6_K", 14, 256, 210, takes_importance=True),
-    TypeFacts("IQ2_XXS", 16, 256, 66, encodable=False),
-    TypeFacts("IQ2_XS", 17, 256, 74, encodable=False),
-    TypeFacts("IQ3_XXS", 18, 256, 98, encodable=False),
-    TypeFacts("IQ1_S", 19, 256, 50, encodable=False),
+    TypeFacts("IQ2_XXS", 16, 256, 66, takes_importance=True, needs_importance=True),
+    TypeFacts("IQ2_XS", 17, 256, 74, takes_importance=True, needs_importance=True),
+    TypeFacts("IQ3_XXS", 18, 256, 98, takes_importance=True),
+    TypeFacts("IQ1_S", 19, 256, 50, takes_importance=True, needs_importance=True),
     TypeFacts("IQ4_NL", 20, 32, 18, takes_importance=True),
-    TypeFacts("IQ3_S", 21, 256, 110, encodable=False),
-    TypeFacts("IQ2_S", 22, 256, 82, encodable=False),
+    TypeFacts("IQ3_S", 21, 256, 110, takes_importance=True),
+    TypeFacts("IQ2_S", 22, 256, 82, takes_importance=True),
     TypeFacts("IQ4_XS", 23, 256, 136, takes_importance=True),
-    TypeFacts("IQ1_M", 29, 256, 56, encodable=False),
+    TypeFacts("IQ1_M", 29, 256, 56, takes_importance=True),
     TypeFacts("BF16", 30, 1, 2),
-    TypeFacts("TQ1_0", 34, 256, 54, encodable=False),
-    TypeFacts("TQ2_0", 35, 256, 66, encodable=False),
+    TypeFacts("TQ1_0", 34, 256, 54),
+    TypeFacts("TQ2_0", 35, 256, 66),
     TypeFacts("MXFP4", 39, 32, 17),
 )
 FACTS: Mapping[str, TypeFacts] = MappingProxyType({row.name: row for row in _ROWS})

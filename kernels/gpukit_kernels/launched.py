@@ -70,7 +70,7 @@ def _decoder(row: QuantType) -> tuple[dict[str, str], dict[str, Any]]:
 def _encoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
     pair = launch.triton_pair(row)
     shape = {"BLOCK": row.block, "NBYTES": row.nbytes}
-    if row.encodable:
+    if pair.encode is not None:
         yield Kernel(
             f"{row.name} encode {dtype}",
             launch.encode_kernel,
@@ -166,7 +166,7 @@ def _mergers(row: QuantType, dtype: str) -> Iterator[Kernel]:
             True,
         )
         return
-    if row.encodable:
+    if launch.triton_pair(row).encode is not None:
         yield _merger(f"{row.name} merge into {dtype}", plain, row, "*" + dtype, "*u8")
     yield _merger(f"{row.name} merge from {dtype}", row, plain, "*u8", "*" + dtype)
 

@@ -124,7 +124,7 @@ def _merge(
             return merge_triton(weight, row, factors, kind)
         b, a = [t.cpu() for t in b], [t.cpu() for t in a]
         lengths = [None if m is None else m.cpu() for m in magnitudes]
-        there = (weight.cpu(), qtype, b, a, scales, lengths, out, "eager")
+        there = (weight.cpu(), qtype, b, a, scales, lengths, out, "compiled")
         return torch.ops.gpukit.merge(*there).to(weight.device)
     found = weight.new_empty((*weight.shape[:2], kind.row_bytes(width)))
     steps = cpu_merge.Steps(tiles.decode_eager, merge.merge, tiles.encode_eager)

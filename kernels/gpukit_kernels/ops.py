@@ -37,11 +37,12 @@ def quantize(
     `importance`, float32 `[n]`, or `[experts, n]` for `[experts, rows, n]`, says how much an error
     in each column counts; types that llama.cpp quantises without it take no notice. `backend` is
     "eager", "compiled" or "triton"; by default device and amount of work choose (`plan_backend`).
-    `QuantError` for a width, dtype, type or backend that does not fit, and for a type that is only
-    read.
+    `QuantError` for a width, dtype, type or backend that does not fit, for a type that is only
+    read, and for one that needs importance without it.
     """
     row = by_name(qtype)
-    row.encoder()
+    if importance is None or row.weighted is None:
+        row.encoder()
     if values.dtype not in DTYPES:
         raise QuantError(f"values are {values.dtype}; quantize takes float32, float16 or bfloat16")
     if values.ndim == 0:

@@ -20,9 +20,17 @@ ROWS, WIDTH = 16, 1024
 
 
 def encodes(row: QuantType, dtype: torch.dtype, weighted: bool, device: torch.device) -> bool:
-    """Whether bytes of `row`, with importance if `weighted`, of values of `dtype` on `device` are
-    right. Of what is no GPU that is not asked."""
+    """Whether there is a kernel for `row`, with importance if `weighted`, whose bytes of values of
+    `dtype` on `device` are right, which of what is no GPU is not asked."""
+    if not has_encoder(row, weighted):
+        return False
     return device.type != "cuda" or encoder_verified(row, dtype, weighted, device)
+
+
+def has_encoder(row: QuantType, weighted: bool) -> bool:
+    """Whether Triton encodes `row`, with importance if `weighted`; if not, the CPU does."""
+    pair = launch.triton_pair(row)
+    return (pair.weighted if weighted else pair.encode) is not None
 
 
 def encoder_verified(
@@ -78,8 +86,10 @@ def merges(
     factors: Sequence[Factors[Tensor]],
     device: torch.device,
 ) -> bool:
-    """Whether deltas of as many adapters as `factors` merged into `row`, to `kind`, rows of
-    `width`, on `device` give the right bytes. Of what is no GPU that is not asked."""
+    """Whether there is a kernel that merges deltas of as many adapters as `factors` into `row`, to
+    `kind`, rows of `width`, on `device` with the right bytes, which of no GPU is not asked."""
+    if not has_encoder(kind, weighted=False):
+        return False
     if device.type != "cuda":
         return True
     return merger_verified(row, kind, width, [f.magnitude is not None for f in factors], device)

@@ -122,7 +122,7 @@ class QuantType:
 
     facts    its line in `facts.py`
     encode   float32 `[block, lanes]` -> `[nbytes, lanes]`, exact bytes, as uint8 or as float32 in
-             0..255; None for a type that is only read
+             0..255; None for a type that is only read, or needs importance
     decode   uint8 `[nbytes, lanes]` -> float32 `[block, lanes]`, exact values
     weighted as `encode`, with the importance of each value, float32 `[block, lanes]`, and the
              mean of x * x over each block's row, float32 `[lanes]`; None for a type that takes
@@ -168,10 +168,16 @@ class QuantType:
     @property
     def encodable(self) -> bool:
         """Whether values can be written in this type; if not, they can only be read."""
-        return self.encode is not None
+        return self.encode is not None or self.weighted is not None
 
     def encoder(self) -> Callable[[Tensor], Tensor]:
-        """`encode`; `QuantError` for a type that is only read, naming those that are not."""
+        """`encode`; `QuantError` for a type that needs importance, or that is only read, naming
+        those that are not."""
+        if self.encode is None and self.facts.needs_importance:
+            raise QuantError(
+                f"{self.name} needs importance, one number for each column: without it too few "
+                "levels are left to choose well"
+            )
         if self.encode is None:
             known = ", ".join(name for name, row in QUANTS.items() if row.encodable)
             raise QuantError(f"{self.name} can only be read; types that can be written: {known}")

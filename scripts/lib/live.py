@@ -49,7 +49,7 @@ def _written(importance: bool) -> list[str]:
     return [
         name
         for name, row in QUANTS.items()
-        if row.encodable and row.block > 1 and (row.weighted is not None or not importance)
+        if (row.weighted if importance else row.encode) and row.block > 1
     ]
 
 

@@ -36,7 +36,6 @@ def test_a_shell_is_offered_what_can_be_timed() -> None:
 def test_what_cannot_be_timed() -> None:
     for words, what in (
         (("train",), "cannot be timed; known: quantize, dequantize"),
-        (("quantize", ["IQ1_S"]), "IQ1_S can only be read"),
         (("quantize", ["Q9_9"]), "unknown quant type"),
         (("quantize", [], "cuda:99"), "cuda:99 is not here"),
     ):

@@ -214,7 +214,7 @@ def completed(gpukit: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("quantize a b Q4_K", ["Q4_K_S", "Q4_K_M", "Q4_K"]),
         ("convert a b --type q3_k_m", ["q3_k_m"]),
         ("create a -q mx", ["mxFP4_MOE"]),
-        ("quantize a b Q8_0 --output-tensor-type IQ", ["IQ4_NL", "IQ4_XS"]),
+        ("quantize a b Q8_0 --output-tensor-type IQ4", ["IQ4_NL", "IQ4_XS"]),
         ("run a --device cp", ["cpu"]),
         ("quantize a b Q8_0 --dev", ["--device"]),
         ("qua", ["quantize"]),

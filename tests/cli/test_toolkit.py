@@ -219,7 +219,7 @@ def test_doctor(tmp_path: Path) -> None:
             2,
             "no regular expression",
         ),
-        (("quantize", "FILE", "OUT", "Q8_0", "--tensor-type", "a=IQ2_S"), 2, "gpukit only reads"),
+        (("quantize", "FILE", "OUT", "Q8_0", "--tensor-type", "a=NVFP4"), 2, "tensor type 'NVFP4'"),
         (("quantize", "FILE", "OUT", "Q8_0", "--output-tensor-type", "Q9"), 2, "tensor type 'Q9'"),
         (("quantize", "FILE", "OUT", "Q8_0", "--imatrix", "README"), 1, "no importance matrix"),
         (("quantize", "FILE", "OUT", "Q8_0", "--imatrix", "/no/such"), 1, "/no/such: no such file"),

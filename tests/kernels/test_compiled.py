@@ -75,10 +75,11 @@ def threads():
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("name", [name for name, row in QUANTS.items() if row.encodable])
+@pytest.mark.parametrize("name", [name for name, row in QUANTS.items() if row.encode])
 def test_every_kind_gives_the_bytes_of_the_reference(name: str) -> None:
     row = QUANTS[name]
-    rows = max(64, 2048 * row.block // quant_kinds.WIDTH)
+    # The reference of codebooks takes its time.
+    rows = 64 if name in quant_kinds.ENDING else max(64, 2048 * row.block // quant_kinds.WIDTH)
     for kind in [*quant_kinds.FINITE, *quant_kinds.NOT_FINITE]:
         values = torch.from_numpy(quant_kinds.make(kind, rows))
         expected = quantize(values, name, backend="eager")

@@ -245,7 +245,7 @@ def test_every_width_of_vectors(width: int) -> None:
         "from gpukit_kernels.cpu import compiled\n"
         "for row in QUANTS.values():\n"
         "    assert compiled.decoder(row) is not None, row.name\n"
-        "    if row.block > 1 and row.encodable:\n"
+        "    if row.block > 1 and row.encode:\n"
         "        assert compiled._program(row, False) is not None, row.name\n"
         "    if row.weighted:\n"
         "        assert compiled._program(row, True) is not None, row.name\n"

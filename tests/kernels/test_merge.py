@@ -13,7 +13,7 @@ from gpukit_kernels.cpu.merge import by_program
 from gpukit_kernels.merge import lengths, low_rank, merge
 
 BACKENDS = ["eager", "compiled", "triton"]
-WRITTEN = [name for name, row in QUANTS.items() if row.encodable]
+WRITTEN = [name for name, row in QUANTS.items() if row.encode]
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_into_blocks(kind: str, backend: str) -> None:
 def test_from_blocks(kind: str, backend: str) -> None:
     row = QUANTS[kind]
     random = torch.Generator().manual_seed(3)
-    if row.encodable:
+    if row.encode:
         blocks = quantize(drawn(3, 2 * row.block, seed=7), kind, backend="eager")
     else:
         blocks = torch.randint(0, 60, (3, 2 * row.nbytes), generator=random, dtype=torch.uint8)
@@ -113,7 +113,7 @@ def test_from_blocks(kind: str, backend: str) -> None:
     some = factors(weight.shape, [3])
     wanted = merge(weight, some)
     assert same(merge_lora(blocks, some, kind, backend=backend), wanted)
-    back = kind if row.encodable else "F16"
+    back = kind if row.encode else "F16"
     found = merge_lora(blocks, some, kind, back, backend=backend)
     assert same(found, quantize(wanted, back, backend="eager"))
 
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused() -> None:
         merge_lora(weight.double(), [f])
     with pytest.raises(QuantError, match="rows of 64 are no multiple of 256"):
         merge_lora(weight, [f], out="Q4_K")
-    with pytest.raises(QuantError, match="can only be read"):
+    with pytest.raises(QuantError, match="IQ2_XXS needs importance"):
         merge_lora(weight, [f], out="IQ2_XXS")
     with pytest.raises(QuantError, match="uint8 blocks of Q8_0"):
         merge_lora(weight, [f], "Q8_0")

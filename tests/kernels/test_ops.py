@@ -19,8 +19,8 @@ from gpukit_kernels import (
 )
 from gpukit_kernels.cpu import cache, program
 
-# The types that are only read: test_read_only.py.
-NAMES = [name for name, row in QUANTS.items() if row.encodable]
+# Those that need importance: test_grids.py.
+NAMES = [name for name, row in QUANTS.items() if row.encode]
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

@@ -17,13 +17,22 @@ import triton.language as tl
 from support import quant_kinds
 from torch import Tensor
 
-from gpukit_kernels import QUANTS, QuantType, bits, bits_triton, dequantize, launch, quantize
+from gpukit_kernels import (
+    QUANTS,
+    QuantType,
+    bits,
+    bits_triton,
+    dequantize,
+    launch,
+    proven,
+    quantize,
+)
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "kernels.npz"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NAMES = list(QUANTS)
-WRITTEN = [name for name in NAMES if QUANTS[name].encodable]
-WEIGHTED = [name for name in NAMES if QUANTS[name].weighted]
+WRITTEN = [name for name in NAMES if proven.has_encoder(QUANTS[name], False)]
+WEIGHTED = [name for name in NAMES if proven.has_encoder(QUANTS[name], True)]
 KINDS = list(quant_kinds.FINITE)
 
 
@@ -161,7 +170,7 @@ def test_nothing_is_written_beyond_the_last_block(name: str) -> None:
     pair = launch.triton_pair(row)
     blocks = torch.full((5, row.nbytes), 0xAA, dtype=torch.uint8, device=DEVICE)
     facts = {"BLOCK": row.block, "NBYTES": row.nbytes, "TILE": 4, "enable_fp_fusion": False}
-    if row.encodable:
+    if pair.encode is not None:
         values = torch.randn(3, row.block, device=DEVICE)
         launch.encode_kernel[(1,)](values, blocks, 3, ENCODE=pair.encode, LANES=pair.lanes, **facts)
         assert torch.equal(blocks[:3].cpu(), quantize(values.cpu(), name, backend="eager"))
@@ -177,7 +186,7 @@ def test_nothing_is_written_beyond_the_last_block(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_nothing(name: str) -> None:
     row = QUANTS[name]
-    if row.encodable:
+    if row.encode:
         blocks = quantize(torch.empty(0, row.block, device=DEVICE), name, backend="triton")
         assert blocks.shape == (0, row.nbytes)
     blocks = torch.empty(0, row.nbytes, dtype=torch.uint8, device=DEVICE)

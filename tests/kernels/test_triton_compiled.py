@@ -111,8 +111,9 @@ def test_no_spill_no_fma_no_flush(arch: int, part: int) -> None:
         row = QUANTS[name]
         pair = row.triton
         assert pair is not None
-        more = row.encodable + (row.weighted is not None) + row.row_mean
-        more += 1 + (row.encodable or row.block == 1)
+        encodes = pair.encode is not None
+        more = encodes + (pair.weighted is not None) + row.row_mean
+        more += 1 + (encodes or row.block == 1)
         more += (pair.few is not None) + (pair.aligned is not None)
         if pair.vectors is not None:
             more += 1 + 2 * len({1, pair.vectors.together})

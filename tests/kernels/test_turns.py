@@ -59,10 +59,11 @@ def test_operations_are_those_of_the_search() -> None:
     assert operations("Q8_0") < 20
     assert 300 < operations("Q4_K") < 1000
     assert operations("Q4_0", importance=True) > 10 * operations("Q4_0")
-    with pytest.raises(QuantError, match="IQ1_S can only be read"):
+    with pytest.raises(QuantError, match="IQ1_S needs importance"):
         operations("IQ1_S")
+    assert operations("IQ2_XS", importance=True) > operations("Q4_K", importance=True)
     for name, row in QUANTS.items():
-        assert not row.encodable or operations(name) >= 0
+        assert not row.encode or operations(name) >= 0
 
 
 def test_timing() -> None:

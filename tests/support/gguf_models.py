@@ -109,17 +109,27 @@ def _values(source: random.Random, dims: tuple[int, ...]) -> Floats:
     return (raw.sum(0) / np.float32(3 * 32768) * np.float32(0.06)).reshape(dims)
 
 
-def importance(name: str) -> dict[str, Floats]:
-    """float32 `[width]` or `[experts * width]` of the matrices; some have none."""
+# File types that llama-quantize makes only where every matrix of a layer has importance.
+WANTING = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS")
+
+
+def importance(name: str, whole: bool = False) -> dict[str, Floats]:
+    """float32 `[width]` or `[experts * width]` of the matrices; some have none, with `whole` only
+    the embeddings."""
     shape, source = SHAPES[name], random.Random(name)
     found = {}
     for tensor, dims in _tensors(shape):
-        if len(dims) > 1 and "blk.1.attn_k" not in tensor and "token_embd" not in tensor:
-            count = dims[-1] * (dims[0] if len(dims) > 2 else 1)
-            raw = np.frombuffer(source.randbytes(2 * count), "<u2").astype(np.float32)
-            share = raw / np.float32(65536)
-            # By products: numpy's powers are not the same on every machine.
-            found[tensor] = share * share * share
+        if len(dims) == 1 or "token_embd" in tensor:
+            continue
+        left_out = "blk.1.attn_k" in tensor
+        if left_out and not whole:
+            continue
+        count = dims[-1] * (dims[0] if len(dims) > 2 else 1)
+        numbers = random.Random(tensor) if left_out else source
+        raw = np.frombuffer(numbers.randbytes(2 * count), "<u2").astype(np.float32)
+        share = raw / np.float32(65536)
+        # By products: numpy's powers are not the same on every machine.
+        found[tensor] = share * share * share
     return found
 
 

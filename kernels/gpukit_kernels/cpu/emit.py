@@ -41,12 +41,13 @@ class _Root:
 @dataclass
 class Function:
     """C: `text` defines `name(arguments…, results…, scratch)`; `results` are the nodes that are
-    stored for the caller, `scratch` floats are used in between."""
+    stored for the caller, `scratch` floats are used in between; `tables`, by name, stand before."""
 
     name: str
     text: str
     results: list[Node]
     scratch: int
+    tables: dict[str, str]
 
 
 def function(name: str, graph: Graph, lanes: int, sink: bool = False) -> Function:
@@ -98,7 +99,7 @@ class _Writer:
         head = f"static void {self.name}({', '.join([*arguments, 'float *restrict s'])}) {{"
         body = ["(void)s;", *self.values.tables.values(), *lines]
         text = "\n".join([head, *body, "}"])
-        return Function(self.name, text, self.results, scratch)
+        return Function(self.name, text, self.results, scratch, self.values.shared)
 
     # What is stored, and in which loops.
 

@@ -80,6 +80,8 @@ class Learned:
     # Of (owner, dim) the sizes that a loop is split into, and which of them are written out.
     sizes: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     unrolled: set[tuple[str, int, int]] = field(default_factory=set)
+    # Of constants, by node, what is in them as C.
+    numbers: dict[int, str] = field(default_factory=dict)
 
     def split(self, variable: Variable, inner: int) -> Again:
         """Make of the loop two, the inner one of size `inner`."""

@@ -55,6 +55,7 @@ def record(encode: Callable[..., Tensor], form: Form) -> str:
 
     with torch.inference_mode(False), torch.no_grad(), _Between(recorder):
         given, words = recorded(recorder, run)
+    functions = recorder.functions.values()
     places = {"X": given[0], "WORDS": words}
     if form.weighted:
         places |= {"IMPORTANCE": given[1], "MEANS": given[2]}
@@ -71,7 +72,9 @@ def record(encode: Callable[..., Tensor], form: Form) -> str:
         (HERE / "vectors.h").read_text(),
         f"static const int32_t constants[] __attribute__((aligned(64))) = "
         f"{{{', '.join(map(str, recorder.constants)) or 0}}};",
-        *[found.text for found, _ in recorder.functions.values()],
+        (HERE / "near.h").read_text(),
+        *{name: text for found, _ in functions for name, text in found.tables.items()}.values(),
+        *[found.text for found, _ in functions],
         "static void tile(char *a) {",
         *recorder.lines,
         "}",

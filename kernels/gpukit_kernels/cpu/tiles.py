@@ -58,17 +58,19 @@ def encode_eager(
 
     With `importance` the blocks are whole rows.
     """
-    encoder = row.encoder()
     weighted = row.weighted if importance else None
+    encoder = None if weighted else row.encoder()
     means = _means(values, row, importance)
 
     def encode(start: int, stop: int) -> None:
         x = values[start:stop].t().to(torch.float32).contiguous()
-        if weighted and importance:
+        if encoder:
+            blocks = encoder(x)
+        else:
+            assert weighted
+            assert importance
             weights = importance.at(start, stop - start).t().contiguous()
             blocks = weighted(x, weights, means[start:stop])
-        else:
-            blocks = encoder(x)
         out[start:stop].copy_(blocks.t())
 
     spread(encode, len(values), EAGER_TILE // row.block)

@@ -21,7 +21,19 @@ _now = threading.local()
 
 def is_tracing() -> bool:
     """Whether this thread's functions are taken down: values do not matter, only operations."""
-    return getattr(_now, "tracing", False)
+    return getattr(_now, "tracer", None) is not None
+
+
+def called(template: str, tables: Sequence[Tensor], operands: Sequence[Tensor]) -> Tensor:
+    """While a function is taken down: int32, what the C of `template` is of each element.
+
+    Its fields are the names of `tables`, int32 constants, then `operands`, shaped as the first.
+    """
+    tracer: _Tracer = _now.tracer
+    result = torch.zeros(operands[0].shape, dtype=torch.int32)
+    accesses = [tracer.access(tensor) for tensor in (*tables, *operands)]
+    tracer.know(result, "call", (template, len(tables), *accesses))
+    return result
 
 
 @dataclass(eq=False)
@@ -86,7 +98,7 @@ def traced(
     """
     mode = _Tracer()
     mode.graph.arguments = [mode.know(tensor, kind, ()) for tensor in tensors]
-    with torch.no_grad(), _tracing(), mode:
+    with torch.no_grad(), _tracing(mode), mode:
         mode.graph.result = function(*args)
     mode.graph.results = [mode.access(tensor) for tensor in tensors_in(mode.graph.result)]
     return mode.graph
@@ -102,12 +114,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _tracing() -> Iterator[None]:
-    _now.tracing = True
+def _tracing(tracer: "_Tracer") -> Iterator[None]:
+    _now.tracer = tracer
     try:
         yield
     finally:
-        _now.tracing = False
+        _now.tracer = None
 
 
 # The names that differ from an operation's own.

@@ -1,5 +1,6 @@
 """Elements of a graph's nodes as C: where each is found, or how it is computed."""
 
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,13 +17,15 @@ from gpukit_kernels.cpu.operations import (
     operation,
     seen,
 )
-from gpukit_kernels.cpu.scopes import Scopes, Value, signed
+from gpukit_kernels.cpu.scopes import Scopes, Value
 from gpukit_kernels.cpu.trace import Access, Node
 
 # An argument lies as it is; one of "bytes", `[nbytes, lanes]`, as words `[nbytes / 4, lanes]`.
 ARGUMENTS = ("argument", "bytes")
 # Of a division, in other operations.
 DIVISION = 8
+# Numbers of a constant from which on it stands outside of the stage's function.
+LARGE = 1 << 10
 
 
 class Values:
@@ -32,6 +35,7 @@ class Values:
     done     of those whose loops have been written
     nest     of those that the loops that are being written compute
     current  the node for which they do so now
+    tables   C of constants, by node; of large ones, `shared` by all stages, by name
     """
 
     def __init__(self, name: str, lanes: int, scopes: Scopes, learned: Learned) -> None:
@@ -42,6 +46,7 @@ class Values:
         self.nest: set[int] = set()
         self.current = -1
         self.tables: dict[int, str] = {}
+        self.shared: dict[str, str] = {}
 
     def access(self, access: Access, indices: Sequence[Index]) -> Value:
         """The element of `access` at `indices`."""
@@ -77,6 +82,8 @@ class Values:
             return self._part(node, indices)
         if node.op == "index":
             return self._looked_up(node, indices)
+        if node.op == "call":
+            return self._called(node, indices)
         return self._computed(node, indices)
 
     def _load(self, node: Node, offset: Index) -> Value:
@@ -113,12 +120,20 @@ class Values:
 
     def _table(self, node: Node) -> str:
         name = f"c{node.number}"
-        if node.number not in self.tables:
-            assert node.values is not None
+        if node.number in self.tables:
+            return name
+        assert node.values is not None
+        if node.number not in self.learned.numbers:
             flat = node.values.reshape(-1)
             if node.dtype is torch.float32:
                 flat = flat.view(torch.int32)
-            numbers = ", ".join(str(signed(int(n))) for n in flat.tolist())
+            self.learned.numbers[node.number] = ", ".join(map(str, flat.int().tolist()))
+        numbers = self.learned.numbers[node.number]
+        if node.values.numel() > LARGE:
+            # Several stages look such a table up.
+            name = f"t{hashlib.sha256(numbers.encode()).hexdigest()[:16]}"
+            self.shared[name] = f"static const int32_t {name}[] = {{{numbers}}};"
+        else:
             self.tables[node.number] = f"static const int32_t {name}[] = {{{numbers}}};"
         return name
 
@@ -207,6 +222,13 @@ class Values:
             scaled = at.text if size == 1 else f"{at.text} * {size}"
             text = f"gathered({name} + {offset.text()}, {scaled})"
         return self.scopes.named(text if kind == "i" else f"bits_f({text})", kind, depth)
+
+    def _called(self, node: Node, indices: list[Index]) -> Value:
+        template, tables, *args = node.args
+        values = [self.scopes.plain(self.access(arg, indices)) for arg in args[tables:]]
+        names = [self._table(table.node) for table in args[:tables]]
+        text = template.format(*names, *[value.text for value in values])
+        return self.scopes.line(text, kind_of(node.dtype), values)
 
     def _computed(self, node: Node, indices: list[Index]) -> Value:
         values = [

@@ -1,4 +1,4 @@
-"""IQ1_M: 256 values in 56 bytes, 1.75 bits a weight; read only.
+"""IQ1_M: 256 values in 56 bytes, 1.75 bits a weight; sixteen groups of 16, 3-bit scale.
 
     bytes 0-31   one an octet: its row of the codebook, low 8 bits
     bytes 32-47  four bits an octet: the three high bits of its row, and its shift
@@ -6,7 +6,7 @@
                  fp16, the lowest first
 
 x = (d * (2 * scale + 1)) * (level - 1 + 1/8), or - 1/8 where the shift is 1.
-Source: block_iq1_m, dequantize_row_iq1_m in llama.cpp's ggml-quants.c.
+Source: block_iq1_m, quantize_row_iq1_m_impl, dequantize_row_iq1_m in llama.cpp's ggml-quants.c.
 """
 
 from functools import partial
@@ -15,11 +15,18 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import grids
+from gpukit_kernels.bits import half_bits
 from gpukit_kernels.bits_triton import load_byte_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.pieces_triton import words2_tl
+from gpukit_kernels.search.common import added, importance_weights, scaled_squares
+from gpukit_kernels.search.octets import Octets, numbers_of, octets_of, row_numbers, scale_codes
+from gpukit_kernels.stages import stage
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
+
+# A group whose largest magnitude is below it counts as zero (GROUP_MAX_EPS_IQ1_M).
+LEAST = 1e-7
 
 # The codebook of IQ1_S.
 GRID = partial(grids.grid, "IQ1_S")
@@ -37,6 +44,47 @@ def decode(blocks: Tensor) -> Tensor:
     # An eighth of the step times eight times the level is exact.
     step = d * (2 * grids.fields(word, 3, 4) + 1).to(torch.float32) * 0.125
     return grids.scaled(step, grids.iq1_levels(levels, high >> 3))
+
+
+def encode(x: Tensor) -> Tensor:
+    """Bytes `[56, lanes]` of float32 `[256, lanes]`."""
+    return _encoded(x, _squares(x))
+
+
+def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
+    """`encode` with float32 `importance` `[256, lanes]`."""
+    return _encoded(x, importance_weights(x, importance, scaled_squares(x, 2.0, 256)))
+
+
+@stage
+def _squares(x: Tensor) -> Tensor:
+    return x * x
+
+
+def _encoded(x: Tensor, weights: Tensor) -> Tensor:
+    return torch.cat(_packed(x, weights, octets_of(x, weights, 16, LEAST, halves=True)))
+
+
+@stage
+def _packed(x: Tensor, weights: Tensor, found: Octets) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes of rows, of their high bits with the shifts, and of scales with d."""
+    codes, d, some = scale_codes(found.scale)
+    numbers = numbers_of(found) * (2 * codes + 1).to(torch.float32)
+    numbers = numbers.transpose(0, 1).reshape(256, -1)
+    sum_qx, sum_q2 = added(lambda v: (weights * numbers * v, weights * numbers * numbers), x)
+    d = torch.where(sum_q2 > 0, sum_qx / sum_q2, d)
+    half = torch.where(some, half_bits(d * 1.1125), 0)
+    codes = torch.where(some, codes, 0).unflatten(0, (4, 4))
+    word = codes[:, 0] | (codes[:, 1] << 3) | (codes[:, 2] << 6) | (codes[:, 3] << 9)
+    nibbles = [((half >> (4 * i)) & 15) << 12 for i in range(4)]
+    word = word | torch.stack(nibbles)
+    rows = row_numbers(found)
+    high = (rows >> 8) | (torch.where(some, found.down, 0) << 3)
+    return (
+        (rows & 255).transpose(0, 1).flatten(0, 1).to(torch.float32),
+        (high[0] | (high[1] << 4)).to(torch.float32),
+        torch.stack([word & 255, (word >> 8) & 255], dim=1).flatten(0, 1).to(torch.float32),
+    )
 
 
 @triton.jit
@@ -85,8 +133,9 @@ def pieces_tl(blocks, table, at, part, mask):
 ROWS = (
     QuantType(
         FACTS["IQ1_M"],
-        None,
+        encode,
         decode,
         TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        weighted=weighted,
     ),
 )

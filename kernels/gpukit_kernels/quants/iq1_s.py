@@ -1,4 +1,4 @@
-"""IQ1_S: 256 values in 50 bytes, 1.5625 bits a weight; read only.
+"""IQ1_S: 256 values in 50 bytes, 1.5625 bits a weight; eight groups of 32, 3-bit scale.
 
     bytes 0-1    d, fp16
     bytes 2-33   one an octet: its row of the codebook, low 8 bits
@@ -6,7 +6,7 @@
                  and the shift, one bit
 
 x = (d * (2 * scale + 1)) * (level - 1 + 1/8), or - 1/8 where the shift is 1.
-Source: block_iq1_s, dequantize_row_iq1_s in llama.cpp's ggml-quants.c.
+Source: block_iq1_s, quantize_row_iq1_s_impl, dequantize_row_iq1_s in llama.cpp's ggml-quants.c.
 """
 
 from functools import partial
@@ -15,12 +15,18 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import grids
-from gpukit_kernels.bits import half_value
+from gpukit_kernels.bits import half_bits, half_value, word_bytes
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.pieces_triton import words2_tl
+from gpukit_kernels.search.common import importance_weights, scaled_squares
+from gpukit_kernels.search.octets import Octets, octets_of, row_numbers, scale_codes
+from gpukit_kernels.stages import stage
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
+
+# A group whose largest magnitude is below it counts as zero (GROUP_MAX_EPS_IQ1_S).
+LEAST = 1e-12
 
 GRID = partial(grids.grid, "IQ1_S")
 OCTETS = partial(grids.row_bytes, "IQ1_S", 8, grids.iq1_numbers)
@@ -34,6 +40,25 @@ def decode(blocks: Tensor) -> Tensor:
     # An eighth of the step times eight times the level is exact.
     step = half_value(blocks, 0) * (2 * ((word >> 12) & 7) + 1).to(torch.float32) * 0.125
     return grids.scaled(step, grids.iq1_levels(levels, word >> 15))
+
+
+def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
+    """Bytes `[50, lanes]` of float32 `[256, lanes]` with float32 `importance` `[256, lanes]`."""
+    weights = importance_weights(x, importance, scaled_squares(x, 2.0, 256))
+    return torch.cat(_packed(octets_of(x, weights, 32, LEAST, halves=False)))
+
+
+@stage
+def _packed(found: Octets) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes of d, of rows and of scales."""
+    codes, d, some = scale_codes(found.scale)
+    word = torch.where(some, codes | (found.down[0] << 3), 0) << 12
+    rows = row_numbers(found)
+    for k in range(4):
+        word = word | ((rows[k] >> 8) << (3 * k))
+    low = (rows & 255).transpose(0, 1).flatten(0, 1).to(torch.float32)
+    words = torch.stack([word & 255, (word >> 8) & 255], dim=1).flatten(0, 1).to(torch.float32)
+    return word_bytes(half_bits(d * 1.125), 2), low, words
 
 
 @triton.jit
@@ -77,5 +102,6 @@ ROWS = (
         None,
         decode,
         TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        weighted=weighted,
     ),
 )

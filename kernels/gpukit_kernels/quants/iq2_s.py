@@ -1,4 +1,4 @@
-"""IQ2_S: 256 values in 82 bytes, 2.5625 bits a weight; read only.
+"""IQ2_S: 256 values in 82 bytes, 2.5625 bits a weight.
 
     bytes 0-1    d, fp16
     bytes 2-33   one an octet: its row of the codebook, low 8 bits
@@ -7,7 +7,7 @@
     bytes 74-81  scale of each 16 values, 4 bits
 
 x = ±(d * (scale + 1/2) / 4) * magnitude.
-Source: block_iq2_s, dequantize_row_iq2_s in llama.cpp's ggml-quants.c.
+Source: block_iq2_s, quantize_row_iq2_s_impl and dequantize_row_iq2_s in llama.cpp's ggml-quants.c.
 """
 
 from functools import partial
@@ -16,14 +16,18 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import grids
-from gpukit_kernels.bits import half_value
+from gpukit_kernels.bits import half_value, packed_fields, word_bytes
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.pieces_triton import words2_tl
+from gpukit_kernels.search.common import importance_weights, scaled_squares
+from gpukit_kernels.search.grid import GridForm, grid_codes, grid_encoded
+from gpukit_kernels.stages import stage
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ2_S")
+FORM = GridForm("IQ2_S", 16, 9, 0.1, 1e-8, even=False, again="off")
 OCTETS = partial(grids.row_bytes, "IQ2_S", 8, grids.iq2_magnitudes)
 
 
@@ -34,6 +38,30 @@ def decode(blocks: Tensor) -> Tensor:
     levels = grids.iq2_magnitudes(grids.rows(GRID(blocks.device), index, 8))
     step = grids.iq2_steps(half_value(blocks, 0), grids.fields(blocks[74:], 4, 2))
     return grids.scaled(step, grids.signed(levels, blocks[34:66]))
+
+
+def encode(x: Tensor) -> Tensor:
+    """Bytes `[82, lanes]` of float32 `[256, lanes]`."""
+    return _block(*grid_encoded(x, _counts(x, scaled_squares(x, 2.0, 256)), FORM))
+
+
+def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
+    """`encode` with float32 `importance` `[256, lanes]`."""
+    weights = importance_weights(x, importance, scaled_squares(x, 2.0, 256))
+    return _block(*grid_encoded(x, weights, FORM))
+
+
+@stage
+def _counts(x: Tensor, variance: Tensor) -> Tensor:
+    """What values count where no importance is given."""
+    return 0.25 * variance + x * x
+
+
+@stage
+def _block(scale: Tensor, rows: Tensor, signs: Tensor, _: Tensor) -> Tensor:
+    d, code, _ = grid_codes(scale, 0.9875)
+    parts = [rows & 255, signs, packed_fields(rows >> 8, 2), packed_fields(code, 4)]
+    return torch.cat([word_bytes(d, 2), *[part.to(torch.float32) for part in parts]])
 
 
 @triton.jit
@@ -73,8 +101,9 @@ def pieces_tl(blocks, table, at, part, mask):
 ROWS = (
     QuantType(
         FACTS["IQ2_S"],
-        None,
+        encode,
         decode,
         TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        weighted=weighted,
     ),
 )

@@ -1,4 +1,4 @@
-"""IQ2_XS: 256 values in 74 bytes, 2.3125 bits a weight; read only.
+"""IQ2_XS: 256 values in 74 bytes, 2.3125 bits a weight.
 
     bytes 0-1    d, fp16
     bytes 2-65   two an octet: its row of the codebook, 9 bits, its signs, 7 bits
@@ -6,22 +6,28 @@
     bytes 66-73  scale of each 16 values, 4 bits
 
 x = ±(d * (scale + 1/2) / 4) * magnitude.
-Source: block_iq2_xs, dequantize_row_iq2_xs in llama.cpp's ggml-quants.c.
+Source: block_iq2_xs, quantize_row_iq2_xs_impl and dequantize_row_iq2_xs in llama.cpp's
+ggml-quants.c.
 """
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from gpukit_kernels import grids
-from gpukit_kernels.bits import half_value
+from gpukit_kernels.bits import half_value, packed_fields, word_bytes
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.pieces_triton import words2_tl
+from gpukit_kernels.search.common import importance_weights, scaled_squares
+from gpukit_kernels.search.grid import GridForm, grid_codes, grid_encoded
+from gpukit_kernels.stages import stage
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ2_XS")
+FORM = GridForm("IQ2_XS", 16, 9, 0.1, 1e-15, even=True, again="off")
 OCTETS = partial(grids.row_bytes, "IQ2_XS", 8, grids.iq2_magnitudes)
 
 
@@ -31,6 +37,22 @@ def decode(blocks: Tensor) -> Tensor:
     levels = grids.iq2_magnitudes(grids.rows(GRID(blocks.device), word & 511, 8))
     step = grids.iq2_steps(half_value(blocks, 0), grids.fields(blocks[66:], 4, 2))
     return grids.scaled(step, grids.signed(levels, grids.eight_signs(word >> 9)))
+
+
+def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
+    """Bytes `[74, lanes]` of float32 `[256, lanes]` with float32 `importance` `[256, lanes]`."""
+    weights = importance_weights(x, importance, scaled_squares(x, 1.0, 256))
+    return _block(*grid_encoded(x, weights, FORM))
+
+
+@stage
+def _block(scale: Tensor, rows: Tensor, signs: Tensor, _: Tensor) -> Tensor:
+    d, code, some = grid_codes(scale, 1.0)
+    # Where no scale is left nothing else is.
+    words = torch.where(some, rows | ((signs & 127) << 9), torch.zeros_like(rows))
+    pairs = torch.stack([words & 255, words >> 8], dim=1).flatten(0, 1)
+    parts = [pairs, packed_fields(code, 4)]
+    return torch.cat([word_bytes(d, 2), *[part.to(torch.float32) for part in parts]])
 
 
 @triton.jit
@@ -68,5 +90,6 @@ ROWS = (
         None,
         decode,
         TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        weighted=weighted,
     ),
 )

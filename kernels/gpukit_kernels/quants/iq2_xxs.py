@@ -1,11 +1,12 @@
-"""IQ2_XXS: 256 values in 66 bytes, 2.0625 bits a weight; read only.
+"""IQ2_XXS: 256 values in 66 bytes, 2.0625 bits a weight.
 
     bytes 0-1    d, fp16
     bytes 2-65   eight for each 32 values: four with the rows of the codebook, one an octet; a word
                  with the octets' signs, 7 bits each (grids.eight_signs), and on top the scale
 
 x = ±(d * (scale + 1/2) / 4) * magnitude.
-Source: block_iq2_xxs, dequantize_row_iq2_xxs in llama.cpp's ggml-quants.c.
+Source: block_iq2_xxs, quantize_row_iq2_xxs_impl and dequantize_row_iq2_xxs in llama.cpp's
+ggml-quants.c.
 """
 
 from functools import partial
@@ -14,14 +15,26 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import grids
-from gpukit_kernels.bits import half_value
+from gpukit_kernels.bits import half_value, word_bytes
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.pieces_triton import words2_tl
+from gpukit_kernels.search.common import importance_weights, scaled_squares
+from gpukit_kernels.search.grid import (
+    GridForm,
+    grid_codes,
+    grid_ended,
+    grid_search,
+    grid_values,
+    signs_and_code,
+)
+from gpukit_kernels.search.positive import positive_search
+from gpukit_kernels.stages import stage
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ2_XXS")
+FORM = GridForm("IQ2_XXS", 32, 6, 0.1, 2.0**-149, even=True, again="all")
 OCTETS = partial(grids.row_bytes, "IQ2_XXS", 8, grids.iq2_magnitudes)
 
 
@@ -34,6 +47,33 @@ def decode(blocks: Tensor) -> Tensor:
     levels = grids.iq2_magnitudes(grids.rows(GRID(blocks.device), index, 8))
     step = grids.iq2_steps(half_value(blocks, 0), (word >> 28) & 15)
     return grids.scaled(step, grids.signed(levels, signs))
+
+
+def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
+    """Bytes `[66, lanes]` of float32 `[256, lanes]` with float32 `importance` `[256, lanes]`."""
+    weights = importance_weights(x, importance, scaled_squares(x, 1.0, 256))
+    values, signs = grid_values(x, weights, even=FORM.even)
+    groups, counts = (part.view(8, 32, -1).transpose(0, 1) for part in (values.x, weights))
+    # The candidates begin at what the best scale of levels 0 to 4 makes of 3.
+    _, scale = positive_search(groups, counts, 4)
+    top = _top(scale)
+    best = grid_search(values, top, scale, FORM)
+    return _block(*grid_ended(best, signs, top, FORM))
+
+
+@stage
+def _top(scale: Tensor) -> Tensor:
+    return scale * 3.0
+
+
+@stage
+def _block(scale: Tensor, rows: Tensor, signs: Tensor) -> Tensor:
+    d, code, some = grid_codes(scale, 1.0)
+    words = signs_and_code(signs, code)
+    groups = torch.cat([rows.view(8, 4, -1), words], dim=1).flatten(0, 1)
+    # Where no scale is left nothing else is.
+    groups = torch.where(some, groups, torch.zeros_like(groups))
+    return torch.cat([word_bytes(d, 2), groups.to(torch.float32)])
 
 
 @triton.jit
@@ -72,5 +112,6 @@ ROWS = (
         None,
         decode,
         TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        weighted=weighted,
     ),
 )

@@ -1,4 +1,4 @@
-"""IQ3_S: 256 values in 110 bytes, 3.4375 bits a weight; read only.
+"""IQ3_S: 256 values in 110 bytes, 3.4375 bits a weight.
 
     bytes 0-1      d, fp16
     bytes 2-65     two an octet: the rows of the codebook of its halves, low 8 bits
@@ -7,7 +7,7 @@
     bytes 106-109  scale of each 32 values, 4 bits
 
 x = ±(d * (2 * scale + 1)) * (2 * level + 1).
-Source: block_iq3_s, dequantize_row_iq3_s in llama.cpp's ggml-quants.c.
+Source: block_iq3_s, quantize_row_iq3_s_impl and dequantize_row_iq3_s in llama.cpp's ggml-quants.c.
 """
 
 from functools import partial
@@ -16,13 +16,17 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import grids
-from gpukit_kernels.bits import half_value
+from gpukit_kernels.bits import half_value, packed_fields, word_bytes
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.search.common import importance_weights, scaled_squares
+from gpukit_kernels.search.grid import GridForm, grid_codes, grid_encoded, squares
+from gpukit_kernels.stages import stage
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ3_S")
+FORM = GridForm("IQ3_S", 32, 9, 0.2, 2.0**-149, even=False, again="any")
 OCTETS = partial(grids.row_bytes, "IQ3_S", 4, grids.odd_numbers)
 
 
@@ -34,6 +38,44 @@ def decode(blocks: Tensor) -> Tensor:
     scales = grids.fields(blocks[106:], 4, 2)
     step = half_value(blocks, 0) * (2 * scales + 1).to(torch.float32)
     return grids.scaled(step, grids.signed(levels, blocks[74:106]))
+
+
+def encode(x: Tensor) -> Tensor:
+    """Bytes `[110, lanes]` of float32 `[256, lanes]`."""
+    return _block(*grid_encoded(x, squares(x), FORM))
+
+
+def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
+    """`encode` with float32 `importance` `[256, lanes]`."""
+    weights = importance_weights(x, importance, scaled_squares(x, 2.0, 256))
+    return _block(*grid_encoded(x, weights, FORM))
+
+
+@stage
+def _block(scale: Tensor, rows: Tensor, signs: Tensor, top: Tensor) -> Tensor:
+    d, code, _ = grid_codes(scale, 1.033)
+    low, signs = _moved(rows & 255, top), _moved(signs, top)
+    parts = [low, packed_fields(rows >> 8, 1), signs, packed_fields(code, 4)]
+    return torch.cat([word_bytes(d, 2), *[part.to(torch.float32) for part in parts]])
+
+
+def _moved(parts: Tensor, top: Tensor) -> Tensor:
+    """int32 `[n, lanes]`: the parts of the groups that are not zero, one after the other, then 0.
+
+    llama.cpp leaves no room for a group of zeros, but for the high bits of its rows: the groups
+    behind it are read in its place, wrongly. The bytes are its own all the same.
+    """
+    groups = parts.view(8, -1, parts.shape[-1])
+    some = (top != 0).to(torch.int32)
+    nothing = torch.zeros_like(groups[0])
+    found = [torch.where(some[0] != 0, groups[0], nothing), *[nothing] * 7]
+    place = some[0]
+    for g in range(1, 8):
+        for to in range(g + 1):
+            here = (place == to) & (some[g] != 0)
+            found[to] = torch.where(here, groups[g], found[to])
+        place = place + some[g]
+    return torch.cat(found)
 
 
 @triton.jit
@@ -82,8 +124,9 @@ def pieces_tl(blocks, table, at, part, mask):
 ROWS = (
     QuantType(
         FACTS["IQ3_S"],
-        None,
+        encode,
         decode,
         TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        weighted=weighted,
     ),
 )

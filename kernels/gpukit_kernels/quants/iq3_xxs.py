@@ -1,4 +1,4 @@
-"""IQ3_XXS: 256 values in 98 bytes, 3.0625 bits a weight; read only.
+"""IQ3_XXS: 256 values in 98 bytes, 3.0625 bits a weight.
 
     bytes 0-1    d, fp16
     bytes 2-65   two an octet: the rows of the codebook of its halves
@@ -6,7 +6,8 @@
                  on top the scale, 4 bits
 
 x = ±(d * (scale + 1/2) / 2) * magnitude, magnitudes 4, 12, 20, 28, 36, 44, 52, 62.
-Source: block_iq3_xxs, dequantize_row_iq3_xxs in llama.cpp's ggml-quants.c.
+Source: block_iq3_xxs, quantize_row_iq3_xxs_impl and dequantize_row_iq3_xxs in llama.cpp's
+ggml-quants.c.
 """
 
 from functools import partial
@@ -15,13 +16,17 @@ import torch
 from torch import Tensor
 
 from gpukit_kernels import grids
-from gpukit_kernels.bits import half_value
+from gpukit_kernels.bits import half_value, word_bytes
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.search.common import importance_weights, scaled_squares
+from gpukit_kernels.search.grid import GridForm, grid_codes, grid_encoded, signs_and_code, squares
+from gpukit_kernels.stages import stage
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ3_XXS")
+FORM = GridForm("IQ3_XXS", 32, 15, 0.2, 1e-8, even=True, again="off")
 OCTETS = partial(grids.row_bytes, "IQ3_XXS", 4, grids.iq3_xxs_magnitudes)
 
 
@@ -33,6 +38,26 @@ def decode(blocks: Tensor) -> Tensor:
     signs = grids.eight_signs(grids.fields(word, 7, 4))
     step = half_value(blocks, 0) * (((word >> 28) & 15).to(torch.float32) + 0.5) * 0.5
     return grids.scaled(step, grids.signed(levels, signs))
+
+
+def encode(x: Tensor) -> Tensor:
+    """Bytes `[98, lanes]` of float32 `[256, lanes]`."""
+    return _block(*grid_encoded(x, squares(x), FORM))
+
+
+def weighted(x: Tensor, importance: Tensor, _: Tensor) -> Tensor:
+    """`encode` with float32 `importance` `[256, lanes]`."""
+    weights = importance_weights(x, importance, scaled_squares(x, 2.0, 256))
+    return _block(*grid_encoded(x, weights, FORM))
+
+
+@stage
+def _block(scale: Tensor, rows: Tensor, signs: Tensor, _: Tensor) -> Tensor:
+    d, code, some = grid_codes(scale, 1.0125)
+    parts = torch.cat([rows, signs_and_code(signs, code).flatten(0, 1)])
+    # Where no scale is left nothing else is.
+    parts = torch.where(some, parts, torch.zeros_like(parts))
+    return torch.cat([word_bytes(d, 2), parts.to(torch.float32)])
 
 
 @triton.jit
@@ -73,8 +98,9 @@ def pieces_tl(blocks, table, at, part, mask):
 ROWS = (
     QuantType(
         FACTS["IQ3_XXS"],
-        None,
+        encode,
         decode,
         TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        weighted=weighted,
     ),
 )

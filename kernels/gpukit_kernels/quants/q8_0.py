@@ -20,10 +20,10 @@ from gpukit_kernels.bits_triton import (
     load_half_tl,
     signed_byte_tl,
 )
-from gpukit_kernels.cpu.trace import is_tracing
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_lanes_tl, store_behind_half_tl
+from gpukit_kernels.search.common import largest_magnitude
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
 
@@ -42,7 +42,7 @@ def encode(x: Tensor) -> Tensor:
 @stage
 def _scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """d, bytes `[2, lanes]`, and 1 / d or zero."""
-    magnitude = _largest(x)
+    magnitude = largest_magnitude(x)
     d = magnitude / torch.full_like(magnitude, 127.0)
     inverse = torch.where(d != 0, divide(1.0, d), torch.zeros_like(d))
     return word_bytes(half_bits(d), 2), inverse
@@ -51,19 +51,6 @@ def _scale(x: Tensor) -> tuple[Tensor, Tensor]:
 @stage
 def _levels(x: Tensor, inverse: Tensor) -> Tensor:
     return (round_away(x * inverse) & 0xFF).to(torch.float32)
-
-
-def _largest(x: Tensor) -> Tensor:
-    """The largest |x|; the C's maximum forgets what came before a NaN."""
-    if not is_tracing():
-        magnitude = x.abs().amax(dim=0)
-        if not bool(magnitude.isnan().any()):
-            return magnitude
-    magnitude = torch.zeros_like(x[0])
-    for i in range(x.shape[0]):
-        a = x[i].abs()
-        magnitude = torch.where(magnitude > a, magnitude, a)
-    return magnitude
 
 
 @triton.jit

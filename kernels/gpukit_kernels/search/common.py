@@ -63,6 +63,20 @@ def _first_largest_in_turn(x: Tensor) -> tuple[Tensor, Tensor]:
     return largest, magnitude
 
 
+def largest_magnitude(x: Tensor, least: Tensor | None = None) -> Tensor:
+    """The largest |x| along the first dimension, at least `least`, or zero; the C's maximum forgets
+    what came before a NaN."""
+    magnitude = torch.zeros_like(x[0]) if least is None else least
+    if not is_tracing():
+        largest = torch.maximum(x.abs().amax(dim=0), magnitude)
+        if not bool(largest.isnan().any()):
+            return largest
+    for i in range(x.shape[0]):
+        a = x[i].abs()
+        magnitude = torch.where(magnitude > a, magnitude, a)
+    return magnitude
+
+
 @stage
 def scaled_squares(x: Tensor, factor: float, count: int) -> Tensor:
     """`factor` times the sum of x * x over the elements, over `count`, a power of two."""

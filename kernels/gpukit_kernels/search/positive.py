@@ -24,9 +24,9 @@ def positive_search(x: Tensor, weight: Tensor, levels: int) -> tuple[Tensor, Ten
     """Codes 0..255 of float32 `x` `[n, k, lanes]`, and the scales, float32 `[k, lanes]`.
 
     Codes are 0..`levels` but for a negative x, whose code wraps around as the C's uint8 does.
-    `weight`, float32 `[n, lanes]`, says how much an error counts.
+    `weight`, float32 `[n, lanes]` or shaped as `x`, says how much an error counts.
     """
-    weights = weight[:, None]
+    weights = weight if weight.ndim == x.ndim else weight[:, None]
     top, best = _begin(x, weights, levels)
     for k in (-4, -3, -2, -1, 1, 2, 3, 4):
         stretch = torch.tensor(0.1) * torch.tensor(float(k)) + float(levels)
@@ -76,7 +76,7 @@ def _settle(x: Tensor, weights: Tensor, inverse: Tensor, levels: int) -> tuple[T
     for i in range(x.shape[0]):
         sum_lx = sum_lx + weighted[i]
         sum_l2 = sum_l2 + weights[i] * level[i] * level[i]
-    return low_byte(level), Sums(sum_lx, sum_l2)
+    return low_byte(level).contiguous(), Sums(sum_lx, sum_l2)
 
 
 @stage

@@ -32,7 +32,7 @@ def check_bytes(plan: Plan, row: QuantType) -> dict[str, Any]:
     blocks = 0
     for entry in torch.load(plan.at / f"bytes-{row.name}.pt"):
         kind, wanted = entry["kind"], entry["blocks"]
-        if row.encodable:
+        if row.encode:
             values = entry["values"]
             got = quantize(values.to(plan.device), row, backend="triton").view(-1, row.nbytes)
             wrong.append(compare(f"bytes of {kind}", values.view(-1, row.block), got, wanted))
@@ -104,7 +104,7 @@ def check_products(plan: Plan, row: QuantType) -> dict[str, Any]:
 
 def weight(plan: Plan, row: QuantType, rows: int, width: int) -> Tensor:
     """Blocks of a weight on the device; random ones of a type that is only read."""
-    if row.encodable:
+    if row.encode:
         values = torch.randn(rows, width, device=plan.device).bfloat16()
         return quantize(values, row, backend="triton")
     some = any_bytes(row, min(rows, 256) * (width // row.block), finite=True)

@@ -47,7 +47,7 @@ def any_bytes(row: QuantType, count: int, finite: bool) -> Tensor:
 def reference(row: QuantType, width: int, count: int) -> list[dict[str, Any]]:
     """For each kind the values, their blocks and the blocks' values; random blocks of a type that
     is only read."""
-    if not row.encodable:
+    if not row.encode:
         blocks = any_bytes(row, count // row.block // 16 * 16, finite=False)
         found = [{"kind": "any bytes", "blocks": blocks}]
     else:

@@ -42,7 +42,7 @@ def counts(plan: Plan, row: QuantType) -> tuple[int, ...]:
         return (1, 17)
     if row.name in TOP:
         return (*COUNTS, PROMPT)
-    return COUNTS if row.encodable else (1, 4, 512)
+    return COUNTS if row.encode else (1, 4, 512)
 
 
 def product(plan: Plan, x: Tensor, blocks: Tensor, row: QuantType) -> Tensor:
@@ -109,7 +109,7 @@ def _kernels(plan: Plan, row: QuantType) -> dict[str, Job]:
     large = row.block == 256
     found: dict[str, Job] = {}
     dtypes = {"bf16": torch.bfloat16, "f32": torch.float32}
-    if row.encodable:
+    if row.encode:
         for name, dtype in dtypes.items():
             cost = 14.0 if large else 3.0
             found[f"encode {name}"] = (cost, lambda d=dtype: _encode(plan, row, d))

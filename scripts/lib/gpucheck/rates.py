@@ -101,7 +101,7 @@ def time_row(plan: Plan, row: QuantType) -> dict[str, Any]:
 
     width = min(4096, plan.timed)
     rows = plan.timed // width
-    if row.encodable:
+    if row.encode:
         values = [torch.randn(rows, width, device=plan.device).bfloat16() for _ in range(COPIES)]
         blocks = [quantize(v, row, backend="triton") for v in values]
         took = seconds(plan, lambda i: quantize(values[i], row, backend="triton"))

@@ -13,6 +13,7 @@ from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import FILE_TYPES
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.imatrix import Imatrix
+from gpukit.planning.overrides import make_overrides
 from gpukit.planning.plan import Options
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
@@ -27,11 +28,32 @@ def test_every_model_and_type_has_digests() -> None:
     assert all(kinds.keys() == FILE_TYPES.keys() for kinds in GOLDEN.values())
 
 
-@pytest.mark.parametrize("name", gguf_models.SHAPES)
-def test_files_equal_those_of_llama_quantize(name: str, tmp_path: Path) -> None:
+# File types of codebooks, whose search takes long; one model stands for the others.
+SLOW = {kind for kind in FILE_TYPES if kind.startswith(("IQ1", "IQ2", "IQ3"))}
+ONE = "eight-experts"
+MODELS = pytest.mark.parametrize(
+    ("name", "slow"),
+    [
+        *[(name, False) for name in gguf_models.SHAPES],
+        (ONE, True),
+        *[
+            pytest.param(name, True, marks=pytest.mark.thorough)
+            for name in gguf_models.SHAPES
+            if name != ONE
+        ],
+    ],
+)
+
+
+def wanted_of(name: str, slow: bool) -> dict[str, list[str | None]]:
+    return {kind: found for kind, found in GOLDEN[name].items() if (kind in SLOW) == slow}
+
+
+@MODELS
+def test_files_equal_those_of_llama_quantize(name: str, slow: bool, tmp_path: Path) -> None:
     model = gguf_models.build(name, tmp_path)
     different = []
-    for kind, (wanted, _) in GOLDEN[name].items():
+    for kind, (wanted, _) in wanted_of(name, slow).items():
         if wanted is None:
             continue
         with open_source(model) as source:
@@ -41,12 +63,18 @@ def test_files_equal_those_of_llama_quantize(name: str, tmp_path: Path) -> None:
     assert not different
 
 
-@pytest.mark.parametrize("name", gguf_models.SHAPES)
-def test_tensors_equal_those_of_llama_quantize_with_importance(name: str, tmp_path: Path) -> None:
+@MODELS
+def test_tensors_equal_those_of_llama_quantize_with_importance(
+    name: str, slow: bool, tmp_path: Path
+) -> None:
     model = gguf_models.build(name, tmp_path)
-    options = Options(imatrix=Imatrix(tmp_path / "x.imatrix", gguf_models.importance(name)))
+    imatrices = [
+        Imatrix(tmp_path / "x.imatrix", gguf_models.importance(name, whole))
+        for whole in (False, True)
+    ]
     different = []
-    for kind, (_, wanted) in GOLDEN[name].items():
+    for kind, (_, wanted) in wanted_of(name, slow).items():
+        options = Options(imatrix=imatrices[kind in gguf_models.WANTING])
         out = tmp_path / "out.gguf"
         with open_source(model) as source:
             if wanted is None:  # where llama-quantize refuses a line is told
@@ -92,3 +120,29 @@ def test_q2_k_s_asks_for_importance(tmp_path: Path) -> None:
         pytest.raises(ArgumentError, match="give --imatrix FILE, or choose Q2_K"),
     ):
         plan_quantize(source, "Q2_K_S")
+
+
+@pytest.mark.parametrize("kind", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ3_XS"])
+def test_low_types_ask_for_importance(kind: str, tmp_path: Path) -> None:
+    model = gguf_models.build("eight-layers", tmp_path)
+    with (
+        open_source(model) as source,
+        pytest.raises(ArgumentError, match=rf"{kind} needs importance weights for .* --imatrix"),
+    ):
+        plan_quantize(source, kind)
+    lacking = Imatrix(Path("i.dat"), gguf_models.importance("eight-layers"))
+    with (
+        open_source(model) as source,
+        pytest.raises(ArgumentError, match=r"i\.dat has nothing on blk\.1\.attn_k\.weight, and IQ"),
+    ):
+        plan_quantize(source, kind, Options(imatrix=lacking))
+
+
+def test_an_end_of_a_model_has_no_blocks_without_importance(tmp_path: Path) -> None:
+    model = gguf_models.build("eight-layers", tmp_path)
+    overrides = make_overrides((), embedding_type="IQ1_S")
+    with (
+        open_source(model) as source,
+        pytest.raises(ArgumentError, match=r"token_embd\.weight: Q4_K_M needs importance .* IQ1_S"),
+    ):
+        plan_quantize(source, "Q4_K_M", Options(overrides=overrides))

@@ -159,7 +159,7 @@ def test_an_output_type_of_tied_embeddings_gives_way_to_shapes() -> None:
         (["(=Q8_0"], "no regular expression"),
         (["a{99999999999999}=Q8_0"], "no regular expression"),
         (["a=Q9"], "unknown tensor type 'Q9'; known: F32"),
-        (["a=iq2_xs"], "gpukit only reads tensor type 'iq2_xs'; known: F32"),
+        (["a=nvfp4"], "unknown tensor type 'nvfp4'; known: F32"),
     ],
 )
 def test_bad_overrides(patterns: list[str], words: str) -> None:
@@ -172,3 +172,28 @@ def test_names_of_file_types() -> None:
     assert file_type_of("q5_K_s").name == "Q5_K_S"
     with pytest.raises(ArgumentError, match=r"unknown type 'Q9_K'; known: F32, .*Q4_K_M"):
         file_type_of("Q9_K")
+
+
+def test_the_lowest_file_types() -> None:
+    # As llama-quantize chooses them with importance: whole files are compared in test_quantized.
+    found = types("IQ1_S", 16)
+    assert layers_with(found, "attn_v", "Q4_K") == list(range(16))
+    assert layers_with(found, "ffn_down", "Q2_K") == [0, 1]
+    assert layers_with(found, "attn_output", "IQ2_XXS") == list(range(16))
+    assert (found["output.weight"], found["token_embd.weight"]) == ("Q5_K", "Q2_K")
+    found = types("IQ2_M", 8, experts=8)
+    assert layers_with(found, "attn_k", "Q4_K") == list(range(8))
+    assert layers_with(found, "attn_output", "Q5_K") == list(range(8))
+    assert types("IQ2_S", 8)["blk.3.attn_q.weight"] == "IQ2_XS"
+    found = types("IQ3_XS", 16)
+    assert layers_with(found, "ffn_gate", "IQ3_S") == [0, 1, 14, 15]
+    assert layers_with(found, "attn_q", "IQ3_XXS") == list(range(16))
+    assert types("TQ2_0", 2)["token_embd.weight"] == "Q4_K"
+
+
+@pytest.mark.parametrize("kind", ["IQ1_S", "IQ2_M", "IQ3_XXS", "IQ3_S", "TQ1_0"])
+def test_rows_that_low_types_do_not_divide(kind: str) -> None:
+    found = types(kind, 8, width=288)
+    assert found["blk.3.attn_q.weight"] == ("Q4_0" if kind == "TQ1_0" else "IQ4_NL")
+    assert found["output.weight"] == "Q8_0"
+    assert types(kind, 8, width=100)["blk.3.attn_q.weight"] == "F16"

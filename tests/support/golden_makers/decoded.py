@@ -10,10 +10,7 @@ import numpy as np
 from support import quant_kinds
 
 BLOCKS = 6
-TYPES = (
-    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
-    *("TQ1_0", "TQ2_0"),
-)
+TYPES = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 
 
 def make(folder: Path) -> list[Path]:

@@ -4,6 +4,8 @@ values/KIND          float32 [rows, 256]
 importance           float32 [256]
 blocks/TYPE/KIND     uint8 [rows, row_bytes]
 weighted/TYPE/KIND   the same with importance
+
+Rows that llama.cpp ends the process for are `quant_kinds.ENDED`.
 """
 
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 from support import quant_kinds
+
+from gpukit_kernels.facts import FACTS
 
 ROWS = 6
 TYPES = (
@@ -28,10 +32,12 @@ TYPES = (
         "Q5_K",
         "Q6_K",
     ),
-    *("IQ4_NL", "IQ4_XS", "MXFP4"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"),
+    *("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"),
 )
-# Those whose bytes importance changes.
-WEIGHTED = TYPES[3:14]
+# Those whose bytes importance changes, and those that have none without.
+WEIGHTED = [name for name in TYPES if FACTS[name].takes_importance]
+NEEDING = [name for name in TYPES if FACTS[name].needs_importance]
 
 
 def make(folder: Path) -> list[Path]:
@@ -47,7 +53,8 @@ def make(folder: Path) -> list[Path]:
         arrays[f"values/{kind}"] = values
         for name in TYPES:
             id = gguf.GGMLQuantizationType[name].value
-            arrays[f"blocks/{name}/{kind}"] = peer.quantize(values, id)
+            if name not in NEEDING:
+                arrays[f"blocks/{name}/{kind}"] = peer.quantize(values, id)
             if name in WEIGHTED:
                 arrays[f"weighted/{name}/{kind}"] = peer.quantize(values, id, importance)
     path = folder / "kernels.npz"

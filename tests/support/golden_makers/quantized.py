@@ -24,20 +24,25 @@ class Data(ctypes.Structure):
                 ("size", ctypes.c_size_t)]
 source, folder, weights = sys.argv[1:4]
 arrays = dict(np.load(weights))
-rows = (Data * (len(arrays) + 1))()
-for row, (name, values) in zip(rows, arrays.items()):
-    row.name, row.size = name.encode(), values.size
-    row.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-for kind in sys.argv[4:]:
+wanting = sys.argv[4].split(",")
+tables = []
+for some in (list(arrays), [name for name in arrays if "blk.1.attn_k" not in name]):
+    rows = (Data * (len(some) + 1))()
+    for row, name in zip(rows, some):
+        values = arrays[name]
+        row.name, row.size = name.encode(), values.size
+        row.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    tables.append(rows)
+for kind in sys.argv[5:]:
     for weighted in (False, True):
         p = llama_cpp.llama_model_quantize_default_params()
         p.ftype = int(kind)
         if weighted:
-            p.imatrix = ctypes.cast(rows, type(p.imatrix))
+            p.imatrix = ctypes.cast(tables[kind not in wanting], type(p.imatrix))
         out = f"{folder}/{kind}-{int(weighted)}.gguf"
         done = llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(p))
-        # Q2_K_S wants importance for every Q2_K.
-        if done and kind != "21":
+        # Q2_K_S wants importance for every Q2_K, lower types always.
+        if done and kind != "21" and (weighted or kind not in wanting):
             sys.exit(f"{source}: type {kind}: {done}")
         if done:
             open(out, "wb").close()
@@ -51,11 +56,12 @@ def make(folder: Path) -> list[Path]:
         for name in gguf_models.SHAPES:
             source = gguf_models.build(name, Path(scratch))
             weights = Path(scratch) / "importance.npz"
-            np.savez(weights, **gguf_models.importance(name))
+            np.savez(weights, **gguf_models.importance(name, whole=True))
+            wanting = ",".join(str(FILE_TYPES[kind].number) for kind in gguf_models.WANTING)
             numbers = [str(row.number) for row in FILE_TYPES.values()]
             python = os.environ["GPUKIT_PEER_PYTHON"]
             subprocess.run(
-                [python, "-c", QUANTIZE, source, scratch, weights, *numbers],
+                [python, "-c", QUANTIZE, source, scratch, weights, wanting, *numbers],
                 check=True,
                 capture_output=True,
             )

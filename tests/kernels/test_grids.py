@@ -1,4 +1,5 @@
-"""The types that are only read: llama.cpp's values, gguf-py's codebooks, shapes, no encoding."""
+"""The types with codebooks: llama.cpp's values, gguf-py's codebooks, shapes, where importance is
+needed."""
 
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from support import quant_kinds
 
-from gpukit_kernels import QUANTS, QuantError, dequantize, grids, plan_backend, quantize
+from gpukit_kernels import QUANTS, QuantError, dequantize, grids, merge_lora, quantize
 from gpukit_kernels.launch import triton_pair
+from gpukit_kernels.search.neighbours import DISTANCES
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "decoded.npz"
-NAMES = [name for name, row in QUANTS.items() if not row.encodable]
+NAMES = [name for name in QUANTS if name in DISTANCES or name == "IQ1_M"]
+NEEDING = [name for name in NAMES if QUANTS[name].facts.needs_importance]
 CPU = torch.device("cpu")
 # Levels of a codebook's row, their bits, and their values: eight of two bits or four of four.
 BOOKS = {
@@ -63,25 +66,27 @@ def test_signs_of_eight_are_those_of_gguf() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_table_is_made_once(name: str) -> None:
     table = triton_pair(QUANTS[name]).table
-    assert (table is None) == name.startswith("TQ")
-    assert table is None or table(CPU) is table(torch.device("cpu"))
+    assert table is not None
+    assert table(CPU) is table(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NEEDING)
 @pytest.mark.parametrize("backend", [None, "eager", "compiled", "triton"])
-def test_they_cannot_be_written(name: str, backend: str | None) -> None:
-    with pytest.raises(QuantError) as caught:
-        quantize(torch.ones(2, 256), name, backend=backend)
-    message = str(caught.value)
-    assert message.startswith(f"{name} can only be read; types that can be written: F32, F16, ")
-    named = set(message.partition("written: ")[2].split(", "))
-    assert named == set(QUANTS) - set(NAMES)
+def test_they_need_importance(name: str, backend: str | None) -> None:
+    values = torch.ones(2, 256)
+    with pytest.raises(QuantError, match=f"^{name} needs importance, one number for each column"):
+        quantize(values, name, backend=backend)
+    with pytest.raises(QuantError, match=f"^{name} needs importance"):
+        merge_lora(values, [], out=name)
+    blocks = quantize(values, name, torch.ones(256), backend=backend)
+    assert blocks.shape == (2, QUANTS[name].nbytes)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_compiled_for_them(name: str) -> None:
-    assert plan_backend(name, 1 << 40, "cpu") == "eager"
-    assert plan_backend(name, 1, "cuda") == "triton"
+def test_what_no_kernel_encodes_the_cpu_does(name: str) -> None:
+    values = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
+    wanted = quantize(values, name, torch.ones(256), backend="eager")
+    assert torch.equal(quantize(values, name, torch.ones(256), backend="triton"), wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)
