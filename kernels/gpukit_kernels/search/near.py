@@ -30,9 +30,9 @@ def near_rows(
     size, bits, top = form(book)
     if is_tracing():
         elements = f"(const vf[]){{{{{', '.join(['{}'] * size)}}}}}"
-        numbers = "2, splat_f(1)" if lowest is None else "1, {}"
+        stands = "2, splat_f(1)" if lowest is None else "1, {}"
         tables = f"{size}, {bits}, {{}}, {{}}"
-        template = f"near_rows({tables}, {{}}, {{}}, {numbers}, {elements}, {elements})"
+        template = f"near_rows({tables}, {{}}, {{}}, {stands}, {elements}, {elements})"
         offset = () if lowest is None else (lowest,)
         return called(template, table, (point, scale, *offset, *x, *weights))
     found = table.points[point]

@@ -66,7 +66,7 @@ def _rows(x: Tensor, weights: Tensor, values: Sorted, best: Split, halves: bool)
     point = parts[0][0]
     for i in range(1, 8):
         point = point | (parts[0][i] << (2 * i))
-    entries = near_rows(point, scale.expand(point.shape), *parts[1:], BOOK, _lowest(down))
+    entries = near_rows(point, scale.expand(point.shape), parts[1], parts[2], BOOK, _lowest(down))
     return Octets(entries, down, scale)
 
 
