@@ -14,7 +14,7 @@ from gpukit.formats.gguf_fields import Field, u32
 from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.config import ModelConfig
 from gpukit.models.experts import DOWN, GATE, UP, with_experts
-from gpukit.models.gemma2 import pattern_fields, periodic
+from gpukit.models.gemma2 import pattern_fields
 from gpukit.models.registry import Architecture
 from gpukit.models.rules import Rule
 from gpukit.models.sizes import SILU, check_activation, read_sizes, restore_sizes, size_fields
@@ -22,7 +22,7 @@ from gpukit.models.style import Style
 from gpukit.models.tables import ATTENTION, OUTPUT_BIAS, QKV_BIASES, Row, decoder_rules
 from gpukit.models.values import flag, real, section, whole
 from gpukit.models.views import PACKED, Columns, Packed, Values, View
-from gpukit.models.windows import windowed_layers
+from gpukit.models.windows import periodic, windowed_layers
 from gpukit.tokenizer import plain_vocabulary
 
 NAME = "gpt-oss"
