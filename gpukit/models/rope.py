@@ -108,7 +108,7 @@ def _check_rounded(rope: Mapping[str, Any], arch: str, rounded: bool) -> None:
 
 def _yarn(rope: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     scales = (rope.get("mscale"), rope.get("mscale_all_dim"))
-    if all(scales) and scales[0] != scales[1] and rope.get("attention_factor") is None:
+    if all(scales) and rope.get("attention_factor") is None:
         raise CheckpointError(
             f"config.json: mscale {scales[0]} and mscale_all_dim {scales[1]} of the RoPE scaling "
             "cannot be written into a GGUF; give their quotient as attention_factor"
