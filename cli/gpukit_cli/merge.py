@@ -63,7 +63,12 @@ Density = Annotated[
         show_default="none",
     ),
 ]
-NoConverter = Annotated[str | None, typer.Option("--converter", hidden=True)]
+NoConverter = Annotated[
+    str | None,
+    typer.Option(
+        "--converter", metavar="DIR", help="Not taken here.", hidden=True, show_default="none"
+    ),
+]
 Rank = Annotated[
     int | None,
     typer.Option(

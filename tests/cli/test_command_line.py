@@ -21,7 +21,7 @@ COMMANDS = tuple(EXAMPLES)
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "400")
 
 
 class Said:

@@ -5,6 +5,7 @@ read there are blocks of random bytes instead.
 """
 
 import ctypes
+import faulthandler
 import importlib.util
 import os
 from collections.abc import Callable
@@ -181,7 +182,8 @@ class Peer:
     def _survives(self, values: Floats, id: int, importance: Floats | None) -> bool:
         child = os.fork()
         if not child:
-            # A trace of the stack, by a debugger, takes seconds.
+            # A trace of the stack, by a debugger, takes seconds; pytest's goes to a stream of its own.
+            faulthandler.disable()
             os.environ["GGML_NO_BACKTRACE"] = "1"
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 1), os.dup2(silent, 2)
