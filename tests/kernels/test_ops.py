@@ -97,7 +97,11 @@ def test_inputs_stay(name: str) -> None:
     assert torch.equal(blocks, kept)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if QUANTS[name].block > 1])
+# Points of a lattice are chosen for eight weights, or four, together: any one may move further.
+EACH = [name for name in NAMES if QUANTS[name].block > 1 and name not in quant_kinds.ENDING]
+
+
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("kind", ["gaussian", "positive", "heavy-tailed", "sparse", "constant"])
 def test_values_move_within_a_step(name: str, kind: str) -> None:
     row = QUANTS[name]

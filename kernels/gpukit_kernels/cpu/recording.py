@@ -128,7 +128,7 @@ def record_decoder(decode: Callable[[Tensor], Tensor], block: int, nbytes: int) 
     stored, multiplied, lined = _SINKS
     lines = [lined, _values("line_of", decode, nbytes, line).text] if line else []
     return "\n".join([
-        *defines(facts), (HERE / "vectors.h").read_text(),
+        *defines(facts), (HERE / "vectors.h").read_text(), *found.tables.values(),
         stored, found.text, multiplied, found.text.replace("values_of", "dots_of"), *lines,
         (HERE / "decode.h").read_text(), (HERE / "tiles.h").read_text(),
     ])  # fmt: skip
