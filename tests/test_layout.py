@@ -50,7 +50,7 @@ def test_wheel_top_level(tmp_path: Path) -> None:
     # The files that are no modules: a table, a page, C, and what tells type checkers to look.
     assert "gpukit_kernels/grids.bin" in names
     assert "gpukit/evaluation/report_page.html" in names
-    c = {"vectors.h", "encode.h", "decode.h", "pool.c"}
+    c = {"vectors.h", "encode.h", "decode.h", "near.h", "pool.c"}
     assert {f"gpukit_kernels/cpu/{name}" for name in c} <= {*names}
     assert {f"{top}/py.typed" for top in ("gpukit", "gpukit_kernels", "gpukit_cli")} <= {*names}
 
@@ -60,6 +60,14 @@ def test_wheel_top_level(tmp_path: Path) -> None:
 )
 def test_light_modules_leave_torch_alone(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rules_of_import_leave_torch_alone() -> None:
+    code = (
+        "import sys; from gpukit.models.registry import architectures\n"
+        "assert len(architectures()) > 15; sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -15,6 +15,8 @@ from gpukit.models.rules import Rule, Span
 from gpukit.models.values import MOST_EXPERTS, count, optional, whole
 
 GATE, UP, DOWN = "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"
+# How scores are made of a router's logits: numbers in `X.expert_gating_func` of a GGUF.
+GATINGS = {"softmax": 1, "sigmoid": 2, "softmax_of_chosen": 3}
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,17 @@ from typing import Any
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, boolean, f32, u32
 from gpukit.models.config import ModelConfig
-from gpukit.models.experts import DOWN, GATE, UP, Names, expert_rules, with_experts, with_groups
+from gpukit.models.experts import (
+    DOWN,
+    GATE,
+    GATINGS,
+    UP,
+    Names,
+    expert_rules,
+    with_experts,
+    with_groups,
+)
 from gpukit.models.registry import Architecture
-from gpukit.models.routing import GATINGS
 from gpukit.models.rules import Rule
 from gpukit.models.sizes import (
     SILU,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# What llama.cpp calls them: in metadata, `X.expert_gating_func`.
-GATINGS = {"softmax": 1, "sigmoid": 2, "softmax_of_chosen": 3}
+from gpukit.models.experts import GATINGS
 
 
 @dataclass(frozen=True)

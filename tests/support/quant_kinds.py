@@ -182,7 +182,7 @@ class Peer:
     def _survives(self, values: Floats, id: int, importance: Floats | None) -> bool:
         child = os.fork()
         if not child:
-            # A trace of the stack, by a debugger, takes seconds; pytest's goes to a stream of its own.
+            # A stack's trace by a debugger takes seconds; pytest's has a stream of its own.
             faulthandler.disable()
             os.environ["GGML_NO_BACKTRACE"] = "1"
             silent = os.open(os.devnull, os.O_WRONLY)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gpukit.models.routing import GATINGS, Routing
+from gpukit.models.experts import GATINGS
+from gpukit.models.routing import Routing
 
 LOGITS = torch.tensor([[0.0, 2.0, 1.0, -1.0, 3.0, 0.5], [5.0, -5.0, 0.25, 0.0, 4.0, 1.0]])
 

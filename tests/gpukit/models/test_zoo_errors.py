@@ -69,7 +69,7 @@ def plan(folder: Path, **config: Any) -> Any:
         ),
         ("qwen2", {"rope_scaling": {**YARN, "truncate": False}}, "truncate .* is false; .* qwen2 "),
         ("qwen2", {"rope_scaling": {**YARN, "mscale": 1, "mscale_all_dim": 2}}, "mscale 1 and "),
-        ("qwen2", {"rope_scaling": {**YARN, "mscale": 1, "mscale_all_dim": 1}}, "dim 1 of the RoPE"),
+        ("qwen2", {"rope_scaling": {**YARN, "mscale": 1, "mscale_all_dim": 1}}, "dim 1 of the "),
         ("gemma", {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear' cannot be written"),
         ("mixtral-12", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, num_local_experts"),
         ("mixtral-12", {"num_local_experts": 13}, r"9 tensors .*experts.12.w1.*missing of"),
