@@ -71,8 +71,9 @@ def check_wanted(
             continue
         if imatrix is None:
             raise ArgumentError(
-                f"{source}: {spec.name}: {file_type.name} needs importance weights for "
-                f"{spec.type}: give --imatrix FILE, or choose Q2_K"
+                f"{source}: {spec.name}: {file_type.name} needs importance weights"
+                f"{'' if file_type.name == spec.type else f' for {spec.type}'}: "
+                "give --imatrix FILE, or choose Q2_K"
             )
         if spec.type != "Q2_K":
             raise ArgumentError(
