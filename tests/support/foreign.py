@@ -4,6 +4,7 @@ of experts, recurrent and hybrid ones, encoders."""
 from pathlib import Path
 from typing import Any
 
+from support.zoo import Animal
 from support.zoo_build import _write_bpe
 
 VOCABULARY = 759
@@ -103,7 +104,7 @@ def build(name: str, root: Path) -> Path:
         (folder / "vocab.txt").write_text("\n".join(words) + "\n")
         transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     else:
-        _write_bpe(folder)
+        _write_bpe(folder, Animal.specials)
     return folder
 
 

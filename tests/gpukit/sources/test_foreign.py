@@ -14,7 +14,7 @@ import pytest
 from support.foreign import FOREIGN, build, recognising
 from support.golden_makers.converter import convert
 from support.golden_makers.files import QUANTIZE
-from support.peer_trees import TREES, needs_tree
+from support.peer_trees import for_each_tree, needs_tree
 
 import gpukit
 from gpukit import Options
@@ -47,9 +47,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return root
 
 
-@pytest.fixture(
-    scope="module", params=TREES or [Path()], ids=lambda tree: "/".join(tree.parts[-3:])
-)
+@for_each_tree
 def place(
     request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from support.foreign import recognising
 from support.foreign_blocks import BLOCKS, build_blocks
 from support.golden_makers.converter import convert
-from support.peer_trees import TREES, needs_tree
+from support.peer_trees import for_each_tree, needs_tree
 
 import gpukit
 from gpukit import ArgumentError, Options
@@ -29,9 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(
-    scope="module", params=TREES or [Path()], ids=lambda tree: "/".join(tree.parts[-3:])
-)
+@for_each_tree
 def place(
     request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
