@@ -22,7 +22,7 @@ def forward_kernels() -> Iterator[Kernel]:
             ("rows", "width"),
             {"ROWS": rows, "WIDTH": width},
             False,
-            rows_triton.WARPS,
+            rows_triton.NORM_WARPS,
             floats=("eps",),
         )
     for name, gelu in (("silu", False), ("gelu", True)):

@@ -9,10 +9,12 @@ from torch import Tensor
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.rows import Activation
 
-# Values that a program has in registers: sixteen a thread of eight warps.
+# Values that a program has in registers: sixteen a thread of eight warps, but eight for a norm,
+# whose weights are beside them (with sixteen ptxas of Triton 3.9 spills for sm_100).
 VALUES = 4096
 WARPS = 8
-# The widest row of a norm: 64 values a thread.
+NORM_WARPS = 16
+# The widest row of a norm: 32 values a thread.
 WIDEST = 1 << 14
 # Values of a row of logits that a program takes in a step, four a thread.
 LOGITS = 1024
@@ -135,7 +137,7 @@ def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if rows:
         with torch.cuda.device_of(x):
             rms_norm_kernel[(triton.cdiv(rows, together),)](
-                x, weight, out, rows, width, eps, ROWS=together, WIDTH=wide, num_warps=WARPS
+                x, weight, out, rows, width, eps, ROWS=together, WIDTH=wide, num_warps=NORM_WARPS
             )
     return out
 
