@@ -1,7 +1,8 @@
 """Plans what a model becomes: metadata, the type of every tensor, the files; nothing is written."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import (
@@ -70,8 +71,10 @@ def plan_quantize(
         same = source.label == chosen.name or file_type is None
         shown = (file_type or "").upper()
         title = "converting model" if same else f"quantizing {source.label} model to {shown}"
+    gone = decoded_with(source, outputs)
+    outputs = [output for output in outputs if output.index not in gone]
     check_needed(outputs, source)
-    parts = _parts(source, outputs, options)
+    parts = _parts(source, outputs, options, gone)
     warnings = (
         *source.warnings,
         *told,
@@ -203,15 +206,30 @@ def _instead(source: Source, old: str) -> str:
     return f"what keeps it is {alone}{mixed}"
 
 
-def _parts(source: Source, outputs: Sequence[PlannedOutput], options: Options) -> tuple[int, ...]:
-    """The number of tensors in each file."""
+def decoded_with(source: Source, outputs: Iterable[PlannedOutput]) -> set[int]:
+    """The tensors of `source` that are in the values of others, whose blocks are not kept."""
+    return {
+        index
+        for output in outputs
+        if not source.passes(output.index, output.spec.type)
+        for index in source.beside(output.index)
+    }
+
+
+def _parts(
+    source: Source, outputs: Sequence[PlannedOutput], options: Options, gone: Container[int]
+) -> tuple[int, ...]:
+    """The number of tensors in each file, without those that are `gone`."""
     if options.keep_split:
         if len(source.parts) == 1:
             raise ArgumentError(
                 f"{source.path}: --keep-split needs a GGUF in several parts, and this model is in "
                 "one; --split-max-size splits it"
             )
-        return source.parts
+        numbers = iter(range(len(source.tensors)))
+        return tuple(
+            sum(index not in gone for index in islice(numbers, count)) for count in source.parts
+        )
     if options.split_max_size:
         return parts_by_size([output.spec for output in outputs], options.split_max_size)
     return (len(outputs),)
