@@ -111,9 +111,7 @@ def _beside(tensor: PlannedTensor, factors: Mapping[str, Factors]) -> Iterator[P
             yield PlannedTensor(stem + end, (len(values),), (), "F32", values=values)
 
 
-def precision_fields(
-    settings: Mapping[str, Any], planned: Sequence[PlannedTensor]
-) -> list[Field]:
+def precision_fields(settings: Mapping[str, Any], planned: Sequence[PlannedTensor]) -> list[Field]:
     """The metadata that say which weights in NVFP4 are for activations in 16 bits, of the
     `quantization_config` of a checkpoint."""
     whole, layers = settings.get("quant_algo"), section(settings, "quantized_layers")

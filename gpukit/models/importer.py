@@ -13,8 +13,8 @@ from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.carried_blocks import carried, precision_fields
 from gpukit.models.config import ModelConfig
 from gpukit.models.fp8 import Scales, find_scales
-from gpukit.models.packed import NVFP4, PackedWeights, find_packed
 from gpukit.models.metadata import Parameters, general_fields
+from gpukit.models.packed import NVFP4, PackedWeights, find_packed
 from gpukit.models.registry import Architecture, architecture_of_class
 from gpukit.models.rules import ImportPlan, PlannedTensor, Rule, Span
 from gpukit.models.values import section

@@ -207,7 +207,7 @@ class _Finder:
     def _whole(self, tensor: StoredTensor, count: int) -> Any:
         _check(tensor, (count,), tensor, ("I64", "I32"))
         found = rows_of(self._checkpoint.read_into, _line(tensor), 0, 1)[0]
-        if not (0 < found).all() or not (found < 1 << 31).all():
+        if not (found > 0).all() or not (found < 1 << 31).all():
             raise CheckpointError(
                 f"{tensor.path}: {tensor.name} is {found.tolist()}; two sizes are needed"
             )
@@ -224,9 +224,7 @@ def _floats(
 
 def _as(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
     """The same numbers in another shape."""
-    return StoredTensor(
-        tensor.name, tensor.dtype, shape, tensor.offset, tensor.nbytes, tensor.path
-    )
+    return StoredTensor(tensor.name, tensor.dtype, shape, tensor.offset, tensor.nbytes, tensor.path)
 
 
 def _line(tensor: StoredTensor) -> StoredTensor:

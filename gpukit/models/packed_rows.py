@@ -180,9 +180,7 @@ def unpacked(words: Ints, bits: int) -> Ints:
     return found.reshape(len(words), -1)
 
 
-def columns(
-    read: Read, groups: StoredTensor | None, width: int, number: int
-) -> NDArray[np.intp]:
+def columns(read: Read, groups: StoredTensor | None, width: int, number: int) -> NDArray[np.intp]:
     """The group of each of `width` columns, of `number`."""
     if groups is None:
         return np.arange(width) // -(-width // number)
@@ -190,7 +188,7 @@ def columns(
     read(groups, found.view(np.uint8).data, 0)
     if width and not 0 <= found.min() <= found.max() < number:
         raise CheckpointError(
-            f"{groups.path}: {groups.name} names group {int(found.max())} and {int(found.min())} of "
-            f"{number}; fetch the folder again"
+            f"{groups.path}: {groups.name} names groups {int(found.min())} to {int(found.max())} "
+            f"of {number}; fetch the folder again"
         )
     return found.astype(np.intp)

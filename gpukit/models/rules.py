@@ -134,7 +134,8 @@ class ImportPlan:
 
     `fields` has general.file_type in its place with the value 0; see `with_file_type`. `scales`
     belong to weights in 8-bit floats; `views` are what spans name beside tensors of the checkpoint,
-    `factors` by their names what the blocks of some are multiplied with; `left_out` are tensors of it that nothing uses; `warnings` are lines for the user.
+    `factors` by their names what the blocks of some are multiplied with; `left_out` are tensors of
+    it that nothing uses; `warnings` are lines for the user.
     """
 
     config: ModelConfig

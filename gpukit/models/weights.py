@@ -12,7 +12,6 @@ from torch import Tensor
 import gpukit_kernels as kernels
 from gpukit.errors import GGUFError
 
-
 # The one type that may have scales beside its blocks, in a tensor of its own.
 SCALED = "NVFP4"
 

@@ -196,14 +196,12 @@ def _refuse_lossy(source: Source, outputs: Sequence[PlannedOutput], options: Opt
 
 
 def _instead(source: Source, old: str) -> str:
-    """What keeps a tensor of type `old` from being quantised twice, in words; of commands only
-    `quantize` has options for it."""
+    """What keeps a tensor of type `old` from being quantised twice, in words."""
     if not source.is_checkpoint:
         return "start from the checkpoint or from an F16, BF16 or F32 GGUF"
     pattern = "_exps" if any("_exps." in tensor.name for tensor in source.tensors) else "."
-    mixed = f"gpukit quantize with --tensor-type {pattern}={old}"
-    alone = "the type MXFP4_MOE, or " if old == "MXFP4" else ""
-    return f"what keeps it is {alone}{mixed}"
+    alone = {"MXFP4": "the type MXFP4_MOE, or ", "NVFP4": "the type NVFP4, or "}.get(old, "")
+    return f"what keeps it is {alone}--tensor-type {pattern}={old}"
 
 
 def decoded_with(source: Source, outputs: Iterable[PlannedOutput]) -> set[int]:

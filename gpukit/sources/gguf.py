@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 import gpukit_kernels as kernels
 from gpukit.formats.gguf_fields import TensorSpec
 from gpukit.formats.gguf_split import GGUFModel
-from gpukit.sources.block_scales import SCALES_CANNOT, BlockScales
 from gpukit.sources.base import ModelSource, Part, SourceTensor
+from gpukit.sources.block_scales import SCALES_CANNOT, BlockScales
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -164,7 +164,8 @@ def _scale_tl(e):
 @triton.jit
 def pieces_tl(blocks, at, part, mask):
     """Values of the eight bytes number `part`: levels j and, 16 further, j + 16."""
-    low, high = codebook_pair_tl(load_eight_tl(blocks, at + 1 + part * 8, mask), E2M1_WORDS, E2M1_ASSEMBLY)
+    byte = load_eight_tl(blocks, at + 1 + part * 8, mask)
+    low, high = codebook_pair_tl(byte, E2M1_WORDS, E2M1_ASSEMBLY)
     scale = _scale_tl(load_byte_tl(blocks, at, mask))[:, None]
     return low * scale, high * scale
 

@@ -1,7 +1,7 @@
 """NVFP4: 64 values in 36 bytes, 4.5 bits a weight; four sixteens of E2M1 numbers under a scale.
 
     bytes 0-3    the scale of each sixteen, an E4M3 number without a sign
-    bytes 4-35   eight a sixteen, byte j: number j low, number j + 8 high; its sign is the fourth bit
+    bytes 4-35   eight a sixteen, byte j: number j low, j + 8 high; its sign is the fourth bit
 
 x = E2M1[magnitude] * (scale / 2), negative where the sign is set; the numbers are doubled. A file
 may have one more factor for the whole tensor beside it, which is no part of the blocks.

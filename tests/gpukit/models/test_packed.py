@@ -1,5 +1,5 @@
-"""Weights in small packed numbers: the files that llama.cpp's converter makes of them, and what they
-decode to by the formats' definitions."""
+"""Weights in small packed numbers: the files that llama.cpp's converter makes of them, and what
+they decode to by the formats' definitions."""
 
 from pathlib import Path
 
