@@ -14,6 +14,7 @@ from gpukit_cli.converter import (
 )
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
+    AllowRequantize,
     Calibrate,
     Devices,
     DryRun,
@@ -23,6 +24,7 @@ from gpukit_cli.options import (
     Pre,
     Provenance,
     Quiet,
+    TensorTypes,
     file_types,
     stored_names,
 )
@@ -87,6 +89,8 @@ def create(
     provenance: Provenance = False,
     hub: Hub = False,
     imatrix: ImatrixFile = None,
+    tensor_type: TensorTypes = None,
+    allow_requantize: AllowRequantize = False,
     calibrate: Calibrate = None,
     device: Devices = "auto",
     dry_run: DryRun = False,
@@ -100,6 +104,9 @@ def create(
     source: gpukit.Modelfile | Path = file or DEFAULT_MODELFILE
     if file is None and not DEFAULT_MODELFILE.exists():
         source = gpukit.Modelfile(source=".", folder=Path.cwd())
+    options = gpukit.Options(
+        gpukit.make_overrides(tensor_type or []), allow_requantize=allow_requantize
+    )
     how = converter_of(converter, converter_arg, converter_python, trust_remote_code)
     if dry_run:
         from gpukit.recipes.create import plan_create
@@ -109,16 +116,16 @@ def create(
         with reporter(quiet) as report:
             planned = plan_create(
                 gpukit.Store(), name, parsed, quantize,
-                pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-                converter=how, provenance=provenance, report=report,
+                pre=pre, imatrix=imatrix, options=options, calibrate=calibrate, hub=hub,
+                merge=merge, converter=how, provenance=provenance, report=report,
             )  # fmt: skip
         _print_planned(planned, json=json, quiet=quiet)
         return
     with reporter(quiet) as report:
         made = gpukit.Store().create(
             name, source, quantize,
-            device=device, pre=pre, imatrix=imatrix, calibrate=calibrate, hub=hub, merge=merge,
-            converter=how, provenance=provenance, link=link, report=report,
+            device=device, pre=pre, imatrix=imatrix, options=options, calibrate=calibrate,
+            hub=hub, merge=merge, converter=how, provenance=provenance, link=link, report=report,
         )  # fmt: skip
     if json:
         print_json({"name": made.name.display, "digest": made.digest, "size": made.size})

@@ -127,6 +127,18 @@ ImatrixFile = Annotated[
         show_default="none",
     ),
 ]
+TensorTypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tensor-type",
+        metavar="REGEX=TYPE",
+        help="Type of the tensors that match; may be repeated, and the first match wins.",
+        show_default="the mix's",
+    ),
+]
+AllowRequantize = Annotated[
+    bool, typer.Option("--allow-requantize", help="Take quantised tensors, which loses more.")
+]
 Calibrate = Annotated[
     Path | None,
     typer.Option(

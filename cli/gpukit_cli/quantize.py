@@ -15,6 +15,7 @@ from gpukit_cli.converter import (
 )
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
+    AllowRequantize,
     Calibrate,
     Devices,
     DryRun,
@@ -30,6 +31,7 @@ from gpukit_cli.options import (
     SplitMaxSize,
     TargetBpw,
     TargetSize,
+    TensorTypes,
     file_types,
     tensor_types,
 )
@@ -58,15 +60,7 @@ def quantize(
     target_size: TargetSize = None,
     like: Like = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all, no mix.")] = False,
-    tensor_type: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tensor-type",
-            metavar="REGEX=TYPE",
-            help="Type of the tensors that match; may be repeated, and the first match wins.",
-            show_default="the mix's",
-        ),
-    ] = None,
+    tensor_type: TensorTypes = None,
     tensor_type_file: Annotated[
         Path | None,
         typer.Option(
@@ -100,9 +94,7 @@ def quantize(
             autocompletion=tensor_types,
         ),
     ] = None,
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Take quantised tensors, which loses more.")
-    ] = False,
+    allow_requantize: AllowRequantize = False,
     keep_split: Annotated[
         bool, typer.Option("--keep-split", help="Write as many files as the split GGUF has.")
     ] = False,

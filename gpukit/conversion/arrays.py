@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gpukit.adapters.delta import LowRank
 from gpukit.adapters.merging import factors_of, segments
 from gpukit.formats.floats import FLOATS, widened
-from gpukit.models.rules import Transform
+from gpukit.models.carried_blocks import order_of
 from gpukit.sources.base import Part
 from gpukit_kernels import Factors, type_facts
 from gpukit_kernels.cpu import plain
@@ -23,16 +23,6 @@ from gpukit_kernels.cpu.merger import Floats, Merger, merged_rows, narrowed
 Array = NDArray[Any]
 # Rows from where to where, and what is added to them.
 Added = tuple[int, int, Sequence[Factors[Floats]]]
-
-
-def order_of(transform: Transform, group: int) -> NDArray[np.intp] | None:
-    """For each of `group` rows behind `transform` the one that it was; None where it does more than
-    move them."""
-    numbers = np.arange(group, dtype=np.float32)
-    moved = np.asarray(transform(numbers[:, None])).reshape(-1)
-    if not np.array_equal(np.sort(moved), numbers):
-        return None
-    return moved.astype(np.intp)
 
 
 def why_not(part: Part, group: int) -> str | None:

@@ -29,6 +29,21 @@ def check_plan(
         check_pre(pre)
 
 
+def check_options(options: Options, file_type: str | None) -> None:
+    """`ArgumentError` for options that a model of the store cannot have: its weights are one file,
+    of a `file_type` where anything else is asked for."""
+    given = [*(options.overrides.options() if options.overrides is not None else ())]
+    given += ["--pure"] * (options.overrides is not None and options.overrides.pure)
+    given += ["--allow-requantize"] * options.allow_requantize
+    if given and not file_type:
+        raise ArgumentError(f"{given[0]}: it is for quantising; add -q TYPE")
+    if options != Options(options.overrides, allow_requantize=options.allow_requantize):
+        raise ArgumentError(
+            "of options a model of the store takes overrides and allow_requantize; write a GGUF "
+            "with the others, and create the model from that"
+        )
+
+
 def check_run(
     out: Path,
     file_type: str | None,

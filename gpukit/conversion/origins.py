@@ -18,6 +18,7 @@ from gpukit.events import Report, Status, Warned
 from gpukit.formats.file_types import FILE_TYPE, file_type_name, file_type_of
 from gpukit.formats.gguf_fields import UNQUANTIZED
 from gpukit.formats.imatrix import Imatrix
+from gpukit.planning.overrides import Overrides
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
@@ -38,9 +39,9 @@ MODEL = LAYER_PREFIX + "model"
 class Wishes:
     """How weights are converted: the file type wanted (None: the source's own), who hears of it,
     the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, the
-    importance weights, the adapters that are merged on the way, whether the metadata says what the
-    weights are made from, llama.cpp's converter where it shall read a folder, and whether a GGUF
-    that is taken as it is may be linked.
+    importance weights, the user's types of tensors and whether blocks may become others, the
+    adapters that are merged on the way, whether the metadata says what the weights are made from,
+    llama.cpp's converter where it shall read a folder, whether a GGUF taken as it is may be linked.
     """
 
     file_type: str | None
@@ -49,6 +50,8 @@ class Wishes:
     budget: int = 4 << 30
     pre: str | None = None
     imatrix: Imatrix | None = None
+    overrides: Overrides | None = None
+    allow_requantize: bool = False
     merge: Merge | None = None
     provenance: bool = False
     converter: Converter | None = None
@@ -260,13 +263,15 @@ def _quantized(checked: Checked, work: Wishes, what: str) -> _Converted | None:
     if work.file_type is None:
         return None if work.merge is None else _converted(checked.path, work, "parsing GGUF")
     # What llama.cpp and Ollama take as a source; other types have lost too much.
-    if lossy := sorted(checked.types - set(UNQUANTIZED)):
+    lossy = sorted(checked.types - set(UNQUANTIZED))
+    if lossy and not work.allow_requantize:
         raise ArgumentError(
             f"{what}: quantization is only supported for F16, BF16 and F32 models, and this one "
-            f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF"
+            f"holds {', '.join(lossy)}: create it from the checkpoint or an unquantised GGUF, or "
+            "allow the loss with --allow-requantize"
         )
     same = file_type_name(checked.header.file_type) == file_type_of(work.file_type).name
-    if same and work.merge is None:
+    if same and work.merge is None and work.overrides is None:
         return None
     return _converted(checked.path, work, "parsing GGUF")
 
@@ -276,7 +281,7 @@ def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
         work.report(Status(work.converter.telling(path)))
     source = open_source(path, work.pre, work.merge, work.converter)
     try:
-        options = Options(imatrix=work.imatrix)
+        options = Options(work.overrides, work.imatrix, work.allow_requantize)
         changed = work.file_type is not None or work.merge is not None
         if work.provenance or (changed and has_provenance(source.fields)):
             recipe = Recipe(work.file_type, options, work.pre, work.merge, work.converter)
@@ -289,7 +294,7 @@ def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
 
 
 def _plan_of_copy(path: Path, work: Wishes) -> QuantizePlan:
-    plain = replace(work, file_type=None, imatrix=None, merge=None, provenance=False)
+    plain = Wishes(None, work.report)
     whole = _converted(path, plain, "parsing GGUF")
     with closing(whole):
         return whole.plan

@@ -64,6 +64,7 @@ FILE_TYPES = {
         FileType("TQ1_0", 36, "TQ1_0"),
         FileType("TQ2_0", 37, "TQ2_0"),
         FileType("MXFP4_MOE", 38, "MXFP4"),
+        FileType("NVFP4", 39, "NVFP4"),
     )
 }
 
@@ -86,7 +87,7 @@ def file_type_of(name: str) -> FileType:
 
 
 # Numbers of file types that gpukit reads and does not write, from llama.cpp's llama.h.
-READ_ONLY = {39: "NVFP4", 40: "Q1_0", 41: "Q2_0", 1024: "GUESSED"}
+READ_ONLY = {40: "Q1_0", 41: "Q2_0", 1024: "GUESSED"}
 _NAMES = {**READ_ONLY, **{row.number: row.name for row in FILE_TYPES.values()}}
 
 

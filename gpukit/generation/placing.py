@@ -15,7 +15,7 @@ from gpukit.generation.placement import Placement, Room, layer_of, placed, sizes
 from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
 from gpukit.models.streamed import Elsewhere, HeadElsewhere, Stream, Streamed
-from gpukit.models.weights import Weight
+from gpukit.models.weights import Weight, with_scales
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
 
@@ -112,7 +112,7 @@ def place_weights(source: Source, config: ModelConfig, there: Sequence[Room]) ->
             wants.append((tensor, places[tensor.name]))
     _fill(source, wants)
     weights = {t.name: Weight(places[t.name], t.type, t.width) for t in tensors}
-    return Placed(weights, placement, streams, numbers)
+    return Placed(with_scales(weights), placement, streams, numbers)
 
 
 @dataclass(frozen=True)

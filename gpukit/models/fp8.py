@@ -16,11 +16,13 @@ from gpukit.errors import CheckpointError, one_line
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.safetensors import StoredTensor
+from gpukit.models.packed import PackedWeights
 from gpukit.models.values import section
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+NONE = PackedWeights()
 PLAIN = ("BF16", "F16", "F32", "F64")
 MODELOPT = "hf_quant_config.json"
 # The types of weights and of scales, and what torch calls them.
@@ -31,7 +33,7 @@ SCALES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E8M0": "fl
 SCALE_NAMES = ("weight_scale_inv", "weight_scale", "qscale_weight")
 # What belongs to quantised activations and caches, which a GGUF has no use for.
 UNUSED = (
-    "activation_scale", ".input_scale", ".input_scale_ub", ".qscale_act",
+    "activation_scale", ".input_scale", ".input_scale_ub", ".input_zero_point", ".qscale_act",
     ".q_scale", ".k_scale", ".v_scale", ".output_scale",
 )  # fmt: skip
 
@@ -60,20 +62,24 @@ class Scales:
         return {scale.tensor.name for scale in self.by_weight.values()} | set(self.unused)
 
 
-def find_scales(checkpoint: Checkpoint, report: Report = ignore) -> Scales:
-    """The scales of every 8-bit float in `checkpoint`; empty for one without any.
+def find_scales(
+    checkpoint: Checkpoint, report: Report = ignore, known: PackedWeights = NONE
+) -> Scales:
+    """The scales of every 8-bit float in `checkpoint`, but for what `known` has already; empty for
+    one without any.
 
     The tensors decide: settings of a quantisation that none of them shows are told and passed over.
     `CheckpointError` for weights that are quantised in another way, for a scale that is missing,
     that no weight asks for, or whose shape does not fit its weight.
     """
     try:
-        settings = _settings(checkpoint, report)
+        settings = _settings(checkpoint, report, known)
         block = _block(settings)
     except CheckpointError as error:  # begins with config.json; say which
         raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
-    weights = [tensor for tensor in checkpoint if tensor.dtype in FP8]
-    if not settings and not any(name.endswith(SCALE_NAMES) for name in checkpoint.tensors):
+    tensors = [tensor for tensor in checkpoint if tensor.name not in known]
+    weights = [tensor for tensor in tensors if tensor.dtype in FP8]
+    if not settings and not any(tensor.name.endswith(SCALE_NAMES) for tensor in tensors):
         return Scales()
     found = {}
     for weight in weights:
@@ -85,10 +91,10 @@ def find_scales(checkpoint: Checkpoint, report: Report = ignore) -> Scales:
                 f"or {SCALE_NAMES[1]}; fetch the folder again"
             )
         found[weight.name] = _fitted(weight, checkpoint.tensors[names[0]], block)
-    return Scales(found, tuple(name for name in checkpoint.tensors if name.endswith(UNUSED)))
+    return Scales(found, tuple(t.name for t in tensors if t.name.endswith(UNUSED)))
 
 
-def _settings(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
+def _settings(checkpoint: Checkpoint, report: Report, known: PackedWeights) -> dict[str, Any]:
     """How the weights are quantised, as config.json or ModelOpt's own file says it."""
     found, file = section(checkpoint.config, "quantization_config"), "config.json"
     other = None if found else checkpoint.read_json(MODELOPT)
@@ -104,7 +110,7 @@ def _settings(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
             )
         )
         return {}
-    if found:
+    if found and not known.views:
         _check_method(found, checkpoint)
     return found
 
@@ -128,8 +134,8 @@ def _check_method(settings: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     if not known.get(method, False):
         shown = f"{method}, {kind}" if kind else method
         raise CheckpointError(
-            f"config.json: quantization_config: the weights are quantised ({shown}); 8-bit floats "
-            "can be imported: fetch the checkpoint in BF16, F16, F32 or FP8"
+            f"config.json: quantization_config: the weights are quantised ({shown}), and not in a "
+            "way that can be imported: fetch the checkpoint in BF16, F16, F32, FP8, NVFP4 or GPTQ"
         )
 
 

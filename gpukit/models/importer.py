@@ -10,12 +10,15 @@ from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import QUANTIZATION_VERSION
 from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import StoredTensor
+from gpukit.models.carried_blocks import carried, precision_fields
 from gpukit.models.config import ModelConfig
 from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import Parameters, general_fields
+from gpukit.models.packed import NVFP4, PackedWeights, find_packed
 from gpukit.models.registry import Architecture, architecture_of_class
 from gpukit.models.rules import ImportPlan, PlannedTensor, Rule, Span
-from gpukit.models.views import PACKED, View, with_views
+from gpukit.models.values import section
+from gpukit.models.views import CARRIED, View, with_views
 
 PRE = "tokenizer.ggml.pre"
 # What transformers puts before the names of everything but the head.
@@ -39,10 +42,9 @@ def plan_import(
     """
     arch, config = _read(checkpoint)
     told: list[Event] = []
-    scales = find_scales(checkpoint, told.append)
-    read = _read_tensors(checkpoint, arch, scales)
-    views = arch.views(read)
-    stored = _tensors(checkpoint, arch, arch.rules(config), read, views)
+    packed = find_packed(checkpoint)
+    scales = find_scales(checkpoint, told.append, packed)
+    stored, views = _stored(checkpoint, arch, config, scales, packed)
     tensors = [*arch.computed(config), *stored]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
     fields = [
@@ -51,6 +53,7 @@ def plan_import(
         *general,
         *arch.fields(config),
         u32("general.quantization_version", QUANTIZATION_VERSION),
+        *precision_fields(section(checkpoint.config, "quantization_config"), stored),
         *arch.vocabulary(
             checkpoint.vocabulary_folder,
             {**checkpoint.config, "vocab_size": config.vocab_size},
@@ -68,7 +71,8 @@ def plan_import(
         fields=tuple(fields),
         tensors=tuple(tensors),
         scales=scales,
-        views={view.tensor.name: view for view in views},
+        views=views,
+        factors={name: found.scale for name, found in packed.factors.items()},
         left_out=(*left_out, *scales.unused),
         warnings=tuple(one_line(event.text) for event in told if isinstance(event, Warned)),
     )
@@ -79,8 +83,26 @@ def plan_tensors(checkpoint: Checkpoint) -> tuple[str, list[PlannedTensor]]:
     checkpoint holds: nothing but config.json and the headers of the weights is read, and errors are
     those of `plan_import`."""
     arch, config = _read(checkpoint)
-    read = _read_tensors(checkpoint, arch, find_scales(checkpoint, ignore))
-    return arch.name, _tensors(checkpoint, arch, arch.rules(config), read, arch.views(read))
+    packed = find_packed(checkpoint)
+    scales = find_scales(checkpoint, ignore, packed)
+    return arch.name, _stored(checkpoint, arch, config, scales, packed)[0]
+
+
+def _stored(
+    checkpoint: Checkpoint,
+    arch: Architecture,
+    config: ModelConfig,
+    scales: Scales,
+    packed: PackedWeights,
+) -> tuple[list[PlannedTensor], dict[str, View]]:
+    """What comes of the checkpoint's tensors, and the views that it is made of, by name."""
+    read = _read_tensors(checkpoint, arch, scales)
+    names = {tensor.name for tensor in read}
+    own = [view for view in packed.views if view.sources[-1].name in names]
+    views = [*arch.views([tensor for tensor in read if tensor.name not in packed]), *own]
+    planned = _tensors(checkpoint, arch, arch.rules(config), read, views)
+    found = {view.tensor.name: view for view in views}
+    return carried(planned, found, packed.factors, checkpoint.config)
 
 
 def _read(checkpoint: Checkpoint) -> tuple[Architecture, ModelConfig]:
@@ -127,14 +149,16 @@ def _tensors(
     rules = _chosen(rules, used)
     _check_names(checkpoint, arch, used, rules)
     planned = _in_order(used, [rule for rule in rules if rule.sources[0] in used])
-    return sorted(planned, key=lambda tensor: tensor.dtype != PACKED)
+    return sorted(planned, key=lambda tensor: tensor.dtype not in CARRIED)
 
 
 def _in_order(used: Mapping[str, StoredTensor], rules: Sequence[Rule]) -> list[PlannedTensor]:
     """What `rules` make, each group where the last tensor that it waits for is read."""
     groups: dict[str, list[Rule]] = {}
     for rule in rules:
-        groups.setdefault(rule.group or rule.name, []).append(rule)
+        # What is in blocks waits for nothing else.
+        alone = all(used[source].dtype == NVFP4 for source in rule.sources)
+        groups.setdefault(rule.name if alone else rule.group or rule.name, []).append(rule)
     # What each group waits for; one source may belong to several.
     waiting = {name: {s for r in group for s in r.sources} for name, group in groups.items()}
     waiters: dict[str, list[str]] = {}
@@ -235,8 +259,8 @@ def _check_alike(tensors: Sequence[StoredTensor], rule: Rule) -> None:
 
 
 def _dtype(tensor: StoredTensor) -> str:
-    if tensor.dtype == PACKED:
-        return PACKED
+    if tensor.dtype in CARRIED:
+        return tensor.dtype
     if tensor.dtype not in DTYPES:
         raise CheckpointError(
             f"{tensor.path}: {tensor.name} is {tensor.dtype} ({prod(tensor.shape)} values); "

@@ -110,7 +110,8 @@ class PlannedTensor:
     """One tensor of the GGUF to be: where its values come from and what happens to them.
 
     Its rows are those of `spans`, one behind the other; most tensors have one. `dtype` is what the
-    checkpoint holds, as llama.cpp's converter sees it: BF16, F16, F32, which holds all, or MXFP4.
+    checkpoint holds, as llama.cpp's converter sees it: BF16, F16, F32, which holds all, or blocks
+    that are carried, MXFP4 or NVFP4.
     A span's transform takes a slab `[k * row_group, ne0]` and gives one of the same shape; tensors
     of one dimension are one row. Computed tensors have `values` (float32) and no spans.
     """
@@ -132,8 +133,9 @@ class ImportPlan:
     """A checkpoint as a GGUF to be: metadata and tensors in the order of llama.cpp's converter.
 
     `fields` has general.file_type in its place with the value 0; see `with_file_type`. `scales`
-    belong to weights in 8-bit floats; `views` are what spans name beside tensors of the checkpoint;
-    `left_out` are tensors of it that nothing uses; `warnings` are lines for the user.
+    belong to weights in 8-bit floats; `views` are what spans name beside tensors of the checkpoint,
+    `factors` by their names what the blocks of some are multiplied with; `left_out` are tensors of
+    it that nothing uses; `warnings` are lines for the user.
     """
 
     config: ModelConfig
@@ -141,6 +143,7 @@ class ImportPlan:
     tensors: tuple[PlannedTensor, ...]
     scales: "Scales"
     views: Mapping[str, View]
+    factors: Mapping[str, float]
     left_out: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -34,7 +34,7 @@ class Row:
 def prepares(linear: Linear) -> bool:
     """Whether `linear` is multiplied with prepared rows."""
     weight = linear.weight
-    if linear.pairs or weight.width % GROUP:
+    if linear.pairs or weight.scale is not None or weight.width % GROUP:
         return False
     row, blocks = kernels.by_name(weight.type), weight.blocks
     return has_prepared(row, blocks.device, 1, weight.width, len(blocks))

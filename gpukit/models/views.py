@@ -19,17 +19,20 @@ Read = Callable[[StoredTensor, memoryview, int], None]
 # Fills a buffer with a view's rows from one on.
 Fill = Callable[[Read, memoryview, int], None]
 
-# The one type of blocks that is carried over as it is.
+# The types of blocks that are carried over as they are.
 PACKED = "MXFP4"
+CARRIED = (PACKED, "NVFP4")
 
 
 @dataclass(frozen=True)
 class View:
-    """What is taken for `tensor`, made of `sources`, which are taken for nothing themselves."""
+    """What is taken for `tensor`, made of `sources`, which are taken for nothing themselves; it
+    stands in the place of the last of them, or if `late` behind all other tensors."""
 
     tensor: StoredTensor
     sources: tuple[StoredTensor, ...]
     fill: Fill
+    late: bool = False
 
     @classmethod
     def of(
@@ -39,13 +42,16 @@ class View:
         shape: tuple[int, ...],
         sources: tuple[StoredTensor, ...],
         fill: Fill,
+        *,
+        late: bool = False,
     ) -> "View":
         """A view called `name`; `shape` is outermost first, the last dimension that of a row."""
-        if dtype == PACKED:
+        if dtype in CARRIED:
             nbytes = prod(shape[:-1]) * TensorSpec(name, (shape[-1],), dtype).row_bytes
         else:
             nbytes = prod(shape) * DTYPE_BITS[dtype] // 8
-        return cls(StoredTensor(name, dtype, shape, 0, nbytes, sources[-1].path), sources, fill)
+        tensor = StoredTensor(name, dtype, shape, 0, nbytes, sources[-1].path)
+        return cls(tensor, sources, fill, late)
 
     def read_into(self, read: Read, buffer: memoryview, start: int = 0) -> None:
         """Fill `buffer` with whole rows, those from byte `start` on."""
@@ -64,15 +70,17 @@ def row_bytes(tensor: StoredTensor) -> int:
 
 
 def with_views(tensors: Iterable[StoredTensor], views: Sequence[View]) -> Iterator[StoredTensor]:
-    """`tensors` with each view in the place of the last of its sources."""
+    """`tensors` with each view in its place."""
     sources = {source.name for view in views for source in view.sources}
     ready: dict[str, list[StoredTensor]] = {}
     for view in views:
-        ready.setdefault(view.sources[-1].name, []).append(view.tensor)
+        if not view.late:
+            ready.setdefault(view.sources[-1].name, []).append(view.tensor)
     for tensor in tensors:
         if tensor.name not in sources:
             yield tensor
         yield from ready.get(tensor.name, ())
+    yield from (view.tensor for view in views if view.late)
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,45 @@ from torch import Tensor
 import gpukit_kernels as kernels
 from gpukit.errors import GGUFError
 
+# The one type that may have scales beside its blocks, in a tensor of its own.
+SCALED = "NVFP4"
+
 
 @dataclass(frozen=True)
 class Weight:
     """A matrix in blocks: uint8 `[rows, row_bytes]` of `type`, rows of `width` values.
 
-    A tensor of one dimension is one row.
+    A tensor of one dimension is one row. What blocks say is multiplied by `scale`, one number for
+    all rows or, float32 `[n]`, one for each of as many equal parts of them.
     """
 
     blocks: Tensor
     type: str
     width: int
+    scale: Tensor | None = None
 
     def rows(self, ids: Tensor) -> Tensor:
         """float32 `[len(ids), width]`: some rows, decoded."""
-        return kernels.dequantize(self.blocks[ids], self.type)
+        found = kernels.dequantize(self.blocks[ids], self.type)
+        if self.scale is None:
+            return found
+        each = ids.div(len(self.blocks) // len(self.scale), rounding_mode="floor")
+        return found * self.scale[each.to(self.scale.device)][:, None]
+
+    def product(self, x: Tensor) -> Tensor:
+        """float32 `[..., rows]`: x `[..., width]` times the transpose."""
+        out = kernels.matmul(x, self.blocks, self.type)
+        if self.scale is None:
+            return out
+        return out * self.scale.repeat_interleave(len(self.blocks) // len(self.scale))
 
     def part(self, first: int, count: int) -> "Weight":
         """Some neighbouring rows, for tensors that hold several matrices; shares the memory."""
-        return Weight(self.blocks[first : first + count], self.type, self.width)
+        scale = self.scale
+        if scale is not None and len(scale) > 1:
+            each = len(self.blocks) // len(scale)
+            scale = scale[first // each : (first + count - 1) // each + 1]
+        return Weight(self.blocks[first : first + count], self.type, self.width, scale)
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,22 @@ class Site:
     matrices: int = 1
 
 
+def with_scales(found: Mapping[str, Weight]) -> dict[str, Weight]:
+    """`found` with the scales that are beside weights in NVFP4 as a part of them, without those for
+    what they are multiplied with, which nothing here rounds."""
+    weights = dict(found)
+    for name, weight in found.items():
+        stem = name.removesuffix(".weight")
+        if weight.type != SCALED or stem == name:
+            continue
+        weights.pop(f"{stem}.input_scale", None)
+        scale = weights.pop(f"{stem}.scale", None)
+        if scale is not None:
+            factors = scale.rows(torch.tensor([0], device=scale.blocks.device))[0]
+            weights[name] = replace(weight, scale=factors)
+    return weights
+
+
 # Hears of each input of a linear map before the product: the rows that it meets, and float32
 # `[..., width]`, which it may not change.
 Observer = Callable[[Site, Tensor], None]
@@ -102,7 +138,7 @@ class Linear:
         """float32 `[..., rows]` of float32 `[..., width]`."""
         if self.observe is not None:
             self.observe(x)
-        out = kernels.matmul(x, self.weight.blocks, self.weight.type)
+        out = self.weight.product(x)
         for pair in self.pairs:
             pair.add_to(out, x)
         return out if self.bias is None else out + self.bias

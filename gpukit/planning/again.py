@@ -16,7 +16,7 @@ from gpukit.formats.gguf_writer import value_bytes
 from gpukit.formats.imatrix import Imatrix
 from gpukit.planning.importance import importance_of
 from gpukit.planning.plan import PlannedOutput
-from gpukit.planning.planner import VERSION_KEY
+from gpukit.planning.planner import VERSION_KEY, decoded_with
 from gpukit.sources.base import Source
 from gpukit_kernels import type_facts
 
@@ -75,6 +75,7 @@ def plan_again(source: Source, tensors: Sequence[TensorSpec], imatrix: Imatrix |
         importance = importance_of(spec, imatrix) if changed and imatrix is not None else None
         outputs.append(PlannedOutput(index, spec, stored, importance))
     there = {tensor.name for tensor in tensors}
+    there |= {source.tensors[index].name for index in decoded_with(source, outputs)}
     missing = [TensorSpec(t.name, t.ne, t.type) for t in source.tensors if t.name not in there]
     return Again(tuple(outputs), refused, tuple(missing))
 

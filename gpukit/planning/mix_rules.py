@@ -144,11 +144,13 @@ EIGHT_EXPERTS_O = (
 # What the lowest file types lift in models with eight experts.
 LOWEST_OF_EIGHT = {"k": "Q4_K", "o": "Q5_K"}
 # Outputs are Q6_K but for these, embeddings the default type but for those.
-OUTPUT_TYPES = dict.fromkeys((*LOWEST, "IQ3_XXS"), "Q5_K")
+# llama-quantize has no NVFP4: the ends are as in its mix for MXFP4, all others the default.
+OUTPUT_TYPES = {**dict.fromkeys((*LOWEST, "IQ3_XXS"), "Q5_K"), "NVFP4": "Q8_0"}
 EMBEDDING_TYPES = {
     **dict.fromkeys(_BELOW_IQ2_S, "Q2_K"),
     **dict.fromkeys((*_FROM_IQ2_S, "IQ3_XXS"), "IQ3_S"),
     **dict.fromkeys(("TQ1_0", "TQ2_0"), "Q4_K"),
+    "NVFP4": "Q8_0",
 }
 # Types that are never made without importance, but for the ends of a model.
 WANT_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
@@ -165,6 +167,7 @@ FALLBACKS = {
     "Q6_K": "Q8_0",
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"), "IQ4_NL"),
     **dict.fromkeys(("IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
+    "NVFP4": "IQ4_NL",  # llama-quantize gives up there
 }
 
 # Tensors of one architecture that are never less than Q8_0.

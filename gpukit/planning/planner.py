@@ -1,7 +1,8 @@
 """Plans what a model becomes: metadata, the type of every tensor, the files; nothing is written."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import (
@@ -70,8 +71,10 @@ def plan_quantize(
         same = source.label == chosen.name or file_type is None
         shown = (file_type or "").upper()
         title = "converting model" if same else f"quantizing {source.label} model to {shown}"
+    gone = decoded_with(source, outputs)
+    outputs = [output for output in outputs if output.index not in gone]
     check_needed(outputs, source)
-    parts = _parts(source, outputs, options)
+    parts = _parts(source, outputs, options, gone)
     warnings = (
         *source.warnings,
         *told,
@@ -193,25 +196,38 @@ def _refuse_lossy(source: Source, outputs: Sequence[PlannedOutput], options: Opt
 
 
 def _instead(source: Source, old: str) -> str:
-    """What keeps a tensor of type `old` from being quantised twice, in words; of commands only
-    `quantize` has options for it."""
+    """What keeps a tensor of type `old` from being quantised twice, in words."""
     if not source.is_checkpoint:
         return "start from the checkpoint or from an F16, BF16 or F32 GGUF"
     pattern = "_exps" if any("_exps." in tensor.name for tensor in source.tensors) else "."
-    mixed = f"gpukit quantize with --tensor-type {pattern}={old}"
-    alone = "the type MXFP4_MOE, or " if old == "MXFP4" else ""
-    return f"what keeps it is {alone}{mixed}"
+    alone = {"MXFP4": "the type MXFP4_MOE, or ", "NVFP4": "the type NVFP4, or "}.get(old, "")
+    return f"what keeps it is {alone}--tensor-type {pattern}={old}"
 
 
-def _parts(source: Source, outputs: Sequence[PlannedOutput], options: Options) -> tuple[int, ...]:
-    """The number of tensors in each file."""
+def decoded_with(source: Source, outputs: Iterable[PlannedOutput]) -> set[int]:
+    """The tensors of `source` that are in the values of others, whose blocks are not kept."""
+    return {
+        index
+        for output in outputs
+        if not source.passes(output.index, output.spec.type)
+        for index in source.beside(output.index)
+    }
+
+
+def _parts(
+    source: Source, outputs: Sequence[PlannedOutput], options: Options, gone: Container[int]
+) -> tuple[int, ...]:
+    """The number of tensors in each file, without those that are `gone`."""
     if options.keep_split:
         if len(source.parts) == 1:
             raise ArgumentError(
                 f"{source.path}: --keep-split needs a GGUF in several parts, and this model is in "
                 "one; --split-max-size splits it"
             )
-        return source.parts
+        numbers = iter(range(len(source.tensors)))
+        return tuple(
+            sum(index not in gone for index in islice(numbers, count)) for count in source.parts
+        )
     if options.split_max_size:
         return parts_by_size([output.spec for output in outputs], options.split_max_size)
     return (len(outputs),)

@@ -51,10 +51,14 @@ def bridge_of(
     quantize: str | None,
     pre: str | None,
     calibrate: str | Path | None,
+    overrides: Overrides | None = None,
 ) -> Converter | None:
     """`bridge` for the model that `modelfile` describes."""
     adapters, text = bool(modelfile.adapters), calibrate is not None
-    return bridge(converter, (quantize or None,), pre=pre, adapters=adapters, calibrate=text)
+    return bridge(
+        converter, (quantize or None,), overrides=overrides, pre=pre, adapters=adapters,
+        calibrate=text,
+    )  # fmt: skip
 
 
 def _outtype(types: Sequence[str | None], overrides: Overrides | None) -> str:

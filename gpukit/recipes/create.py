@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from gpukit.conversion.admission import Header
-from gpukit.conversion.checks import check_device, check_plan
+from gpukit.conversion.checks import check_device, check_options, check_plan
 from gpukit.conversion.new_adapters import NewLayer, opened_adapters
 from gpukit.conversion.origins import Origin, Wishes, open_origin
 from gpukit.errors import ArgumentError, ModelfileError, NotFoundError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.file_types import file_type_name
 from gpukit.formats.imatrix import read_imatrix
-from gpukit.planning.plan import QuantizePlan
+from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.recipes.adapter_lines import check_digests, locate_line, to_merge
 from gpukit.recipes.beside import check_beside, without_known
 from gpukit.recipes.bridge import Checkout, bridge_of
 from gpukit.recipes.calibration import calibrated, check_calibration
+from gpukit.recipes.convert import PLAIN
 from gpukit.recipes.references import Reference, fetched_adapter, locate
 from gpukit.store import blobs, gojson, parameters
 from gpukit.store.changes import change
@@ -41,6 +42,7 @@ def create(
     budget: int = 4 << 30,
     pre: str | None = None,
     imatrix: Path | None = None,
+    options: Options = PLAIN,
     calibrate: str | Path | None = None,
     hub: bool = False,
     merge: bool = False,
@@ -54,12 +56,13 @@ def create(
     `quantize` is a file type such as `Q4_K_M`; without one a checkpoint keeps its own type and
     a GGUF its bytes. `budget` bounds host memory, in bytes; `pre` names the pre-tokenizer of a
     checkpoint that is not recognised; `imatrix` is a file with importance weights for the
-    quantisation, `calibrate` a text, or the `Path` of one, from which they are collected; with
-    `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the weights as they are, in
-    layers of their own; with `quantize` or `merge` they, and those that FROM has already, are
-    merged into the weights on the way. `converter` is as for `convert`. With `provenance` the
-    metadata of weights that are written anew says what they are made from. With `link` a GGUF that
-    is taken as it is becomes another name of the same file where the disk cannot share its blocks.
+    quantisation, `calibrate` a text, or the `Path` of one, from which they are collected;
+    `options` tell types of tensors, and whether blocks may become others; with `hub` FROM is an id
+    of the Hugging Face hub. ADAPTERs stay beside the weights as they are, in layers of their own;
+    with `quantize` or `merge` they, and those that FROM has already, are merged into the weights on
+    the way. `converter` is as for `convert`. With `provenance` the metadata of weights that are
+    written anew says what they are made from. With `link` a GGUF that is taken as it is becomes
+    another name of the same file where the disk cannot share its blocks.
     Everything that can be checked is checked before the first byte is fetched or written; a failed
     or killed run leaves the store as it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
@@ -69,8 +72,8 @@ def create(
     model = store.find(name)
     check_device(device)
     check_calibration(calibrate, quantize, imatrix)
-    how = bridge_of(modelfile, converter, quantize, pre, calibrate)
-    work = _wishes(modelfile, quantize, pre, imatrix, report)
+    how = bridge_of(modelfile, converter, quantize, pre, calibrate, options.overrides)
+    work = _wishes(modelfile, quantize, pre, imatrix, options, report)
     work = replace(
         work, device=device, budget=budget, provenance=provenance, converter=how, link=link
     )
@@ -134,6 +137,7 @@ def plan_create(
     *,
     pre: str | None = None,
     imatrix: Path | None = None,
+    options: Options = PLAIN,
     calibrate: str | Path | None = None,
     hub: bool = False,
     merge: bool = False,
@@ -144,8 +148,8 @@ def plan_create(
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
     model = store.find(name)
     check_calibration(calibrate, quantize, imatrix)
-    how = bridge_of(modelfile, converter, quantize, pre, calibrate)
-    work = _wishes(modelfile, quantize, pre, imatrix, report)
+    how = bridge_of(modelfile, converter, quantize, pre, calibrate, options.overrides)
+    work = _wishes(modelfile, quantize, pre, imatrix, options, report)
     work = replace(work, provenance=provenance, converter=how)
     with _opened(store, modelfile, work, hub, merge, calibrate, dry=True) as (base, origin, new):
         foreseen = origin.foresee()
@@ -165,18 +169,22 @@ def _wishes(
     quantize: str | None,
     pre: str | None,
     imatrix: Path | None,
+    options: Options,
     report: Report,
 ) -> Wishes:
     """How the weights are converted; ArgumentError for what is wrong whatever FROM names."""
     check_template(modelfile.template)
     if imatrix is not None and not quantize:
         raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
+    check_options(options, quantize)
     check_plan(quantize or None, pre)
     return Wishes(
         file_type=quantize.upper() if quantize else None,
         report=report,
         pre=pre,
         imatrix=read_imatrix(imatrix) if imatrix else None,
+        overrides=options.overrides,
+        allow_requantize=options.allow_requantize,
     )
 
 

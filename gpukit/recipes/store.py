@@ -13,6 +13,7 @@ from gpukit.store.collecting import GRACE
 from gpukit.store.modelfile import Modelfile
 
 if TYPE_CHECKING:
+    from gpukit.planning.plan import Options
     from gpukit.recipes.show import ModelDetails
 
 
@@ -38,6 +39,7 @@ class Store(store.Store):
         quantize: str | None = None,
         *,
         imatrix: str | Path | None = None,
+        options: "Options | None" = None,
         calibrate: str | Path | None = None,
         pre: str | None = None,
         hub: bool = False,
@@ -52,7 +54,8 @@ class Store(store.Store):
         """Make the model that `source`, a Modelfile or the path of one, describes, and put it here.
 
         `quantize` is a file type such as Q4_K_M; with it or `merge` adapters go into the weights,
-        without they stay beside them. `calibrate` is a text, or as a `Path` a file of it, that the
+        without they stay beside them. Of `options` the types of tensors count, and whether blocks
+        may become others. `calibrate` is a text, or as a `Path` a file of it, that the
         model reads first: what it hears is the importance of its weights. With `link` a GGUF that
         is taken as it is may be a hard link: it must not be changed then. The other arguments are
         those of `gpukit.convert`. A failed or killed run leaves the store as it was.
@@ -60,6 +63,7 @@ class Store(store.Store):
         self.find(name)  # before anything is read
         described = source if isinstance(source, Modelfile) else modelfile.read(Path(source))
         # What imports checkpoints computes with torch.
+        from gpukit.recipes.convert import PLAIN
         from gpukit.recipes.create import create
 
         return create(
@@ -71,6 +75,7 @@ class Store(store.Store):
             budget=memory,
             pre=pre,
             imatrix=Path(imatrix) if imatrix is not None else None,
+            options=PLAIN if options is None else options,
             calibrate=calibrate,
             hub=hub,
             merge=merge,

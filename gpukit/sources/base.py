@@ -104,6 +104,11 @@ class Source(Closing):
         """Whether the stored bytes of tensor `index` are those that a file has for type `kind`."""
         return False
 
+    def beside(self, index: int) -> Sequence[int]:  # noqa: ARG002
+        """Tensors that belong to the stored blocks of tensor `index`, such as their scale: what
+        `values` gives has them in it."""
+        return ()
+
     @abstractmethod
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:
         """Bytes on disk of `rows` rows of tensor `index` from `row` on; 0 for computed tensors."""

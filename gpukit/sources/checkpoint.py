@@ -15,14 +15,19 @@ from gpukit.formats.gguf_fields import TensorSpec
 from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.importer import plan_import, some
 from gpukit.models.rules import ImportPlan, PlannedTensor, Span, auto_type
-from gpukit.models.views import PACKED, row_bytes
+from gpukit.models.views import CARRIED, row_bytes
 from gpukit.sources.base import ModelSource, Part, SourceTensor
+from gpukit.sources.block_scales import INPUT_SCALE, SCALE, SCALED, WEIGHT
 from gpukit.sources.gguf import decoded
 from gpukit.sources.merged import Merge, MergedCheckpoint
 from gpukit.sources.steps import Scaling, Step, torch_type
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# The file type that the converter notes where it carries blocks of a type.
+FILES_OF = {"MXFP4": "MXFP4_MOE", "NVFP4": "NVFP4"}
 
 
 class CheckpointSource(ModelSource):
@@ -54,10 +59,12 @@ class CheckpointSource(ModelSource):
         self.fields = plan.fields
         self._planned = plan.tensors
         self._views = plan.views
+        self._factors = plan.factors
         self._scaling = Scaling(self._checkpoint, plan.scales.by_weight)
         self.auto = auto = auto_type(plan.tensors)
         self.warnings = tuple(self._left_out(plan))
         self.tensors = tuple(self._tensor(planned, auto) for planned in plan.tensors)
+        self._places = {tensor.name: index for index, tensor in enumerate(self.tensors)}
 
     def _check_views(self, plan: ImportPlan) -> None:
         """`AdapterError` for adapters of what is stored in another form than a GGUF has it."""
@@ -94,16 +101,23 @@ class CheckpointSource(ModelSource):
         return SourceTensor(planned.name, planned.ne, kind, planned.row_group)
 
     def converted_type(self, index: int, wanted: str) -> str:
-        if self._planned[index].dtype == PACKED:
-            return PACKED
-        return super().converted_type(index, wanted)
+        dtype = self._planned[index].dtype
+        return dtype if dtype in CARRIED else super().converted_type(index, wanted)
 
     def converted_file(self, wanted: FileType) -> FileType:
-        packed = any(planned.dtype == PACKED for planned in self._planned)
-        return FILE_TYPES["MXFP4_MOE"] if packed and wanted.is_float else wanted
+        carried = {planned.dtype for planned in self._planned} & FILES_OF.keys()
+        return FILE_TYPES[FILES_OF[carried.pop()]] if carried and wanted.is_float else wanted
 
     def passes(self, index: int, kind: str) -> bool:
-        return kind == PACKED == self._planned[index].dtype
+        return kind == self._planned[index].dtype and kind in CARRIED
+
+    def beside(self, index: int) -> Sequence[int]:
+        planned = self._planned[index]
+        if planned.dtype != SCALED or not planned.name.endswith(WEIGHT):
+            return ()
+        stem = planned.name.removesuffix(WEIGHT)
+        names = (stem + SCALE, stem + INPUT_SCALE)
+        return [self._places[name] for name in names if name in self._places]
 
     @property
     def label(self) -> str:
@@ -209,8 +223,9 @@ class CheckpointSource(ModelSource):
         for span, first, count in self._cut(index, row, rows):
             size = self._nbytes(span, count)
             part, stored = data[done : done + size], self._stored(span)
-            if stored.dtype == PACKED:
-                part = decoded(TensorSpec(stored.name, (self._width(span),), PACKED), count, part)
+            if stored.dtype in CARRIED:
+                spec = TensorSpec(stored.name, (self._width(span),), stored.dtype)
+                part = decoded(spec, count, part) * self._factors.get(span.source, 1.0)
             else:
                 part = viewed(part, torch_type(stored.dtype)).view(count, self._width(span))
             part = self._scaling(span.source, first, part)
@@ -232,7 +247,7 @@ def _finished(rows: "Tensor", span: Span, planned: PlannedTensor) -> "Tensor":
     and in the layout of a GGUF."""
     if len(planned.ne) == 1:
         rows = rows.view(1, -1)
-    if rows.dtype is not torch_type("F32") and planned.dtype != PACKED:
+    if rows.dtype is not torch_type("F32") and planned.dtype not in CARRIED:
         rows = rows.to(torch_type(planned.dtype))
     found: Tensor = rows if span.transform is None else span.transform(rows)
     return found

@@ -1,8 +1,11 @@
 """A model folder as llama.cpp's converter sees it: any class that it knows, as a source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gpukit.errors import AdapterError, ArgumentError
 from gpukit.formats.file_types import CONVERTED
@@ -10,6 +13,7 @@ from gpukit.formats.folder import check_files, read_files
 from gpukit.formats.gguf_fields import TensorSpec, type_sizes
 from gpukit.models.registry import architectures
 from gpukit.sources.base import ModelSource, Part, SourceTensor
+from gpukit.sources.block_scales import SCALES_CANNOT, BlockScales
 from gpukit.sources.converter_process import Converter, ConverterProcess
 from gpukit.sources.gguf import decoded
 
@@ -47,6 +51,12 @@ class ConverterSource(ModelSource):
             for tensor, said in zip(self.tensors, told, strict=True)
         ]
         self.warnings = tuple(self._noted())
+        self._scales = BlockScales(path, self._stored, self._floats)
+
+    def _floats(self, index: int) -> NDArray[np.float32]:
+        found = np.empty(self._stored[index].n_elements, np.float32)
+        self.read(index, 0, found.view(np.uint8).data)
+        return found
 
     def _noted(self) -> Iterator[str]:
         """What the user should know of a conversion of this kind."""
@@ -100,6 +110,13 @@ class ConverterSource(ModelSource):
     def passes(self, index: int, kind: str) -> bool:
         return self._stored[index].type == kind
 
+    def beside(self, index: int) -> Sequence[int]:
+        return self._scales.beside(index)
+
+    @property
+    def only_torch(self) -> str | None:
+        return SCALES_CANNOT if self._scales else None
+
     def target(self) -> "Target":
         refuse_adapters(self.path)
 
@@ -117,13 +134,13 @@ class ConverterSource(ModelSource):
     def values(
         self,
         index: int,
-        row: int,  # noqa: ARG002
+        row: int,
         rows: int,
         data: "Tensor",
         *,
         merged: bool = True,  # noqa: ARG002
     ) -> "Tensor":
-        return decoded(self._stored[index], rows, data)
+        return self._scales.applied(index, row, decoded(self._stored[index], rows, data))
 
     def close(self) -> None:
         self._child.close()

@@ -1,13 +1,17 @@
 """A GGUF model as a source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 import gpukit_kernels as kernels
 from gpukit.formats.gguf_fields import TensorSpec
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.sources.base import ModelSource, Part, SourceTensor
+from gpukit.sources.block_scales import SCALES_CANNOT, BlockScales
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +35,19 @@ class GGUFSource(ModelSource):
         self.fields = tuple(self._model.fields.values())
         self._infos = tuple(self._model.tensors.values())
         self.tensors = tuple(SourceTensor(i.name, i.ne, i.type, 1) for i in self._infos)
+        self._scales = self._found_scales()
+
+    def _found_scales(self) -> BlockScales:
+        try:
+            return BlockScales(self.path, self._infos, self._floats)
+        except BaseException:
+            self.close()
+            raise
+
+    def _floats(self, index: int) -> NDArray[np.float32]:
+        found = np.empty(self._infos[index].n_elements, np.float32)
+        self.read(index, 0, found.view(np.uint8).data)
+        return found
 
     def _opened(self, merge: "Merge") -> "MergedGGUF":
         # Reading adapters takes time to import.
@@ -76,6 +93,13 @@ class GGUFSource(ModelSource):
         base, shapes = gguf_base(self._model), {i.name: i.ne[::-1] for i in self._infos}
         return Target(base, str(self.get("general.architecture")), base.rules, shapes)
 
+    def beside(self, index: int) -> Sequence[int]:
+        return self._scales.beside(index)
+
+    @property
+    def only_torch(self) -> str | None:
+        return SCALES_CANNOT if self._scales else None
+
     def stored_bytes(self, index: int, rows: int, row: int = 0) -> int:  # noqa: ARG002
         return rows * self._infos[index].row_bytes
 
@@ -91,7 +115,7 @@ class GGUFSource(ModelSource):
         self, index: int, row: int, rows: int, data: "Tensor", *, merged: bool = True
     ) -> "Tensor":
         info = self._infos[index]
-        found = decoded(info, rows, data)
+        found = self._scales.applied(index, row, decoded(info, rows, data))
         if not merged or self._merged is None or not self.changes(index):
             return found
         # A tensor of one dimension is one row here, and counts by values there.

@@ -64,6 +64,7 @@ _ROWS = (
     TypeFacts("TQ1_0", 34, 256, 54),
     TypeFacts("TQ2_0", 35, 256, 66),
     TypeFacts("MXFP4", 39, 32, 17),
+    TypeFacts("NVFP4", 40, 64, 36),
 )
 FACTS: Mapping[str, TypeFacts] = MappingProxyType({row.name: row for row in _ROWS})
 """Name as GGUF spells it -> facts, in the order of ids."""

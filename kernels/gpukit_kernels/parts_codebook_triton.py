@@ -1,15 +1,13 @@
 """How the kernels of `vectors_triton` read types whose levels name numbers of a table of sixteen:
-IQ4_NL, IQ4_XS, MXFP4. Their levels are those numbers then, signed bytes.
+IQ4_NL, IQ4_XS, MXFP4, NVFP4. Their levels are those numbers then, signed bytes.
 """
 
 from gpukit_kernels.dots_triton import half_value_tl, load2_tl, load4_tl, load_tl, looked_up_tl
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.parts_triton import q4_0_read_tl, two_words_tl
 from gpukit_kernels.search.codebook import CODEBOOK
+from gpukit_kernels.search.e2m1 import E2M1
 from gpukit_kernels.table import VectorParts
-
-# The numbers of MXFP4, doubled to be whole; the second eight are the first less than zero.
-E2M1 = (0, 1, 2, 3, 4, 6, 8, 12)
 
 
 def _words(numbers: tuple[int, ...]) -> tuple[int, ...]:
@@ -97,6 +95,35 @@ def mxfp4_unpack_tl(found, _):
     return _two_tl(first, second, _E2M1), (step, step), ()
 
 
+@triton.jit
+def nvfp4_read_tl(blocks, first, block, part, _, mask):
+    """A sixteen: its two words of levels and the byte of its scale."""
+    begin = blocks + first * 36 + block * 36
+    words = begin.to(tl.pointer_type(tl.int32)) + 1 + part * 2
+    return load2_tl(words, mask) + (load_tl(begin + part, mask),)  # noqa: RUF005
+
+
+@triton.jit
+def nvfp4_unpack_tl(found, _):
+    return _two_tl(found[0], found[1], _E2M1), (half_e4m3_tl(found[2].to(tl.int32)),), ()
+
+
+@triton.jit
+def half_e4m3_tl(byte):
+    """float32: half of what int32 0..255 stands for in E4M3 without its sign; 0 for NaN's 0x7F."""
+    exponent, fraction = (byte >> 3) & 15, byte & 7
+    bits = ((exponent + 119) << 23) | (fraction << 20)
+    normal = bits.to(tl.float32, bitcast=True)
+    half = tl.where(exponent == 0, fraction.to(tl.float32) * 0.0009765625, normal)
+    return tl.where(byte == 0x7F, 0.0, half)
+
+
+@triton.jit
+def four_words_tl(part):
+    """Parts of 16 values follow one another."""
+    return part * 4
+
+
 IQ4_NL = VectorParts(
     q4_0_read_tl, iq4_nl_unpack_tl, two_words_tl,
     parts=2, pieces=2, stride=4, words=2, top=127, signed=True,
@@ -108,4 +135,8 @@ IQ4_XS = VectorParts(
 MXFP4 = VectorParts(
     mxfp4_read_tl, mxfp4_unpack_tl, two_words_tl,
     parts=2, pieces=2, stride=4, words=2, top=12, signed=True, align=4,
+)  # fmt: skip
+NVFP4 = VectorParts(
+    nvfp4_read_tl, nvfp4_unpack_tl, four_words_tl,
+    parts=4, pieces=1, stride=0, words=4, top=12, signed=True, align=4,
 )  # fmt: skip

@@ -219,7 +219,7 @@ def test_doctor(tmp_path: Path) -> None:
             2,
             "no regular expression",
         ),
-        (("quantize", "FILE", "OUT", "Q8_0", "--tensor-type", "a=NVFP4"), 2, "tensor type 'NVFP4'"),
+        (("quantize", "FILE", "OUT", "Q8_0", "--tensor-type", "a=Q1_0"), 2, "tensor type 'Q1_0'"),
         (("quantize", "FILE", "OUT", "Q8_0", "--output-tensor-type", "Q9"), 2, "tensor type 'Q9'"),
         (("quantize", "FILE", "OUT", "Q8_0", "--imatrix", "README"), 1, "no importance matrix"),
         (("quantize", "FILE", "OUT", "Q8_0", "--imatrix", "/no/such"), 1, "/no/such: no such file"),

@@ -84,7 +84,7 @@ def test_every_other_row_of_one_block(name: str) -> None:
 )
 def test_products(name: str, count: int, rows: int) -> None:
     block = QUANTS[name].block
-    for width in {1: (7, 300, 513), 32: (32, 288, 544), 256: (256, 768)}[block]:
+    for width in {1: (7, 300, 513), 32: (32, 288, 544), 64: (64, 576), 256: (256, 768)}[block]:
         x = torch.randn(count, width, generator=torch.Generator().manual_seed(rows))
         assert_product(x, quant_kinds.blocks_of(QUANTS[name], rows, width, seed=count), name)
 
@@ -215,7 +215,7 @@ def test_nothing_is_read_behind_the_end(name: str) -> None:
     row = QUANTS[name]
     decoder = compiled.decoder(row)
     assert decoder is not None
-    width = {1: 33, 32: 96, 256: 256}[row.block]
+    width = {1: 33, 32: 96, 64: 192, 256: 256}[row.block]
     for rows in (1, 16, 17):
         size = rows * row.row_bytes(width)
         fenced = Fenced(size)

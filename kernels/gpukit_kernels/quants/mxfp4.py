@@ -3,7 +3,7 @@
     byte 0      e, the exponent of the scale with a bias of 127 (E8M0)
     bytes 1-16  byte j: number j low, number j + 16 high; its sign is the fourth bit
 
-x = NUMBERS[magnitude] * 2^(e - 128), negative where the sign is set; the numbers are doubled.
+x = E2M1[magnitude] * 2^(e - 128), negative where the sign is set; the numbers are doubled.
 Source: block_mxfp4, quantize_row_mxfp4_ref in llama.cpp's ggml-quants.c; the format is that of the
 OCP Microscaling Formats specification, version 1.0.
 """
@@ -18,34 +18,29 @@ from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_lanes_tl, nibble_lanes_tl, rows_tl
 from gpukit_kernels.pieces_triton import load_eight_tl
-from gpukit_kernels.search.codebook_triton import byte_words, codebook_pair_tl, pair_assembly
+from gpukit_kernels.search.codebook_triton import codebook_pair_tl
 from gpukit_kernels.search.common_triton import lanes_range_tl
+from gpukit_kernels.search.e2m1 import e2m1_values, nearest_e2m1
+from gpukit_kernels.search.e2m1_triton import (
+    E2M1_ASSEMBLY,
+    E2M1_WORDS,
+    e2m1_values_tl,
+    nearest_e2m1_tl,
+    tried_e2m1_tl,
+)
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
 
-# The eight magnitudes of E2M1, doubled to be whole.
-NUMBERS = parts_codebook_triton.E2M1
 # How far from 1 a power of two lies, at the least, and how many more floats below it log2f rounds.
 ROUNDED = ((2, 1), (4, 1), (8, 3), (16, 6), (32, 11), (64, 22), (128, 44))
 
-_NUMBERS = tl.constexpr(NUMBERS)
-# Four numbers a word, a byte each.
-_LOWER = tl.constexpr(int.from_bytes(bytes(NUMBERS[:4]), "little"))
-_UPPER = tl.constexpr(int.from_bytes(bytes(NUMBERS[4:]), "little"))
-# All sixteen, as signed bytes; a number of zero has no sign.
-_SIGNED = byte_words((*NUMBERS, *(-v for v in NUMBERS)))
-_WORDS = tl.constexpr(_SIGNED)
-_ASSEMBLY = tl.constexpr(pair_assembly(_SIGNED))
 _ROUNDED = tl.constexpr(ROUNDED)
 
 
 def decode(blocks: Tensor) -> Tensor:
     """float32 `[32, lanes]` of uint8 `[17, lanes]`."""
     level = unpack_nibbles(blocks[1:]).to(torch.int32)
-    number = torch.tensor(NUMBERS, dtype=torch.float32, device=blocks.device)[level & 7]
-    # A number of zero has no sign.
-    number = torch.where((level & 8) != 0, 0.0 - number, number)
-    return number * _scale(blocks[0].to(torch.int32))
+    return e2m1_values(level) * _scale(blocks[0].to(torch.int32))
 
 
 def encode(x: Tensor) -> Tensor:
@@ -67,15 +62,7 @@ def _shared(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @stage
 def _levels(x: Tensor, scale: Tensor) -> Tensor:
-    magnitude = x.abs()
-    error = magnitude
-    level = torch.zeros_like(x)
-    for i, number in enumerate(NUMBERS[1:], 1):
-        tried = (number * scale - magnitude).abs()
-        better = tried < error
-        error = torch.where(better, tried, error)
-        level = torch.where(better, float(i), level)
-    return torch.where((x < 0) & (level != 0), level + 8.0, level)
+    return nearest_e2m1(x, scale)
 
 
 @stage
@@ -111,10 +98,7 @@ def _scale(e: Tensor) -> Tensor:
 @triton.jit
 def decode_tl(blocks, at, mask):
     """float32 `[TILE, 32]` of the blocks at byte offsets `at`."""
-    level = load_nibbles_tl(blocks, at + 1, mask)
-    word = tl.where((level & 4) != 0, _UPPER, _LOWER)
-    number = (word >> ((level & 3) * 8)) & 15
-    number = tl.where((level & 8) != 0, -number, number).to(tl.float32)
+    number = e2m1_values_tl(load_nibbles_tl(blocks, at + 1, mask))
     return number * _scale_tl(load_byte_tl(blocks, at, mask))[:, None]
 
 
@@ -142,44 +126,17 @@ def _words_tl(x, scale):
     """A tuple of four int32 lanes: the levels of a tuple of 32, packed."""
     levels = ()
     for i in tl.static_range(32):
-        levels = levels + (_level_tl(x[i], scale),)  # noqa: RUF005
+        levels = levels + (nearest_e2m1_tl(x[i], scale),)  # noqa: RUF005
     return nibble_lanes_tl(byte_lanes_tl(levels, 8))
 
 
 @triton.jit
 def _tried_words_tl(x, scale):
-    """`_words_tl` by `_tried_level_tl`."""
+    """`_words_tl` by `tried_e2m1_tl`."""
     levels = ()
     for i in tl.static_range(32):
-        levels = levels + (_tried_level_tl(x[i], scale),)  # noqa: RUF005
+        levels = levels + (tried_e2m1_tl(x[i], scale),)  # noqa: RUF005
     return nibble_lanes_tl(byte_lanes_tl(levels, 8))
-
-
-@triton.jit
-def _tried_level_tl(x, scale):
-    """int32 0..15: the number that is nearest as errors round, the smaller one of two as near,
-    with the sign of `x`."""
-    magnitude = tl.abs(x)
-    error = magnitude
-    level = tl.zeros_like(x).to(tl.int32)
-    for i in tl.static_range(1, 8):
-        tried = tl.abs(_NUMBERS[i] * scale - magnitude)
-        better = tried < error
-        error = tl.where(better, tried, error)
-        level = tl.where(better, i, level)
-    return level | tl.where((x < 0.0) & (level != 0), 8, 0)
-
-
-@triton.jit
-def _level_tl(x, scale):
-    """`_tried_level_tl`, by halves, where every error near the least is exact."""
-    magnitude = tl.abs(x)
-    four = magnitude > 3.5 * scale
-    two = magnitude > tl.where(four, 7.0 * scale, 1.5 * scale)
-    low = tl.where(two, 2.5 * scale, 0.5 * scale)
-    one = magnitude > tl.where(four, tl.where(two, 10.0 * scale, 5.0 * scale), low)
-    level = tl.where(four, 4, 0) + tl.where(two, 2, 0) + tl.where(one, 1, 0)
-    return level + tl.where(x < -0.5 * scale, 8, 0)
 
 
 @triton.jit
@@ -207,7 +164,8 @@ def _scale_tl(e):
 @triton.jit
 def pieces_tl(blocks, at, part, mask):
     """Values of the eight bytes number `part`: levels j and, 16 further, j + 16."""
-    low, high = codebook_pair_tl(load_eight_tl(blocks, at + 1 + part * 8, mask), _WORDS, _ASSEMBLY)
+    byte = load_eight_tl(blocks, at + 1 + part * 8, mask)
+    low, high = codebook_pair_tl(byte, E2M1_WORDS, E2M1_ASSEMBLY)
     scale = _scale_tl(load_byte_tl(blocks, at, mask))[:, None]
     return low * scale, high * scale
 

@@ -14,7 +14,20 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 # The types that matter most, then those that can be written, then those that are only read.
 TOP = ("Q4_K", "Q6_K", "Q8_0", "Q4_0")
-NEXT = ("Q5_K", "Q3_K", "Q2_K", "Q5_0", "Q4_1", "Q5_1", "IQ4_XS", "IQ4_NL", "MXFP4", "F16", "BF16")
+NEXT = (
+    "Q5_K",
+    "Q3_K",
+    "Q2_K",
+    "Q5_0",
+    "Q4_1",
+    "Q5_1",
+    "IQ4_XS",
+    "IQ4_NL",
+    "MXFP4",
+    "NVFP4",
+    "F16",
+    "BF16",
+)
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def test_an_output_type_of_tied_embeddings_gives_way_to_shapes() -> None:
         (["(=Q8_0"], "no regular expression"),
         (["a{99999999999999}=Q8_0"], "no regular expression"),
         (["a=Q9"], "unknown tensor type 'Q9'; known: F32"),
-        (["a=nvfp4"], "unknown tensor type 'nvfp4'; known: F32"),
+        (["a=q1_0"], "unknown tensor type 'q1_0'; known: F32"),
     ],
 )
 def test_bad_overrides(patterns: list[str], words: str) -> None:

@@ -64,5 +64,8 @@ def test_quantising_what_is_in_blocks(models: Path, place: Path) -> None:
     for kind in kinds:
         ours, theirs = (Path(str(out).replace("{type}", kind)) for out in outs.values())
         assert ours.read_bytes() == theirs.read_bytes(), kind
-    with pytest.raises(ArgumentError, match="is NVFP4, which gpukit cannot decode"):
-        gpukit.plan(models / "nvfp4", "Q4_K_M", options=options, converter=tree)
+    gpukit.quantize(models / "nvfp4", outs["ours"], "Q4_K_M", options=options, converter=tree)
+    gpukit.quantize(place / "nvfp4.gguf", outs["theirs"], "Q4_K_M", options=options)
+    assert outs["ours"].read_bytes() == outs["theirs"].read_bytes()
+    with GGUFFile(outs["ours"]) as file:
+        assert not [name for name in file.tensors if name.endswith("scale")]

@@ -32,7 +32,7 @@ TYPES = (
         "Q5_K",
         "Q6_K",
     ),
-    *("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0"),
     *("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"),
 )
 # Those whose bytes importance changes, and those that have none without.
