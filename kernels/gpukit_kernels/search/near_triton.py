@@ -15,7 +15,7 @@ _COUNT_BITS = tl.constexpr(neighbours.COUNT_BITS)
 _COUNTS = tl.constexpr((1 << neighbours.COUNT_BITS) - 1)
 _FOUR = tl.constexpr(neighbours.FOUR)
 # The interpreter's time goes by operations: there all of a list at once, mostly.
-_ENTRIES = tl.constexpr(64 if INTERPRETED else neighbours.FOUR)
+_ENTRIES = tl.constexpr(16 if INTERPRETED else neighbours.FOUR)
 
 
 @triton.jit
