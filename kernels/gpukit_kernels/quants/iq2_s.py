@@ -32,9 +32,9 @@ from gpukit_kernels.search.grid_triton import (
     fields_tl,
     grid_codes_tl,
     grid_encoded_tl,
+    octet_variance_tl,
     octet_weights_tl,
     octets_tl,
-    squares_of_rows_tl,
 )
 from gpukit_kernels.search.neighbours import in_fours
 from gpukit_kernels.stages import stage
@@ -133,7 +133,7 @@ def _weights_tl(octets, importance):
     if importance is not None:
         return octet_weights_tl(octets, importance, 2.0)
     else:
-        variance = 2.0 * squares_of_rows_tl(octets, 32) * (1.0 / 256)
+        variance = octet_variance_tl(octets, 2.0)
         found = ()
         for k in tl.static_range(8):
             found = found + (0.25 * variance + octets[k] * octets[k],)  # noqa: RUF005

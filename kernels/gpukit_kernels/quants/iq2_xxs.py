@@ -24,7 +24,6 @@ from gpukit_kernels.bits_triton import (
 )
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.lanes_triton import lanes_tl, rows_tl, spread_tl
 from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.search.common import importance_weights, scaled_squares
 from gpukit_kernels.search.grid import (
@@ -36,7 +35,7 @@ from gpukit_kernels.search.grid import (
     signs_and_code,
 )
 from gpukit_kernels.search.positive import positive_search
-from gpukit_kernels.search.positive_triton import positive_search_tl
+from gpukit_kernels.search.positive_triton import positive_scale_tl
 from gpukit_kernels.search.grid_triton import (
     fields_tl,
     grid_codes_tl,
@@ -132,10 +131,7 @@ def encode_tl(x, importance, book, out, at, mask):
     x = octets_tl(x)
     weights = octet_weights_tl(x, importance, 1.0)
     x, signs = octet_signs_tl(x, weights, _FORM[5])
-    groups = lanes_tl(tl.reshape(rows_tl(x, 8), (TILE * 8, 32)), 32)
-    counts = lanes_tl(tl.reshape(rows_tl(weights, 8), (TILE * 8, 32)), 32)
-    _, scale = positive_search_tl(groups, counts, 4, 32)
-    scale = spread_tl(scale, TILE * 8, 4)
+    scale = positive_scale_tl(x, weights, 4, 4)
     top = scale * 3.0
     scale, entries = grid_search_tl(x, weights, top, scale, book, _FORM)
     scale, rows, signs, _ = grid_ended_tl(scale, entries, signs, top, _FORM)

@@ -8,49 +8,21 @@ one value after the other, from row to row, 10 operations a weight and two reduc
 
 from gpukit_kernels.bits_triton import divide_tl, half_bits_tl, nearest_int_tl, negated_tl
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.lanes_triton import lanes_tl, rows_tl
+from gpukit_kernels.lanes_triton import lanes_tl
 from gpukit_kernels.search import neighbours
 from gpukit_kernels.search.common_triton import importance_weights_tl
+from gpukit_kernels.search.groups_triton import (
+    group_sum_tl,
+    group_sums_tl,
+    group_top_tl,
+    last_not_above_tl,
+    of_groups_tl,
+)
 from gpukit_kernels.search.near_triton import near_eight_tl, near_four_tl, odd_terms_tl
 
 _OFF_GRID = tl.constexpr(neighbours.OFF_GRID)
 _ROW_SHIFT = tl.constexpr(neighbours.ROW_SHIFT)
 _NUMBERS = tl.constexpr((neighbours.OFF_GRID >> neighbours.ROW_SHIFT) - 1)
-
-
-@triton.jit
-def picked_tl(v, here, ROWS: tl.constexpr):
-    """float32 `[R]`: in each group of ROWS lanes that of `v` where `here`, `[1, ROWS]`, is true."""
-    rows = tl.reshape(v, (v.shape[0] // ROWS, ROWS))
-    one = tl.sum(tl.where(here, rows, 0.0), axis=1)
-    return tl.reshape(tl.broadcast_to(one[:, None], rows.shape), v.shape)
-
-
-@triton.jit
-def group_sums_tl(a, b, ROWS: tl.constexpr):
-    """float32 `[R]` twice: the sums over each group of two tuples of lanes, one value after the
-    other, from row to row."""
-    row = tl.arange(0, ROWS)[None, :]
-    total_a, total_b = tl.zeros_like(a[0]), tl.zeros_like(a[0])
-    for r in range(ROWS):
-        for k in tl.static_range(len(a)):
-            total_a = total_a + a[k]
-            total_b = total_b + b[k]
-        total_a = picked_tl(total_a, row == r, ROWS)
-        total_b = picked_tl(total_b, row == r, ROWS)
-    return total_a, total_b
-
-
-@triton.jit
-def squares_of_rows_tl(x, ROWS: tl.constexpr):
-    """float32 `[R]`: the sum of x * x over ROWS rows, one value after the other."""
-    row = tl.arange(0, ROWS)[None, :]
-    total = tl.zeros_like(x[0])
-    for r in range(ROWS):
-        for k in tl.static_range(len(x)):
-            total = total + x[k] * x[k]
-        total = picked_tl(total, row == r, ROWS)
-    return total
 
 
 @triton.jit
@@ -87,24 +59,6 @@ def fours_tl(eight):
         pair = tl.join(eight[k], eight[k + 4])
         found = found + (tl.reshape(pair, (2 * pair.shape[0],)),)  # noqa: RUF005
     return found
-
-
-@triton.jit
-def last_not_above_tl(v):
-    """float32 `[L]` of `[L, N]`: the largest along the row as `top > v ? top : v` finds it, which
-    forgets what came before a NaN."""
-    place = tl.arange(0, v.shape[1])[None, :]
-    nan = tl.max(tl.where(v == v, -1, place), axis=1)
-    largest = tl.max(tl.where(place > nan[:, None], v, float("-inf")), axis=1)
-    return tl.where(nan == v.shape[1] - 1, float("nan"), largest)
-
-
-@triton.jit
-def group_top_tl(x, ROWS: tl.constexpr):
-    """float32 `[R]`: grid.grid_top of a tuple of lanes."""
-    values = tl.reshape(rows_tl(x, len(x)), (x[0].shape[0] // ROWS, ROWS * len(x)))
-    top = last_not_above_tl(values)
-    return tl.reshape(tl.broadcast_to(top[:, None], (top.shape[0], ROWS)), x[0].shape)
 
 
 @triton.jit
@@ -153,11 +107,17 @@ def octet_squares_tl(x):
 
 
 @triton.jit
+def octet_variance_tl(x, FACTOR: tl.constexpr):
+    """float32 `[R]`: common.scaled_squares of the block, which has 32 lanes of octets."""
+    return FACTOR * group_sum_tl(octet_squares_tl(x), 32) * (1.0 / 256)
+
+
+@triton.jit
 def octet_weights_tl(x, importance, FACTOR: tl.constexpr):
     """common.importance_weights of lanes of octets and importance `[TILE, 256]`; the variance is
     FACTOR times the mean square."""
     importance = octets_tl(importance)
-    variance = FACTOR * squares_of_rows_tl(x, 32) * (1.0 / 256)
+    variance = octet_variance_tl(x, FACTOR)
     found = ()
     for k in tl.static_range(8):
         found = found + (importance_weights_tl(x[k], importance[k], variance),)  # noqa: RUF005
@@ -237,13 +197,6 @@ def grid_ended_tl(scale, entries, signs, top, FORM: tl.constexpr):
     signs = tl.where(turned != 0, signs ^ (turned & 0xFF), 0)
     scale = tl.where(some, tl.abs(scale), 0.0)
     return of_groups_tl(scale, TILE, ROWS), rows, tl.reshape(signs, (TILE, 32)), of_groups_tl(top, TILE, ROWS)
-
-
-@triton.jit
-def of_groups_tl(v, TILE: tl.constexpr, ROWS: tl.constexpr):
-    """float32 `[TILE, groups]` of `[R]`, which is the same in each group's rows."""
-    rows = tl.reshape(v, (TILE, v.shape[0] // TILE // ROWS, ROWS))
-    return tl.sum(tl.where(tl.arange(0, ROWS)[None, None, :] == 0, rows, 0.0), axis=2)
 
 
 @triton.jit
