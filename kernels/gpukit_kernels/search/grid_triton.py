@@ -203,7 +203,7 @@ def grid_ended_tl(scale, entries, signs, top, FORM: tl.constexpr):
 def grid_codes_tl(scale, FACTOR: tl.constexpr):
     """int32 `[TILE]` and `[TILE, groups]`, and whether any scale is not zero, `[TILE]`:
     grid.grid_codes of float32 `[TILE, groups]`."""
-    top = last_not_above_tl(scale)
+    top = last_not_above_tl(scale, scale != scale)
     some = top != 0.0
     d = divide_tl(top, tl.full((1,), 31.0, tl.float32))
     bits = tl.where(some, half_bits_tl(d * FACTOR).to(tl.int32), 0)

@@ -6,7 +6,6 @@ from row to row: in each turn one lane goes on, and the others take over what it
 """
 
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.lanes_triton import rows_tl
 
 
 @triton.jit
@@ -45,21 +44,28 @@ def group_sums_tl(a, b, ROWS: tl.constexpr):
 
 
 @triton.jit
-def last_not_above_tl(v):
+def last_not_above_tl(v, anew):
     """float32 `[L]` of `[L, N]`: the largest along the row as `top > v ? top : v` finds it, which
-    forgets what came before a NaN."""
+    forgets what came before a NaN, and where `anew` is true."""
     place = tl.arange(0, v.shape[1])[None, :]
-    nan = tl.max(tl.where(v == v, -1, place), axis=1)
-    largest = tl.max(tl.where(place > nan[:, None], v, float("-inf")), axis=1)
-    return tl.where(nan == v.shape[1] - 1, float("nan"), largest)
+    begin = tl.max(tl.where(anew, place, 0), axis=1)
+    seen = (place >= begin[:, None]) & (v == v)
+    largest = tl.max(tl.where(seen, v, float("-inf")), axis=1)
+    last = tl.max(tl.where((place == v.shape[1] - 1) & (v != v), 1, 0), axis=1)
+    return tl.where(last != 0, float("nan"), largest)
 
 
 @triton.jit
 def group_top_tl(x, ROWS: tl.constexpr):
     """float32 `[R]`: grid.grid_top of a tuple of lanes."""
-    values = tl.reshape(rows_tl(x, len(x)), (x[0].shape[0] // ROWS, ROWS * len(x)))
-    top = last_not_above_tl(values)
-    return tl.reshape(tl.broadcast_to(top[:, None], (top.shape[0], ROWS)), x[0].shape)
+    shape: tl.constexpr = (x[0].shape[0] // ROWS, ROWS)
+    top = x[0]
+    anew = tl.where(top == top, 0, 1)
+    for k in tl.static_range(1, len(x)):
+        top = tl.where(top > x[k], top, x[k])
+        anew = tl.where(x[k] == x[k], anew, 1)
+    found = last_not_above_tl(tl.reshape(top, shape), tl.reshape(anew, shape) != 0)
+    return tl.reshape(tl.broadcast_to(found[:, None], shape), top.shape)
 
 
 @triton.jit
