@@ -10,6 +10,7 @@ from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
 from gpukit_kernels.errors import QuantError
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import load_lanes_tl
+from gpukit_kernels.nearest_triton import encode_nearest
 from gpukit_kernels.pieces_triton import pieces_kernel
 from gpukit_kernels.table import Pieces, QuantType, TritonPair
 from gpukit_kernels.verified import sample, verified
@@ -138,6 +139,9 @@ def encode_triton(values: Tensor, row: QuantType, importance: Tensor | None = No
     values = values.contiguous()
     shape = {"BLOCK": row.block, "NBYTES": row.nbytes, "enable_fp_fusion": False}
     with torch.cuda.device_of(values):
+        if pair.nearest:
+            encode_nearest(values, row, pair.nearest, importance, out)
+            return out
         if importance is None:
             encode_kernel[(triton.cdiv(count, pair.tile),)](
                 values, out, count, ENCODE=pair.encode, TILE=pair.tile, LANES=pair.lanes, **shape

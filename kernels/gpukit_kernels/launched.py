@@ -11,13 +11,14 @@ from gpukit_kernels import (
     dense_triton,
     launch,
     merge_triton,
+    nearest_triton,
     products_triton,
     vector_kernels_triton,
     vectors_triton,
 )
 from gpukit_kernels.merge import LANES
 from gpukit_kernels.pieces_triton import pieces_kernel
-from gpukit_kernels.table import FLOATS, QuantType, VectorParts, by_name
+from gpukit_kernels.table import FLOATS, Nearest, QuantType, VectorParts, by_name
 
 DTYPES = ("fp32", "fp16", "bf16")
 # The same as types of GGUF data.
@@ -79,6 +80,8 @@ def _encoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             {"ENCODE": pair.encode, **shape, "TILE": pair.tile, "LANES": pair.lanes},
             True,
         )
+    if pair.nearest:
+        yield from _nearest(row, pair.nearest, dtype)
     if pair.weighted:
         means = {"means": "*fp32"} if row.row_mean else {}
         yield Kernel(
@@ -103,6 +106,22 @@ def _encoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             {"ROWS": launch.MEAN_ROWS},
             True,
             warps=1,
+        )
+
+
+def _nearest(row: QuantType, nearest: Nearest, dtype: str) -> Iterator[Kernel]:
+    """Encoding with importance, and without where there is that."""
+    shape = {"BLOCK": row.block, "NBYTES": row.nbytes, "TILE": nearest_triton.TILE}
+    pointers = {"values": f"*{dtype}", "book": "*i32", "out": "*u8"}
+    for weighted in (False, True) if nearest.plain else (True,):
+        yield Kernel(
+            f"{row.name} {'weighted' if weighted else 'encode'} {dtype}",
+            nearest_triton.nearest_kernel,
+            {**pointers, "importance": "*fp32"} if weighted else pointers,
+            ("count", "row_blocks", "part_blocks"),
+            {"ENCODE": nearest.encode, **shape, **({} if weighted else {"importance": None})},
+            True,
+            warps=nearest_triton.WARPS,
         )
 
 

@@ -30,6 +30,8 @@ def encodes(row: QuantType, dtype: torch.dtype, weighted: bool, device: torch.de
 def has_encoder(row: QuantType, weighted: bool) -> bool:
     """Whether Triton encodes `row`, with importance if `weighted`; if not, the CPU does."""
     pair = launch.triton_pair(row)
+    if pair.nearest:
+        return weighted or pair.nearest.plain
     return (pair.weighted if weighted else pair.encode) is not None
 
 

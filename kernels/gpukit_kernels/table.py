@@ -81,13 +81,29 @@ class VectorParts:
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """How `nearest_triton.py` encodes a type whose blocks name rows of a codebook.
+
+    encode   encode(x, importance, book, out, at, mask): stores float32 `[TILE, block]` as blocks at
+             byte offsets `at`, int32 `[TILE]`, of the uint8 pointer `out`; `importance` is as `x`,
+             or None where there is none
+    book     what it looks up, int32, on a device
+    plain    whether it encodes without importance
+    """
+
+    encode: Any
+    book: Callable[[torch.device], Tensor]
+    plain: bool
+
+
+@dataclass(frozen=True)
 class TritonPair:
     """The Triton side of a type: jit functions that `launch.py` and `products_triton.py` build
     kernels from.
 
     encode   encode(x, out, at, mask): stores float32 `[TILE, block]` as blocks at byte
              offsets `at`, int32 `[TILE]`, of the uint8 pointer `out`, which is aligned; None
-             for a type that is only read
+             for a type that is only read, or has `nearest`
     weighted weighted(x, importance, mean_square, out, at, mask): `encode` with importance
              float32 `[TILE, block]` and the rows' mean squares `[TILE]`
     decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`; with a
@@ -101,6 +117,7 @@ class TritonPair:
     few      a kernel of `products_triton.matmul_triton` for a few rows of x, of blocks that begin
              at a multiple of four: few(x, blocks, out, rows, width, magic, ROWS, QUADS)
     vectors  how `vectors_triton` reads the blocks; None where it does not
+    nearest  how a type is encoded that looks up a codebook
     """
 
     encode: Any
@@ -114,6 +131,7 @@ class TritonPair:
     pieces: Pieces | None = None
     few: Any = None
     vectors: VectorParts | None = None
+    nearest: Nearest | None = None
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,32 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value, packed_fields, word_bytes
-from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
+from gpukit_kernels.bits_triton import (
+    load_byte_tl,
+    load_half_tl,
+    store_bytes_tl,
+    store_word16_tl,
+)
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.search.common import importance_weights, scaled_squares
 from gpukit_kernels.search.grid import GridForm, grid_codes, grid_encoded
+from gpukit_kernels.search.grid_triton import (
+    fields_tl,
+    grid_codes_tl,
+    grid_encoded_tl,
+    octet_variance_tl,
+    octet_weights_tl,
+    octets_tl,
+)
+from gpukit_kernels.search.neighbours import in_fours
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import Pieces, QuantType, TritonPair
+from gpukit_kernels.table import Nearest, Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ2_S")
 FORM = GridForm("IQ2_S", 16, 9, 0.1, 1e-8, even=False, again="off")
+_FORM = tl.constexpr(FORM.constants)
 OCTETS = partial(grids.row_bytes, "IQ2_S", 8, grids.iq2_magnitudes)
 
 
@@ -98,12 +113,45 @@ def pieces_tl(blocks, table, at, part, mask):
     return values
 
 
+@triton.jit
+def encode_tl(x, importance, book, out, at, mask):
+    """Store float32 `[TILE, 256]` as blocks at byte offsets `at`; `importance` is as x, or None."""
+    octets = octets_tl(x)
+    weights = _weights_tl(octets, importance)
+    scale, rows, signs, _ = grid_encoded_tl(octets, weights, book, _FORM)
+    d, code, _ = grid_codes_tl(scale, 0.9875)
+    store_word16_tl(out, at, d, mask)
+    store_bytes_tl(out, at + 2, rows & 255, mask)
+    store_bytes_tl(out, at + 34, signs, mask)
+    store_bytes_tl(out, at + 66, fields_tl(rows >> 8, 2, 4), mask)
+    store_bytes_tl(out, at + 74, fields_tl(code, 4, 2), mask)
+
+
+@triton.jit
+def _weights_tl(octets, importance):
+    """A tuple of eight: what values count."""
+    if importance is not None:
+        return octet_weights_tl(octets, importance, 2.0)
+    else:
+        variance = octet_variance_tl(octets, 2.0)
+        found = ()
+        for k in tl.static_range(8):
+            found = found + (0.25 * variance + octets[k] * octets[k],)  # noqa: RUF005
+        return found
+
+
 ROWS = (
     QuantType(
         FACTS["IQ2_S"],
         encode,
         decode,
-        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        TritonPair(
+            None,
+            decode_tl,
+            table=GRID,
+            pieces=Pieces(pieces_tl, 16, 2, OCTETS),
+            nearest=Nearest(encode_tl, partial(in_fours, "IQ2_S"), plain=True),
+        ),
         weighted=weighted,
     ),
 )

@@ -17,17 +17,32 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value, packed_fields, word_bytes
-from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
+from gpukit_kernels.bits_triton import (
+    load_byte_tl,
+    load_half_tl,
+    store_bytes_tl,
+    store_word16_tl,
+    store_words16_tl,
+)
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.search.common import importance_weights, scaled_squares
 from gpukit_kernels.search.grid import GridForm, grid_codes, grid_encoded
+from gpukit_kernels.search.grid_triton import (
+    fields_tl,
+    grid_codes_tl,
+    grid_encoded_tl,
+    octet_weights_tl,
+    octets_tl,
+)
+from gpukit_kernels.search.neighbours import in_fours
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import Pieces, QuantType, TritonPair
+from gpukit_kernels.table import Nearest, Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ2_XS")
 FORM = GridForm("IQ2_XS", 16, 9, 0.1, 1e-15, even=True, again="off")
+_FORM = tl.constexpr(FORM.constants)
 OCTETS = partial(grids.row_bytes, "IQ2_XS", 8, grids.iq2_magnitudes)
 
 
@@ -84,12 +99,31 @@ def pieces_tl(blocks, table, at, part, mask):
     return values
 
 
+@triton.jit
+def encode_tl(x, importance, book, out, at, mask):
+    """Store float32 `[TILE, 256]` as blocks at byte offsets `at`; `importance` is as x."""
+    octets = octets_tl(x)
+    weights = octet_weights_tl(octets, importance, 1.0)
+    scale, rows, signs, _ = grid_encoded_tl(octets, weights, book, _FORM)
+    d, code, some = grid_codes_tl(scale, 1.0)
+    store_word16_tl(out, at, d, mask)
+    words = tl.where(some[:, None], rows | ((signs & 127) << 9), 0)
+    store_words16_tl(out, at + 2, words, mask)
+    store_bytes_tl(out, at + 66, fields_tl(code, 4, 2), mask)
+
+
 ROWS = (
     QuantType(
         FACTS["IQ2_XS"],
         None,
         decode,
-        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        TritonPair(
+            None,
+            decode_tl,
+            table=GRID,
+            pieces=Pieces(pieces_tl, 16, 2, OCTETS),
+            nearest=Nearest(encode_tl, partial(in_fours, "IQ2_XS"), plain=False),
+        ),
         weighted=weighted,
     ),
 )

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value, word_bytes
-from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
+from gpukit_kernels.bits_triton import (
+    load_byte_tl,
+    load_half_tl,
+    store_halves_tl,
+    store_word16_tl,
+)
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.pieces_triton import words2_tl
@@ -30,11 +35,24 @@ from gpukit_kernels.search.grid import (
     signs_and_code,
 )
 from gpukit_kernels.search.positive import positive_search
+from gpukit_kernels.search.positive_triton import positive_scale_tl
+from gpukit_kernels.search.grid_triton import (
+    fields_tl,
+    grid_codes_tl,
+    grid_ended_tl,
+    grid_search_tl,
+    octet_signs_tl,
+    octet_weights_tl,
+    octets_tl,
+    signs_and_code_tl,
+)
+from gpukit_kernels.search.neighbours import in_fours
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import Pieces, QuantType, TritonPair
+from gpukit_kernels.table import Nearest, Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ2_XXS")
 FORM = GridForm("IQ2_XXS", 32, 6, 0.1, 2.0**-149, even=True, again="all")
+_FORM = tl.constexpr(FORM.constants)
 OCTETS = partial(grids.row_bytes, "IQ2_XXS", 8, grids.iq2_magnitudes)
 
 
@@ -106,12 +124,36 @@ def pieces_tl(blocks, table, at, part, mask):
     return values
 
 
+@triton.jit
+def encode_tl(x, importance, book, out, at, mask):
+    """Store float32 `[TILE, 256]` as blocks at byte offsets `at`; `importance` is as x."""
+    TILE: tl.constexpr = x.shape[0]
+    x = octets_tl(x)
+    weights = octet_weights_tl(x, importance, 1.0)
+    x, signs = octet_signs_tl(x, weights, _FORM[5])
+    scale = positive_scale_tl(x, weights, 4, 4)
+    top = scale * 3.0
+    scale, entries = grid_search_tl(x, weights, top, scale, book, _FORM)
+    scale, rows, signs, _ = grid_ended_tl(scale, entries, signs, top, _FORM)
+    d, code, some = grid_codes_tl(scale, 1.0)
+    store_word16_tl(out, at, d, mask)
+    words = tl.join(fields_tl(rows, 8, 4), signs_and_code_tl(signs, code))
+    words = tl.where(some[:, None], tl.reshape(words, (TILE, 16)), 0)
+    store_halves_tl(out, at + 2, words, mask)
+
+
 ROWS = (
     QuantType(
         FACTS["IQ2_XXS"],
         None,
         decode,
-        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        TritonPair(
+            None,
+            decode_tl,
+            table=GRID,
+            pieces=Pieces(pieces_tl, 16, 2, OCTETS),
+            nearest=Nearest(encode_tl, partial(in_fours, "IQ2_XXS"), plain=False),
+        ),
         weighted=weighted,
     ),
 )

@@ -17,16 +17,32 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value, packed_fields, word_bytes
-from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
+from gpukit_kernels.bits_triton import (
+    load_byte_tl,
+    load_half_tl,
+    store_bytes_tl,
+    store_halves_tl,
+    store_word16_tl,
+)
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.search.common import importance_weights, scaled_squares
 from gpukit_kernels.search.grid import GridForm, grid_codes, grid_encoded, squares
+from gpukit_kernels.search.grid_triton import (
+    fields_tl,
+    grid_codes_tl,
+    grid_encoded_tl,
+    octet_squares_tl,
+    octet_weights_tl,
+    octets_tl,
+)
+from gpukit_kernels.search.neighbours import in_fours
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import Pieces, QuantType, TritonPair
+from gpukit_kernels.table import Nearest, Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ3_S")
 FORM = GridForm("IQ3_S", 32, 9, 0.2, 2.0**-149, even=False, again="any")
+_FORM = tl.constexpr(FORM.constants)
 OCTETS = partial(grids.row_bytes, "IQ3_S", 4, grids.odd_numbers)
 
 
@@ -121,12 +137,49 @@ def pieces_tl(blocks, table, at, part, mask):
     return values
 
 
+@triton.jit
+def encode_tl(x, importance, book, out, at, mask):
+    """Store float32 `[TILE, 256]` as blocks at byte offsets `at`; `importance` is as x, or None."""
+    octets = octets_tl(x)
+    if importance is None:
+        weights = octet_squares_tl(octets)
+    else:
+        weights = octet_weights_tl(octets, importance, 2.0)
+    scale, rows, signs, top = grid_encoded_tl(octets, weights, book, _FORM)
+    d, code, _ = grid_codes_tl(scale, 1.033)
+    store_word16_tl(out, at, d, mask)
+    # Eight low bytes a group are two words, its signs another.
+    low = tl.reshape(fields_tl(rows & 255, 8, 4), (x.shape[0], 8, 2))
+    first, second = tl.split(low)
+    moved = tl.join(_moved_tl(first, top), _moved_tl(second, top))
+    store_halves_tl(out, at + 2, tl.reshape(moved, (x.shape[0], 16)), mask)
+    store_bytes_tl(out, at + 66, fields_tl(rows >> 8, 1, 8), mask)
+    store_halves_tl(out, at + 74, _moved_tl(fields_tl(signs, 8, 4), top), mask)
+    store_bytes_tl(out, at + 106, fields_tl(code, 4, 2), mask)
+
+
+@triton.jit
+def _moved_tl(words, top):
+    """int32 `[TILE, 8]`: _moved of a word a group."""
+    to, group = tl.arange(0, 8)[None, :, None], tl.arange(0, 8)[None, None, :]
+    some = (top != 0.0).to(tl.int32)[:, None, :]
+    # How many groups before each, which are not zero, there are: [TILE, group, before].
+    place = tl.sum(tl.where(group < to, some, 0), axis=2)[:, None, :]
+    return tl.sum(tl.where((place == to) & (some != 0), words[:, None, :], 0), axis=2)
+
+
 ROWS = (
     QuantType(
         FACTS["IQ3_S"],
         encode,
         decode,
-        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        TritonPair(
+            None,
+            decode_tl,
+            table=GRID,
+            pieces=Pieces(pieces_tl, 16, 2, OCTETS),
+            nearest=Nearest(encode_tl, partial(in_fours, "IQ3_S"), plain=True),
+        ),
         weighted=weighted,
     ),
 )

@@ -17,16 +17,32 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_value, word_bytes
-from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
+from gpukit_kernels.bits_triton import (
+    load_byte_tl,
+    load_half_tl,
+    store_bytes_tl,
+    store_halves_tl,
+    store_word16_tl,
+)
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.search.common import importance_weights, scaled_squares
 from gpukit_kernels.search.grid import GridForm, grid_codes, grid_encoded, signs_and_code, squares
+from gpukit_kernels.search.grid_triton import (
+    grid_codes_tl,
+    grid_encoded_tl,
+    octet_squares_tl,
+    octet_weights_tl,
+    octets_tl,
+    signs_and_code_tl,
+)
+from gpukit_kernels.search.neighbours import in_fours
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import Pieces, QuantType, TritonPair
+from gpukit_kernels.table import Nearest, Pieces, QuantType, TritonPair
 
 GRID = partial(grids.grid, "IQ3_XXS")
 FORM = GridForm("IQ3_XXS", 32, 15, 0.2, 1e-8, even=True, again="off")
+_FORM = tl.constexpr(FORM.constants)
 OCTETS = partial(grids.row_bytes, "IQ3_XXS", 4, grids.iq3_xxs_magnitudes)
 
 
@@ -95,12 +111,34 @@ def pieces_tl(blocks, table, at, part, mask):
     return values
 
 
+@triton.jit
+def encode_tl(x, importance, book, out, at, mask):
+    """Store float32 `[TILE, 256]` as blocks at byte offsets `at`; `importance` is as x, or None."""
+    octets = octets_tl(x)
+    if importance is None:
+        weights = octet_squares_tl(octets)
+    else:
+        weights = octet_weights_tl(octets, importance, 2.0)
+    scale, rows, signs, _ = grid_encoded_tl(octets, weights, book, _FORM)
+    d, code, some = grid_codes_tl(scale, 1.0125)
+    store_word16_tl(out, at, d, mask)
+    store_bytes_tl(out, at + 2, tl.where(some[:, None], rows, 0), mask)
+    words = tl.where(some[:, None], signs_and_code_tl(signs, code), 0)
+    store_halves_tl(out, at + 66, words, mask)
+
+
 ROWS = (
     QuantType(
         FACTS["IQ3_XXS"],
         encode,
         decode,
-        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        TritonPair(
+            None,
+            decode_tl,
+            table=GRID,
+            pieces=Pieces(pieces_tl, 16, 2, OCTETS),
+            nearest=Nearest(encode_tl, partial(in_fours, "IQ3_XXS"), plain=True),
+        ),
         weighted=weighted,
     ),
 )

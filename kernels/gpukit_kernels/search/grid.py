@@ -46,6 +46,13 @@ class GridForm:
     def groups(self) -> int:
         return 256 // self.group
 
+    @property
+    def constants(self) -> tuple[int | float | bool | str, ...]:
+        """What `grid_triton.py` takes of it: levels of a row, rows of a group, the others."""
+        size = form(self.book)[0]
+        rows = self.group // size
+        return size, rows, self.tries, self.step, self.least, self.even, self.again
+
 
 class Values(NamedTuple):
     """What is searched, float32 `[256, lanes]` each."""

@@ -23,6 +23,7 @@ from gpukit_kernels import grids
 DISTANCES = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ3_XXS": 2, "IQ3_S": 3, "IQ1_S": 3}
 # Entries go by so many; the last ones of a list are filled up with its first.
 PART = 16
+FOUR = 4
 ROW_SHIFT = 16
 OFF_GRID = 1 << 27
 LEVELS = (1 << ROW_SHIFT) - 1
@@ -37,7 +38,7 @@ class Neighbours(NamedTuple):
 
     points   of each packed point its own entry; of one that is no row -1 less (the number of its
              list's first part << COUNT_BITS | how many parts there are)
-    entries  `[parts, PART]`
+    entries  `[parts, PART]`, or of another size
     """
 
     points: Tensor
@@ -45,10 +46,10 @@ class Neighbours(NamedTuple):
 
 
 @cache
-def neighbours(name: str, device: torch.device) -> Neighbours:
-    """The neighbours in the codebook `name`, one of DISTANCES."""
+def neighbours(name: str, device: torch.device, part: int = PART) -> Neighbours:
+    """The neighbours in the codebook `name`, one of DISTANCES, in parts of `part` entries."""
     if device.type != "cpu":
-        return Neighbours(*(part.to(device) for part in neighbours(name, torch.device("cpu"))))
+        return Neighbours(*(t.to(device) for t in neighbours(name, torch.device("cpu"), part)))
     levels = _levels(name)
     size, bits, top = form(name)
     shifts = torch.arange(0, bits * size, bits)
@@ -60,14 +61,24 @@ def neighbours(name: str, device: torch.device) -> Neighbours:
     points[_packed(levels, shifts)] = entries
     off = points[packed] < 0
     counts, rows = _lists(digits[off], levels, DISTANCES[name])
-    parts = (counts + PART - 1) // PART
+    parts = (counts + part - 1) // part
     first = parts.cumsum(0) - parts
     points[packed[off]] = -1 - ((first << COUNT_BITS) | parts)
     begin = counts.cumsum(0) - counts
-    lists = rows[begin].repeat_interleave(parts * PART)
+    lists = rows[begin].repeat_interleave(parts * part)
     within = torch.arange(len(rows)) - begin.repeat_interleave(counts)
-    lists[(first * PART).repeat_interleave(counts) + within] = rows
-    return Neighbours(points.int(), (entries[lists] | OFF_GRID).int().view(-1, PART))
+    lists[(first * part).repeat_interleave(counts) + within] = rows
+    return Neighbours(points.int(), (entries[lists] | OFF_GRID).int().view(-1, part))
+
+
+@cache
+def in_fours(name: str, device: torch.device) -> Tensor:
+    """int32: points, zeros up to a multiple of four, and entries of `neighbours` in parts of FOUR,
+    whose numbers count from the begin of all that."""
+    points, entries = neighbours(name, torch.device("cpu"), FOUR)
+    points = torch.nn.functional.pad(points, (0, -len(points) % FOUR))
+    moved = points - (len(points) // FOUR << COUNT_BITS)
+    return torch.cat([torch.where(points < 0, moved, points), entries.flatten()]).to(device)
 
 
 def form(name: str) -> tuple[int, int, int]:

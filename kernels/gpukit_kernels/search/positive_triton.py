@@ -3,10 +3,17 @@
 from gpukit_kernels.bits_triton import divide_tl, nearest_int_tl
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import lanes_tl, rows_tl
-from gpukit_kernels.search import common
+from gpukit_kernels.search import common, refine
+from gpukit_kernels.search.groups_triton import (
+    group_sum_tl,
+    group_sums_tl,
+    group_top_tl,
+    picked_tl,
+)
 from gpukit_kernels.search.refine_triton import low_byte_tl, refined_tl
 
 _GROUP_EPS = tl.constexpr(common.GROUP_EPS)
+_SWEEPS = tl.constexpr(refine.SWEEPS)
 
 
 @triton.jit
@@ -67,3 +74,68 @@ def positive_search_tl(x, weights, LEVELS: tl.constexpr, SIZE: tl.constexpr):
     for i in tl.static_range(SIZE):
         codes = codes + (tl.where(zero, 0.0, levels[i]),)  # noqa: RUF005
     return codes, tl.where(zero | ~(sum_l2 > 0.0), 0.0, tl.div_rn(sum_lx, sum_l2))
+
+
+@triton.jit
+def positive_scale_tl(x, weights, LEVELS: tl.constexpr, ROWS: tl.constexpr):
+    """float32 `[R]`: the scale of `positive_search_tl`, one lane a row, ROWS of them a group.
+
+    Groups of 32 in one lane each would take the registers of three tuples of 32.
+    """
+    top = group_top_tl(x, ROWS)
+    top = tl.where(top < 0.0, 0.0, top)
+    inverse = divide_tl(LEVELS * 1.0, top)
+    least = tl.zeros_like(top)
+    step = tl.zeros_like(top) - 5.0
+    # The first try, by `inverse`, in the loop too; then -4 to 4 without 0.
+    for _ in range(9):
+        first = step == -5.0
+        tried = tl.where(first, inverse, tl.div_rn(0.1 * step + LEVELS, top))
+        step = tl.where(step == -1.0, 1.0, step + 1.0)
+        scale = divide_tl(1.0, tried)
+        terms = ()
+        for k in tl.static_range(len(x)):
+            nearest = nearest_int_tl(tried * x[k])
+            level = tl.where(first, nearest & 0xFF, tl.minimum(nearest, LEVELS)).to(tl.float32)
+            diff = x[k] - scale * level
+            terms = terms + (weights[k] * diff * diff,)  # noqa: RUF005
+        error = group_sum_tl(terms, ROWS)
+        better = first | (error < least)
+        least = tl.where(better, error, least)
+        inverse = tl.where(better, tried, inverse)
+    sum_lx, sum_l2 = _settled_tl(x, weights, inverse, LEVELS, ROWS)
+    return tl.where((top < _GROUP_EPS) | ~(sum_l2 > 0.0), 0.0, tl.div_rn(sum_lx, sum_l2))
+
+
+@triton.jit
+def _settled_tl(x, weights, inverse, LEVELS: tl.constexpr, ROWS: tl.constexpr):
+    """sum_lx and sum_l2, `[R]`: positive._settle and refine.refined."""
+    a = ()
+    b = ()
+    levels = ()
+    for k in tl.static_range(len(x)):
+        level = tl.minimum(nearest_int_tl(inverse * x[k]), LEVELS).to(tl.float32)
+        a = a + (weights[k] * x[k] * level,)  # noqa: RUF005
+        b = b + (weights[k] * level * level,)  # noqa: RUF005
+        levels = levels + (low_byte_tl(level),)  # noqa: RUF005
+    sum_lx, sum_l2 = group_sums_tl(a, b, ROWS)
+    row = tl.arange(0, inverse.shape[0]) % ROWS
+    for turn in range(_SWEEPS * ROWS):
+        here = row == turn % ROWS
+        swept = ()
+        for k in tl.static_range(len(x)):
+            weighted = weights[k] * x[k]
+            lx = sum_lx - weighted * levels[k]
+            l2 = sum_l2 - weights[k] * levels[k] * levels[k]
+            new = tl.minimum(nearest_int_tl(tl.div_rn(x[k] * l2, lx)), LEVELS).to(tl.float32)
+            new_lx = lx + weighted * new
+            new_l2 = l2 + weights[k] * new * new
+            better = here & (lx > 0.0) & (new != levels[k]) & (l2 > 0.0)
+            better = better & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
+            swept = swept + (tl.where(better, low_byte_tl(new), levels[k]),)  # noqa: RUF005
+            sum_lx = tl.where(better, new_lx, sum_lx)
+            sum_l2 = tl.where(better, new_l2, sum_l2)
+        levels = swept
+        one = tl.arange(0, ROWS)[None, :] == turn % ROWS
+        sum_lx, sum_l2 = picked_tl(sum_lx, one, ROWS), picked_tl(sum_l2, one, ROWS)
+    return sum_lx, sum_l2
