@@ -11,10 +11,11 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from support.interpreter import keep_shapes_and_types, patch_once_a_launch
+    from support.interpreter import alike_at_once, keep_shapes_and_types, patch_once_a_launch
 
     patch_once_a_launch()
     keep_shapes_and_types()
+    alike_at_once()
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores among themselves.
     torch.set_num_threads(1)

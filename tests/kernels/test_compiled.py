@@ -77,7 +77,7 @@ def threads():
 def rows_of(name: str) -> int:
     """Of `quant_kinds.WIDTH`: few where the reference takes its time, for codebooks."""
     few = name in quant_kinds.ENDING
-    return 64 if few else max(64, 2048 * QUANTS[name].block // quant_kinds.WIDTH)
+    return 64 if few else max(64, 512 * QUANTS[name].block // quant_kinds.WIDTH)
 
 
 @pytest.mark.usefixtures("threads")

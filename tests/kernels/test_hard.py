@@ -1,6 +1,7 @@
 """Hard values, hard importance and every width of row: llama.cpp's bytes, eager, compiled, Triton.
 
-Off a GPU the Triton kernels run in the interpreter, with a tile that takes all blocks.
+Off a GPU the Triton kernels run in the interpreter, with a tile that takes all blocks: its time is
+the number of operations, so all that one launch can take is one.
 """
 
 import json
@@ -24,9 +25,11 @@ NAMES = list(GOLDEN)
 WEIGHTED = [name for name in NAMES if QUANTS[name].weighted]
 PLAIN = [name for name in NAMES if QUANTS[name].encode]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# The interpreter takes seconds an encode: these stand for the others, which a GPU does, too.
+# What the interpreter does of them; a GPU does the others, too.
 INTERPRETED_WIDTHS = (288, 4096)
 INTERPRETED_IMPORTANCE = ("mostly zero", "wide")
+WRITTEN = [name for name in PLAIN if proven.has_encoder(QUANTS[name], False)]
+WRITTEN_WEIGHTED = [name for name in WEIGHTED if proven.has_encoder(QUANTS[name], True)]
 
 Encode = Callable[[np.ndarray, str, np.ndarray | None], np.ndarray]
 
@@ -47,9 +50,9 @@ def by(backend: str) -> Encode:
 
 
 def by_triton(values: np.ndarray, name: str, importance: np.ndarray | None) -> np.ndarray:
+    """uint8 `[blocks, nbytes]` by one launch; `values` are `[experts, rows, n]` with importance,
+    which is `[experts, n]`."""
     row = QUANTS[name]
-    if not proven.has_encoder(row, importance is not None):
-        pytest.skip("no kernel encodes it")
     if DEVICE.type == "cpu":
         assert row.triton is not None
         tile = 1 << (values.size // row.block - 1).bit_length()
@@ -57,10 +60,6 @@ def by_triton(values: np.ndarray, name: str, importance: np.ndarray | None) -> n
     weights: Tensor | None = None if importance is None else torch.from_numpy(importance)
     on_device = None if weights is None else weights.to(DEVICE)
     return launch.encode_triton(torch.from_numpy(values).to(DEVICE), row, on_device).cpu().numpy()
-
-
-def interpreted(encode: Encode) -> bool:
-    return encode is by_triton and DEVICE.type == "cpu"
 
 
 COMPILED = pytest.param(
@@ -72,12 +71,8 @@ COMPILED = pytest.param(
         pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning"),
     ],
 )
-TRITON = pytest.param(
-    by_triton, id="triton", marks=[pytest.mark.thorough] if DEVICE.type == "cpu" else []
-)
-BACKENDS = pytest.mark.parametrize(
-    "encode", [pytest.param(by("eager"), id="eager"), COMPILED, TRITON]
-)
+BACKENDS = pytest.mark.parametrize("encode", [pytest.param(by("eager"), id="eager"), COMPILED])
+interpreted = pytest.mark.thorough if DEVICE.type == "cpu" else lambda test: test
 
 
 def digest(blocks: np.ndarray, name: str, what: str) -> str:
@@ -110,7 +105,7 @@ def test_hard_values(name: str, encode: Encode) -> None:
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_hard_importance(name: str, encode: Encode) -> None:
     wrong = []
-    for kind in INTERPRETED_IMPORTANCE if interpreted(encode) else hard.IMPORTANCE:
+    for kind in hard.IMPORTANCE:
         blocks = encode(hard.everything(), name, hard.importance(kind))
         if digest(blocks, name, f"all, {kind}") != GOLDEN[name][f"all, {kind}"]:
             wrong.append(kind)
@@ -129,7 +124,7 @@ def test_groups_with_scales_below_zero(name: str, encode: Encode) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_widths(name: str, encode: Encode) -> None:
     wrong = []
-    for width in INTERPRETED_WIDTHS if interpreted(encode) else hard.WIDTHS:
+    for width in hard.WIDTHS:
         if width % QUANTS[name].block:
             continue
         what = str(width)
@@ -142,3 +137,56 @@ def test_widths(name: str, encode: Encode) -> None:
             if digest(blocks, name, f"{what}, cubes") != GOLDEN[name][f"{what}, cubes"]:
                 wrong.append(f"{what}, cubes")
     assert not wrong
+
+
+def widths(name: str) -> list[int]:
+    every = INTERPRETED_WIDTHS if DEVICE.type == "cpu" else hard.WIDTHS
+    return [width for width in every if not width % QUANTS[name].block]
+
+
+@interpreted
+@pytest.mark.parametrize("name", WRITTEN)
+def test_values_and_widths_by_triton(name: str) -> None:
+    # Without importance a kernel sees blocks only.
+    kinds = {kind: hard.values(kind) for kind in hard.KINDS}
+    parts = {**kinds, **{str(width): hard.wide(width) for width in widths(name)}}
+    together = np.concatenate([part.ravel() for part in parts.values()])
+    ends = np.cumsum([part.size // QUANTS[name].block for part in parts.values()])
+    blocks = np.split(by_triton(together, name, None), ends[:-1])
+    found = {
+        what: digest(some.reshape(len(parts[what]), -1), name, what)
+        for what, some in zip(parts, blocks, strict=True)
+    }
+    assert found.items() <= GOLDEN[name].items()
+
+
+@interpreted
+@pytest.mark.parametrize("name", WRITTEN_WEIGHTED)
+def test_importance_by_triton(name: str) -> None:
+    every, scarce = hard.everything(), hard.scarce()
+    kinds = INTERPRETED_IMPORTANCE if DEVICE.type == "cpu" else tuple(hard.IMPORTANCE)
+    parts = {f"all, {kind}": (every, kind) for kind in kinds}
+    parts["scarce"] = (scarce, "mostly zero")
+    # Experts have as many rows each.
+    rows = max(len(every), len(scarce))
+    values = [np.resize(some, (rows, hard.WIDTH)) for some, _ in parts.values()]
+    importance = [hard.importance(kind) for _, kind in parts.values()]
+    blocks = by_triton(np.stack(values), name, np.stack(importance))
+    found = {
+        what: digest(each[: len(some)], name, what)
+        for (what, (some, _)), each in zip(
+            parts.items(), blocks.reshape(len(parts), rows, -1), strict=True
+        )
+    }
+    assert found.items() <= GOLDEN[name].items()
+
+
+@interpreted
+@pytest.mark.parametrize("name", WRITTEN_WEIGHTED)
+def test_widths_with_importance_by_triton(name: str) -> None:
+    found = {}
+    for width in widths(name):
+        blocks = by_triton(hard.wide(width), name, hard.importance("cubes", width))
+        what = f"{width}, cubes"
+        found[what] = digest(blocks, name, what)
+    assert found.items() <= GOLDEN[name].items()

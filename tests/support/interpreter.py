@@ -5,12 +5,17 @@ by another, for which it looks through all that the language has: more than half
 a launch is enough, since nothing puts them back before its end.
 
 Of the rest a third is what every value of the language is made with, though few shapes and types
-occur: names, checked sizes, numpy's types. Those are made once and kept.
+occur: names, checked sizes, numpy's types. Those are made once and kept. Another third is what an
+operation looks for in its two values, which mostly are alike: sums that overflow, which are only
+told where kernels are debugged, a common type and a common shape.
 """
 
 import inspect
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
+from numbers import Number
 from types import FunctionType
 from typing import Any
 
@@ -53,6 +58,74 @@ def keep_shapes_and_types() -> None:
     core.block_type.__init__ = _kept_block_type(core.block_type.__init__)
     core.tensor.__init__ = _kept_tensor(core.tensor.__init__)
     interpreter._get_np_dtype = _kept_np_dtype(interpreter._get_np_dtype)
+
+
+def alike_at_once() -> None:
+    """From here on operations take values of one type and shape as they are, and numbers as they
+    were made for the same type and shape before."""
+    builder, semantic = interpreter.interpreter_builder, type(interpreter.interpreter_semantic)
+    options = builder.options
+    if not options.debug:  # else what overflowed is told
+        builder.options = replace(options, sanitize_overflow=False)
+    check = semantic.binary_op_type_checking_impl
+    parameters = [*inspect.signature(check).parameters]
+    if parameters[1:] == [*FLAGS] and hasattr(semantic, "broadcast_impl_value"):
+        semantic.binary_op_type_checking_impl = _quick_check(check)
+        semantic.broadcast_impl_value = _quick_broadcast(semantic.broadcast_impl_value)
+
+
+# What `binary_op_type_checking_impl` takes.
+FLAGS = ("lhs", "rhs", "allow_lhs_ptr", "allow_rhs_ptr", "arithmetic_check", "div_or_mod")
+
+
+def _quick_check(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Values of one type of numbers need no other; a number beside a float32 or an int32 becomes
+    one, and is kept."""
+    tensor, pointer = language.core.tensor, language.core.pointer_type
+    ours = {"fp32": float, "int32": int}
+    known: dict[tuple[Any, ...], Any] = {}
+
+    @wraps(check)
+    def checked(
+        self: Any,
+        lhs: Any,
+        rhs: Any,
+        allow_lhs_ptr: bool = False,
+        allow_rhs_ptr: bool = False,
+        arithmetic_check: bool = True,
+        div_or_mod: bool = False,
+    ) -> Any:
+        given = (allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+        if div_or_mod or not arithmetic_check or lhs.__class__ is not tensor:
+            return check(self, lhs, rhs, *given)
+        scalar = lhs.type.scalar
+        if rhs.__class__ is tensor:
+            other = rhs.type.scalar
+            if scalar.__class__ is not pointer and (scalar is other or scalar == other):
+                return self.broadcast_impl_value(lhs, rhs)
+        elif isinstance(rhs, Number) and rhs.__class__ is ours.get(scalar.name):
+            # Zeros of both signs are equal.
+            sign = math.copysign(1.0, rhs) if rhs == 0 else 0.0
+            key = (scalar.name, rhs, sign, *(lhs.type.shape.values if lhs.type.is_block() else ()))
+            if key not in known:
+                known[key] = check(self, lhs, rhs, *given)[1]
+            return lhs, known[key]
+        return check(self, lhs, rhs, *given)
+
+    return checked
+
+
+def _quick_broadcast(broadcast: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(broadcast)
+    def quick(self: Any, lhs: Any, rhs: Any) -> Any:
+        one, other = lhs.type, rhs.type
+        if one.is_block() and other.is_block():
+            shape, wanted = one.shape, other.shape
+            if shape is wanted or shape.values == wanted.values:
+                return lhs, rhs
+        return broadcast(self, lhs, rhs)
+
+    return quick
 
 
 def _kept_block_type(make: Callable[..., None]) -> Callable[..., None]:

@@ -166,10 +166,11 @@ def trial(
     status = in_child(run, patience)
     left = listed(store)
     assert left in (before, after), left
-    assert in_child(lambda: tidy(store)) == 0
+    # What is not to be killed needs no child, which takes longer than the action.
+    tidy(store)
     assert listed(store) == left
     check_clean(store)
-    assert in_child(lambda: globals()[action](store, extra)) == 0
+    globals()[action](store, extra)
     check_clean(store)
     assert listed(store) == after
     return status
