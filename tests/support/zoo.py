@@ -133,8 +133,8 @@ GEMMA3 = {
     "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "pad_token_id": 0,
     "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 40,
 }  # fmt: skip
-GEMMA4 = {
-    "architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text", "pad_token_id": 0,
+GEMMA4_TEXT = {
+    "model_type": "gemma4_text", "pad_token_id": 0,
     "bos_token_id": 2, "eos_token_id": 1, "tie_word_embeddings": True, "sliding_window": 40,
     "hidden_activation": "gelu_pytorch_tanh", "final_logit_softcapping": 4.0,
     "rope_parameters": {
@@ -142,6 +142,7 @@ GEMMA4 = {
             "rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
 }  # fmt: skip
+GEMMA4 = {**GEMMA4_TEXT, "architectures": ["Gemma4ForCausalLM"]}
 GEMMA4_MOE = {
     "attention_k_eq_v": True, "enable_moe_block": True, "hidden_size_per_layer_input": 0,
     "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 256,
@@ -472,7 +473,7 @@ ZOO: dict[str, Animal] = {
     "gemma4-e2b": Animal(
         {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4",
          "text_config": {
-             **WIDE, **GEMMA4, "num_hidden_layers": 6, "layer_types": [SLIDING, FULL] * 3,
+             **WIDE, **GEMMA4_TEXT, "num_hidden_layers": 6, "layer_types": [SLIDING, FULL] * 3,
              "num_key_value_heads": 2, "head_dim": 32, "global_head_dim": 64,
              "hidden_size_per_layer_input": 128, "vocab_size_per_layer_input": 2048,
              "num_kv_shared_layers": 2, "use_double_wide_mlp": True},
@@ -500,12 +501,15 @@ ZOO: dict[str, Animal] = {
          "per_layer_config": {"1": {"head_dim": 16}, "2": {"head_dim": 16}}},
         extra=("gemma4.final_logit_softcapping",),
     ),
+    # One of two versions of the converter asks for a width of experts, which there are none of.
     "gemma4-unified": Animal(
-        {"architectures": ["Gemma4UnifiedForConditionalGeneration"], "model_type": "gemma4_unified",
+        {"architectures": ["Gemma4UnifiedForConditionalGeneration"],
+         "model_type": "gemma4_unified",
          "text_config": {
-             **NARROW, **GEMMA4, "model_type": "gemma4_unified_text", "num_kv_shared_layers": 1,
-             "layer_types": [SLIDING, FULL, FULL], "head_dim": 16, "global_head_dim": 16,
-             "use_bidirectional_attention": "vision"},
+             **NARROW, **GEMMA4_TEXT, "model_type": "gemma4_unified_text",
+             "num_kv_shared_layers": 1, "layer_types": [SLIDING, FULL, FULL], "head_dim": 16,
+             "global_head_dim": 32, "use_bidirectional_attention": "vision",
+             "expert_intermediate_size": None},
          "vision_config": None, "audio_config": None, "tie_word_embeddings": True},
         prefix="model.language_model.", beside=("model.vision_embedder.patch_ln1.weight",),
     ),
