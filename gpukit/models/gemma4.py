@@ -9,11 +9,13 @@ a token; experts work beside a feed forward. Facts: llama.cpp's converter, loade
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpukit.errors import GGUFError
+from gpukit.errors import CheckpointError, GGUFError
+from gpukit.formats.folder import read_json
 from gpukit.formats.gguf_fields import Field, ValueType, array, f32, u32
 from gpukit.models.config import KEYS_AND_VALUES, ModelConfig
 from gpukit.models.gemma4_config import LOCAL_THETA, NAME, read, read_unified
@@ -31,7 +33,7 @@ from gpukit.models.tables import (
     sizes,
     text_name,
 )
-from gpukit.models.values import count, optional
+from gpukit.models.values import MOST, count, optional
 from gpukit.tokenizer import gemma4_vocabulary
 
 if TYPE_CHECKING:
@@ -126,6 +128,21 @@ def fields(config: ModelConfig) -> list[Field]:
     ]
 
 
+def suppressed(folder: Path) -> list[Field]:
+    """The tokens that generation_config.json keeps out of every answer, where it names some."""
+    path = folder / "generation_config.json"
+    tokens = (read_json(path, CheckpointError) or {}).get("suppress_tokens")
+    if tokens is None:
+        return []
+    if not isinstance(tokens, list) or not all(_is_id(token) for token in tokens) or not tokens:
+        raise CheckpointError(f"{path}: suppress_tokens is {str(tokens)[:60]}; ids are needed")
+    return [array("tokenizer.ggml.suppress_tokens", ValueType.INT32, tokens)]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST
+
+
 def restore(found: Mapping[str, Field], arch: str) -> ModelConfig:
     """The configuration that a GGUF's metadata describes."""
     heads, ffs = f"{arch}.attention.head_count_kv", f"{arch}.feed_forward_length"
@@ -194,7 +211,7 @@ def build(config: ModelConfig, weights: "Weights", style: Style) -> "Decoder":
 STYLE = Style(activation="gelu_tanh", scaled=True, post_norms=True, qk_norms=True)
 
 
-def _architecture(classes: tuple[str, ...], reading: Any) -> Architecture:
+def _architecture(classes: tuple[str, ...], reading: Any, **more: Any) -> Architecture:
     return Architecture(
         name=NAME,
         classes=classes,
@@ -208,10 +225,13 @@ def _architecture(classes: tuple[str, ...], reading: Any) -> Architecture:
         computed=computed,
         skipped_parts=BESIDE,
         renamed=text_name,
+        **more,
     )
 
 
 ARCHITECTURES = (
     _architecture(("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), read),
-    _architecture(("Gemma4UnifiedForConditionalGeneration",), read_unified),
+    _architecture(
+        ("Gemma4UnifiedForConditionalGeneration",), read_unified, folder_fields=suppressed
+    ),
 )

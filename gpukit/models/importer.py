@@ -50,6 +50,7 @@ def plan_import(
         *arch.first_fields(config),
         *general,
         *arch.fields(config),
+        *arch.folder_fields(checkpoint.folder),
         u32("general.quantization_version", QUANTIZATION_VERSION),
         *arch.vocabulary(
             checkpoint.vocabulary_folder,

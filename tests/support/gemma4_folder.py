@@ -23,7 +23,7 @@ TEMPLATE = "{% for m in messages %}<|turn>{{ m['role'] }}\n{{ m['content'] }}<tu
 def layer_shapes(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int, ...]]:
     """The tensors of a layer with their shapes, norms beside attention and feed forward aside."""
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
-    whole = config["layer_types"][layer] == "full_attention"
+    whole = config["layer_types"][layer] == "full_attention" or layer == layers - 1
     own = layers - config.get("num_kv_shared_layers", 0)
     saved = config.get("per_layer_config", {}).get(str(layer), {})
     head = config.get("global_head_dim") or saved.get("head_dim") if whole else config["head_dim"]

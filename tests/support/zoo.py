@@ -512,6 +512,7 @@ ZOO: dict[str, Animal] = {
              "expert_intermediate_size": None},
          "vision_config": None, "audio_config": None, "tie_word_embeddings": True},
         prefix="model.language_model.", beside=("model.vision_embedder.patch_ln1.weight",),
+        files={"generation_config.json": {"suppress_tokens": [15, 300]}},
     ),
     "phi3-4k": Animal(
         {**WIDE, **PHI3, "rope_scaling": None, "sliding_window": 40, "num_key_value_heads": 8},
