@@ -131,7 +131,7 @@ def fields(config: ModelConfig) -> list[Field]:
 def suppressed(folder: Path) -> list[Field]:
     """The tokens that generation_config.json keeps out of every answer, where it names some."""
     path = folder / "generation_config.json"
-    tokens = (read_json(path, CheckpointError) or {}).get("suppress_tokens")
+    tokens = (read_json(path) or {}).get("suppress_tokens")
     if tokens is None:
         return []
     if not isinstance(tokens, list) or not all(_is_id(token) for token in tokens) or not tokens:
@@ -208,30 +208,24 @@ def build(config: ModelConfig, weights: "Weights", style: Style) -> "Decoder":
     return blocks(config, weights, style)
 
 
-STYLE = Style(activation="gelu_tanh", scaled=True, post_norms=True, qk_norms=True)
-
-
-def _architecture(classes: tuple[str, ...], reading: Any, **more: Any) -> Architecture:
-    return Architecture(
-        name=NAME,
-        classes=classes,
-        read=reading,
-        rules=rules,
-        fields=fields,
-        vocabulary=gemma4_vocabulary,
-        style=STYLE,
-        restoring=restore,
-        building=build,
-        computed=computed,
-        skipped_parts=BESIDE,
-        renamed=text_name,
-        **more,
-    )
-
-
-ARCHITECTURES = (
-    _architecture(("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), read),
-    _architecture(
-        ("Gemma4UnifiedForConditionalGeneration",), read_unified, folder_fields=suppressed
-    ),
+TEXT = Architecture(
+    name=NAME,
+    classes=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
+    read=read,
+    rules=rules,
+    fields=fields,
+    vocabulary=gemma4_vocabulary,
+    style=Style(activation="gelu_tanh", scaled=True, post_norms=True, qk_norms=True),
+    restoring=restore,
+    building=build,
+    computed=computed,
+    skipped_parts=BESIDE,
+    renamed=text_name,
 )
+UNIFIED = replace(
+    TEXT,
+    classes=("Gemma4UnifiedForConditionalGeneration",),
+    read=read_unified,
+    folder_fields=suppressed,
+)
+ARCHITECTURES = (TEXT, UNIFIED)
