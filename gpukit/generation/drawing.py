@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from gpukit.generation.form import Form
@@ -13,7 +14,8 @@ from gpukit.models.recorded import RecordedStep
 
 
 class Drawing:
-    """Takes tokens up into `cache` and picks what follows them; with a `form` only what fits it."""
+    """Takes tokens up into `cache` and picks what follows them; with a `form` only what fits it,
+    and `never` one of those tokens."""
 
     def __init__(
         self,
@@ -22,9 +24,11 @@ class Drawing:
         cache: KVCache,
         sampler: Sampler,
         form: Form | None = None,
+        never: Sequence[int] = (),
     ) -> None:
         self._decoder, self._steps, self._cache = decoder, steps, cache
         self._sampler, self._form = sampler, form
+        self._never = torch.tensor(never, dtype=torch.int64)
         self._found: Tensor | RecordedStep | None = None
 
     def begin(self, ids: Sequence[int]) -> None:
@@ -41,11 +45,15 @@ class Drawing:
 
         `GpukitError` where logits are no numbers, which only damaged weights lead to.
         """
-        found, few = self._found, None if self._form else self._sampler.few
+        found, few = self._found, self._sampler.few
         assert found is not None
+        if self._form or len(self._never):
+            few = None
         if isinstance(found, RecordedStep) and few is not None:
             return self._of_few(found, few)
         logits = found.logits if isinstance(found, RecordedStep) else found
+        if len(self._never):
+            logits = logits.index_fill(0, self._never.to(logits.device), -torch.inf)
         return self._sampler.pick(self._form.masked(logits) if self._form else logits, before)
 
     def _of_few(self, step: RecordedStep, few: int) -> int:

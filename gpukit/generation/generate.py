@@ -188,7 +188,8 @@ def _pieces(
     form = None if options.format is None else Form(options.format, tokenizer)
     text, decoded = StopWatch(options.stop), tokenizer.stream().continued()
     started = time.monotonic()
-    drawing = Drawing(model.decoder, model.steps, cache, Sampler(options.sampling), form)
+    sampler, never = Sampler(options.sampling), tokenizer.suppress_ids
+    drawing = Drawing(model.decoder, model.steps, cache, sampler, form, never)
     drawing.begin(seen[remembered:])
     reason = "length"
     prompted = time.monotonic()

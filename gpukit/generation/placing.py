@@ -87,7 +87,7 @@ def place_weights(source: Source, config: ModelConfig, there: Sequence[Room]) ->
     tensors = [
         _described(source, index)
         for index, tensor in enumerate(source.tensors)
-        if layer_of(tensor.name) not in config.unused_layers
+        if not config.is_unused(layer_of(tensor.name), tensor.name)
     ]
     placement = _placement(source, config, tensors, there)
     layers = {
@@ -153,7 +153,8 @@ def _described(source: Source, index: int) -> _Tensor:
 def _placement(
     source: Source, config: ModelConfig, tensors: Sequence[_Tensor], there: Sequence[Room]
 ) -> Placement:
-    kept = 4 * config.n_head_kv * config.head_dim * min(config.n_ctx, POSITIONS)
+    each = (config.at(layer) for layer in range(config.n_layer))
+    kept = 4 * max(c.n_head_kv * c.head_dim for c in each) * min(config.n_ctx, POSITIONS)
     vectors = frozenset(tensor.name for tensor in tensors if tensor.is_small)
     nbytes = {tensor.name: _aligned(tensor.nbytes) for tensor in tensors}
     sizes = sizes_of(nbytes, vectors, config.n_layer, kept)

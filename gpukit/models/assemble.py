@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpukit.models.attention import Attention, Growth
 from gpukit.models.config import ModelConfig
-from gpukit.models.decoder import Block, Decoder, Head
+from gpukit.models.decoder import Block, BlockFunction, Decoder, Head
 from gpukit.models.layers import (
     Experts,
     GatedFeedForward,
@@ -26,11 +26,16 @@ from gpukit.models.routing import Routing
 from gpukit.models.style import Style
 from gpukit.models.weights import Weights
 
+# (number of a layer, configuration, weights, style) -> what runs as that layer
+BlockMaker = Callable[[int, ModelConfig, Weights, Style], BlockFunction]
 ROTATIONS: dict[str, Rotation] = {"halves": rotate_halves, "pairs": rotate_pairs}
 
 
-def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
-    """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
+def assemble(
+    config: ModelConfig, weights: Weights, style: Style, block: BlockMaker | None = None
+) -> Decoder:
+    """The decoder that runs, its blocks as `block` makes them, or in the usual way; `GGUFError` for
+    weights that are missing or of another shape."""
     vocab, n_embd = config.vocab_size, config.n_embd
     embedding = weights.embedding("token_embd", vocab, n_embd)
     head = "output" if "output.weight" in weights else "token_embd"
@@ -42,7 +47,9 @@ def assemble(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
         device=device,
         embed=replace(embedding, factor=n_embd**0.5 if style.scaled else config.embedding_scale),
         ropes=_ropes(config, weights, style, device),
-        blocks=[_block(layer, config, weights, style) for layer in range(config.n_layer)],
+        blocks=[
+            (block or usual_block)(layer, config, weights, style) for layer in range(config.n_layer)
+        ],
         head=Head(last_norm, output, config.logit_cap, config.logit_divisor),
     )
 
@@ -55,7 +62,8 @@ def norm(name: str, width: int, config: ModelConfig, weights: Weights) -> RMSNor
 def _ropes(config: ModelConfig, weights: Weights, style: Style, device: torch.device) -> list[Rope]:
     """That of each layer."""
     rope = _rope(config, weights, device)
-    local = Rope(config.head_dim, config.rope_theta_local or config.rope_theta, device)
+    local_dim = config.head_dim_local or config.head_dim
+    local = Rope(local_dim, config.rope_theta_local or config.rope_theta, device)
     none = Rope(config.n_rot or config.head_dim, 1.0, device, factor=math.inf)
 
     def of(layer: int) -> Rope:
@@ -83,7 +91,8 @@ def _rope(config: ModelConfig, weights: Weights, device: torch.device) -> Rope:
     )  # fmt: skip
 
 
-def _block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> Block:
+def usual_block(layer: int, config: ModelConfig, weights: Weights, style: Style) -> Block:
+    """A layer of attention and feed forward, with their norms."""
     at = f"blk.{layer}"
 
     def named(name: str) -> RMSNorm:
@@ -154,13 +163,13 @@ def _feed_forward(
     if config.n_expert and layer >= config.n_dense:
         return _experts(at, config, weights, style)
     if not style.fused:
-        return _gated(at, "", ff, config, weights, style)
+        return gated(at, "", ff, config, weights, style)
     gate, up = weights.fused(f"{at}.ffn_up", (ff, ff), embd)
     down = weights.linear(f"{at}.ffn_down", embd, ff)
     return GatedFeedForward(gate, up, down, style.activation)
 
 
-def _gated(
+def gated(
     at: str, kind: str, ff: int, config: ModelConfig, weights: Weights, style: Style
 ) -> GatedFeedForward:
     """That of three matrices of a layer, whose names end in `kind`."""
@@ -187,7 +196,7 @@ def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Ex
             GatedFeedForward(gate, up, down, style.activation) for gate, up, down in maps
         ),
         routing=_routing(at, config, weights),
-        shared=_gated(at, "_shexp", shared, config, weights, style) if shared else None,
+        shared=gated(at, "_shexp", shared, config, weights, style) if shared else None,
     )
 
 

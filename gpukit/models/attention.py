@@ -127,12 +127,22 @@ class Attention:
             q = q * self.growth(cache.positions(len(x), x.device))
         q, k = self.rotate(q, turns, cache.dtype), self.rotate(k, turns, cache.dtype)
         found = cache.taken(self.layer, q, k, self.v(x).view(heads))
-        if cache.dtype is torch.float32:
-            each = [self._attend(*one) for one in zip(*found, strict=True)]
-            return self.o(each[0] if len(each) == 1 else torch.cat(each))
-        out = kernels.attention(*found, self.scale, self.window, self.cap, self.sinks)
-        return self.o(out.flatten(0, 1))
+        return self.o(attended(found, self.scale, self.window, self.cap, self.sinks))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = k.transpose(0, 1), v.transpose(0, 1)
-        return attend(q, k, v, self.scale, self.window, self.cap, self.sinks)
+
+def attended(
+    found: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    window: int = 0,
+    cap: float = 0.0,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """float32 `[all positions, heads * head_dim]` of what a cache has found: queries, keys and
+    values of sequences; the others as `attend` has them."""
+    if found[1].dtype is not torch.float32:
+        return kernels.attention(*found, scale, window, cap, sinks).flatten(0, 1)
+    each = [
+        attend(q, k.transpose(0, 1), v.transpose(0, 1), scale, window, cap, sinks)
+        for q, k, v in zip(*found, strict=True)
+    ]
+    return each[0] if len(each) == 1 else torch.cat(each)

@@ -2,7 +2,7 @@
 need none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import repeat
 
 import torch
@@ -21,7 +21,8 @@ def kept_dtype(device: torch.device) -> torch.dtype:
 
 
 class KVCache:
-    """Keys and values of every layer, `dtype` `[kv_heads, capacity, head_dim]` each.
+    """Keys and values of every layer, `dtype` `[kv_heads, capacity, head_dim]` each; one that has
+    those of another layer takes no room.
 
     `length` positions are filled, those behind are zeros or were cut; `n_ctx` is the most that fit.
     `devices` has the place of each layer, or of all.
@@ -37,12 +38,14 @@ class KVCache:
         self.n_ctx = n_ctx
         self._most = config.n_ctx
         self.length = 0
-        shape = (config.n_head_kv, min(FIRST_POSITIONS, n_ctx), config.head_dim)
+        self._of = config.kv_layers
         places = repeat(devices) if isinstance(devices, torch.device) else devices
-        self._layers = [
-            (_zeros(shape, place, dtype), _zeros(shape, place, dtype))
-            for _, place in zip(range(config.n_layer), places, strict=False)
-        ]
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        for number, place in zip(range(config.n_layer), places, strict=False):
+            if self._of[number] == number:
+                own = config.at(number)
+                shape = (own.n_head_kv, min(FIRST_POSITIONS, n_ctx), own.head_dim)
+                self._layers[number] = _zeros(shape, place, dtype), _zeros(shape, place, dtype)
 
     @property
     def capacity(self) -> int:
@@ -57,7 +60,7 @@ class KVCache:
     def layer(self, number: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, `[kv_heads, capacity, head_dim]`; what is written behind
         `length` counts with the next `advance`. `reserve` may replace them by larger ones."""
-        return self._layers[number]
+        return self._layers[self._of[number]]
 
     def need(self, count: int) -> None:
         """`ArgumentError` where `count` more positions do not fit."""
@@ -81,7 +84,7 @@ class KVCache:
             size = min(2 * size, self.n_ctx)
         if size > self.capacity:
             # Layer by layer: what is replaced is free before the next one grows.
-            for number, pair in enumerate(self._layers):
+            for number, pair in self._layers.items():
                 self._layers[number] = (self._grown(pair[0], size), self._grown(pair[1], size))
 
     def positions(self, count: int, device: torch.device) -> Tensor:
@@ -92,11 +95,16 @@ class KVCache:
         """`q`, and `k` and `v` behind all keys and values so far, which they have been put behind:
         `[1, positions, heads, head_dim]` each of `[count, heads, head_dim]`."""
         end = self.length + k.shape[0]
-        found = []
         for store, new in zip(self._layers[layer], (k, v), strict=True):
             store[:, self.length : end] = new.transpose(0, 1)
-            found.append(store[:, :end].transpose(0, 1)[None])
-        return q[None], found[0], found[1]
+        return self.shared(layer, q)
+
+    def shared(self, layer: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for `q` of another layer, with what `taken` has put into `layer` before, where
+        `q` is."""
+        end = self.length + q.shape[0]
+        k, v = (x[:, :end].transpose(0, 1)[None].to(q.device) for x in self._layers[layer])
+        return q[None], k, v
 
     def cut(self, length: int) -> None:
         """Forget all but the first `length` positions."""
@@ -118,18 +126,33 @@ def _zeros(shape: tuple[int, ...], place: torch.device, dtype: torch.dtype | Non
 
 class Unrelated:
     """Takes a cache's place for sequences of `length` tokens that pass through the layers together,
-    each from its first position on; nothing is kept. Keys and values are `dtype`."""
+    each from its first position on; nothing is kept, but for the keys and values of the layers
+    `lent`, which others ask for. Keys and values are `dtype`."""
 
-    def __init__(self, length: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, length: int, dtype: torch.dtype = torch.float32, lent: Collection[int] = ()
+    ) -> None:
         self._length = length
         self.dtype = dtype
+        self._lent = lent
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def positions(self, count: int, device: torch.device) -> Tensor:
         """int64 `[count]`: where each of `count` tokens is in its sequence."""
         return torch.arange(count, device=device) % self._length
 
-    def taken(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
+    def taken(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All three `[sequences, length, heads, head_dim]` of
         `[sequences * length, heads, head_dim]`."""
-        q, k, v = (x.reshape(-1, self._length, *x.shape[1:]) for x in (q, k, v))
-        return q, k.to(self.dtype), v.to(self.dtype)
+        found = self._apart(k).to(self.dtype), self._apart(v).to(self.dtype)
+        if layer in self._lent:
+            self._kept[layer] = found
+        return self._apart(q), *found
+
+    def shared(self, layer: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for `q` of another layer, with what `taken` has been given of `layer`."""
+        k, v = (x.to(q.device) for x in self._kept[layer])
+        return self._apart(q), k, v
+
+    def _apart(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self._length, *x.shape[1:])

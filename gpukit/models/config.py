@@ -1,14 +1,18 @@
 """The hyperparameters of a decoder, whatever its architecture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+# What a layer that has the keys and values of another has no use for, where a file holds it.
+KEYS_AND_VALUES = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Hyperparameters of a decoder, named as in llama.cpp; counts and sizes, no units.
 
-    `rope_scaling` is "none", "linear", "yarn" or "llama3" (the last lives in the tensor
-    rope_freqs.weight); `rope_yarn` holds the ends of YaRN's own keys with their values, and
+    `rope_scaling` is "none", "linear", "yarn", "llama3" or "proportional" (the last two live in the
+    tensor rope_freqs.weight: `rope_part` is the part of all pairs that the last one turns);
+    `rope_yarn` holds the ends of YaRN's own keys with their values, and
     `rope_rounded` says whether YaRN rounds the limits between which it mixes.
     `rope_long` and `rope_short` divide frequencies in contexts longer than `rope_original_ctx`, and
     in others.
@@ -19,6 +23,11 @@ class ModelConfig:
     is the width inside of one (0: `n_ff`). `expert_gating`, `experts_normed`, `expert_scale` and
     the groups are what `routing.Routing` says of them. `n_expert_shared` more take part for every
     position, as one of so many widths. The first `n_dense` layers have none.
+    Where layers differ, `kv_heads` and `ffs` have the key-value heads and the width of each (empty:
+    `n_head_kv` and `n_ff`), and `head_dim_local` is the head_dim of windowed ones (0: that of all).
+    The last `n_kv_shared` layers have the keys and values of earlier ones; with `keys_are_values`
+    whole layers have no values of their own. `n_embd_layer` is the width of what every layer looks
+    up of a token (0: nothing).
     Behind the `n_layer` layers a file may have `n_nextn` more, which guess further tokens and take
     no part in a pass (None: metadata have no key for them).
     `attention_bias`, `qk_norms` and `mlp_bias` tell what a checkpoint has.
@@ -54,6 +63,7 @@ class ModelConfig:
     rope_long: tuple[float, ...] = ()
     rope_short: tuple[float, ...] = ()
     rope_magnitude: float = 1.0
+    rope_part: float = 1.0
     rope_log_multiplier: float = 0.0
     n_rot: int = 0
     tied: bool = False
@@ -81,6 +91,12 @@ class ModelConfig:
     head_dim_said: bool = True
     window: int = 0
     windowed: tuple[bool, ...] = ()
+    head_dim_local: int = 0
+    kv_heads: tuple[int, ...] = ()
+    ffs: tuple[int, ...] = ()
+    n_kv_shared: int = 0
+    keys_are_values: bool = False
+    n_embd_layer: int = 0
 
     @property
     def expert_ff(self) -> int:
@@ -95,3 +111,31 @@ class ModelConfig:
     def window_of(self, layer: int) -> int:
         """How many positions `layer` sees, the own one included; 0: all."""
         return self.window if not self.windowed or self.windowed[layer] else 0
+
+    def at(self, layer: int) -> "ModelConfig":
+        """The hyperparameters of `layer`, where layers differ."""
+        local = self.head_dim_local if self.window_of(layer) else 0
+        return replace(
+            self,
+            head_dim=local or self.head_dim,
+            n_head_kv=self.kv_heads[layer] if self.kv_heads else self.n_head_kv,
+            n_ff=self.ffs[layer] if self.ffs else self.n_ff,
+        )
+
+    def kv_layer(self, layer: int) -> int:
+        """The layer whose keys and values `layer` has: of those that have their own the last is
+        whole and the one before has a window, where any are shared."""
+        own = self.n_layer - self.n_kv_shared
+        return layer if layer < own else own - (2 if self.window_of(layer) else 1)
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """`kv_layer` of every one."""
+        return tuple(self.kv_layer(layer) for layer in range(self.n_layer))
+
+    def is_unused(self, layer: int | None, name: str) -> bool:
+        """Whether the tensor `name` of `layer` takes no part in a pass."""
+        if layer is None:
+            return False
+        shared = layer < self.n_layer and self.kv_layer(layer) != layer
+        return layer in self.unused_layers or (shared and name.endswith(KEYS_AND_VALUES))

@@ -4,7 +4,7 @@ An architecture's file puts one together from the pieces in `layers.py`, or from
 takes and gives what they take and give.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -27,8 +27,8 @@ LARGE_PREFILL = 4096
 # model and of its feed forward at a time: float32, rounded to 16 bits, and what comes out.
 SHARE, WIDE, WIDEST = 4, 12, 4
 
-# (x `[count, n_embd]`, turns of `Rope`, cache) -> x
-BlockFunction = Callable[[Tensor, Tensor, KVCache | Unrelated], Tensor]
+# (x `[count, n_embd]`, turns of `Rope`, cache, and its part of what `Decoder.beside` gives) -> x
+BlockFunction = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Decoder:
     embed   int64 ids `[count]` -> float32 `[count, n_embd]`
     ropes   one a block, often the same
     head    float32 `[..., n_embd]` -> logits `[..., vocab_size]`, the last norm included
+    beside  where blocks have more than x: ids and what `embed` made of them -> a tensor a block
     places  the device of each block, where they are not all on `device`; logits are on the last
     """
 
@@ -88,6 +89,7 @@ class Decoder:
     blocks: Sequence[BlockFunction]
     head: Callable[[Tensor], Tensor]
     places: Sequence[torch.device] = ()
+    beside: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None
 
     def cache(self, n_ctx: int) -> KVCache:
         """An empty cache for `n_ctx` positions."""
@@ -98,7 +100,8 @@ class Decoder:
         `most`, halved until their intermediates fit into a quarter of the free memory."""
         if self.device.type == "cpu":
             return least
-        each = 4 * (WIDE * self.config.n_embd + WIDEST * self.config.n_ff)
+        widest = max(self.config.ffs, default=self.config.n_ff)
+        each = 4 * (WIDE * self.config.n_embd + WIDEST * widest)
         free = kernels.free_bytes(self.device) // SHARE
         while most > least and most * each > free:
             most //= 2
@@ -149,12 +152,10 @@ class Decoder:
         size = PREFILL if len(ids) <= PREFILL else self.together(PREFILL, LARGE_PREFILL)
         for chunk in torch.split(torch.tensor(ids, device=self.device), size):
             cache.reserve(len(chunk))
-            x = self.embed(chunk)
             turns = {
                 rope: rope.turns(cache.length, len(chunk), cache.n_ctx) for rope in set(self.ropes)
             }
-            for block, rope in zip(self.blocks, self.ropes, strict=True):
-                x = block(x, turns[rope], cache)
+            x = self._through(chunk, turns, cache)
             cache.advance(len(chunk))
             yield x
 
@@ -172,11 +173,20 @@ class Decoder:
         count, length = sequences.shape
         if not sequences.numel():
             raise ArgumentError("no tokens; at least one is needed")
-        x = self.embed(sequences.flatten().to(self.device))
-        together = Unrelated(length, kept_dtype(self.device))
+        lent = {of for layer, of in enumerate(self.config.kv_layers) if of != layer}
+        together = Unrelated(length, kept_dtype(self.device), lent)
         turns = {
             rope: rope.turns(0, length, length).repeat(count, 1, 1) for rope in set(self.ropes)
         }
-        for block, rope in zip(self.blocks, self.ropes, strict=True):
-            x = block(x, turns[rope], together)
+        x = self._through(sequences.flatten().to(self.device), turns, together)
         return x.view(count, length, -1)
+
+    def _through(
+        self, ids: Tensor, turns: Mapping[Rope, Tensor], cache: KVCache | Unrelated
+    ) -> Tensor:
+        """What the last block makes of `ids`."""
+        x = self.embed(ids)
+        beside = None if self.beside is None else self.beside(ids, x)
+        for number, (block, rope) in enumerate(zip(self.blocks, self.ropes, strict=True)):
+            x = block(x, turns[rope], cache, *(() if beside is None else (beside[number],)))
+        return x

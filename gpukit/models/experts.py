@@ -36,18 +36,23 @@ class Names:
 
 
 def with_experts(
-    model: ModelConfig, config: Mapping[str, Any], key: str, experts: int, used: int
+    model: ModelConfig,
+    config: Mapping[str, Any],
+    key: str,
+    experts: int | None = None,
+    used: int | None = None,
+    used_key: str = "num_experts_per_tok",
 ) -> ModelConfig:
     """`model` with the number of its experts, `key` in config.json or else `experts`, and of those
     that take part (`used` by default); `CheckpointError` where they are fewer."""
     model = replace(
         model,
         n_expert=whole(config, key, experts, most=MOST_EXPERTS),
-        n_expert_used=whole(config, "num_experts_per_tok", used),
+        n_expert_used=whole(config, used_key, used),
     )
     if model.n_expert_used > model.n_expert:
         raise CheckpointError(
-            f"config.json: num_experts_per_tok is {model.n_expert_used}, {key} is {model.n_expert}"
+            f"config.json: {used_key} is {model.n_expert_used}, {key} is {model.n_expert}"
         )
     return model
 

@@ -52,6 +52,7 @@ def plan_import(
         *arch.first_fields(config),
         *general,
         *arch.fields(config),
+        *arch.folder_fields(checkpoint.folder),
         u32("general.quantization_version", QUANTIZATION_VERSION),
         *precision_fields(section(checkpoint.config, "quantization_config"), stored),
         *arch.vocabulary(

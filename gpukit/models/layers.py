@@ -2,6 +2,7 @@
 its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,16 +114,19 @@ class GatedFeedForward:
 class Experts:
     """The sum of some experts, each times its share: `routing` says which, from the logits of the
     router. An expert runs once for all positions that chose it; `shared` runs for every one, and
-    has no share.
+    has no share. The router sees x as `seen` makes it, experts as `norm` does.
     """
 
     router: Linear
     experts: tuple[GatedFeedForward, ...]
     routing: Routing
     shared: GatedFeedForward | None = None
+    seen: Callable[[Tensor], Tensor] = unchanged
+    norm: Callable[[Tensor], Tensor] = unchanged
 
     def __call__(self, x: Tensor) -> Tensor:
-        shares, chosen = self.routing(self.router(x))
+        shares, chosen = self.routing(self.router(self.seen(x)))
+        x = self.norm(x)
         out = torch.zeros_like(x)
         for number in sorted(set(chosen.flatten().tolist())):
             position, place = torch.nonzero(chosen == number, as_tuple=True)

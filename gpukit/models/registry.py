@@ -54,6 +54,7 @@ class Architecture:
     read      config.json -> ModelConfig, CheckpointError where a value makes no sense
     rules     the tensors that a checkpoint of this configuration has
     fields    the architecture's own metadata, general.file_type included
+    folder_fields  metadata behind them, from other files of the folder
     first_fields  what the converter writes before general.type
     vocabulary  the vocabulary of a folder as metadata
     style     how its decoder does what all of them do
@@ -74,6 +75,7 @@ class Architecture:
     rules: Callable[[ModelConfig], Sequence[Rule]]
     fields: Callable[[ModelConfig], Sequence[Field]]
     vocabulary: Vocabulary
+    folder_fields: Callable[[Path], Sequence[Field]] = lambda _folder: ()
     style: Style = field(default_factory=Style)
     restoring: Callable[[Mapping[str, Field], str], ModelConfig] = restore_sizes
     building: "Callable[[ModelConfig, Weights, Style], Decoder] | None" = None

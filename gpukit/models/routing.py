@@ -1,6 +1,7 @@
 """Which experts take part for each position, and with what share.
 
-Facts: transformers' routers of Qwen 3, GLM 4.5 and GPT-OSS; llama.cpp's graph (build_moe_ffn).
+Facts: transformers' routers of Qwen 3, GLM 4.5, GPT-OSS and Gemma 4; llama.cpp's graph
+(build_moe_ffn).
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class Routing:
     bias    float32 `[experts]`, added to scores where experts are chosen, and not in their shares
     groups, groups_used  experts are chosen in these neighbouring groups with the highest sums of
             two scores only (0 or 1 group: in all)
+    factors  float32 `[experts]`, which multiply the shares of each
     """
 
     used: int
@@ -31,6 +33,7 @@ class Routing:
     bias: Tensor | None = None
     groups: int = 0
     groups_used: int = 0
+    factors: Tensor | None = None
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Shares, float32, and numbers, int64, `[count, used]` each, of float32 `[count, experts]`;
@@ -46,6 +49,8 @@ class Routing:
         if self.normed:
             # Sigmoids may all be zero.
             shares = shares / (shares.sum(-1, keepdim=True) + 1e-20)
+        if self.factors is not None:
+            shares = shares * self.factors[chosen]
         return shares * self.scale, chosen
 
     def _scores(self, logits: Tensor) -> Tensor:

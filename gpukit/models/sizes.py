@@ -10,7 +10,7 @@ from typing import Any
 
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.file_types import FILE_TYPE
-from gpukit.formats.gguf_fields import Field, f32, u32
+from gpukit.formats.gguf_fields import Field, ValueType, array, f32, u32
 from gpukit.models.config import ModelConfig
 from gpukit.models.experts import with_stored_experts
 from gpukit.models.rope import rope_fields, stored_yarn, with_rope
@@ -126,9 +126,9 @@ def size_fields(config: ModelConfig) -> list[Field]:
         u32(f"{at}.block_count", config.n_layer + (config.n_nextn or 0)),
         u32(f"{at}.context_length", config.n_ctx),
         u32(f"{at}.embedding_length", config.n_embd),
-        u32(f"{at}.feed_forward_length", config.n_ff),
+        _each(f"{at}.feed_forward_length", config.n_ff, config.ffs),
         u32(f"{at}.attention.head_count", config.n_head),
-        u32(f"{at}.attention.head_count_kv", config.n_head_kv),
+        _each(f"{at}.attention.head_count_kv", config.n_head_kv, config.kv_heads),
         *rope_fields(config),
         f32(f"{at}.attention.layer_norm_rms_epsilon", config.rms_eps),
     ]
@@ -143,6 +143,11 @@ def size_fields(config: ModelConfig) -> list[Field]:
         fields.append(u32(f"{at}.attention.key_length", config.head_dim))
         fields.append(u32(f"{at}.attention.value_length", config.head_dim))
     return [*fields, u32(FILE_TYPE, 0)]
+
+
+def _each(key: str, one: int, several: Sequence[int]) -> Field:
+    """`one` for every layer, or that of each."""
+    return array(key, ValueType.INT32, several) if several else u32(key, one)
 
 
 def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = False) -> ModelConfig:

@@ -20,8 +20,11 @@ class Elsewhere:
     block: BlockFunction
     device: torch.device
 
-    def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
-        return self.block(x.to(self.device), turns.to(self.device), cache)
+    def __call__(
+        self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated, *beside: Tensor
+    ) -> Tensor:
+        there = (part.to(self.device) for part in beside)
+        return self.block(x.to(self.device), turns.to(self.device), cache, *there)
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,10 @@ class Streamed:
     stream: Stream
     number: int
 
-    def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
+    def __call__(
+        self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated, *beside: Tensor
+    ) -> Tensor:
         self.stream.begin(self.number)
-        x = self.block(x, turns, cache)
+        x = self.block(x, turns, cache, *beside)
         self.stream.end(self.number)
         return x

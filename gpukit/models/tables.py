@@ -90,7 +90,12 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "heads": config.n_head,
         "ff": config.n_ff,
         "gate_up": 2 * config.n_ff,
+        "one": 1,
+        "looked_up": config.n_embd_layer,
+        "all_looked_up": config.n_layer * config.n_embd_layer,
         "expert": config.n_expert,
+        "expert_ff": config.expert_ff,
+        "expert_gate_up": 2 * config.expert_ff,
         "shared": config.expert_ff * config.n_expert_shared,
     }
 

@@ -234,6 +234,19 @@ class Weights:
             for part, site, bias in zip(parts, sites, biases, strict=True)
         )
 
+    def fused_experts(
+        self, name: str, count: int, counts: Sequence[int], width: int
+    ) -> tuple[tuple[Linear, ...], ...]:
+        """`name`.weight as the maps that `fused` gives, `count` times, each of another input."""
+        each, several = sum(counts), len(counts)
+        parts = self._parts(Site(f"{name}.weight", 0, count * each), [*counts] * count, width)
+        wholes = [Site(f"{name}.weight", n * each, each, count) for n in range(count)]
+        return tuple(
+            (replace(parts[n * several], observe=self._heard_at(whole)),
+             *parts[n * several + 1 : (n + 1) * several])
+            for n, whole in enumerate(wholes)
+        )  # fmt: skip
+
     def _parts(self, whole: Site, counts: Sequence[int], width: int) -> list[Linear]:
         weight = self.matrix(whole.name, whole.rows, width)
         ends = accumulate(counts)

@@ -7,6 +7,7 @@ from gpukit_kernels.lazy import lazily
 if TYPE_CHECKING:
     from gpukit.tokenizer.families import (
         gemma2_vocabulary,
+        gemma4_vocabulary,
         gemma_vocabulary,
         glm_vocabulary,
         phi3_vocabulary,
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 # Names are imported when they are first used: pre-tokenizers are looked at without a vocabulary.
 _MODULES = {
     "families": [
-        "gemma2_vocabulary", "gemma_vocabulary", "glm_vocabulary", "phi3_vocabulary",
-        "plain_vocabulary",
+        "gemma2_vocabulary", "gemma4_vocabulary", "gemma_vocabulary", "glm_vocabulary",
+        "phi3_vocabulary", "plain_vocabulary",
     ],
     "folder": ["vocabulary_fields"],
     "tokenizer": ["TextStream", "Tokenizer"],
@@ -29,6 +30,7 @@ __all__ = [
     "TextStream",
     "Tokenizer",
     "gemma2_vocabulary",
+    "gemma4_vocabulary",
     "gemma_vocabulary",
     "glm_vocabulary",
     "phi3_vocabulary",

@@ -8,12 +8,17 @@ from typing import Any
 from gpukit.events import Report, ignore
 from gpukit.formats.gguf_fields import Field, boolean
 from gpukit.tokenizer.added import added_tokens_decoder, added_tokens_file, added_tokens_of_library
-from gpukit.tokenizer.folder import Placed, last_values, listed_fields
+from gpukit.tokenizer.folder import Placed, character_fields, last_values, listed_fields
 from gpukit.tokenizer.special import special_fields
 from gpukit.tokenizer.types import TokenType
 
 # What llama.cpp's converter takes for tokens of every Gemma, CodeGemma's among them.
 GEMMA_IDS = {"prefix": 67, "suffix": 69, "middle": 68, "fsep": 70, "eot": 107}
+# What a reader of a Gemma 4's answers looks for.
+GEMMA4_SHOWN = (
+    "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
+    "<tool_response|>", '<|"|>',
+)  # fmt: skip
 # Those of every GLM 4.5.
 GLM_TEXTS = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
 
@@ -44,6 +49,20 @@ def gemma2_vocabulary(
     """The vocabulary of a Gemma 2 or 3: no space is put in front."""
     fields = listed_fields(folder, int(config["vocab_size"]), pre, report)
     return last_values([*fields, boolean("tokenizer.ggml.add_space_prefix", False)])
+
+
+def gemma4_vocabulary(
+    folder: Path, config: Mapping[str, Any], *, pre: str | None = None, report: Report = ignore
+) -> list[Field]:
+    """The vocabulary of a Gemma 4, whose characters merge by rank: a text begins with its token for
+    that, and what thoughts and calls of tools are marked with is part of the answer."""
+    del pre  # the model of the vocabulary says it
+    fields = [
+        *character_fields(folder, int(config["vocab_size"]), report, GEMMA4_SHOWN),
+        boolean("tokenizer.ggml.add_space_prefix", False),
+        boolean("tokenizer.ggml.add_bos_token", True),
+    ]
+    return last_values(fields)
 
 
 def glm_vocabulary(

@@ -46,6 +46,17 @@ def fill_ranked(table: Table, folder: Path, library: Library) -> None:
     _declare(table, folder, library.added, whole=True)
 
 
+def fill_characters(table: Table, folder: Path, library: Library) -> None:
+    """Put a BPE whose characters merge by rank, and fall back to bytes."""
+    library.check()
+    check_merges(library.merges, library.model.get("vocab", ()), str(library.path))
+    for number, text in library.fitting(table.size).items():
+        table.put(number, text, TokenType.BYTE if text in BYTE_TEXTS else TokenType.NORMAL)
+    for entry in _others(folder):
+        table.declare(entry)
+    _declare(table, folder, library.added, whole=True)
+
+
 def _with_bytes(texts: Mapping[int, str]) -> dict[int, str]:
     """`texts` with bytes that are spelled as characters among them (a Gemma's tab) as bytes."""
     first = next((number for number, text in texts.items() if text == "<0x00>"), 0)

@@ -109,6 +109,26 @@ def listed_fields(
     return [*listed, *special, *more]
 
 
+def character_fields(
+    folder: Path, size: int, report: Report, shown: Iterable[str] = ()
+) -> list[Field]:
+    """The fields of a tokenizer.json of which llama.cpp merges characters as they are ("gemma4"),
+    with `size` tokens; those called `shown` are part of every answer."""
+    library, table = read_library(folder), Table(size)
+    if library is None or not library.byte_fallback:
+        found = "no tokenizer.json" if library is None else f"{library.path.name} without"
+        raise TokenizerError(
+            f"{folder}: {found} with a BPE that falls back to bytes, which this architecture has; "
+            "copy the tokenizer of the model into the folder"
+        )
+    filling.fill_characters(table, folder, library)
+    for text in shown:
+        table.show(text)
+    _leave_out(folder, table.outside, report)
+    special = special_fields(folder, size=size, merges=True, library=library.data, report=report)
+    return [*table.fields("gemma4", None), *special]
+
+
 def _ids(folder: Path, library: Library | None, texts: Mapping[str, str]) -> dict[str, int]:
     """The ids of added tokens by their kinds; `TokenizerError` for one that is not there."""
     added = (library.data.get("added_tokens") or []) if library else []

@@ -57,13 +57,18 @@ class Table:
             self._types[number] = TokenType.CONTROL
         return number is not None or text in self.outside.values()
 
-    def fields(self, model: str, pre: str) -> list[Field]:
-        """Metadata in the converter's order; scores for those that merge by them."""
+    def show(self, text: str) -> None:
+        """Make the token `text`, if there is one, part of every answer."""
+        if text in self._at:
+            self._types[self._at[text]] = TokenType.USER_DEFINED
+
+    def fields(self, model: str, pre: str | None) -> list[Field]:
+        """Metadata in the converter's order; scores but for those that merge bytes."""
         scores = array("tokenizer.ggml.scores", ValueType.FLOAT32, self._scores)
         return [
             string("tokenizer.ggml.model", model),
-            string("tokenizer.ggml.pre", pre),
+            *([string("tokenizer.ggml.pre", pre)] if pre is not None else ()),
             array("tokenizer.ggml.tokens", ValueType.STRING, self._texts),
-            *([scores] if model == "llama" else ()),
+            *(() if model == "gpt2" else [scores]),
             array("tokenizer.ggml.token_type", ValueType.INT32, map(int, self._types)),
         ]

@@ -51,6 +51,7 @@ class Tokenizer:
         template = self._get("tokenizer.chat_template")
         self.chat_template: str | None = template if isinstance(template, str) else None
         self.eog_ids = ends if self.eos_id is None else ends | {self.eos_id}
+        self.suppress_ids: Sequence[int] = self._suppressed()
         self._specials = Specials(self.tokens, self.types, str(self._get("general.name") or ""))
 
     @classmethod
@@ -127,6 +128,13 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer.ggml.{name} is no array of {item.name}")
         values: list[Any] = field.value
         return values
+
+    def _suppressed(self) -> list[int]:
+        """Tokens that no answer has."""
+        if "tokenizer.ggml.suppress_tokens" not in self._fields:
+            return []
+        ids = self._array("suppress_tokens", ValueType.INT32)
+        return [number for number in ids if 0 <= number < self.n_vocab]
 
     def _tokens(self) -> list[str]:
         # C programs read a text up to its first NUL.

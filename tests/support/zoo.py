@@ -61,6 +61,15 @@ class Animal:
     def family(self) -> str:
         return str(self.text["model_type"])
 
+    @property
+    def is_gemma4(self) -> bool:
+        return self.family.startswith("gemma4")
+
+    @property
+    def shifted(self) -> bool:
+        """Whether norms hold their distance from 1."""
+        return "gemma" in self.family and not self.is_gemma4
+
 
 # Wide enough for blocks of 256, and as narrow as rows of 64 and 96 can be.
 WIDE = {
@@ -124,6 +133,22 @@ GEMMA3 = {
     "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "pad_token_id": 0,
     "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 40,
 }  # fmt: skip
+GEMMA4_TEXT = {
+    "model_type": "gemma4_text", "pad_token_id": 0,
+    "bos_token_id": 2, "eos_token_id": 1, "tie_word_embeddings": True, "sliding_window": 40,
+    "hidden_activation": "gelu_pytorch_tanh", "final_logit_softcapping": 4.0,
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+}  # fmt: skip
+GEMMA4 = {**GEMMA4_TEXT, "architectures": ["Gemma4ForCausalLM"]}
+GEMMA4_MOE = {
+    "attention_k_eq_v": True, "enable_moe_block": True, "hidden_size_per_layer_input": 0,
+    "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 256,
+}  # fmt: skip
+SLIDING, FULL = "sliding_attention", "full_attention"
+HEARS = ("vision_tower.std_bias", "audio_tower.output_proj.bias", "embed_vision.norm.weight")
 PHI3 = {
     "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_act": "silu",
     "tie_word_embeddings": False, "rope_theta": 10000.0, "pad_token_id": 0,
@@ -443,6 +468,51 @@ ZOO: dict[str, Animal] = {
         prefix="language_model.",
         beside=("vision_tower.vision_model.post_layernorm.weight",
                 "multi_modal_projector.mm_soft_emb_norm.weight"),
+    ),
+    # As E2B: layers 4 and 5 have the keys and values of 2 and 3, and what they do not use.
+    "gemma4-e2b": Animal(
+        {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4",
+         "text_config": {
+             **WIDE, **GEMMA4_TEXT, "num_hidden_layers": 6, "layer_types": [SLIDING, FULL] * 3,
+             "num_key_value_heads": 2, "head_dim": 32, "global_head_dim": 64,
+             "hidden_size_per_layer_input": 128, "vocab_size_per_layer_input": 2048,
+             "num_kv_shared_layers": 2, "use_double_wide_mlp": True},
+         "vision_config": None, "audio_config": None, "tie_word_embeddings": True},
+        types=EVERY_TYPE, prefix="model.language_model.",
+        beside=tuple(f"model.{name}" for name in HEARS),
+    ),
+    # As 31B: whole layers have no values and fewer heads of keys.
+    "gemma4-31b": Animal(
+        {**NARROW, **GEMMA4, "layer_types": [SLIDING, SLIDING, FULL], "head_dim": 16,
+         "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+         "hidden_size_per_layer_input": 0},
+        dtype="F16",
+    ),
+    "gemma4-26b-a4b": Animal(
+        {**WIDE, **GEMMA4, **GEMMA4_MOE, "layer_types": [SLIDING, FULL], "head_dim": 32,
+         "global_head_dim": 64, "num_global_key_value_heads": 2},
+        types=EVERY_TYPE, quantized=("Q4_K_M", "MXFP4_MOE"),
+    ),
+    # As transformers saves one: heads by layer, shared layers without keys; no cap.
+    "gemma4-saved": Animal(
+        {**NARROW, **GEMMA4, "layer_types": [SLIDING, FULL, SLIDING], "head_dim": 24,
+         "num_hidden_layers": 3, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 32,
+         "vocab_size_per_layer_input": 2048, "final_logit_softcapping": None,
+         "per_layer_config": {"1": {"head_dim": 16}, "2": {"head_dim": 16}}},
+        extra=("gemma4.final_logit_softcapping",),
+    ),
+    # One of two versions of the converter asks for a width of experts, which there are none of.
+    "gemma4-unified": Animal(
+        {"architectures": ["Gemma4UnifiedForConditionalGeneration"],
+         "model_type": "gemma4_unified",
+         "text_config": {
+             **NARROW, **GEMMA4_TEXT, "model_type": "gemma4_unified_text",
+             "num_kv_shared_layers": 1, "layer_types": [SLIDING, FULL, FULL], "head_dim": 16,
+             "global_head_dim": 32, "use_bidirectional_attention": "vision",
+             "expert_intermediate_size": None},
+         "vision_config": None, "audio_config": None, "tie_word_embeddings": True},
+        prefix="model.language_model.", beside=("model.vision_embedder.patch_ln1.weight",),
+        files={"generation_config.json": {"suppress_tokens": [15, 300]}},
     ),
     "phi3-4k": Animal(
         {**WIDE, **PHI3, "rope_scaling": None, "sliding_window": 40, "num_key_value_heads": 8},

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from support import gemma4_folder
 from support.checkpoints import save_shards
 from support.vocabularies import letters, merges
 from support.zoo import ZOO, Animal
@@ -29,7 +30,9 @@ def build(name: str, root: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(animal.config))
     for file, content in animal.files.items():
         (folder / file).write_text(json.dumps(content))
-    if animal.pre is None:
+    if animal.is_gemma4:
+        gemma4_folder.write_tokenizer(folder, animal.text["vocab_size"])
+    elif animal.pre is None:
         shutil.copyfile(VOCABULARY, folder / "tokenizer.model")
     else:
         _write_bpe(folder, animal.specials)
@@ -100,9 +103,11 @@ def _values(
     count = int(np.prod(shape))
     raw = np.frombuffer(source.randbytes(6 * count), "<i2").astype(np.float32).reshape(3, count)
     values = torch.from_numpy(raw.sum(0) / np.float32(32768)).view(shape)
-    if key.endswith("norm.weight"):
-        # Gemmas hold the distance from 1.
-        return (0 if "gemma" in animal.family else 1) + 0.2 * values
+    if key.endswith("norm.weight") or (animal.is_gemma4 and len(shape) == 1):
+        # Gemma 4 has no other scale of scores, and divides what its router sees.
+        usual = 0.4 if "_norm.weight" in key and "self_attn" in key else 1
+        usual = 10 if key.endswith("router.scale") else usual
+        return usual * ((0 if animal.shifted else 1) + 0.2 * values)
     if len(shape) == 1 or key.endswith("_bias"):
         return 0.3 * values
     if "embed_tokens" in key or "lm_head" in key:
@@ -168,6 +173,7 @@ def _shapes(animal: Animal) -> Shapes:
     shapes: Shapes = {
         "model.embed_tokens.weight": (vocabulary, hidden),
         "model.norm.weight": (hidden,),
+        **(gemma4_folder.outer_shapes(config) if animal.is_gemma4 else {}),
     }
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocabulary, hidden)
@@ -241,6 +247,8 @@ def _layer(animal: Animal, layer: int) -> Shapes:
         shapes["mlp.experts.gate_up_proj_bias"] = (count, 2 * ff)
         shapes["mlp.experts.down_proj"] = (count, ff, hidden)
         shapes["mlp.experts.down_proj_bias"] = (count, hidden)
+    if animal.is_gemma4:
+        shapes = gemma4_folder.layer_shapes(config, layer)
     if family == "phi3":
         shapes = {
             "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
@@ -252,7 +260,7 @@ def _layer(animal: Animal, layer: int) -> Shapes:
         del shapes["input_layernorm.weight"]
         shapes["post_feedforward_layernorm.weight"] = (hidden,)
         shapes["self_attn.q_norm.weight"], shapes["self_attn.k_norm.weight"] = (q,), (kv,)
-    if family in POST_NORMS:
+    if family in POST_NORMS or animal.is_gemma4:
         shapes["pre_feedforward_layernorm.weight"] = (hidden,)
         shapes["post_feedforward_layernorm.weight"] = (hidden,)
     if family in QK_NORMS or config.get("use_qk_norm"):

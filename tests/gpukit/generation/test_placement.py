@@ -77,7 +77,7 @@ def test_no_room_is_told(gib: float, host: float) -> None:
     assert f"meta:0 has {gib + 2:.1f} GiB free, the host {host:.1f} GiB" in line
 
 
-@pytest.fixture(scope="module", params=["q4_k_m", "experts", "fused", "biases"])
+@pytest.fixture(scope="module", params=["q4_k_m", "experts", "fused", "biases", "shared"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("placement")
     if request.param == "q4_k_m":
@@ -87,7 +87,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         with open_source(build("gpt-oss-otherwise", folder), "gpt-4o") as source:
             run_plan(source, plan_quantize(source), folder / "m.gguf")
         return folder / "m.gguf"
-    return build({"experts": "mixtral-12", "fused": "phi3-4k"}[request.param], folder)
+    names = {"experts": "mixtral-12", "fused": "phi3-4k", "shared": "gemma4-e2b"}
+    return build(names[request.param], folder)
 
 
 @pytest.mark.parametrize("streamed", [{0}, {0, 1}, {0, 1, 2}])

@@ -17,7 +17,7 @@ NEAR = 2.0**-8
 COUNT = 90
 
 
-@pytest.fixture(scope="module", params=["gemma2", "qwen3", "phi3-4k", "ministral3"])
+@pytest.fixture(scope="module", params=["gemma2", "qwen3", "phi3-4k", "ministral3", "gemma4-e2b"])
 def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     folder = build(request.param, tmp_path_factory.mktemp("half"))
     return load_model(folder, "cpu", ZOO[request.param].pre).decoder
@@ -50,7 +50,8 @@ def test_half_is_near_in_pieces_and_together(
 def test_a_cache_grows_for_all_layers_at_once(decoder: Decoder) -> None:
     cache = caches.KVCache(decoder.config, 1000, decoder.device, torch.float16)
     assert cache.capacity == 256
-    keys = torch.full((250, decoder.config.n_head_kv, decoder.config.head_dim), 2.0)
+    first = decoder.config.at(0)
+    keys = torch.full((250, first.n_head_kv, first.head_dim), 2.0)
     cache.taken(0, keys, keys, keys)
     cache.advance(250)
     for count, capacity in ((6, 256), (7, 512), (750, 1000)):

@@ -29,6 +29,14 @@ def test_a_bias_chooses_and_has_no_part_in_shares() -> None:
     torch.testing.assert_close(shares.sum(-1), torch.full((2,), 2.5))
 
 
+def test_factors_multiply_the_shares_of_what_was_chosen() -> None:
+    factors = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    plain, chosen = Routing(2)(LOGITS)
+    shares, same = Routing(2, factors=factors)(LOGITS)
+    assert torch.equal(chosen, same)
+    torch.testing.assert_close(shares, plain * (chosen + 1))
+
+
 def test_experts_are_chosen_in_the_best_groups() -> None:
     # Sums of pairs: 2, 0, 3.5 and 0, 0.25, 5.
     _, chosen = Routing(2, "softmax_of_chosen", groups=3, groups_used=1)(LOGITS)

@@ -182,6 +182,7 @@ def test_the_largest_come_alone_and_ahead(tmp_path: Path) -> None:
 def test_what_is_not_known_has_no_step(tmp_path: Path) -> None:
     assert parts_of(loaded("mixtral-12", tmp_path)) is None
     assert parts_of(loaded("glm4-moe", tmp_path)) is None
+    assert parts_of(loaded("gemma4-31b", tmp_path)) is None
     assert parts_of(loaded("granite", tmp_path)) is None
     assert parts_of(loaded("olmo2", tmp_path)) is None
     decoder = loaded("plain", tmp_path)

@@ -140,7 +140,7 @@ def _peer(name: str, folders: Path) -> Any:
     peer = getattr(transformers, ZOO[name].config["architectures"][0]).from_pretrained(
         _built(name, folders), dtype=torch.float32, attn_implementation="eager"
     )
-    if ZOO[name].dtype == "F16" and "gemma" in ZOO[name].family:
+    if ZOO[name].dtype == "F16" and ZOO[name].shifted:
         # The converter adds 1 in half precision, and what a file holds is what runs.
         for key, weight in peer.named_parameters():
             if key.endswith("norm.weight"):
