@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gpukit.adapters.delta import LowRank
 from gpukit.adapters.merging import factors_of, segments
 from gpukit.formats.floats import FLOATS, widened
-from gpukit.models.rules import Transform
+from gpukit.models.rules import ColumnOrder, Transform
 from gpukit.sources.base import Part
 from gpukit_kernels import Factors, type_facts
 from gpukit_kernels.cpu import plain
@@ -28,6 +28,8 @@ Added = tuple[int, int, Sequence[Factors[Floats]]]
 def order_of(transform: Transform, group: int) -> NDArray[np.intp] | None:
     """For each of `group` rows behind `transform` the one that it was; None where it does more than
     move them."""
+    if isinstance(transform, ColumnOrder):
+        return np.arange(group)
     numbers = np.arange(group, dtype=np.float32)
     moved = np.asarray(transform(numbers[:, None])).reshape(-1)
     if not np.array_equal(np.sort(moved), numbers):
@@ -173,6 +175,12 @@ class Rows:
             order = order_of(stored.part.transform, self._group)
             assert order is not None
             picks = picks // self._group * self._group + order[picks % self._group]
+        found = self._with_deltas(stored, picks, merged)
+        moves = isinstance(stored.part.transform, ColumnOrder)
+        return stored.part.transform(found) if moves else found
+
+    def _with_deltas(self, stored: _Stored, picks: NDArray[np.intp], merged: bool) -> Floats:
+        """The rows `picks` of a part before their layout changes."""
         found = plain.as_float32(stored.data[picks])
         if not merged or not stored.part.records:
             return found

@@ -101,7 +101,8 @@ class Attention:
     """Attention with rotated queries and keys; `layer` is its place in the cache.
 
     `rotate` turns the pairs of a head, `norms` go over each head of queries and keys before, and
-    `growth` multiplies queries; `sinks` float32 `[heads]` as `attend` has them.
+    `growth` multiplies queries; `sinks` float32 `[heads]` as `attend` has them. If it is `gated`,
+    `q` has behind the queries of each head as many values whose sigmoids multiply what comes out.
     """
 
     layer: int
@@ -117,10 +118,14 @@ class Attention:
     norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
     growth: Growth | None = None
     sinks: Tensor | None = None
+    gated: bool = False
 
     def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
         heads = (len(x), -1, self.head_dim)
         q, k = self.q(x).view(heads), self.k(x).view(heads)
+        gate = None
+        if self.gated:
+            q, gate = q[:, ::2], q[:, 1::2]
         if self.norms is not None:
             q, k = self.norms[0](q), self.norms[1](k)
         if self.growth is not None:
@@ -129,9 +134,11 @@ class Attention:
         found = cache.taken(self.layer, q, k, self.v(x).view(heads))
         if cache.dtype is torch.float32:
             each = [self._attend(*one) for one in zip(*found, strict=True)]
-            return self.o(each[0] if len(each) == 1 else torch.cat(each))
-        out = kernels.attention(*found, self.scale, self.window, self.cap, self.sinks)
-        return self.o(out.flatten(0, 1))
+            out = each[0] if len(each) == 1 else torch.cat(each)
+        else:
+            out = kernels.attention(*found, self.scale, self.window, self.cap, self.sinks)
+            out = out.flatten(0, 1)
+        return self.o(out if gate is None else out * torch.sigmoid(gate.flatten(1)))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = k.transpose(0, 1), v.transpose(0, 1)

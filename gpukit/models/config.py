@@ -4,6 +4,27 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class DeltaSizes:
+    """Sizes of a gated delta network: heads of `head_dim` values with `key_heads` pairs of queries
+    and keys, each shared by value_heads / key_heads, and a convolution of so many `taps`."""
+
+    key_heads: int
+    value_heads: int
+    head_dim: int
+    taps: int
+
+    @property
+    def values(self) -> int:
+        """The width of all values of a position."""
+        return self.value_heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """The width of queries, keys and values, which the convolution goes over."""
+        return 2 * self.key_heads * self.head_dim + self.values
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Hyperparameters of a decoder, named as in llama.cpp; counts and sizes, no units.
 
@@ -18,7 +39,7 @@ class ModelConfig:
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none. `n_ff_expert`
     is the width inside of one (0: `n_ff`). `expert_gating`, `experts_normed`, `expert_scale` and
     the groups are what `routing.Routing` says of them. `n_expert_shared` more take part for every
-    position, as one of so many widths. The first `n_dense` layers have none.
+    position, as one of so many widths, or of the width `n_ff_shared`. The first `n_dense` layers have none.
     Behind the `n_layer` layers a file may have `n_nextn` more, which guess further tokens and take
     no part in a pass (None: metadata have no key for them).
     `attention_bias`, `qk_norms` and `mlp_bias` tell what a checkpoint has.
@@ -30,6 +51,11 @@ class ModelConfig:
     `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
     sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
     whether it is one (empty: every layer is).
+    `recurrent` says of each layer whether it is a gated delta network, of the sizes `delta`, in the
+    place of attention (empty: none is); `attention_every` is the period of those with attention as
+    metadata have it, and `recurrent_said` whether they also have `recurrent`. `rope_sections` are
+    how many pairs of a head stand for each of time, height and width, which are one for text;
+    `rope_sections_said` whether config.json has them.
     """
 
     arch: str
@@ -69,6 +95,7 @@ class ModelConfig:
     n_expert_groups: int = 0
     n_expert_groups_used: int = 0
     n_expert_shared: int = 0
+    n_ff_shared: int = 0
     n_dense: int = 0
     n_nextn: int | None = None
     attention_scale: float = 0.0
@@ -81,6 +108,17 @@ class ModelConfig:
     head_dim_said: bool = True
     window: int = 0
     windowed: tuple[bool, ...] = ()
+    recurrent: tuple[bool, ...] = ()
+    recurrent_said: bool = False
+    delta: DeltaSizes | None = None
+    attention_every: int = 0
+    rope_sections: tuple[int, ...] = ()
+    rope_sections_said: bool = False
+
+    @property
+    def shared_ff(self) -> int:
+        """The width inside of what all positions have beside experts; 0: nothing."""
+        return self.n_ff_shared or self.expert_ff * self.n_expert_shared
 
     @property
     def expert_ff(self) -> int:
@@ -95,3 +133,7 @@ class ModelConfig:
     def window_of(self, layer: int) -> int:
         """How many positions `layer` sees, the own one included; 0: all."""
         return self.window if not self.windowed or self.windowed[layer] else 0
+
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether `layer` keeps a state in the place of keys and values."""
+        return bool(self.recurrent) and self.recurrent[layer]
