@@ -52,8 +52,8 @@ class ModelConfig:
     sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
     whether it is one (empty: every layer is).
     `recurrent` says of each layer whether it is a gated delta network, of the sizes `delta`, in the
-    place of attention (empty: none is); `attention_every` is the period of those with attention as
-    metadata have it, and `recurrent_said` whether they also have `recurrent`. `rope_sections` are
+    place of attention (empty: none is); `attention_every` is the period of those with attention,
+    which metadata have beside it and nobody needs. `rope_sections` are
     how many pairs of a head stand for each of time, height and width, which are one for text;
     `rope_sections_said` whether config.json has them.
     """
@@ -109,7 +109,6 @@ class ModelConfig:
     window: int = 0
     windowed: tuple[bool, ...] = ()
     recurrent: tuple[bool, ...] = ()
-    recurrent_said: bool = False
     delta: DeltaSizes | None = None
     attention_every: int = 0
     rope_sections: tuple[int, ...] = ()

@@ -56,8 +56,8 @@ def with_delta(model: ModelConfig, config: Mapping[str, Any]) -> ModelConfig:
         model,
         delta=DeltaSizes(keys, values, sizes["key_head_dim"], sizes["conv_kernel_dim"]),
         recurrent=recurrent or periodic(model.n_layer, every),
-        recurrent_said=bool(recurrent),
-        attention_every=every,
+        # The converter has config.json from transformers, which takes it out for the list of kinds.
+        attention_every=every if recurrent else EVERY,
     )
 
 
@@ -85,14 +85,14 @@ def delta_fields(config: ModelConfig) -> list[Field]:
     sizes, at = config.delta, config.arch
     assert sizes is not None
     guessing = [False] * len(config.unused_layers)
-    said = [array(f"{at}.attention.recurrent_layers", ValueType.BOOL, [*config.recurrent, *guessing])]
+    recurrent = [*config.recurrent, *guessing]
     return [
         u32(f"{at}.ssm.conv_kernel", sizes.taps),
         u32(f"{at}.ssm.state_size", sizes.head_dim),
         u32(f"{at}.ssm.group_count", sizes.key_heads),
         u32(f"{at}.ssm.time_step_rank", sizes.value_heads),
         u32(f"{at}.ssm.inner_size", sizes.values),
-        *(said if config.recurrent_said else ()),
+        array(f"{at}.attention.recurrent_layers", ValueType.BOOL, recurrent),
         u32(f"{at}.full_attention_interval", config.attention_every),
     ]
 
@@ -121,10 +121,7 @@ def with_stored_delta(config: ModelConfig, found: Mapping[str, Field]) -> ModelC
         if said.type is not ValueType.ARRAY or len(said.value) != layers:
             raise GGUFError(f"{said.key} has no {layers} entries, one for each layer")
         recurrent = tuple(bool(value) for value in said.value[: config.n_layer])
-    return replace(
-        config, delta=sizes, recurrent=recurrent, recurrent_said=said is not None,
-        attention_every=every,
-    )  # fmt: skip
+    return replace(config, delta=sizes, recurrent=recurrent, attention_every=every)
 
 
 def delta_net_rules(config: ModelConfig, layer: int) -> list[Rule]:

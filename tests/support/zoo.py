@@ -292,8 +292,8 @@ ZOO: dict[str, Animal] = {
              "model_type": "qwen3_5_vision", "depth": 1, "hidden_size": 32, "num_heads": 2,
              "intermediate_size": 32, "out_hidden_size": 96, "num_position_embeddings": 16},
          "tie_word_embeddings": True},
-        dtype="F16", types=EVERY_TYPE, pre="qwen35", nextn=False,
-        prefix="model.language_model.", beside=("model.visual.pos_embed.weight",),
+        dtype="F16", types=EVERY_TYPE, pre="qwen35", nextn=False, prompt=140,
+        prefix="model.language_model.", beside=("model.visual.merger.norm.weight",),
     ),
     # Three value heads share a key head, layers in another order, YaRN of half of a head.
     "qwen3.5-yarn": Animal(

@@ -140,11 +140,14 @@ def _peer(name: str, folders: Path) -> Any:
     peer = getattr(transformers, ZOO[name].config["architectures"][0]).from_pretrained(
         _built(name, folders), dtype=torch.float32, attn_implementation="eager"
     )
-    if ZOO[name].dtype == "F16" and "gemma" in ZOO[name].family:
-        # The converter adds 1 in half precision, and what a file holds is what runs.
+    shifts = any(family in ZOO[name].family for family in ("gemma", "qwen3_5"))
+    if ZOO[name].dtype == "F16" and shifts:
+        # The converter computes in half precision, and what a file holds is what runs.
         for key, weight in peer.named_parameters():
-            if key.endswith("norm.weight"):
+            if key.endswith("norm.weight") and "linear_attn" not in key:
                 weight.data = (weight.data.half() + 1).float() - 1
+            elif key.endswith("A_log"):
+                weight.data = weight.data.half().exp().float().log()
     return peer
 
 
