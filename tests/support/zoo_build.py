@@ -227,6 +227,20 @@ def _delta_net(config: Mapping[str, Any]) -> Shapes:
     return {f"linear_attn.{key}": shape for key, shape in shapes.items()}
 
 
+def _gated_experts(config: Mapping[str, Any], *, stacked: bool) -> Shapes:
+    """Experts of a Qwen 3.5, and the one that is shared."""
+    hidden, count, ff = (config["hidden_size"], config["num_experts"], config["moe_intermediate_size"])
+    found: Shapes = {"mlp.gate.weight": (count, hidden), "mlp.shared_expert_gate.weight": (1, hidden)}
+    if stacked:
+        found["mlp.experts.gate_up_proj"] = (count, 2 * ff, hidden)
+        found["mlp.experts.down_proj"] = (count, hidden, ff)
+    apart = [] if stacked else [(f"experts.{number}", ff) for number in range(count)]
+    for at, width in [*apart, ("shared_expert", config["shared_expert_intermediate_size"])]:
+        found[f"mlp.{at}.gate_proj.weight"] = found[f"mlp.{at}.up_proj.weight"] = (width, hidden)
+        found[f"mlp.{at}.down_proj.weight"] = (hidden, width)
+    return found
+
+
 def _nextn(hidden: int, vocabulary: int) -> Shapes:
     """What a layer that guesses a further token has beside those of others."""
     return {
@@ -240,7 +254,7 @@ def _layer(animal: Animal, layer: int) -> Shapes:
     config, family = animal.text, animal.family
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or HEAD_DIMS.get(family) or hidden // heads
-    q, kv, ff = head * heads, head * config["num_key_value_heads"], config["intermediate_size"]
+    q, kv, ff = head * heads, head * config["num_key_value_heads"], config.get("intermediate_size", 0)
     linear = {
         "self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden),
         "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, q),
@@ -270,6 +284,9 @@ def _layer(animal: Animal, layer: int) -> Shapes:
             at = f"mlp.experts.{expert}"
             shapes[f"{at}.gate_proj.weight"] = shapes[f"{at}.up_proj.weight"] = (ff, hidden)
             shapes[f"{at}.down_proj.weight"] = (hidden, ff)
+    if family == "qwen3_5_moe_text":
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
+        shapes |= _gated_experts(config, stacked=animal.stacked)
     if family == "glm4_moe" and layer >= config["first_k_dense_replace"]:
         shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
         count, ff = config["n_routed_experts"], config["moe_intermediate_size"]
