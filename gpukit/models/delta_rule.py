@@ -47,7 +47,8 @@ def delta_rule(
         u_i + b_i sum_(j<i) e^(D_i - D_j) (k_i k_j) u_j = b_i (v_i - e^(D_i) S^T k_i)
 
     is a triangular system for all positions of a chunk; it is solved for v and for k, so that only
-    products are left for when S is known. Sums are float32 in another order than by steps.
+    products are left for when S is known. Sums are float32 in another order than by steps; those of
+    decays are float64, since differences of large ones count.
     """
     length, d = v.shape[-2:]
     if length == 1:
@@ -56,16 +57,18 @@ def delta_rule(
     behind = -length % size
     q, k, v = (pad(x, (0, 0, 0, behind)).unflatten(-2, (-1, size)) for x in (q, k, v))
     log_decay, share = (pad(x, (0, behind)).unflatten(-1, (-1, size)) for x in (log_decay, share))
-    total = log_decay.cumsum(-1)
+    total = log_decay.cumsum(-1, dtype=torch.float64)
     later = torch.ones(size, size, dtype=torch.bool, device=v.device).triu(1)
-    between = (total[..., :, None] - total[..., None, :]).masked_fill_(later, -torch.inf).exp_()
-    from_start = total.exp()[..., None]
+    between = (total[..., :, None] - total[..., None, :]).to(v.dtype)
+    between = between.masked_fill_(later, -torch.inf).exp_()
+    from_start = total.to(v.dtype).exp()[..., None]
+    to_end = (total[..., -1:] - total).to(v.dtype).exp()[..., None]
     system = (k @ k.mT) * between * share[..., None]
     wanted = torch.cat((v, k * from_start), -1) * share[..., None]
     solved = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
     values, keys = solved.split(d, -1)
     seen = (q @ k.mT) * between
-    q, k = q * from_start, (k * (total[..., -1:] - total).exp()[..., None]).mT
+    q, k = q * from_start, (k * to_end).mT
     whole = from_start[..., -1, :, None]
     found = []
     for at in range(v.shape[-3]):
