@@ -30,7 +30,7 @@ from gpukit.models.registry import (
     architecture_of_class,
     architectures,
 )
-from gpukit.models.rules import Rule, Span
+from gpukit.models.rules import ColumnOrder, Rule, Span
 
 ALPHA, ALORA = "adapter.lora.alpha", "adapter.alora.invocation_tokens"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -171,7 +171,9 @@ def _add_span(fit: Fit, span: Span, row: int, a: Values, b: Values, scale: float
             f"asks for {list(span.shape)}"
         )
     part = b.rows(row, span.rows)
-    if span.transform is not None:
+    if isinstance(span.transform, ColumnOrder):
+        a = a.changed(span.transform.back)
+    elif span.transform is not None:
         part = part.changed(partial(_back, order=_order(fit, span)))
     fit.add(tensor, LowRank(part, a, scale, span.first))
 

@@ -14,7 +14,7 @@ import numpy as np
 from gpukit.adapters.delta import Added, Delta, LowRank, Replaced, ReplacedRows
 from gpukit.adapters.values import Numbers, Values
 from gpukit.errors import AdapterError
-from gpukit.models.rules import Span, Transform
+from gpukit.models.rules import ColumnOrder, Span, Transform
 
 
 class Made(Protocol):
@@ -85,14 +85,17 @@ def _cut(record: LowRank | Added, first: int, count: int, at: int) -> LowRank | 
 
 
 def _changed(record: Delta, transform: Transform | None) -> Delta:
-    """`record` with its rows where `transform` moves them."""
+    """`record` with its rows, or columns, where `transform` moves them."""
     if transform is None:
         return record
     if not isinstance(record, LowRank):
         return replace(record, values=_through(record.values, transform))
     lengths = record.magnitude
-    if lengths is not None and not record.by_column:
+    of_columns = isinstance(transform, ColumnOrder)
+    if lengths is not None and record.by_column == of_columns:
         lengths = _through(lengths, transform)
+    if of_columns:
+        return replace(record, a=_through(record.a, transform), magnitude=lengths)
     return replace(record, b=_through(record.b, transform), magnitude=lengths)
 
 

@@ -15,6 +15,7 @@ from gpukit.adapters.delta import LowRank
 from gpukit.adapters.merging import factors_of, segments
 from gpukit.formats.floats import FLOATS, widened
 from gpukit.models.carried_blocks import order_of
+from gpukit.models.rules import ColumnOrder, Transform
 from gpukit.sources.base import Part
 from gpukit_kernels import Factors, type_facts
 from gpukit_kernels.cpu import plain
@@ -23,6 +24,12 @@ from gpukit_kernels.cpu.merger import Floats, Merger, merged_rows, narrowed
 Array = NDArray[Any]
 # Rows from where to where, and what is added to them.
 Added = tuple[int, int, Sequence[Factors[Floats]]]
+
+
+def _order(transform: Transform, group: int) -> NDArray[np.intp] | None:
+    """For each of `group` rows behind `transform` the one that it was; None where it does more than
+    move rows or columns."""
+    return np.arange(group) if isinstance(transform, ColumnOrder) else order_of(transform, group)
 
 
 def why_not(part: Part, group: int) -> str | None:
@@ -34,7 +41,7 @@ def why_not(part: Part, group: int) -> str | None:
     for record in part.records:
         if not isinstance(record, LowRank) or record.by_column:
             return "is changed by more than a low-rank delta"
-    moves = part.transform is None or part.width == 1 or order_of(part.transform, group) is not None
+    moves = part.transform is None or part.width == 1 or _order(part.transform, group) is not None
     return None if moves else "changes its layout in a way that is not known"
 
 
@@ -160,9 +167,15 @@ class Rows:
 
     def _picked(self, stored: _Stored, picks: NDArray[np.intp], merged: bool) -> Floats:
         if stored.part.transform is not None:
-            order = order_of(stored.part.transform, self._group)
+            order = _order(stored.part.transform, self._group)
             assert order is not None
             picks = picks // self._group * self._group + order[picks % self._group]
+        found = self._with_deltas(stored, picks, merged)
+        moves = isinstance(stored.part.transform, ColumnOrder)
+        return stored.part.transform(found) if moves else found
+
+    def _with_deltas(self, stored: _Stored, picks: NDArray[np.intp], merged: bool) -> Floats:
+        """The rows `picks` of a part before their layout changes."""
         found = plain.as_float32(stored.data[picks])
         if not merged or not stored.part.records:
             return found

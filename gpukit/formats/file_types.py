@@ -102,7 +102,7 @@ def with_file_type(fields: Sequence[Field], number: int) -> tuple[Field, ...]:
 
 
 # Tensors that stay float32 in a converted file whatever its type (routers).
-_ALWAYS_F32 = (".ffn_gate_inp.weight",)
+_ALWAYS_F32 = (".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".ssm_conv1d.weight")
 
 
 def float_type(name: str, ne: Sequence[int], wanted: str) -> str:

@@ -12,6 +12,10 @@ from gpukit.models.cache import KVCache
 from gpukit.models.decoder import Decoder
 from gpukit.models.recorded import RecordedStep
 
+# What a chat template may put behind the last message of a prompt, and behind no message that an
+# answer follows: where recurrent layers note their states, so that the next prompt can go on there.
+TEMPLATE_END = 32
+
 
 class Drawing:
     """Takes tokens up into `cache` and picks what follows them; with a `form` only what fits it,
@@ -33,7 +37,13 @@ class Drawing:
 
     def begin(self, ids: Sequence[int]) -> None:
         """Take up the tokens of a prompt."""
-        self._found = self._decoder.forward(ids, self._cache)
+        rest = ids
+        if self._decoder.config.recurrent and len(ids) > TEMPLATE_END:
+            self._decoder.forward(ids[:-TEMPLATE_END], self._cache)
+            self._cache.note()
+            rest = ids[-TEMPLATE_END:]
+        self._found = self._decoder.forward(rest, self._cache)
+        self._cache.note()
 
     def take(self, token: int) -> None:
         """Take up one token."""

@@ -45,7 +45,7 @@ class _Tensor:
     @property
     def is_small(self) -> bool:
         """Whether it is decoded when a decoder is put together."""
-        return self.rows == 1 or self.name.endswith(".bias")
+        return self.rows == 1 or self.name.endswith((".bias", "ssm_conv1d.weight"))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from gpukit.models.attention import Attention, Growth
 from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Block, BlockFunction, Decoder, Head
+from gpukit.models.delta_net import DeltaNet
 from gpukit.models.layers import (
     Experts,
     GatedFeedForward,
@@ -100,13 +101,22 @@ def usual_block(layer: int, config: ModelConfig, weights: Weights, style: Style)
 
     return Block(
         attention_norm=named("attn_norm") if style.pre_norms else unchanged,
-        attention=_attention(layer, config, weights, style),
+        attention=_mixing(layer, config, weights, style),
         feed_forward_norm=named(style.second_norm) if style.pre_norms else unchanged,
         feed_forward=_feed_forward(layer, config, weights, style),
         after_attention=named("post_attention_norm") if style.post_norms else None,
         after_feed_forward=named("post_ffw_norm") if style.post_norms else None,
         scale=config.residual_scale,
     )
+
+
+def _mixing(
+    layer: int, config: ModelConfig, weights: Weights, style: Style
+) -> BlockFunction:
+    """What of a layer looks at other positions."""
+    if config.is_recurrent(layer):
+        return DeltaNet.of(layer, config, weights)
+    return _attention(layer, config, weights, style)
 
 
 def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) -> Attention:
@@ -116,7 +126,7 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         parts = weights.fused(f"{at}.attn_qkv", (q, kv, kv), embd)
     else:
         parts = (
-            weights.linear(f"{at}.attn_q", q, embd),
+            weights.linear(f"{at}.attn_q", q * (1 + style.output_gate), embd),
             weights.linear(f"{at}.attn_k", kv, embd),
             weights.linear(f"{at}.attn_v", kv, embd),
         )
@@ -136,6 +146,7 @@ def _attention(layer: int, config: ModelConfig, weights: Weights, style: Style) 
         if config.attention_growth
         else None,
         sinks=weights.vector(f"{at}.attn_sinks.weight", config.n_head) if style.sinks else None,
+        gated=style.output_gate,
     )
 
 
@@ -189,7 +200,7 @@ def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Ex
         weights.experts(f"{at}.ffn_down_exps", count, embd, ff),
         strict=True,
     )
-    shared = ff * config.n_expert_shared
+    shared, gate = config.shared_ff, f"{at}.ffn_gate_inp_shexp"
     return Experts(
         router=weights.linear(f"{at}.ffn_gate_inp", count, embd),
         experts=tuple(
@@ -197,6 +208,7 @@ def _experts(at: str, config: ModelConfig, weights: Weights, style: Style) -> Ex
         ),
         routing=_routing(at, config, weights),
         shared=gated(at, "_shexp", shared, config, weights, style) if shared else None,
+        shared_gate=weights.linear(gate, 1, embd) if f"{gate}.weight" in weights else None,
     )
 
 

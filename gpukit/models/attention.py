@@ -101,7 +101,8 @@ class Attention:
     """Attention with rotated queries and keys; `layer` is its place in the cache.
 
     `rotate` turns the pairs of a head, `norms` go over each head of queries and keys before, and
-    `growth` multiplies queries; `sinks` float32 `[heads]` as `attend` has them.
+    `growth` multiplies queries; `sinks` float32 `[heads]` as `attend` has them. If it is `gated`,
+    `q` has behind the queries of each head as many values whose sigmoids multiply what comes out.
     """
 
     layer: int
@@ -117,17 +118,22 @@ class Attention:
     norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
     growth: Growth | None = None
     sinks: Tensor | None = None
+    gated: bool = False
 
     def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
         heads = (len(x), -1, self.head_dim)
         q, k = self.q(x).view(heads), self.k(x).view(heads)
+        gate = None
+        if self.gated:
+            q, gate = q[:, ::2], q[:, 1::2]
         if self.norms is not None:
             q, k = self.norms[0](q), self.norms[1](k)
         if self.growth is not None:
             q = q * self.growth(cache.positions(len(x), x.device))
         q, k = self.rotate(q, turns, cache.dtype), self.rotate(k, turns, cache.dtype)
         found = cache.taken(self.layer, q, k, self.v(x).view(heads))
-        return self.o(attended(found, self.scale, self.window, self.cap, self.sinks))
+        out = attended(found, self.scale, self.window, self.cap, self.sinks)
+        return self.o(out if gate is None else out * torch.sigmoid(gate.flatten(1)))
 
 
 def attended(

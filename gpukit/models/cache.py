@@ -1,5 +1,5 @@
-"""The key-value cache of a generation: one place a layer, filled from the front; and sequences that
-need none.
+"""The cache of a generation: keys and values of attention, filled from the front, and the states of
+recurrent layers; and sequences that need none.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpukit.errors import ArgumentError
 from gpukit.models.config import ModelConfig
+from gpukit.models.states import State, States
 
 # The cache grows by doubling from this many positions on, up to the context.
 FIRST_POSITIONS = 256
@@ -21,11 +22,12 @@ def kept_dtype(device: torch.device) -> torch.dtype:
 
 
 class KVCache:
-    """Keys and values of every layer, `dtype` `[kv_heads, capacity, head_dim]` each; one that has
-    those of another layer takes no room.
+    """Keys and values of every layer with attention, `dtype` `[kv_heads, capacity, head_dim]` each,
+    and the states of the others; one that has the keys and values of another takes no room.
 
     `length` positions are filled, those behind are zeros or were cut; `n_ctx` is the most that fit.
-    `devices` has the place of each layer, or of all.
+    `capacity` is how many every layer has room for: a power of two, or `n_ctx`. `devices` has the
+    place of each layer, or of all.
     """
 
     def __init__(
@@ -38,24 +40,18 @@ class KVCache:
         self.n_ctx = n_ctx
         self._most = config.n_ctx
         self.length = 0
+        self.capacity = min(FIRST_POSITIONS, n_ctx)
+        first = devices if isinstance(devices, torch.device) else devices[0]
+        self.dtype = dtype or kept_dtype(first)
         self._of = config.kv_layers
         places = repeat(devices) if isinstance(devices, torch.device) else devices
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         for number, place in zip(range(config.n_layer), places, strict=False):
-            if self._of[number] == number:
+            if self._of[number] == number and not config.is_recurrent(number):
                 own = config.at(number)
-                shape = (own.n_head_kv, min(FIRST_POSITIONS, n_ctx), own.head_dim)
+                shape = (own.n_head_kv, self.capacity, own.head_dim)
                 self._layers[number] = _zeros(shape, place, dtype), _zeros(shape, place, dtype)
-
-    @property
-    def capacity(self) -> int:
-        """Positions that every layer has room for: a power of two, or `n_ctx`."""
-        return self._layers[0][0].shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What keys and values are."""
-        return self._layers[0][0].dtype
+        self._states = States()
 
     def layer(self, number: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, `[kv_heads, capacity, head_dim]`; what is written behind
@@ -84,8 +80,9 @@ class KVCache:
             size = min(2 * size, self.n_ctx)
         if size > self.capacity:
             # Layer by layer: what is replaced is free before the next one grows.
-            for number, pair in self._layers.items():
+            for number, pair in list(self._layers.items()):
                 self._layers[number] = (self._grown(pair[0], size), self._grown(pair[1], size))
+            self.capacity = size
 
     def positions(self, count: int, device: torch.device) -> Tensor:
         """int64 `[count]`: where the next `count` tokens are."""
@@ -106,13 +103,32 @@ class KVCache:
         k, v = (x[:, :end].transpose(0, 1)[None].to(q.device) for x in self._layers[layer])
         return q[None], k, v
 
+    def sequences(self, x: Tensor) -> Tensor:
+        """`[1, count, ...]` of `[count, ...]`."""
+        return x[None]
+
+    def state(self, layer: int) -> State | None:
+        """The state of a recurrent layer behind `length` positions; None where there are none."""
+        return self._states.of(layer)
+
+    def put(self, layer: int, state: State) -> None:
+        """What the state of a recurrent layer is from the next `advance` on."""
+        self._states.put(layer, state)
+
+    def note(self) -> None:
+        """Note the states of recurrent layers, so that `cut` can come back to here."""
+        self._states.note(self.length)
+
     def cut(self, length: int) -> None:
-        """Forget all but the first `length` positions."""
-        self.length = min(self.length, length)
+        """Forget all but the first `length` positions; more where recurrent layers are, which go
+        back to what was noted last before, or to the beginning."""
+        if length < self.length:
+            self.length = self._states.back(length)
 
     def advance(self, count: int) -> None:
         """Count what every layer has put in."""
         self.length += count
+        self._states.commit()
 
     def _grown(self, old: Tensor, size: int) -> Tensor:
         new = old.new_zeros((old.shape[0], size, old.shape[2]))
@@ -140,6 +156,17 @@ class Unrelated:
     def positions(self, count: int, device: torch.device) -> Tensor:
         """int64 `[count]`: where each of `count` tokens is in its sequence."""
         return torch.arange(count, device=device) % self._length
+
+    def sequences(self, x: Tensor) -> Tensor:
+        """`[sequences, length, ...]` of `[sequences * length, ...]`."""
+        return x.unflatten(0, (-1, self._length))
+
+    def state(self, layer: int) -> State | None:  # noqa: ARG002
+        """None: before each sequence there is nothing."""
+        return None
+
+    def put(self, layer: int, state: State) -> None:
+        """Nothing."""
 
     def taken(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All three `[sequences, length, heads, head_dim]` of

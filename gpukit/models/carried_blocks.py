@@ -13,7 +13,7 @@ from gpukit.errors import CheckpointError
 from gpukit.formats.gguf_fields import Field, ValueType, array
 from gpukit.models.packed import NVFP4, Factors
 from gpukit.models.packed_rows import Sixteens
-from gpukit.models.rules import PlannedTensor, Transform
+from gpukit.models.rules import ColumnOrder, PlannedTensor, Transform
 from gpukit.models.values import section
 from gpukit.models.views import View
 
@@ -29,6 +29,8 @@ WIDE_INPUTS = "W4A16_NVFP4"
 def order_of(transform: Transform, group: int) -> NDArray[np.intp] | None:
     """For each of `group` rows behind `transform` the one that it was; None where it does more than
     move them."""
+    if isinstance(transform, ColumnOrder):
+        return None
     numbers = np.arange(group, dtype=np.float32)
     moved = np.asarray(transform(numbers[:, None])).reshape(-1)
     if not np.array_equal(np.sort(moved), numbers):

@@ -7,6 +7,27 @@ KEYS_AND_VALUES = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
 
 
 @dataclass(frozen=True)
+class DeltaSizes:
+    """Sizes of a gated delta network: heads of `head_dim` values with `key_heads` pairs of queries
+    and keys, each shared by value_heads / key_heads, and a convolution of so many `taps`."""
+
+    key_heads: int
+    value_heads: int
+    head_dim: int
+    taps: int
+
+    @property
+    def values(self) -> int:
+        """The width of all values of a position."""
+        return self.value_heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """The width of queries, keys and values, which the convolution goes over."""
+        return 2 * self.key_heads * self.head_dim + self.values
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Hyperparameters of a decoder, named as in llama.cpp; counts and sizes, no units.
 
@@ -22,7 +43,8 @@ class ModelConfig:
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none. `n_ff_expert`
     is the width inside of one (0: `n_ff`). `expert_gating`, `experts_normed`, `expert_scale` and
     the groups are what `routing.Routing` says of them. `n_expert_shared` more take part for every
-    position, as one of so many widths. The first `n_dense` layers have none.
+    position, as one of so many widths, or of the width `n_ff_shared`. The first `n_dense` layers
+    have none. `n_ff` is 0 where all have them and nothing says it.
     Where layers differ, `kv_heads` and `ffs` have the key-value heads and the width of each (empty:
     `n_head_kv` and `n_ff`), and `head_dim_local` is the head_dim of windowed ones (0: that of all).
     The last `n_kv_shared` layers have the keys and values of earlier ones; with `keys_are_values`
@@ -39,6 +61,11 @@ class ModelConfig:
     `head_dim_said` tells whether metadata have a key for head_dim. A position of a windowed layer
     sees `window` positions, itself included, where `window` is not 0; `windowed` says of each layer
     whether it is one (empty: every layer is).
+    `recurrent` says of each layer whether it is a gated delta network, of the sizes `delta`, in the
+    place of attention (empty: none is); `attention_every` is the period of those with attention,
+    which metadata have beside it and nobody needs. `rope_sections` are
+    how many pairs of a head stand for each of time, height and width, which are one for text;
+    `rope_sections_said` whether config.json has them.
     """
 
     arch: str
@@ -79,6 +106,7 @@ class ModelConfig:
     n_expert_groups: int = 0
     n_expert_groups_used: int = 0
     n_expert_shared: int = 0
+    n_ff_shared: int = 0
     n_dense: int = 0
     n_nextn: int | None = None
     attention_scale: float = 0.0
@@ -97,6 +125,16 @@ class ModelConfig:
     n_kv_shared: int = 0
     keys_are_values: bool = False
     n_embd_layer: int = 0
+    recurrent: tuple[bool, ...] = ()
+    delta: DeltaSizes | None = None
+    attention_every: int = 0
+    rope_sections: tuple[int, ...] = ()
+    rope_sections_said: bool = False
+
+    @property
+    def shared_ff(self) -> int:
+        """The width inside of what all positions have beside experts; 0: nothing."""
+        return self.n_ff_shared or self.expert_ff * self.n_expert_shared
 
     @property
     def expert_ff(self) -> int:
@@ -111,6 +149,10 @@ class ModelConfig:
     def window_of(self, layer: int) -> int:
         """How many positions `layer` sees, the own one included; 0: all."""
         return self.window if not self.windowed or self.windowed[layer] else 0
+
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether `layer` keeps a state in the place of keys and values."""
+        return bool(self.recurrent) and self.recurrent[layer]
 
     def at(self, layer: int) -> "ModelConfig":
         """The hyperparameters of `layer`, where layers differ."""

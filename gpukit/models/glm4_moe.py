@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gpukit.errors import CheckpointError, GGUFError
+from gpukit.errors import GGUFError
 from gpukit.formats.gguf_fields import Field, boolean, f32, u32
 from gpukit.models.config import ModelConfig
 from gpukit.models.experts import (
@@ -23,6 +23,7 @@ from gpukit.models.experts import (
     with_groups,
 )
 from gpukit.models.registry import Architecture
+from gpukit.models.rope import rotated_part
 from gpukit.models.rules import Rule
 from gpukit.models.sizes import (
     SILU,
@@ -43,7 +44,7 @@ from gpukit.models.tables import (
     decoder_rules,
     layer_rules,
 )
-from gpukit.models.values import MOST_LAYERS, flag, natural, optional, real, section, whole
+from gpukit.models.values import MOST_LAYERS, flag, natural, optional, real, whole
 from gpukit.tokenizer import glm_vocabulary
 
 NAME = "glm4moe"
@@ -84,7 +85,7 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
     model = with_experts(model, config, "n_routed_experts", 128, 8)
     return replace(
         with_groups(model, config),
-        n_rot=_rotated(config, model.head_dim),
+        n_rot=rotated_part(config, model.head_dim, ROTATED_PART),
         qk_norms=flag(config, "use_qk_norm"),
         n_ff_expert=whole(config, "moe_intermediate_size", 1408),
         n_expert_shared=whole(config, "n_shared_experts", 1),
@@ -101,19 +102,6 @@ def _nextn(config: Mapping[str, Any], n_layer: int) -> int | None:
     if config.get(key) is None:
         return None
     return natural(config, key, most=MOST_LAYERS - n_layer)
-
-
-def _rotated(config: Mapping[str, Any], head_dim: int) -> int:
-    rope = section(config, "rope_scaling") or section(config, "rope_parameters")
-    said = real(config, "partial_rotary_factor", ROTATED_PART)
-    part = real(rope, "partial_rotary_factor", said)
-    n_rot = int(head_dim * part)
-    if n_rot % 2 or not 0 < n_rot <= head_dim:
-        raise CheckpointError(
-            f"config.json: partial_rotary_factor {part} of head_dim {head_dim} is no even number "
-            "of values"
-        )
-    return n_rot
 
 
 def rules(config: ModelConfig) -> list[Rule]:

@@ -113,8 +113,9 @@ class GatedFeedForward:
 @dataclass(frozen=True)
 class Experts:
     """The sum of some experts, each times its share: `routing` says which, from the logits of the
-    router. An expert runs once for all positions that chose it; `shared` runs for every one, and
-    has no share. The router sees x as `seen` makes it, experts as `norm` does.
+    router. An expert runs once for all positions that chose it; `shared` runs for every one, its
+    share is the sigmoid of `shared_gate`, and 1 without. The router sees x as `seen` makes it,
+    experts as `norm` does.
     """
 
     router: Linear
@@ -123,6 +124,7 @@ class Experts:
     shared: GatedFeedForward | None = None
     seen: Callable[[Tensor], Tensor] = unchanged
     norm: Callable[[Tensor], Tensor] = unchanged
+    shared_gate: Linear | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         shares, chosen = self.routing(self.router(self.seen(x)))
@@ -132,4 +134,9 @@ class Experts:
             position, place = torch.nonzero(chosen == number, as_tuple=True)
             part = self.experts[number](x[position])
             out.index_add_(0, position, part * shares[position, place, None])
-        return out if self.shared is None else out + self.shared(x)
+        if self.shared is None:
+            return out
+        part = self.shared(x)
+        if self.shared_gate is not None:
+            part = part * torch.sigmoid(self.shared_gate(x))
+        return out + part

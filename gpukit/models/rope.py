@@ -90,6 +90,21 @@ def split_ropes(
     return said, real(local, "rope_theta", local_theta)
 
 
+def rotated_part(config: Mapping[str, Any], head_dim: int, part: float) -> int:
+    """How many values of a head RoPE turns by partial_rotary_factor, which is `part` where
+    config.json has none; `CheckpointError` where that is no even number."""
+    rope = section(config, "rope_scaling") or section(config, "rope_parameters")
+    said = real(config, "partial_rotary_factor", part)
+    part = real(rope, "partial_rotary_factor", said)
+    n_rot = int(head_dim * part)
+    if n_rot % 2 or not 0 < n_rot <= head_dim:
+        raise CheckpointError(
+            f"config.json: partial_rotary_factor {part} of head_dim {head_dim} is no even number "
+            "of values"
+        )
+    return n_rot
+
+
 def rope_kind(rope: Mapping[str, Any]) -> str:
     """The kind of scaling that a rope_scaling or rope_parameters names."""
     return str(rope.get("rope_type") or rope.get("type") or PLAIN[0]).lower()

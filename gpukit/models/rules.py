@@ -50,6 +50,20 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ColumnOrder:
+    """A transform that leaves rows where they are: column i is the one that was `order[i]`."""
+
+    order: tuple[int, ...]
+
+    def __call__(self, rows: Any) -> Any:
+        return rows[..., list(self.order)]
+
+    def back(self, rows: Any) -> Any:
+        """`rows` as they were."""
+        return rows[..., np.argsort(self.order).tolist()]
+
+
+@dataclass(frozen=True)
 class Rule:
     """One tensor of the GGUF: its source, name, shape (outermost first), and transform.
 

@@ -122,11 +122,12 @@ def check_square(model: ModelConfig) -> ModelConfig:
 def size_fields(config: ModelConfig) -> list[Field]:
     """The metadata of `config`, in the converter's order."""
     at = config.arch
+    width = [_each(f"{at}.feed_forward_length", config.n_ff, config.ffs)] if config.n_ff else []
     fields = [
         u32(f"{at}.block_count", config.n_layer + (config.n_nextn or 0)),
         u32(f"{at}.context_length", config.n_ctx),
         u32(f"{at}.embedding_length", config.n_embd),
-        _each(f"{at}.feed_forward_length", config.n_ff, config.ffs),
+        *width,
         u32(f"{at}.attention.head_count", config.n_head),
         _each(f"{at}.attention.head_count_kv", config.n_head_kv, config.kv_heads),
         *rope_fields(config),
@@ -168,7 +169,7 @@ def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = Fals
         n_nextn=nextn,
         n_ctx=n_ctx,
         n_embd=n_embd,
-        n_ff=count(found, f"{arch}.feed_forward_length"),
+        n_ff=_width(found, arch),
         n_head=n_head,
         n_head_kv=count(found, f"{arch}.attention.head_count_kv", n_head),
         head_dim=count(found, f"{arch}.attention.key_length", max(n_embd // n_head, 1)),
@@ -188,6 +189,14 @@ def restore_sizes(found: Mapping[str, Field], arch: str, *, partial: bool = Fals
     config = with_stored_experts(with_stored_window(config, found), found)
     _check_runnable(config, found)
     return _with_stored_rotation(config, found, partial)
+
+
+def _width(found: Mapping[str, Field], arch: str) -> int:
+    """The width of a dense feed forward; 0 where there are experts only."""
+    key = f"{arch}.feed_forward_length"
+    if key not in found and f"{arch}.expert_feed_forward_length" in found:
+        return 0
+    return count(found, key)
 
 
 def _with_stored_rotation(

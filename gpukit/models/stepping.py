@@ -208,7 +208,7 @@ def _layer(decoder: Decoder, block: object, rope: Rope) -> Layer | None:
     after_attention, after = block.after_attention, block.after_feed_forward
     if not isinstance(attention, Attention) or not isinstance(feed_forward, GatedFeedForward):
         return None
-    if attention.sinks is not None:
+    if attention.sinks is not None or attention.gated:
         return None
     if not isinstance(norm, RMSNorm) or not isinstance(next_norm, RMSNorm):
         return None

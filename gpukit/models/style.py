@@ -11,6 +11,7 @@ class Style:
     rotate      the pairs of a head that RoPE turns: its halves, or neighbours
     qk_norms    a norm over each head of queries and keys, before RoPE; or where a file has one
     wide_norms  those norms go over all heads at once
+    output_gate  what each head gives is multiplied by a gate, which lies behind its queries
     sinks       of each head's attention a share goes to nothing, that of a learnt score
     activation  of the gate
     scaled      embeddings times the root of their width
@@ -23,6 +24,7 @@ class Style:
     rotate: Literal["halves", "pairs"] = "halves"
     qk_norms: bool | Literal["optional"] = False
     wide_norms: bool = False
+    output_gate: bool = False
     sinks: bool = False
     activation: Literal["silu", "gelu_tanh", "swiglu_oai"] = "silu"
     scaled: bool = False

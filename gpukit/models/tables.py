@@ -83,6 +83,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "embd": config.n_embd,
         "twice": 2 * config.n_embd,
         "vocab": config.vocab_size,
+        "q_gate": 2 * config.n_head * config.head_dim,
         "q": config.n_head * config.head_dim,
         "kv": config.n_head_kv * config.head_dim,
         "qkv": (config.n_head + 2 * config.n_head_kv) * config.head_dim,
@@ -96,7 +97,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "expert": config.n_expert,
         "expert_ff": config.expert_ff,
         "expert_gate_up": 2 * config.expert_ff,
-        "shared": config.expert_ff * config.n_expert_shared,
+        "shared": config.shared_ff,
     }
 
 

@@ -42,9 +42,16 @@ FAMILIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "phi3": (transformers.Phi3Config, UNTIED),
     "qwen2": (transformers.Qwen2Config, UNTIED),
     "qwen3": (transformers.Qwen3Config, {**UNTIED, "head_dim": 6}),
+    "qwen3.5": (
+        transformers.Qwen3_5TextConfig,
+        {**UNTIED, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+         "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 4,
+         "linear_value_head_dim": 4},
+    ),
 }  # fmt: skip
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+DELTA_NET = ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 

@@ -27,6 +27,7 @@ class Animal:
     in_transformers  whether this version of it can load the checkpoint on a CPU
     head      whether there is a head that is a copy of the embedding
     nextn     whether the layers that guess further tokens are there
+    stacked   whether experts are stacks, which only those are that may be either
     prefix, beside   what is before every name, and tensors that are no text
     pre       the pre-tokenizer of a small byte-level BPE, which nobody recognises
     specials  its special tokens, the end of a text last
@@ -43,6 +44,7 @@ class Animal:
     shards: int = 1
     head: bool = False
     nextn: bool = True
+    stacked: bool = False
     prefix: str = ""
     beside: tuple[str, ...] = ()
     prompt: int = 150
@@ -68,6 +70,8 @@ class Animal:
     @property
     def shifted(self) -> bool:
         """Whether norms hold their distance from 1."""
+        if "qwen3_5" in self.family:
+            return True
         return "gemma" in self.family and not self.is_gemma4
 
 
@@ -96,6 +100,13 @@ GLM4_MOE = {
     "bos_token_id": None, "eos_token_id": [759, 757, 758], "pad_token_id": 759,
 }  # fmt: skip
 GLM_SPECIALS = ("[gMASK]", "<|user|>", "<|observation|>", "<|endoftext|>")
+QWEN35 = {
+    "model_type": "qwen3_5_text", "hidden_act": "silu", "rms_norm_eps": 1e-6, "head_dim": 64,
+    "attn_output_gate": True, "attention_bias": False, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+QWEN35_MOE = {"model_type": "qwen3_5_moe_text"}
+NO_MLP = {key: value for key, value in NARROW.items() if key != "intermediate_size"}
+MROPE = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25}
 SMOLLM3 = {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "hidden_act": "silu"}
 GRANITE = {
     "architectures": ["GraniteForCausalLM"], "model_type": "granite", "hidden_act": "silu",
@@ -290,6 +301,67 @@ ZOO: dict[str, Animal] = {
          "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
         biases=(*QKV, "o_proj"), types=EVERY_TYPE, pre="gpt-4o", quantized=("Q4_K_M", "MXFP4_MOE"),
         shards=3,
+    ),
+    # Two value heads share a key head; with the layer that guesses.
+    "qwen3.5": Animal(
+        {**WIDE, **QWEN35, "architectures": ["Qwen3_5ForCausalLM"], "num_hidden_layers": 4,
+         "layer_types": [*["linear_attention"] * 3, "full_attention"],
+         "full_attention_interval": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+         "linear_key_head_dim": 64, "linear_value_head_dim": 64, "mtp_num_hidden_layers": 1,
+         "rope_parameters": {**MROPE, "mrope_section": [3, 3, 2], "mrope_interleaved": True},
+         "tie_word_embeddings": False},
+        types=EVERY_TYPE, pre="qwen35",
+    ),
+    # Sees; as many value as key heads, every second layer with attention, saved by transformers.
+    "qwen3.5-vision": Animal(
+        {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
+         "text_config": {
+             **NARROW, **QWEN35, "full_attention_interval": 2, "linear_num_key_heads": 3,
+             "linear_num_value_heads": 3, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+             "mtp_num_hidden_layers": 1, "rope_parameters": MROPE, "tie_word_embeddings": True},
+         "vision_config": {
+             "model_type": "qwen3_5_vision", "depth": 1, "hidden_size": 32, "num_heads": 2,
+             "intermediate_size": 32, "out_hidden_size": 96, "num_position_embeddings": 16},
+         "tie_word_embeddings": True},
+        dtype="F16", types=EVERY_TYPE, pre="qwen35", nextn=False, prompt=140,
+        prefix="model.language_model.", beside=("model.visual.merger.norm.weight",),
+    ),
+    # Three value heads share a key head, layers in another order, YaRN of half of a head.
+    "qwen3.5-yarn": Animal(
+        {**TINY, **QWEN35, "architectures": ["Qwen3_5ForCausalLM"], "head_dim": 32,
+         "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+         "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 16,
+         "linear_value_head_dim": 16, "mtp_num_hidden_layers": 1, "tie_word_embeddings": False,
+         "rope_parameters": {**YARN, "rope_theta": 1e4, "partial_rotary_factor": 0.5,
+                             "mrope_section": [3, 3, 2]}},
+        dtype="F32", pre="qwen35", shards=2,
+    ),
+    "qwen3.5-moe": Animal(
+        {**WIDE, **QWEN35, **QWEN35_MOE, "architectures": ["Qwen3_5MoeForCausalLM"],
+         "layer_types": ["linear_attention", "full_attention"], "num_experts": 8,
+         "num_experts_per_tok": 3, "moe_intermediate_size": 256, "linear_num_key_heads": 2,
+         "linear_num_value_heads": 4, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+         "shared_expert_intermediate_size": 512, "mtp_num_hidden_layers": 1,
+         "rope_parameters": {**MROPE, "mrope_section": [3, 3, 2]}, "tie_word_embeddings": False},
+        types=EVERY_TYPE, pre="qwen35",
+    ),
+    # Sees; experts in stacks, as transformers saves them.
+    "qwen3.5-moe-vision": Animal(
+        {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe",
+         "text_config": {
+             **NO_MLP, **QWEN35, **QWEN35_MOE, "num_experts": 6, "num_experts_per_tok": 2,
+             "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+             "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96,
+             "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 16,
+             "linear_value_head_dim": 16, "mtp_num_hidden_layers": 1,
+             "rope_parameters": {**MROPE, "mrope_section": [3, 3, 2]},
+             "tie_word_embeddings": True},
+         "vision_config": {
+             "model_type": "qwen3_5_moe_vision", "depth": 1, "hidden_size": 32, "num_heads": 2,
+             "intermediate_size": 32, "out_hidden_size": 96, "num_position_embeddings": 16},
+         "tie_word_embeddings": True},
+        types=EVERY_TYPE, pre="qwen35", shards=3, stacked=True,
+        prefix="model.language_model.", beside=("model.visual.merger.norm.weight",),
     ),
     "smollm3": Animal(
         {**SMOLLM3, **NARROW, "rope_theta": 5e6, "num_hidden_layers": 5, "pad_token_id": 0,

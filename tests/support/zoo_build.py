@@ -4,8 +4,9 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,11 +104,14 @@ def _values(
     count = int(np.prod(shape))
     raw = np.frombuffer(source.randbytes(6 * count), "<i2").astype(np.float32).reshape(3, count)
     values = torch.from_numpy(raw.sum(0) / np.float32(32768)).view(shape)
-    if key.endswith("norm.weight") or (animal.is_gemma4 and len(shape) == 1):
+    if "norm" in key and key.endswith(".weight") or (animal.is_gemma4 and len(shape) == 1):
         # Gemma 4 has no other scale of scores, and divides what its router sees.
-        usual = 0.4 if "_norm.weight" in key and "self_attn" in key else 1
+        usual = 0.4 if animal.is_gemma4 and "_norm.weight" in key and "self_attn" in key else 1
         usual = 10 if key.endswith("router.scale") else usual
-        return usual * ((0 if animal.shifted else 1) + 0.2 * values)
+        near = animal.shifted and "linear_attn" not in key
+        return usual * ((0 if near else 1) + 0.2 * values)
+    if key.endswith("A_log"):
+        return values - 2
     if len(shape) == 1 or key.endswith("_bias"):
         return 0.3 * values
     if "embed_tokens" in key or "lm_head" in key:
@@ -184,7 +188,63 @@ def _shapes(animal: Animal) -> Shapes:
     for layer in range(layers, layers + animal.nextn * config.get("num_nextn_predict_layers", 0)):
         for key, shape in {**_layer(animal, layer), **_nextn(hidden, vocabulary)}.items():
             shapes[f"model.layers.{layer}.{key}"] = shape
+    if "qwen3_5" in animal.family:
+        shapes |= _mtp(animal)
     return shapes
+
+
+def _mtp(animal: Animal) -> Shapes:
+    """The layers of a Qwen 3.5 that guess further tokens."""
+    config = animal.text
+    hidden, count = config["hidden_size"], animal.nextn * config.get("mtp_num_hidden_layers", 0)
+    if not count:
+        return {}
+    shapes: Shapes = {
+        "mtp.fc.weight": (hidden, 2 * hidden), "mtp.norm.weight": (hidden,),
+        "mtp.pre_fc_norm_embedding.weight": (hidden,), "mtp.pre_fc_norm_hidden.weight": (hidden,),
+    }  # fmt: skip
+    for layer in range(count):
+        for key, shape in _layer(animal, config["num_hidden_layers"] + layer).items():
+            shapes[f"mtp.layers.{layer}.{key}"] = shape
+    return shapes
+
+
+def _is_recurrent(config: Mapping[str, Any], layer: int) -> bool:
+    """Whether a layer of a Qwen 3.5 is a gated delta network."""
+    if layer >= config["num_hidden_layers"]:
+        return False
+    if "layer_types" in config:
+        return bool(config["layer_types"][layer] == "linear_attention")
+    return bool((layer + 1) % config["full_attention_interval"])
+
+
+def _delta_net(config: Mapping[str, Any]) -> Shapes:
+    hidden, heads = config["hidden_size"], config["linear_num_value_heads"]
+    keys = config["linear_num_key_heads"] * config["linear_key_head_dim"]
+    values = heads * config["linear_value_head_dim"]
+    channels = 2 * keys + values
+    shapes = {
+        "in_proj_qkv.weight": (channels, hidden), "in_proj_z.weight": (values, hidden),
+        "in_proj_b.weight": (heads, hidden), "in_proj_a.weight": (heads, hidden),
+        "conv1d.weight": (channels, 1, config["linear_conv_kernel_dim"]), "A_log": (heads,),
+        "dt_bias": (heads,), "norm.weight": (config["linear_value_head_dim"],),
+        "out_proj.weight": (hidden, values),
+    }  # fmt: skip
+    return {f"linear_attn.{key}": shape for key, shape in shapes.items()}
+
+
+def _gated_experts(config: Mapping[str, Any], *, stacked: bool) -> Shapes:
+    """Experts of a Qwen 3.5, and the one that is shared."""
+    hidden, count, ff = (config["hidden_size"], config["num_experts"], config["moe_intermediate_size"])
+    found: Shapes = {"mlp.gate.weight": (count, hidden), "mlp.shared_expert_gate.weight": (1, hidden)}
+    if stacked:
+        found["mlp.experts.gate_up_proj"] = (count, 2 * ff, hidden)
+        found["mlp.experts.down_proj"] = (count, hidden, ff)
+    apart = [] if stacked else [(f"experts.{number}", ff) for number in range(count)]
+    for at, width in [*apart, ("shared_expert", config["shared_expert_intermediate_size"])]:
+        found[f"mlp.{at}.gate_proj.weight"] = found[f"mlp.{at}.up_proj.weight"] = (width, hidden)
+        found[f"mlp.{at}.down_proj.weight"] = (hidden, width)
+    return found
 
 
 def _nextn(hidden: int, vocabulary: int) -> Shapes:
@@ -200,7 +260,7 @@ def _layer(animal: Animal, layer: int) -> Shapes:
     config, family = animal.text, animal.family
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or HEAD_DIMS.get(family) or hidden // heads
-    q, kv, ff = head * heads, head * config["num_key_value_heads"], config["intermediate_size"]
+    q, kv, ff = head * heads, head * config["num_key_value_heads"], config.get("intermediate_size", 0)
     linear = {
         "self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden),
         "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, q),
@@ -210,6 +270,11 @@ def _layer(animal: Animal, layer: int) -> Shapes:
     for key, (rows, _) in linear.items():
         if key.partition(".")[2] in animal.biases:
             shapes[f"{key}.bias"] = (rows,)
+    if "qwen3_5" in family:
+        shapes["self_attn.q_proj.weight"] = (2 * q, hidden)
+        if _is_recurrent(config, layer):
+            mlp = {key: shape for key, shape in shapes.items() if key.startswith("mlp.")}
+            shapes = {**mlp, **_delta_net(config)}
     if family == "mixtral":
         shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
         shapes["block_sparse_moe.gate.weight"] = (config["num_local_experts"], hidden)
@@ -225,6 +290,9 @@ def _layer(animal: Animal, layer: int) -> Shapes:
             at = f"mlp.experts.{expert}"
             shapes[f"{at}.gate_proj.weight"] = shapes[f"{at}.up_proj.weight"] = (ff, hidden)
             shapes[f"{at}.down_proj.weight"] = (hidden, ff)
+    if family == "qwen3_5_moe_text":
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
+        shapes |= _gated_experts(config, stacked=animal.stacked)
     if family == "glm4_moe" and layer >= config["first_k_dense_replace"]:
         shapes = {key: shape for key, shape in shapes.items() if not key.startswith("mlp.")}
         count, ff = config["n_routed_experts"], config["moe_intermediate_size"]
@@ -263,12 +331,13 @@ def _layer(animal: Animal, layer: int) -> Shapes:
     if family in POST_NORMS or animal.is_gemma4:
         shapes["pre_feedforward_layernorm.weight"] = (hidden,)
         shapes["post_feedforward_layernorm.weight"] = (hidden,)
-    if family in QK_NORMS or config.get("use_qk_norm"):
+    qk_norms = family in QK_NORMS or config.get("use_qk_norm")
+    if qk_norms and "self_attn.q_proj.weight" in shapes:
         shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (head,)
     return shapes
 
 
-QK_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
+QK_NORMS = ("qwen3", "qwen3_moe", "qwen3_5_text", "qwen3_5_moe_text", "gemma3_text")
 POST_NORMS = ("gemma2", "gemma3_text")
 # Where config.json does not say, and it is not hidden/heads.
 HEAD_DIMS = {"qwen3": 128, "ministral3": 128}

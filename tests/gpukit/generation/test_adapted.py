@@ -9,8 +9,8 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from support import checkpoints, zoo_build
-from support.adapters import ATTENTION, FUSED, LINEAR, quiet, train_beside
+from support import checkpoints, zoo, zoo_build
+from support.adapters import ATTENTION, DELTA_NET, FUSED, LINEAR, quiet, train_beside
 from support.gguf_adapters import write_adapter
 from support.llama_cpp_server import probabilities
 
@@ -44,6 +44,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {"target_modules": LINEAR}),
     "qwen2": ("qwen2-tied", {"target_modules": LINEAR}),
     "qwen3": ("qwen3-untied", {"target_modules": [*LINEAR, "lm_head"]}),
+    "qwen3.5": ("qwen3.5-yarn", {"target_modules": [*LINEAR, *DELTA_NET]}),
+    "qwen3.5-dora": ("qwen3.5-yarn", {"target_modules": [*LINEAR, *DELTA_NET], "use_dora": True}),
 }  # fmt: skip
 
 
@@ -52,8 +54,12 @@ def _built(name: str, root: Path) -> Path:
     return maker.build(name, root)
 
 
-def _logits(path: Path, *adapters: Chosen) -> torch.Tensor:
-    decoder = load_model(path, "cpu", adapters=Merge(adapters)).decoder
+def _pre(name: str) -> str | None:
+    return zoo.ZOO[name].pre if name in zoo.ZOO else None
+
+
+def _logits(path: Path, *adapters: Chosen, pre: str | None = None) -> torch.Tensor:
+    decoder = load_model(path, "cpu", pre, adapters=Merge(adapters)).decoder
     return decoder.forward(IDS, decoder.cache(64), every=True)
 
 
@@ -73,9 +79,10 @@ def test_logits_are_those_of_peft_unmerged(case: str, tmp_path: Path) -> None:
         with wrapped.disable_adapter():
             plain = wrapped(torch.tensor([IDS])).logits[0]
     assert _error(plain, wanted) > 1e-2
-    quantize(folder, tmp_path / "x.gguf", "F32", device="cpu")
+    quantize(folder, tmp_path / "x.gguf", "F32", device="cpu", pre=_pre(name))
+    adapter = Chosen(tmp_path / "adapter")
     for path in (folder, tmp_path / "x.gguf"):
-        found = _logits(path, Chosen(tmp_path / "adapter"))
+        found = _logits(path, adapter, pre=_pre(name) if path == folder else None)
         assert _error(found, wanted) < TOLERANCE
 
 

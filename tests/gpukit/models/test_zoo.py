@@ -141,10 +141,12 @@ def _peer(name: str, folders: Path) -> Any:
         _built(name, folders), dtype=torch.float32, attn_implementation="eager"
     )
     if ZOO[name].dtype == "F16" and ZOO[name].shifted:
-        # The converter adds 1 in half precision, and what a file holds is what runs.
+        # The converter computes in half precision, and what a file holds is what runs.
         for key, weight in peer.named_parameters():
-            if key.endswith("norm.weight"):
+            if key.endswith("norm.weight") and "linear_attn" not in key:
                 weight.data = (weight.data.half() + 1).float() - 1
+            elif key.endswith("A_log"):
+                weight.data = weight.data.half().exp().float().log()
     return peer
 
 

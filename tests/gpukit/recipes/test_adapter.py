@@ -15,6 +15,7 @@ from support import checkpoints
 from support.adapter_folders import ADAPTED, build
 from support.adapters import (
     ATTENTION,
+    DELTA_NET,
     FUSED,
     LINEAR,
     Trained,
@@ -46,6 +47,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("llama-tied", {"target_modules": LINEAR, "lora_alpha": -3}),
     "qwen2": ("qwen2", {"target_modules": LINEAR}),
     "qwen3": ("qwen3", {"target_modules": LINEAR}),
+    "qwen3.5": ("qwen3.5", {"target_modules": [*LINEAR, *DELTA_NET]}),
     "gemma2": ("gemma2", {"target_modules": LINEAR}),
     "gemma3": ("gemma3", {"target_modules": LINEAR}),
     "phi3": ("phi3", {"target_modules": FUSED}),
