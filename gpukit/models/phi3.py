@@ -1,9 +1,12 @@
-"""Phi-3 mini, small and medium, Phi-3.5, Phi-4 and Phi-4-mini: import from `Phi3ForCausalLM`
-checkpoints, and the decoder.
+"""Phi-3 mini, small and medium, Phi-3.5, Phi-4, Phi-4-mini and their reasoning ones: import from
+`Phi3ForCausalLM` checkpoints, and the decoder; the text of Phi-4-multimodal
+(`Phi4MultimodalForCausalLM` of transformers, `Phi4MMForCausalLM` as it was published) and of
+Phi-4-reasoning-vision (`Phi4ForCausalLMV`), too.
 
 Queries, keys and values are one matrix, gate and up another. Models of 128k contexts have two sets
 of divisors of RoPE's frequencies: as in llama.cpp the size of the context chooses one. Facts:
-transformers' Phi3Config, llama.cpp's converter (its own list of metadata) and loader.
+transformers' Phi3Config and Phi4MultimodalConfig, llama.cpp's converter (its own list of metadata)
+and loader.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +26,7 @@ from gpukit.models.rope import PLAIN, rope_kind
 from gpukit.models.rules import PlannedTensor, Rule
 from gpukit.models.sizes import SILU, check_activation, check_square, read_sizes, restore_sizes
 from gpukit.models.style import Style
-from gpukit.models.tables import FUSED, decoder_rules
+from gpukit.models.tables import FUSED, SKIPPED, VISION, decoder_rules
 from gpukit.models.values import real, section, whole
 from gpukit.tokenizer import phi3_vocabulary
 
@@ -32,17 +35,24 @@ DEFAULTS = {
     "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
     "num_attention_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
 }  # fmt: skip
+MULTIMODAL_DEFAULTS = {
+    **DEFAULTS, "vocab_size": 200064, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+}  # fmt: skip
 ORIGINAL_CONTEXT = 4096
+# Pictures and sound are embedded by parts of their own, and weights of a LoRA each are added to
+# layers where a prompt has some.
+EXTENSIONS = ("model.embed_tokens_extend.", "model.mm_projector.", "mm_projector.")
+LORAS = tuple(f".lora_{part}.{name}.weight" for part in "AB" for name in ("vision", "speech"))
 # One thing by its names in the order of time.
 LONGROPE = ("su", "yarn", "longrope")
 
 
-def read(config: Mapping[str, Any]) -> ModelConfig:
-    """The configuration in a config.json of transformers 4 or 5, with Phi3Config's defaults."""
+def read(config: Mapping[str, Any], defaults: Mapping[str, Any] = DEFAULTS) -> ModelConfig:
+    """The configuration in a config.json of transformers 4 or 5, with `defaults`, Phi3Config's."""
     check_activation(config, NAME, SILU)
     rope = section(config, "rope_scaling") or section(config, "rope_parameters")
     plain = {**config, "rope_scaling": None, "rope_parameters": {**rope, "rope_type": "default"}}
-    model = check_square(read_sizes(plain, NAME, DEFAULTS))
+    model = check_square(read_sizes(plain, NAME, defaults))
     part = real(rope, "partial_rotary_factor", real(config, "partial_rotary_factor", 1.0))
     window = config.get("sliding_window")
     model = replace(
@@ -59,6 +69,7 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
             f"config.json: RoPE scaling {kind!r} cannot be written into a {NAME} GGUF; known: "
             f"{', '.join((*PLAIN, *LONGROPE))}"
         )
+    _check_original(rope, model.rope_original_ctx)
     return replace(
         model,
         rope_long=_divisors(rope, "long_factor", model),
@@ -75,6 +86,17 @@ def _rotated(model: ModelConfig, part: float) -> int:
             "number of values"
         )
     return n_rot
+
+
+def _check_original(rope: Mapping[str, Any], original: int) -> None:
+    """`CheckpointError` where the scaling has another original context than config.json, which is
+    the one that transformers runs."""
+    key = "original_max_position_embeddings"
+    if (inside := whole(rope, key, original)) != original:
+        raise CheckpointError(
+            f"config.json: {key} is {original}, that of the RoPE scaling {inside}; give both the "
+            "one that the model was trained with"
+        )
 
 
 def _divisors(rope: Mapping[str, Any], key: str, model: ModelConfig) -> tuple[float, ...]:
@@ -144,18 +166,33 @@ def computed(config: ModelConfig) -> Sequence[PlannedTensor]:
     ]  # fmt: skip
 
 
+def _text_name(name: str) -> str:
+    """The name of a tensor as where nothing but text is read."""
+    return name.replace(".base_layer.", ".")
+
+
+TEXT = Architecture(
+    name=NAME,
+    classes=("Phi3ForCausalLM",),
+    read=read,
+    rules=rules,
+    fields=fields,
+    vocabulary=phi3_vocabulary,
+    style=Style(fused=True),
+    # RoPE may rotate a part of a head.
+    restoring=partial(restore_sizes, partial=True),
+    computed=computed,
+    first_fields=first_fields,
+)
 ARCHITECTURES = (
-    Architecture(
-        name=NAME,
-        classes=("Phi3ForCausalLM",),
-        read=read,
-        rules=rules,
-        fields=fields,
-        vocabulary=phi3_vocabulary,
-        style=Style(fused=True),
-        # RoPE may rotate a part of a head.
-        restoring=partial(restore_sizes, partial=True),
-        computed=computed,
-        first_fields=first_fields,
+    TEXT,
+    replace(TEXT, classes=("Phi4ForCausalLMV",), skipped_parts=(*VISION, *EXTENSIONS)),
+    replace(
+        TEXT,
+        classes=("Phi4MultimodalForCausalLM", "Phi4MMForCausalLM"),
+        read=partial(read, defaults=MULTIMODAL_DEFAULTS),
+        skipped=(*SKIPPED, *LORAS),
+        skipped_parts=EXTENSIONS,
+        renamed=_text_name,
     ),
 )

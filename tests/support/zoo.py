@@ -29,6 +29,9 @@ class Animal:
     nextn     whether the layers that guess further tokens are there
     stacked   whether experts are stacks, which only those are that may be either
     prefix, beside   what is before every name, and tensors that are no text
+    loras     of which matrices lie beside those of layers
+    known     what config.json says of the class that llama.cpp's converter knows its text by, where
+              it does not know its own
     pre       the pre-tokenizer of a small byte-level BPE, which nobody recognises
     specials  its special tokens, the end of a text last
     """
@@ -47,6 +50,8 @@ class Animal:
     stacked: bool = False
     prefix: str = ""
     beside: tuple[str, ...] = ()
+    loras: tuple[str, ...] = ()
+    known: Mapping[str, Any] = field(default_factory=dict)
     prompt: int = 150
     in_transformers: bool = True
     pre: str | None = None
@@ -160,11 +165,51 @@ GEMMA4_MOE = {
 }  # fmt: skip
 SLIDING, FULL = "sliding_attention", "full_attention"
 HEARS = ("vision_tower.std_bias", "audio_tower.output_proj.bias", "embed_vision.norm.weight")
+PHI3_CLASS = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
 PHI3 = {
-    "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_act": "silu",
+    **PHI3_CLASS, "hidden_act": "silu",
     "tie_word_embeddings": False, "rope_theta": 10000.0, "pad_token_id": 0,
     "original_max_position_embeddings": 64, "vocab_size": 2052,
 }  # fmt: skip
+# As transformers 5 writes them; tokenizer_config.json as it was published.
+PHI4 = {
+    **PHI3, "rope_theta": None, "dtype": "bfloat16", "vocab_size": 800, "bos_token_id": 756,
+    "eos_token_id": 758, "pad_token_id": 756,
+}  # fmt: skip
+PHI4_TOKENS = {
+    "tokenizer_config.json": {
+        "tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>", "add_prefix_space": False,
+        "chat_template": "{{ messages[0]['content'] }}",
+    }
+}  # fmt: skip
+LONG_FACTORS = [1 + i * 1.1 for i in range(6)]
+PHI4_MINI_ROPE = {
+    "rope_type": "longrope", "type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 64, "short_factor": [1.0] * 6, "long_factor": LONG_FACTORS,
+}  # fmt: skip
+PHI4_MINI = {
+    **NARROW, **PHI4, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
+    "rope_parameters": PHI4_MINI_ROPE,
+}  # fmt: skip
+# Behind 256 positions the long divisors.
+PHI4_MULTIMODAL = {
+    **PHI4_MINI, "architectures": ["Phi4MultimodalForCausalLM"], "model_type": "phi4_multimodal",
+    "original_max_position_embeddings": 256, "max_position_embeddings": 1024,
+    "rope_parameters": {**PHI4_MINI_ROPE, "original_max_position_embeddings": 256,
+                        "short_factor": [1 + i / 8 for i in range(6)]},
+    "vision_config": {
+        "model_type": "phi4_multimodal_vision", "hidden_size": 32, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "crop_size": 28},
+    "audio_config": {
+        "model_type": "phi4_multimodal_audio", "hidden_size": 32, "intermediate_size": 32,
+        "num_blocks": 1, "num_attention_heads": 2, "ext_pw_out_channel": 32,
+        "depthwise_separable_out_channel": 32, "nemo_conv_channels": 32},
+}  # fmt: skip
+EXTENDED = (
+    "model.embed_tokens_extend.audio_embed.encoder.embed.out.bias",
+    "model.embed_tokens_extend.image_embed.img_processor.post_layernorm.bias",
+)
 GPT_OSS = {
     "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_act": "silu",
     "attention_bias": True, "tie_word_embeddings": False, "swiglu_limit": 7.0, "head_dim": 32,
@@ -602,14 +647,37 @@ ZOO: dict[str, Animal] = {
                           "long_factor": [1 + i * 1.1 for i in range(8)]}},
         in_transformers=False, files=PHI3_TOKENS,
     ),
-    "phi4-mini": Animal(
-        {**NARROW, **PHI3, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
-         "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 6,
-                          "long_factor": [1 + i * 1.1 for i in range(6)]}},
-    ),
     "phi4": Animal(
         {**NARROW, **PHI3, "rope_parameters": {"rope_type": "default", "rope_theta": 250000.0},
          "original_max_position_embeddings": 512, "sliding_window": None},
         dtype="F32",
+    ),
+    "phi4-14b": Animal(
+        {**WIDE, **PHI4, "original_max_position_embeddings": 512, "sliding_window": None,
+         "num_hidden_layers": 1, "rope_parameters": {
+             "rope_type": "default", "rope_theta": 250000.0, "partial_rotary_factor": 1.0}},
+        pre="dbrx", files=PHI4_TOKENS,
+    ),
+    "phi4-mini": Animal(PHI4_MINI, pre="gpt-4o", files=PHI4_TOKENS, prompt=100),
+    "phi4-multimodal": Animal(
+        PHI4_MULTIMODAL, pre="gpt-4o", files=PHI4_TOKENS, beside=EXTENDED, known=PHI3_CLASS
+    ),
+    # As it was published, with weights for pictures and for sound beside those of layers.
+    "phi4mm": Animal(
+        {**NARROW, **PHI4, "architectures": ["Phi4MMForCausalLM"], "model_type": "phi4mm",
+         "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
+         "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 6,
+                          "long_factor": LONG_FACTORS},
+         "sliding_window": 262144, "num_hidden_layers": 1},
+        pre="gpt-4o", files=PHI4_TOKENS, beside=EXTENDED, loras=("speech", "vision"),
+        known=PHI3_CLASS, in_transformers=False, prompt=100,
+    ),
+    "phi4-vision": Animal(
+        {**NARROW, **PHI4, "architectures": ["Phi4ForCausalLMV"], "model_type": "phi4-siglip",
+         "rope_theta": 500000.0, "original_max_position_embeddings": 512, "sliding_window": None,
+         "num_hidden_layers": 1},
+        dtype="F32", pre="dbrx", files=PHI4_TOKENS, in_transformers=False,
+        beside=("model.vision_tower.vision_tower.vision_model.post_layernorm.weight",
+                "model.mm_projector.0.bias"),
     ),
 }  # fmt: skip

@@ -24,11 +24,13 @@ DTYPES = {
 Shapes = dict[str, tuple[int, ...]]
 
 
-def build(name: str, root: Path) -> Path:
-    """Write checkpoint `name` into `root / name`; that folder."""
+def build(name: str, root: Path, *, known: bool = False) -> Path:
+    """Write checkpoint `name` into `root / name`; that folder. With `known` as a checkpoint of the
+    class that llama.cpp's converter knows its text by."""
     animal, folder = ZOO[name], root / name
+    config = {**animal.config, **(animal.known if known else {})}
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(animal.config))
+    (folder / "config.json").write_text(json.dumps(config))
     for file, content in animal.files.items():
         (folder / file).write_text(json.dumps(content))
     if animal.is_gemma4:
@@ -37,10 +39,13 @@ def build(name: str, root: Path) -> Path:
         shutil.copyfile(VOCABULARY, folder / "tokenizer.model")
     else:
         _write_bpe(folder, animal.specials)
+    for file, content in animal.files.items():
+        (folder / file).write_text(json.dumps(content))
+    found = tensors(name, known=known)
     if animal.shards > 1:
-        save_shards(folder, tensors(name), animal.shards)
+        save_shards(folder, found, animal.shards)
     else:
-        save_file(tensors(name), folder / "model.safetensors", {"format": "pt"})
+        save_file(found, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -73,8 +78,8 @@ def _write_bpe(folder: Path, specials: Sequence[str]) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def tensors(name: str) -> dict[str, torch.Tensor]:
-    """The tensors of checkpoint `name`."""
+def tensors(name: str, *, known: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of checkpoint `name`; `known` as for `build`."""
     animal, source = ZOO[name], random.Random(name)
     found = {
         key: _values(source, animal, key, shape).to(DTYPES[animal.dtype])
@@ -86,8 +91,28 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
         found = _packed(found, source)
     if animal.head:
         found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
+    if known and animal.known:
+        return found
     found = {_with_prefix(key, animal.prefix): values for key, values in found.items()}
+    found = _with_loras(found, animal.loras) if animal.loras else found
     return {**found, **{key: torch.ones(32) for key in animal.beside}}
+
+
+def _with_loras(
+    found: dict[str, torch.Tensor], loras: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """`found` with matrices of `loras` beside those of layers."""
+    changed = {}
+    for key, values in found.items():
+        if values.ndim < 2 or ".layers." not in key:
+            changed[key] = values
+            continue
+        at = key.removesuffix("weight")
+        changed[f"{at}base_layer.weight"] = values
+        for lora in loras:
+            changed[f"{at}lora_A.{lora}.weight"] = torch.ones(2, values.shape[1])
+            changed[f"{at}lora_B.{lora}.weight"] = torch.ones(values.shape[0], 2)
+    return changed
 
 
 def _with_prefix(key: str, prefix: str) -> str:
@@ -317,7 +342,7 @@ def _layer(animal: Animal, layer: int) -> Shapes:
         shapes["mlp.experts.down_proj_bias"] = (count, hidden)
     if animal.is_gemma4:
         shapes = gemma4_folder.layer_shapes(config, layer)
-    if family == "phi3":
+    if family.startswith("phi"):
         shapes = {
             "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
             "self_attn.o_proj.weight": (hidden, q),

@@ -3,6 +3,7 @@ transformers, and llama.cpp's own logits of the files.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from support.zoo import ZOO
 from support.zoo_build import build
 
 from gpukit.conversion.run import run_plan
+from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import CONVERTED
 from gpukit.generation.loading import load_model
 from gpukit.models.decoder import Decoder
-from gpukit.models.registry import architectures
+from gpukit.models.importer import plan_tensors
+from gpukit.models.registry import architecture_of_class, architectures
 from gpukit.planning.plan import Options
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
@@ -150,6 +153,21 @@ def _peer(name: str, folders: Path) -> Any:
     return peer
 
 
+def _check_saved_again(name: str, folders: Path, peer: Any) -> None:
+    """What transformers writes of a model of it, config.json and names, is read as the same one."""
+    saved = folders / f"{name}-saved"
+    peer.save_pretrained(saved)
+    with Checkpoint(saved) as found, Checkpoint(_built(name, folders)) as first:
+        arch = architecture_of_class(found.config, name)
+        assert arch.read(found.config) == arch.read(first.config)
+        shapes = [
+            {(tensor.name, tensor.ne) for tensor in plan_tensors(each)[1]}
+            for each in (found, first)
+        ]
+    assert shapes[0] == shapes[1]
+    shutil.rmtree(saved)
+
+
 @pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].in_transformers])
 def test_logits_are_those_of_transformers(name: str, folders: Path) -> None:
     top = min(ZOO[name].text["vocab_size"], 2048)
@@ -157,6 +175,7 @@ def test_logits_are_those_of_transformers(name: str, folders: Path) -> None:
     peer = _peer(name, folders)
     with torch.inference_mode():
         wanted = peer(ids[None], use_cache=False).logits[0]
+    _check_saved_again(name, folders, peer)
     decoder = load_model(_converted(name, folders, "f32"), "cpu").decoder
     tokens = ids.tolist()
     whole = decoder.forward(tokens, decoder.cache(POSITIONS), every=True)
@@ -164,13 +183,15 @@ def test_logits_are_those_of_transformers(name: str, folders: Path) -> None:
     assert _error(_in_pieces(decoder, tokens), wanted) < TOLERANCE
 
 
-def test_short_contexts_have_the_short_divisors(folders: Path) -> None:
-    tokens = list(range(300, 364))
+@pytest.mark.parametrize(("name", "most"), [("phi3-128k", 64), ("phi4-multimodal", 256)])
+def test_short_contexts_have_the_short_divisors(name: str, most: int, folders: Path) -> None:
+    tokens = list(range(300, 300 + most))
     with torch.inference_mode():
-        wanted = _peer("phi3-128k", folders)(torch.tensor([tokens]), use_cache=False).logits[0]
-    decoder = load_model(_converted("phi3-128k", folders, "f32"), "cpu").decoder
-    assert _error(decoder.forward(tokens, decoder.cache(64), every=True), wanted) < TOLERANCE
-    assert _error(decoder.forward(tokens, decoder.cache(65), every=True), wanted) > 10 * TOLERANCE
+        wanted = _peer(name, folders)(torch.tensor([tokens]), use_cache=False).logits[0]
+    decoder = load_model(_converted(name, folders, "f32"), "cpu").decoder
+    assert _error(decoder.forward(tokens, decoder.cache(most), every=True), wanted) < TOLERANCE
+    longer = decoder.forward(tokens, decoder.cache(most + 1), every=True)
+    assert _error(longer, wanted) > 10 * TOLERANCE
 
 
 @pytest.mark.peer

@@ -49,7 +49,7 @@ def _quantized(name: str, animal: Animal, scratch: Path) -> dict[str, Path]:
 
 def collect(scratch: Path, tree: Path, names: Iterable[str]) -> dict[str, Any]:
     """What the converter in `tree` makes of the checkpoints `names`; its files are left there."""
-    folders = {name: build(name, scratch) for name in names}
+    folders = {name: build(name, scratch, known=True) for name in names}
     files = {
         name: {kind: scratch / f"{name}-{kind}.gguf" for kind in ZOO[name].types}
         for name in folders
