@@ -138,7 +138,8 @@ def gc(dry_run: DryRun = False, quiet: Quiet = False, json: Json = False) -> Non
         for name in found.removed:
             print(name)
     verb = "would remove" if dry_run else "removed"
-    young = f"; {found.young} younger than an hour stay" if found.young else ""
+    stay = "stays" if found.young == 1 else "stay"
+    young = f"; {found.young} younger than an hour {stay}" if found.young else ""
     print(f"{verb} {counted(len(found.removed), 'file')}, {human_bytes(found.nbytes)}{young}")
 
 

@@ -1,12 +1,12 @@
 """How far the upload of a blob has come, kept so that the next push goes on there."""
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 from gpukit.formats.positioned import read_whole, write_at
@@ -26,6 +26,20 @@ class Sent:
     md5s: list[str] = field(default_factory=list)
     direct: bool = False
     joins: bool = False
+
+    @property
+    def etag(self) -> str:
+        """What tells storage, as a part of a query, how to join the parts; nothing where the
+        registry has taken them."""
+        if not all(self.md5s):
+            return ""
+        joined = md5(b"".join(map(bytes.fromhex, self.md5s))).hexdigest()
+        return f"&etag={joined}-{len(self.md5s)}"
+
+
+def md5(data: bytes = b"") -> "hashlib._Hash":
+    """The MD5 of `data`, which can be gone on with."""
+    return hashlib.md5(data, usedforsecurity=False)
 
 
 def default_folder() -> Path:
@@ -74,7 +88,7 @@ class Note:
 def held(folder: Path, repository: str, digest: str) -> Iterator[Note]:
     """The note of a blob's upload to a repository, held against other pushes. Addresses of uploads
     hold keys, so that only the user can read it."""
-    name = sha256(f"{repository} {digest}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{repository} {digest}".encode()).hexdigest()[:32]
     path = folder / f"{name}.json"
     fd = -1
     try:

@@ -14,11 +14,11 @@ from urllib.parse import quote, urlencode
 from gpukit.errors import RegistryError, StoreError
 from gpukit.events import Report, Step
 from gpukit.formats.atomic import disk_errors
-from gpukit.remote import bodies, crew
+from gpukit.remote import bodies, crew, early
 from gpukit.remote.download import title
 from gpukit.remote.partial import part_size
 from gpukit.remote.registry import Registry, Reply
-from gpukit.remote.sent import Note, Sent
+from gpukit.remote.sent import Note, Sent, md5
 from gpukit.remote.tokens import reason
 from gpukit.remote.wire import PASSING, REDIRECTS, Again, Stopped, body_of, retry_after
 from gpukit.store.manifest import Layer
@@ -59,6 +59,7 @@ class Upload:
         self._next = 0  # the first byte that no thread has taken
         self._behind: dict[int, tuple[int, str, str]] = {}  # first byte: end, md5, next address
         self._failed = False  # whether a try to send this part has failed
+        self._waits = early.HEADER  # until a server wants none of it
         self._moving: dict[int, int] = {}  # first byte of a part: bytes of it on their way
         self.moved = 0
 
@@ -181,9 +182,9 @@ class Upload:
                 end, url = self._next, self._sent.url
             if storage:
                 put = bound(self._put, storage, first, end)
-                md5 = self._registry.wire.patiently(f"{what}: storage", put)
+                digest = self._registry.wire.patiently(f"{what}: storage", put)
                 with self._claim:
-                    self._settle(first, end, md5, url)
+                    self._settle(first, end, digest, url)
 
     def _patch(self) -> tuple[int, str]:
         """Send the next part; its first byte, and the address of storage where it is to go there
@@ -197,11 +198,12 @@ class Upload:
                 return self._next, ""
         self._failed = True
         first, end = self._next, min(self._next + part_size(self._layer.size), self._layer.size)
-        hasher = _md5() if sent.joins else None
+        hasher = md5() if sent.joins else None
         headers = {
             **_length(end - first),
             "Content-Range": f"{first}-{end - 1}",
             "X-Redirect-Uploads": "1",
+            **self._waits,
         }
         body = bound(self._body, first, end, hasher)
         with registry.open("PATCH", sent.url, headers, body) as reply:
@@ -211,7 +213,9 @@ class Upload:
                     sent.url = registry.place(sent.url, told)
                 self._next, sent.direct, sent.joins = end, True, True
                 return first, registry.target(reply)
-        if answer.status in PASSING:
+        if answer.status == 417:
+            self._waits = {}
+        if answer.status in (*PASSING, 417):
             raise Again(f"{answer.status} {reason(answer.body)}".strip(), retry_after(reply))
         if answer.status in (404, 416):
             raise _LostError
@@ -222,13 +226,13 @@ class Upload:
         self._settle(first, end, hasher.hexdigest() if hasher else "", sent.url)
         return first, ""
 
-    def _settle(self, first: int, end: int, md5: str, url: str) -> None:
+    def _settle(self, first: int, end: int, digest: str, url: str) -> None:
         """Note what is there without a gap."""
-        self._behind[first] = (end, md5, url)
+        self._behind[first] = (end, digest, url)
         while self._sent.offset in self._behind:
             at = self._sent.offset
-            self._sent.offset, md5, url = self._behind.pop(at)
-            self._sent.md5s.append(md5)
+            self._sent.offset, digest, url = self._behind.pop(at)
+            self._sent.md5s.append(digest)
             self._moving.pop(at, None)
             self._note.write(replace(self._sent, url=url))
 
@@ -247,7 +251,7 @@ class Upload:
 
     def _put(self, storage: str, first: int, end: int) -> str:
         """Send a part to storage, without any credential of ours; its md5."""
-        hasher = _md5()
+        hasher = md5()
         body = bound(self._body, first, end, hasher)
         with self._registry.wire.send("PUT", storage, _length(end - first), body) as reply:
             said = reason(body_of(reply))
@@ -262,7 +266,7 @@ class Upload:
     def _commit(self) -> None:
         """Tell the registry that all is there."""
         joint = "&" if "?" in self._sent.url else "?"
-        url = f"{self._sent.url}{joint}digest={quote(self._layer.digest, safe='')}{self._etag()}"
+        url = f"{self._sent.url}{joint}digest={quote(self._layer.digest, safe='')}{self._sent.etag}"
         reply = self._registry.call(self._what, "PUT", url, {"Content-Length": "0"})
         if reply.status in _DONE:
             return
@@ -271,14 +275,6 @@ class Upload:
         if reply.status == 400:
             self._check_own()
         self._registry.refuse(f"{self._what} is not taken", reply)
-
-    def _etag(self) -> str:
-        """What tells storage how to join the parts; nothing where the registry has taken them."""
-        md5s = self._sent.md5s
-        if not all(md5s):
-            return ""
-        joined = _md5(b"".join(map(bytes.fromhex, md5s))).hexdigest()
-        return f"&etag={joined}-{len(md5s)}"
 
     def _check_own(self) -> None:
         """`StoreError` where it is our blob that is wrong."""
@@ -289,10 +285,6 @@ class Upload:
                 f"blob {self._layer.digest} is damaged: {self._path} hashes to {actual}: remove "
                 "the model, then create or pull it again"
             )
-
-
-def _md5(data: bytes = b"") -> "hashlib._Hash":
-    return hashlib.md5(data, usedforsecurity=False)
 
 
 def _length(size: int) -> dict[str, str]:

@@ -4,7 +4,7 @@ import platform
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gpukit.errors import RegistryError, one_line
+from gpukit.remote import early
+from gpukit.remote.early import MOST_OF_AN_ANSWER
 from gpukit.version import VERSION
 
 Body = bytes | Callable[[], Iterator[bytes]]
 Result = TypeVar("Result")
 
-# Of an answer that is no blob and no manifest.
-MOST_OF_AN_ANSWER = 1 << 20
 REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 # Bytes that have to move before failures are counted from the beginning.
@@ -62,28 +62,36 @@ class Wire:
         self.insecure = insecure
         self.patience = patience or PATIENCE
         self.stop = threading.Event()
-        self._client = httpx2.Client(
-            verify=not insecure,
+        self._verify = httpx2.create_ssl_context(verify=not insecure)
+        self._client = self._made(httpx2.Limits())
+        # Connections of its own for each request whose body waits for a word of the server.
+        self._watched = self._made(httpx2.Limits(max_keepalive_connections=0))
+
+    def _made(self, limits: httpx2.Limits) -> httpx2.Client:
+        return httpx2.Client(
+            verify=self._verify,
             timeout=httpx2.Timeout(self.patience.stall, pool=None),
             headers={"User-Agent": agent(), "Accept-Encoding": "identity"},
+            limits=limits,
         )
 
     def close(self) -> None:
         self.stop.set()
         self._client.close()
+        self._watched.close()
 
     @contextmanager
     def send(
         self, method: str, url: str, headers: Mapping[str, str], body: Body = b""
     ) -> Iterator[httpx2.Response]:
-        """The answer, its body not read yet; redirects are not followed.
+        """The answer, its body not read yet; redirects are not followed. With `early.HEADER` among
+        `headers` a body made by a function is sent as far as no answer comes.
 
         `Again` where the connection fails, then or while the body is read; `RegistryError` for an
         address that is none.
         """
-        content = body if isinstance(body, bytes) else body()
         try:
-            with self._client.stream(method, url, headers=dict(headers), content=content) as reply:
+            with self._answered(method, url, headers, body) as reply:
                 yield reply
         except httpx2.TimeoutException:
             raise Again(f"no answer for {self.patience.stall:g} s") from None
@@ -98,6 +106,25 @@ class Wire:
             raise Again(cause(error)) from None
         except httpx2.TransportError as error:
             raise Again(cause(error)) from None
+
+    @contextmanager
+    def _answered(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body
+    ) -> Iterator[httpx2.Response]:
+        client, extensions = self._client, {}
+        content = body if isinstance(body, bytes) else body()
+        if not isinstance(content, bytes) and early.HEADER.items() <= headers.items():
+            line = early.Line(method, url, self.patience.stall)
+            client, content, extensions = self._watched, line.body(content), {"trace": line.trace}
+        with ExitStack() as opened:
+            asked = client.stream(
+                method, url, headers=dict(headers), content=content, extensions=extensions
+            )
+            try:
+                reply = opened.enter_context(asked)
+            except early.Answered as answered:
+                reply = answered.reply
+            yield reply
 
     def patiently(self, what: str, attempt: Callable[[], Result]) -> Result:
         """What `attempt` gives, tried again as often as patience says where it raises `Again`."""

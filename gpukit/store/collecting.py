@@ -120,9 +120,11 @@ def _remove(
     old = [each for each in found if abs(now - each.modified) >= grace or not grace]
     ahead = [each for each in old if each.modified > now + grace]
     if ahead:
+        others, these = len(ahead) - 1, "them" if len(ahead) > 1 else "it"
         report(Warned(
-            f"{ahead[0].paths[0]} is dated {ahead[0].modified - now:.0f} s in the future: it and "
-            f"{len(ahead) - 1} more stay; the clock is off, or was: touch them where it was"
+            f"{ahead[0].paths[0]} is dated {ahead[0].modified - now:.0f} s in the future: it "
+            f"{f'and {others} more stay' if others else 'stays'}; the clock is off, or was: touch "
+            f"{these} where it was"
         ))  # fmt: skip
     gone = [each for each in old if each not in ahead and (dry or _removed(each))]
     return Collected(

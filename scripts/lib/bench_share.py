@@ -1,9 +1,11 @@
 """Times pushing and pulling a model over the loopback beside copying its file, and beside curl.
 
-The registry is docker-registry (apt-get install docker-registry), which writes what it is sent and
-hashes it, on the same cores and the same disk. All is warm, and on the disk at the end: `cp` and a
-sync, and the commands, which sync what they write; curl, which neither hashes nor syncs, shows what
-the registry itself takes. See scripts/bench for the command.
+Of two servers, on the same cores and the same disk. docker-registry (apt-get install
+docker-registry; without it its rows are left out) takes all bytes itself, and hashes what it is
+sent. A registry of Ollama's kind redirects to storage, which writes what it is sent and hashes
+nothing (tests/support/redirecting.py, a process of its own). All is warm, and on the disk at the
+end: `cp` and a sync, and the commands, which sync what they write; curl, which neither hashes nor
+syncs, shows what a server itself takes. See scripts/bench for the command.
 """
 
 import argparse
@@ -15,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -24,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "cli"), str(ROOT / "tests")]
 
 from bench_tools import cpu_name  # noqa: E402
-from support import docker_registry  # noqa: E402
+from support import docker_registry, redirecting  # noqa: E402
 
 from gpukit import Store  # noqa: E402
 from gpukit.store import change  # noqa: E402
@@ -33,58 +37,67 @@ from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Manifest  # noqa: E
 PIECE = 1 << 24
 
 
+# What to run with a folder for its data, and where its process is then told, by name.
+SERVERS: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
+    "docker-registry": docker_registry.serve,
+    "storage": redirecting.serve,
+}
+
+
 @dataclass
 class Times:
-    """Of each round: seconds by the wall clock and of processors, the registry's beside; and the
+    """Of each round: seconds by the wall clock and of processors, the server's beside; and the
     most bytes of memory."""
 
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
-    registry_cpu: list[float] = field(default_factory=list)
+    server_cpu: list[float] = field(default_factory=list)
     memory: int = 0
 
-    def run(self, command: list[str], registry: Path, **variables: str) -> None:
+    def run(self, command: list[str], server: Path, **variables: str) -> None:
         """Run a command, and note what it took."""
-        environment = os.environ | variables | {"NO_PROXY": "127.0.0.1"}
+        environment = os.environ | variables | {"NO_PROXY": "127.0.0.1,localhost"}
         # As an installed command is: compiled.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        theirs, before = cpu_of(registry), time.perf_counter()
+        os.sync()  # what others have left to the disk is not of this
+        theirs, before = cpu_of(server), time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             sys.exit(f"{' '.join(command)}: failed")
         self.seconds.append(time.perf_counter() - before)
         self.cpu.append(usage.ru_utime + usage.ru_stime)
-        self.registry_cpu.append(cpu_of(registry) - theirs)
+        self.server_cpu.append(cpu_of(server) - theirs)
         self.memory = max(self.memory, usage.ru_maxrss * 1024)
+
+    def copy(self, path: Path, to: Path) -> None:
+        """Copy a file, and note what it took."""
+        os.sync()
+        used, before = time.process_time(), time.perf_counter()
+        with path.open("rb") as source, to.open("wb") as sink:
+            # Reflinks and copies inside the kernel would compare nothing.
+            while data := source.read(PIECE):
+                sink.write(data)
+            sink.flush()
+            os.fsync(sink.fileno())
+        self.seconds.append(time.perf_counter() - before)
+        self.cpu.append(time.process_time() - used)
+        to.unlink()
 
     def found(self) -> dict[str, float]:
         """The medians."""
         return {
             "seconds": median(self.seconds),
-            "cpu_seconds": median(self.cpu or [0.0]),
-            "registry_cpu_seconds": median(self.registry_cpu or [0.0]),
+            "cpu_seconds": median(self.cpu),
+            "server_cpu_seconds": median(self.server_cpu or [0.0]),
             "most_bytes_of_memory": self.memory,
         }
 
 
-def cpu_of(registry: Path) -> float:
-    """Seconds of processors that the registry in this folder has taken."""
-    fields = Path("/proc", (registry / "pid").read_text(), "stat").read_text().split()
+def cpu_of(server: Path) -> float:
+    """Seconds of processors that the server in this folder has taken."""
+    fields = Path("/proc", (server / "pid").read_text(), "stat").read_text().split()
     return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
-
-
-def copied(path: Path, to: Path) -> float:
-    before = time.perf_counter()
-    with path.open("rb") as source, to.open("wb") as sink:
-        # Reflinks and copies inside the kernel would compare nothing.
-        while data := source.read(PIECE):
-            sink.write(data)
-        sink.flush()
-        os.fsync(sink.fileno())
-    seconds = time.perf_counter() - before
-    to.unlink()
-    return seconds
 
 
 def made(store: Store, size: int) -> Path:
@@ -108,65 +121,94 @@ def made(store: Store, size: int) -> Path:
     return store.blobs / digest.replace(":", "-")
 
 
-def by_gpukit(mine: Store, work: Path, host: str, registry: Path, times: dict[str, Times]) -> None:
-    variables = {"HOME": str(work / "home"), "XDG_CACHE_HOME": str(work / "home")}
-    variables["PYTHONPYCACHEPREFIX"] = str(work / "compiled")
-    # The small one first: then everything is compiled and read.
-    for model, noted in (("small", {"push": Times(), "pull": Times()}), ("big", times)):
-        name = f"{host}/me/{model}:latest"
-        mine.copy(model, name)
-        for verb, store in (("push", mine.root), ("pull", work / "theirs")):
-            command = [sys.executable, "-m", "gpukit_cli", verb, name, "--insecure", "--quiet"]
-            noted[verb].run(command, registry, GPUKIT_MODELS=str(store), **variables)
-    shutil.rmtree(work / "theirs")
+@dataclass(frozen=True)
+class Round:
+    """One round with one server, which runs: its name, address and folder, and where what is
+    measured goes, by name."""
+
+    name: str
+    host: str
+    folder: Path
+    times: dict[str, Times]
+
+    def by_gpukit(self, mine: Store, work: Path) -> None:
+        variables = {"HOME": str(work / "home"), "XDG_CACHE_HOME": str(work / "home")}
+        variables["PYTHONPYCACHEPREFIX"] = str(work / "compiled")
+        # The small one first: then everything is compiled and read.
+        for model in ("small", "big"):
+            name = f"{self.host}/me/{model}:latest"
+            mine.copy(model, name)
+            for verb, store in (("push", mine.root), ("pull", work / "theirs")):
+                command = [sys.executable, "-m", "gpukit_cli", verb, name, "--insecure", "--quiet"]
+                noted = self.times[f"{self.name} {verb}"] if model == "big" else Times()
+                noted.run(command, self.folder, GPUKIT_MODELS=str(store), **variables)
+        shutil.rmtree(work / "theirs")
+
+    def by_curl(self, blob: Path, got: Path) -> None:
+        curl = ["curl", "--silent", "--show-error", "--fail", "--location"]
+        place, digest = f"http://{self.host}/v2/me/curl/blobs", blob.name.replace("-", ":")
+        begin = [*curl, "--noproxy", "*", "-X", "POST", "-o", "/dev/null"]
+        told = "%header{location}%header{docker-upload-location}"
+        asked = subprocess.run(
+            [*begin, "-w", told, f"{place}/uploads/"], check=True, capture_output=True, text=True
+        )
+        # All of it at once: to docker-registry, or to the place of the first part in storage.
+        to, joint = asked.stdout, f"&digest={digest}"
+        if to.startswith("/"):
+            port, upload = self.host.rpartition(":")[2], to.rpartition("/")[2]
+            to, joint = f"http://localhost:{port}/storage/{upload}?first=0", ""
+        put = ["-X", "PUT", "-H", "Content-Type: application/octet-stream", "-T", str(blob)]
+        self.times[f"{self.name} curl push"].run([*curl, *put, to + joint], self.folder)
+        pull = [*curl, "-o", str(got), f"{place}/{digest}"]
+        self.times[f"{self.name} curl pull"].run(pull, self.folder)
+        got.unlink()
 
 
-def by_curl(blob: Path, work: Path, host: str, registry: Path, times: dict[str, Times]) -> None:
-    curl = ["curl", "--silent", "--show-error", "--fail", "--noproxy", "*"]
-    place = f"http://{host}/v2/me/big/blobs"
-    begin = [*curl, "-X", "POST", "-o", "/dev/null", "-w", "%header{location}", f"{place}/uploads/"]
-    begun = subprocess.run(begin, check=True, capture_output=True, text=True).stdout
-    digest, got = blob.name.replace("-", ":"), work / "got"
-    put = ["-X", "PUT", "-H", "Content-Type: application/octet-stream", "-T", str(blob)]
-    times["curl push"].run([*curl, *put, f"{begun}&digest={digest}"], registry)
-    times["curl pull"].run([*curl, "-o", str(got), f"{place}/{digest}"], registry)
-    got.unlink()
-
-
-def measured(work: Path, size: int, rounds: int) -> dict[str, Any]:
-    mine, registry = Store(work / "mine"), work / "registry"
+def measured(work: Path, size: int, rounds: int, names: list[str]) -> dict[str, Any]:
+    mine = Store(work / "mine")
     blob = made(mine, size)
-    verbs, curl = ("push", "pull"), shutil.which("curl") is not None
-    times = {name: Times() for name in ("cp", *verbs, *(f"curl {v}" for v in verbs if curl))}
+    kinds = ["push", "pull", *(["curl push", "curl pull"] if shutil.which("curl") else [])]
+    times = {"cp": Times()} | {f"{name} {kind}": Times() for name in names for kind in kinds}
     for _ in range(rounds):
-        times["cp"].seconds.append(copied(blob, work / "copy"))
-        with docker_registry.serve(registry) as host:
-            by_gpukit(mine, work, host, registry, times)
-        shutil.rmtree(registry)
-        if curl:
-            with docker_registry.serve(registry) as host:
-                by_curl(blob, work, host, registry, times)
-            shutil.rmtree(registry)
+        times["cp"].copy(blob, work / "copy")
+        for name in names:
+            with SERVERS[name](work / "server") as host:
+                once = Round(name, host, work / "server", times)
+                once.by_gpukit(mine, work)
+                if "curl push" in kinds:
+                    once.by_curl(blob, work / "got")
+            check(work / "server", blob.name.replace("-", ":"))
+            shutil.rmtree(work / "server")
     found = {name: each.found() for name, each in times.items()}
     for name, each in found.items():
         each["ratio_to_cp"] = found["cp"]["seconds"] / each["seconds"]
-        if name in verbs and curl:
-            each["ratio_to_curl"] = found[f"curl {name}"]["seconds"] / each["seconds"]
+        server, _, kind = name.partition(" ")
+        if (beside := found.get(f"{server} curl {kind}")) is not None:
+            each["ratio_to_curl"] = beside["seconds"] / each["seconds"]
     return {"cpu": cpu_name(), "bytes": size, "rounds": rounds, "medians": found}
+
+
+def check(server: Path, digest: str) -> None:
+    """What storage has joined, where that is the server, is the model."""
+    if (path := server / digest).exists():
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if f"sha256:{actual}" != digest:
+            sys.exit(f"storage has {actual}, sent was {digest}")
 
 
 def line(name: str, each: dict[str, float], size: int) -> str:
     """What is printed of a row."""
-    text = f"{name:9} {each['seconds']:6.2f} s {size / each['seconds'] / 1e6:6.0f} MB/s"
-    if name == "cp":
-        return text
+    text = f"{name:25} {each['seconds']:6.2f} s {size / each['seconds'] / 1e6:6.0f} MB/s"
     text += f", {each['ratio_to_cp']:.2f} of cp's rate"
     if "ratio_to_curl" in each:
         text += f", {each['ratio_to_curl']:.2f} of curl's"
-    cpu, theirs = each["cpu_seconds"], each["registry_cpu_seconds"]
-    text += f"; {cpu:.2f} s of processors, the registry's {theirs:.2f} s"
+    text += f"; processors {each['cpu_seconds']:.2f} s"
+    if name == "cp":
+        return text
+    text += f", the server's {each['server_cpu_seconds']:.2f} s"
     # Of a smaller command it is that of the process which started it.
-    memory = "" if name.startswith("curl") else f"; {each['most_bytes_of_memory'] / 2**20:.0f} MiB"
+    memory = "" if "curl" in name else f"; {each['most_bytes_of_memory'] / 2**20:.0f} MiB"
     return text + memory
 
 
@@ -177,11 +219,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    names = list(SERVERS)
     if docker_registry.program() is None:
-        sys.exit("Error: scripts/bench share needs a registry: apt-get install docker-registry")
+        names.remove("docker-registry")
+        print(
+            "docker-registry is not installed (apt-get install docker-registry): without its rows"
+        )
     size = (1 << 30) if options.size == "full" else (1 << 26)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
-        found = measured(Path(folder), size, options.rounds)
+        found = measured(Path(folder), size, options.rounds, names)
     for name, each in found["medians"].items():
         print(line(name, each, size))
     if options.json:

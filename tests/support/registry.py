@@ -52,7 +52,8 @@ class Server:
     `faults` holds, for `METHOD kind` (blobs, manifests, uploads, storage, token), what the next
     requests of that kind meet. `auth` is "", "basic" or "token"; `storage` sends bytes by another
     host (`localhost`, where this one is 127.0.0.1), and `joins` names the addresses of uploads as
-    Ollama's does.
+    Ollama's does. Without `expects` no body may wait for a word. `wasted` counts bytes that came
+    although they were to go to storage.
     """
 
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -69,6 +70,8 @@ class Server:
     direct: dict[str, bytearray] = field(default_factory=dict)
     etags: list[str] = field(default_factory=list)
     ranges_sent: list[str] = field(default_factory=list)
+    wasted: int = 0
+    expects: bool = True
     token: str = "tok-1"
     host: str = ""
     port: int = 0
@@ -251,10 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
         it.ranges_sent.append(self.headers["Content-Range"])
         first, last = map(int, self.headers["Content-Range"].split("-"))
         if it.storage:
-            self._body()
-            address = f"http://localhost:{it.port}/storage/{name}@{first}"
-            told = {"Location": address, "Docker-Upload-Location": next(iter(place.values()))}
-            self._send(307, b"", told)
+            self._redirect(it, f"{name}@{first}", next(iter(place.values())))
             return
         if first != len(it.uploads[name]):
             self._body()
@@ -264,6 +264,25 @@ class _Handler(BaseHTTPRequestHandler):
         if data is not None:
             assert len(data) == last - first + 1
             self._send(202, b"", place)
+
+    def _redirect(self, it: Server, part: str, following: str) -> None:
+        """Tell where a part is to go, of which nothing is wanted here."""
+        if self.fault.cut is not None:
+            self._cut()
+            return
+        address = f"http://localhost:{it.port}/storage/{part}"
+        told = {"Location": address, "Docker-Upload-Location": following, "Connection": "close"}
+        self._send(307, b"", told)
+        self.connection.shutdown(socket.SHUT_WR)
+        it.wasted += len(self.rfile.read())
+
+    def handle_expect_100(self) -> bool:
+        """Storage is told before the body comes."""
+        it: Server = self.server.it
+        if not it.expects:
+            self._send(417)
+            return False
+        return it.storage or super().handle_expect_100()
 
     def _commit(self, it: Server, repository: str, name: str, query: dict[str, list[str]]) -> None:
         data = bytes(it.direct[name] if it.storage else it.uploads[name])

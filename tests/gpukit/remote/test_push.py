@@ -55,6 +55,7 @@ def test_a_model_is_sent_in_parts(
     # Others go by the sha256 alone, and md5 would take as long as all the rest.
     assert (f"{hashlib.md5(joined).hexdigest()}-4" in server.etags) == joins
     assert len(server.etags) == 3 * joins
+    assert server.wasted == 0
     if storage:
         sent = [each for each in server.asked if each.host == "localhost"]
         assert sent
@@ -101,6 +102,12 @@ def test_what_passes_is_tried_again(
 ) -> None:
     server.storage = storage
     server.faults[kind] = [fault]
+    store.push(name, insecure=True)
+    published(server, store)
+
+
+def test_a_server_for_which_no_body_waits(server: Server, store: Store, name: str) -> None:
+    server.expects = False
     store.push(name, insecure=True)
     published(server, store)
 

@@ -80,7 +80,7 @@ def test_a_clock_that_was_off(store: Store) -> None:
     assert (found.removed, found.ahead) == ((), 1)
     (event,) = events
     assert isinstance(event, Warned)
-    assert "in the future" in event.text
+    assert "in the future: it stays; the clock is off, or was: touch it where" in event.text
     put(store, ORPHAN, -100)
     assert store.gc().young == 1
 
