@@ -40,12 +40,14 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise ArgumentError(f"temperature is {self.temperature}; it cannot be below 0")
+            raise ArgumentError(f"temperature is {self.temperature}; a finite number from 0 on is needed")
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it goes from 0 to 1")
         if not 0 < self.repeat_penalty < math.inf:
-            raise ArgumentError(f"repeat_penalty is {self.repeat_penalty}; it must be over 0")
+            raise ArgumentError(
+                f"repeat_penalty is {self.repeat_penalty}; a finite number over 0 is needed"
+            )
         for name in ("presence_penalty", "frequency_penalty"):
             if not math.isfinite(getattr(self, name)):
                 raise ArgumentError(f"{name} is {getattr(self, name)}; a finite number is needed")
