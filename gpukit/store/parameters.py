@@ -5,6 +5,7 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from numbers import Real
 from typing import Any
 
 from gpukit.errors import ArgumentError, did_you_mean
@@ -34,7 +35,7 @@ DEPRECATED = frozenset(
 )  # fmt: skip
 
 # What a model can be run with, and how that is told.
-_SENSE: dict[str, tuple[Callable[[float], bool], str]] = {
+_SENSE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda x: 0 <= x < math.inf, "a finite number from 0 on is needed"),
     **dict.fromkeys(
         ("top_p", "min_p", "typical_p"), (lambda x: 0 <= x <= 1, "it goes from 0 to 1")
@@ -83,7 +84,7 @@ def parse(name: str, text: str) -> Value:
     return value
 
 
-def check(name: str, value: float, whose: str = "") -> None:
+def check(name: str, value: Real | float, whose: str = "") -> None:
     """`ArgumentError` for a number with which no model can be run; `whose` it is, begins it."""
     known, told = _SENSE.get(name, (lambda _: True, ""))
     if not known(value):
