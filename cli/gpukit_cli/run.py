@@ -109,7 +109,7 @@ def run(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="json, or a file with a JSON schema that the answer fits; needs gpukit[format].",
+            help="json, or a file with a JSON schema that the answer fits; needs llguidance.",
             show_default="any text",
         ),
     ] = None,
@@ -195,7 +195,7 @@ def _format(word: str | None) -> "Format | None":
         schema = jsonlib.loads(Path(word).read_bytes())
     except OSError as error:
         raise ArgumentError(
-            f"--format {word}: {error.strerror}: json or a file is wanted"
+            f"--format {word}: {error.strerror}; json or a file with a JSON schema is wanted"
         ) from None
     except (ValueError, RecursionError) as error:
         raise ArgumentError(f"--format {word}: this is no JSON schema: {error}") from None

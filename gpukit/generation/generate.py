@@ -16,7 +16,7 @@ from gpukit.generation.sampling import Sampler, SamplingOptions
 from gpukit.generation.stopping import StopWatch
 from gpukit.models.cache import KVCache
 from gpukit.models.decoder import Decoder
-from gpukit.store.parameters import TYPES
+from gpukit.store import parameters
 
 # The context that a generation gets unless it asks for another, as Ollama on small machines.
 DEFAULT_CONTEXT = 4096
@@ -43,8 +43,8 @@ class GenerateOptions:
     stop_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.num_ctx is not None and self.num_ctx < 1:
-            raise ArgumentError(f"num_ctx is {self.num_ctx}; at least 1 token is needed")
+        if self.num_ctx is not None:
+            parameters.check("num_ctx", self.num_ctx)
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,11 @@ def options_from(
     for key in sorted(merged.keys() - MACHINE_PARAMETERS):
         report(Warned(f"parameter {key} is not used by gpukit run"))
     for key, value in (*sampling.items(), *own.items()):
-        kind = Integral if TYPES[key] is int else Real
+        kind = Integral if parameters.TYPES[key] is int else Real
         if not isinstance(value, kind) or isinstance(value, bool):
             wanted = "a whole number" if kind is Integral else "a number"
             raise ArgumentError(f"{key} has a value of the wrong kind: {value!r}, not {wanted}")
+        parameters.check(key, value, "" if given.get(key) is not None else "the model's parameter ")
     stop = (stop,) if isinstance(stop, str) else stop
     if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
         raise ArgumentError(f"stop has a value of the wrong kind: {stop!r}, not a list of texts")

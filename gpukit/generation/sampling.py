@@ -7,15 +7,13 @@ their token ids and give the same, shorter.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from gpukit.errors import ArgumentError, GpukitError
-
-# Options that are shares, from 0 to 1.
-SHARES = ("top_p", "min_p", "typical_p")
+from gpukit.errors import GpukitError
+from gpukit.store import parameters
 
 
 @dataclass(frozen=True)
@@ -39,18 +37,8 @@ class SamplingOptions:
     seed: int = -1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ArgumentError(f"temperature is {self.temperature}; it cannot be below 0")
-        for name in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ArgumentError(f"{name} is {getattr(self, name)}; it goes from 0 to 1")
-        if not 0 < self.repeat_penalty < math.inf:
-            raise ArgumentError(f"repeat_penalty is {self.repeat_penalty}; it must be over 0")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not math.isfinite(getattr(self, name)):
-                raise ArgumentError(f"{name} is {getattr(self, name)}; a finite number is needed")
-        if self.seed >= 1 << 63:
-            raise ArgumentError(f"seed is {self.seed}; the largest is {(1 << 63) - 1}")
+        for each in fields(self):
+            parameters.check(each.name, getattr(self, each.name))
 
     @property
     def penalises(self) -> bool:

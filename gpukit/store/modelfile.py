@@ -259,6 +259,8 @@ def _parameters(found: list[Command], where: str) -> tuple[dict[str, Value], lis
             continue
         try:
             value = parameters.parse(command.key, command.value)
+            if isinstance(value, int | float):
+                parameters.check(command.key, value)
         except ArgumentError as error:
             raise ModelfileError(f"{where}: (line {command.line}): {error}") from None
         if command.key == "stop":

@@ -3,8 +3,9 @@
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from numbers import Real
 from typing import Any
 
 from gpukit.errors import ArgumentError, did_you_mean
@@ -32,6 +33,20 @@ DEPRECATED = frozenset(
     ("penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock",
      "mirostat", "mirostat_tau", "mirostat_eta")
 )  # fmt: skip
+
+# What a model can be run with, and how that is told.
+_SENSE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "temperature": (lambda x: 0 <= x < math.inf, "a finite number from 0 on is needed"),
+    **dict.fromkeys(
+        ("top_p", "min_p", "typical_p"), (lambda x: 0 <= x <= 1, "it goes from 0 to 1")
+    ),
+    "repeat_penalty": (lambda x: 0 < x < math.inf, "a finite number over 0 is needed"),
+    **dict.fromkeys(
+        ("presence_penalty", "frequency_penalty"), (math.isfinite, "a finite number is needed")
+    ),
+    "num_ctx": (lambda x: x >= 1, "at least 1 token is needed"),
+    "seed": (lambda x: x < 1 << 63, f"the largest is {(1 << 63) - 1}"),
+}
 
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -67,6 +82,13 @@ def parse(name: str, text: str) -> Value:
     if not _FLOAT.fullmatch(text) or (value := _float32(text)) is None:
         raise ArgumentError(f"invalid float value [{_shown(text)}] for {name}: a number")
     return value
+
+
+def check(name: str, value: Real | float, whose: str = "") -> None:
+    """`ArgumentError` for a number with which no model can be run; `whose` it is, begins it."""
+    known, told = _SENSE.get(name, (lambda _: True, ""))
+    if not known(value):
+        raise ArgumentError(f"{whose}{name} is {value}; {told}")
 
 
 def merge(base: Mapping[str, Value], changes: Mapping[str, Value]) -> dict[str, Value]:

@@ -90,6 +90,7 @@ def test_every_parameter_tells_what_it_is_and_its_default(commands: dict[str, An
         for param in command.params:
             assert param.help, (name, param.name)
             assert param.help.endswith("."), (name, param.help)
+            assert "[" not in param.help, (name, "read as markup, so not shown")
             if param.required or getattr(param, "is_flag", False):
                 continue
             shown = isinstance(param.show_default, str) or param.default not in (None, "")

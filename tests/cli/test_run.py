@@ -175,7 +175,11 @@ def test_an_answer_fits_a_schema(run: Caller, home: Path) -> None:
     (home / "bad.json").write_text("{")
     (home / "list.json").write_text("[]")
     for word, told in (
-        ("none.json", "--format none.json: No such file or directory: json or a file is wanted"),
+        (
+            "none.json",
+            "--format none.json: No such file or directory; json or a file with a JSON "
+            "schema is wanted",
+        ),
         ("bad.json", "--format bad.json: this is no JSON schema"),
         ("list.json", "--format list.json: this is no JSON schema: an object is wanted"),
     ):

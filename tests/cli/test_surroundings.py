@@ -122,6 +122,17 @@ with endings():
 """
 
 
+def test_an_interrupt_before_anything_is_loaded_shows_no_traceback(tmp_path: Path) -> None:
+    """Python's own handler would: Ctrl-C while the command line is imported."""
+    (tmp_path / "typer.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    variables = environment(tmp_path)
+    variables["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{variables['PYTHONPATH']}"
+    done = subprocess.run(
+        [*COMMAND, "list"], env=variables, capture_output=True, preexec_fn=listening
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
 class Ending:
     """An attribute that is told to end while its class is made: Python 3.11 raises a RuntimeError
     for it."""

@@ -208,6 +208,10 @@ def test_options_come_from_parameters_and_above_them_from_what_is_given() -> Non
     ):  # fmt: skip
         with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} has a value of the wrong"):
             options_from(wrong, {})
+    with pytest.raises(ArgumentError, match=r"^the model's parameter top_p is 7; it goes from"):
+        options_from({"top_p": 7}, {})
+    with pytest.raises(ArgumentError, match=r"^top_p is 8; it goes from"):
+        options_from({"top_p": 7}, {"top_p": 8})
 
 
 TEMPLATE = (

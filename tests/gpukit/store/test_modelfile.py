@@ -121,6 +121,8 @@ ROLE = r"message role must be one of \"system\", \"user\", or \"assistant\"$"
         ("FROM x\nPARAMETER template y", "unknown parameter 'template'"),
         ("FROM x\nPARAMETER num_ctx 4k", r"\(line 2\): invalid int value \[4k\]"),
         ("FROM x\nPARAMETER top_p a b", r"invalid float value \[a b\]"),
+        ("FROM x\nPARAMETER top_p 7", r"\(line 2\): top_p is 7.0; it goes from 0 to 1"),
+        ("FROM x\nPARAMETER num_ctx 0", r"\(line 2\): num_ctx is 0; at least 1 token is needed"),
         ("FROM x\nPARAMETER use_mmap 2", r"invalid bool value \[2\]"),
         ("FROM x\nREQUIRES soon", "requires must be a valid semver"),
     ],
