@@ -177,6 +177,7 @@ evaluate: {text: text.txt, context: 32, chunks: 2, against: source}
 """
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_two_workers_measure_what_one_does(place: Path) -> None:
     shutil.copytree(place / "tiny", place / "other")
     plan = _plan(place, SPREAD)
@@ -196,6 +197,7 @@ def test_two_workers_measure_what_one_does(place: Path) -> None:
     assert _numbers(failed)[2:] == _numbers(made)[2:]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_dies_has_not_measured(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(place / "tiny", place / "other")
     plan = _plan(place, SPREAD)

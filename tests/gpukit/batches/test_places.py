@@ -67,6 +67,7 @@ def _at_the_second_source(act: Callable[[], object]) -> Callable[[Told], None]:
     return watch
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("keep_going", [False, True])
 def test_a_folder_that_is_renamed(place: Path, keep_going: bool, jobs: int) -> None:

@@ -107,11 +107,13 @@ def test_what_could_not_be_sent_is_sent_alone(
     assert told == [(n, 2, state) for n in (1, 2) for state in ("pushing", "done")]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_by_two_processes(place: Path, server: registry.Server) -> None:
     build("tied", place)
     check_pushes(_plan(place, BY_TWO.format(server.host)), server, jobs=2)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_dies_while_it_sends(
     place: Path, server: registry.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ def _killing(number: int, when: Callable[[Told], bool], started: list[Worker]) -
     return watch, done
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(
     ("number", "told"),
     [
@@ -154,6 +155,7 @@ def test_a_worker_that_cannot_begin(place: Path, monkeypatch: pytest.MonkeyPatch
     assert "the worker that made it ended with code 1: no such" in made.rows[0].why
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("keep_going", [False, True])
 def test_a_job_that_fails(keep_going: bool, place: Path) -> None:
     plan = _broken(place)
@@ -169,6 +171,7 @@ def test_a_job_that_fails(keep_going: bool, place: Path) -> None:
     assert not list(place.glob(".*.tmp"))
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_the_workers_end_with_the_batch(place: Path, started: list[Worker]) -> None:
     class Ended(BaseException):
         pass

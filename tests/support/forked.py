@@ -1,0 +1,151 @@
+"""Pythons that have imported torch and the rooms of a batch already: forks of a process that has.
+
+Importing takes seconds, which a test of what such a process does need not wait for. `Forked` stands
+in for `subprocess.Popen` where workers of a batch are started; what says how Python itself starts
+needs that.
+"""
+
+import atexit
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from select import select
+from typing import IO, Any
+
+from support.command_line import surroundings
+
+# For each process a keeper, which is its parent, tells its number and how it has ended. SIGCHLD is
+# ignored here, so that no keeper has to be waited for.
+SERVER = """
+import fcntl, gc, json, os, signal, socket, sys, threading, traceback
+import torch
+import gpukit.batches.worker, gpukit.conversion.torch_engine, gpukit.evaluation.scoring
+import gpukit.recipes.convert, gpukit.recipes.merge, gpukit.recipes.measured
+assert "triton" not in sys.modules
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+gc.freeze()
+server = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    asked, files, _, _ = socket.recv_fds(server, 1 << 18, 16)
+    if not asked:
+        sys.exit()
+    if not os.fork():
+        break
+    for file in files:
+        os.close(file)
+server.close()
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+asked = json.loads(asked)
+# Above all numbers that are asked for.
+channel, *files = [fcntl.fcntl(file, fcntl.F_DUPFD, 1000) for file in files]
+process = os.fork()
+if process:
+    os.closerange(0, channel)
+    for file in files:
+        os.close(file)
+    os.write(channel, f"{process}\\n".encode())
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    os.write(channel, f"{status}\\n".encode())
+    os._exit(0)
+os.closerange(3, channel + 1)
+for number, file in zip(asked["numbers"], files, strict=True):
+    os.dup2(file, number)
+    os.close(file)
+    os.set_inheritable(number, number < 3)
+os.environ.clear()
+os.environ.update(asked["environment"])
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+code = 0
+try:
+    exec(asked["code"], {"__name__": "__main__"})
+except SystemExit as end:
+    code = end.code
+except BaseException:
+    traceback.print_exc()
+    code = 1
+if code is not None and not isinstance(code, int):
+    print(code, file=sys.stderr)
+    code = 1
+threading._shutdown()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code or 0)
+"""
+
+
+class Forked:
+    """What of `subprocess.Popen([sys.executable, "-c", code], ...)` a batch asks of its workers."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        pass_fds: Sequence[int],
+        env: Mapping[str, str],
+    ) -> None:
+        assert (*command[:2], stdin) == (sys.executable, "-c", subprocess.DEVNULL)
+        self._channel, theirs = socket.socketpair()
+        asked = {
+            "code": command[2],
+            "environment": dict(env),
+            "numbers": [0, 1, 2, *pass_fds],
+        }
+        with theirs, open(os.devnull, "rb") as nothing:
+            files = [theirs, nothing, stdout, stderr]
+            numbers = [*(file.fileno() for file in files), *pass_fds]
+            socket.send_fds(_server(), [json.dumps(asked).encode()], numbers)
+        self._told = self._channel.makefile("r")
+        self.pid = int(self._told.readline())
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select([self._channel], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0.0)
+            self.returncode = int(self._told.readline())
+            self._told.close()
+            self._channel.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        try:
+            return self.wait(0.0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def _send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+@cache
+def _server() -> socket.socket:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process: Any = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(theirs.fileno())],
+        env=surroundings(),
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+    )
+    theirs.close()
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
