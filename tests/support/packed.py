@@ -171,7 +171,7 @@ def decoded(parts: Tensors, form: str) -> torch.Tensor:
 
 
 def build_decoded(packed: Path, form: str, root: Path) -> Path:
-    """The checkpoint `packed`, which is in `form`, in float32 in a folder in `root`; that folder."""
+    """The checkpoint `packed` of `form` in float32, in a folder in `root`; that folder."""
     folder = root / f"{packed.name}-{form}"
     shutil.copytree(packed, folder)
     found: Tensors = {}
