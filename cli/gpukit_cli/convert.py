@@ -123,9 +123,11 @@ def convert(
         )  # fmt: skip
         return
     if dry_run:
+        from gpukit.conversion.checks import has_blocks
+
         options = options_of(
             imatrix=imatrix, split_max_size=split_max_size, target_bpw=target_bpw,
-            target_size=target_size, like=like,
+            target_size=target_size, like=like, carry=has_blocks(place) if place else True,
         )  # fmt: skip
         with reporter(quiet) as report:
             plan = gpukit.plan(

@@ -29,6 +29,11 @@ def check_plan(
         check_pre(pre)
 
 
+def has_blocks(out: Path) -> bool:
+    """Whether a file called `out` can hold quantised types."""
+    return out.suffix != SAFETENSORS
+
+
 def check_options(options: Options, file_type: str | None) -> None:
     """`ArgumentError` for options that a model of the store cannot have: its weights are one file,
     of a `file_type` where anything else is asked for."""

@@ -163,11 +163,9 @@ class _Finder:
             return None
         rows, width = numbers.shape
         shape = scales.shape if len(scales.shape) == 2 else (prod(scales.shape), 1)
-        if scales.dtype not in SCALES or not all(shape) or shape[0] > rows or shape[1] > width:
+        if scales.dtype not in SCALES or not all(shape) or rows % shape[0] or width % shape[1]:
             raise _unfitting(scales, numbers)
-        tall, wide = -(-rows // shape[0]), -(-width // shape[1])
-        if (-(-rows // tall), -(-width // wide)) != shape:
-            raise _unfitting(scales, numbers)
+        tall, wide = rows // shape[0], width // shape[1]
         zeros = self._tensors.get(f"{stem}weight_zero_point")
         if zeros is not None:
             _check(zeros, scales.shape, numbers, ("I8",))

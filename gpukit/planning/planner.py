@@ -12,6 +12,7 @@ from gpukit.formats.file_types import (
     QUANTIZATION_VERSION,
     FileType,
     file_type_of,
+    float_type,
     with_file_type,
 )
 from gpukit.formats.gguf_fields import FLOATS, Field, TensorSpec, u32
@@ -63,8 +64,9 @@ def plan_quantize(
         title = "converting model" if source.is_checkpoint else "copying model"
     else:
         if source.is_checkpoint and chosen.name in CONVERTED and options.overrides is None:
-            fields, outputs = _converted(source, chosen)
-            chosen = source.converted_file(chosen)
+            own = source.converted_file(chosen) if options.carry else chosen
+            fields, outputs = _converted(source, chosen, own, options)
+            chosen = own
         else:
             fields, outputs, idle = _quantized(source, chosen, options)
         _refuse_lossy(source, outputs, options)
@@ -91,13 +93,16 @@ def _file_type(source: Source, name: str | None) -> FileType | None:
     return FILE_TYPES[source.auto] if source.auto is not None else None
 
 
-def _converted(source: Source, chosen: FileType) -> tuple[list[Field], list[PlannedOutput]]:
-    outputs = [
-        _output(source, index, tensor.ne, Choice(kind, kind))
-        for index, tensor in enumerate(source.tensors)
-        for kind in [source.converted_type(index, chosen.default)]
-    ]
-    return list(with_file_type(source.fields, source.converted_file(chosen).number)), outputs
+def _converted(
+    source: Source, chosen: FileType, own: FileType, options: Options
+) -> tuple[list[Field], list[PlannedOutput]]:
+    outputs = []
+    for index, tensor in enumerate(source.tensors):
+        kind = source.converted_type(index, chosen.default)
+        if not options.carry and kind not in FLOATS:
+            kind = float_type(tensor.name, tensor.ne, chosen.default)
+        outputs.append(_output(source, index, tensor.ne, Choice(kind, kind)))
+    return list(with_file_type(source.fields, own.number)), outputs
 
 
 def _quantized(

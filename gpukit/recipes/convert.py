@@ -1,11 +1,11 @@
 """One file from a model: converted, quantised, or only planned."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpukit.conversion.checks import check_plan, check_run
+from gpukit.conversion.checks import check_plan, check_run, has_blocks
 from gpukit.conversion.resuming import Resume
 from gpukit.conversion.run import Result, run_plan
 from gpukit.conversion.within import plan_within
@@ -241,6 +241,7 @@ def convert(
     options = Options(
         imatrix=weights, split_max_size=split_max_size, target_bpw=target_bpw,
         target_size=target_size, like=Path(like) if like is not None else None,
+        carry=has_blocks(Path(out)),
     )  # fmt: skip
     # Whatever the model, this can be wrong: looked at before that is fetched.
     check_run(Path(out), type, options, device, provenance=provenance)
@@ -284,6 +285,7 @@ def quantize(
     check_run(Path(out), type, options, device, provenance=provenance)
     if isinstance(calibrate, Path):
         check_output(Path(out), [calibrate])
+    options = replace(options, carry=has_blocks(Path(out)))
     with plan(
         model, type, options=options, calibrate=calibrate, pre=pre, converter=converter,
         provenance=provenance, hub=hub, device=device, report=report,

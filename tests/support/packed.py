@@ -2,6 +2,7 @@
 as ModelOpt and compressed-tensors write it, whole numbers as compressed-tensors and GPTQ do."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,4 +127,64 @@ def build_packed(animal: str, form: str, root: Path) -> Path:
     save_file(found, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    return folder
+
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def unpacked(found: torch.Tensor, bits: int) -> torch.Tensor:
+    """int64 `[rows, numbers]` of int32 `[rows, words]`."""
+    words = found.long() & 0xFFFFFFFF
+    parts = [(words >> (bits * i)) & ((1 << bits) - 1) for i in range(32 // bits)]
+    return torch.stack(parts, -1).flatten(1)
+
+
+def decoded(parts: Tensors, form: str) -> torch.Tensor:
+    """float32 `[out, in]`: the weight that `parts`, by their names' ends, stand for."""
+    said = FORMS[form][1]
+    if "qweight" in parts:
+        bits, groups = said["bits"], parts["g_idx"].long()
+        less = said.get("checkpoint_format", "gptq") == "gptq"
+        numbers = unpacked(parts["qweight"].t(), bits)  # [out, in]
+        zeros = unpacked(parts["qzeros"], bits) + less
+        return parts["scales"].float()[groups].t() * (numbers - zeros[groups].t()).float()
+    if "weight_shape" in parts:
+        (bits,) = (group["weights"]["num_bits"] for group in said["config_groups"].values())
+        rows, width = parts["weight_shape"].tolist()
+        numbers = unpacked(parts["weight_packed"], bits)[:, :width]
+        zeros = torch.full((rows, width // GROUP), 1 << (bits - 1))
+        if "weight_zero_point" in parts:
+            zeros = unpacked(parts["weight_zero_point"].t(), bits).t()[:rows]
+        scales = parts["weight_scale"].float().repeat_interleave(GROUP, 1)
+        return (numbers - zeros.repeat_interleave(GROUP, 1)).float() * scales
+    if form == "int-8":
+        return parts["weight"].float() * parts["weight_scale"].float()
+    codes = parts["weight_packed" if "weight_packed" in parts else "weight"].long()
+    # A zero has no sign, as in llama.cpp.
+    table = torch.tensor([*E2M1, *(0.0 - v for v in E2M1)])
+    numbers = table[torch.stack([codes & 15, codes >> 4], -1).flatten(1)]
+    found = numbers * parts["weight_scale"].float().repeat_interleave(16, 1)
+    if "weight_global_scale" in parts:
+        return found * (1 / parts["weight_global_scale"])
+    return found * parts["weight_scale_2"]
+
+
+def build_decoded(packed: Path, form: str, root: Path) -> Path:
+    """The checkpoint `packed` of `form` in float32, in a folder in `root`; that folder."""
+    folder = root / f"{packed.name}-{form}"
+    shutil.copytree(packed, folder)
+    found: Tensors = {}
+    linear: dict[str, Tensors] = {}
+    for name, tensor in load_file(packed / "model.safetensors").items():
+        stem, _, end = name.rpartition(".")
+        if stem.endswith("_proj"):
+            linear.setdefault(stem, {})[end] = tensor
+        else:
+            found[name] = tensor
+    for stem, parts in linear.items():
+        found[f"{stem}.weight"] = decoded(parts, form).contiguous()
+    save_file(found, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
     return folder

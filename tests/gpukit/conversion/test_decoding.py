@@ -8,7 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from support import quant_kinds
+from support.zoo import ZOO
+from support.zoo_build import build
 
+import gpukit
 from gpukit.conversion.run import run_plan
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
@@ -66,3 +69,17 @@ def test_values_are_exact(kind: str, model: Path, tmp_path: Path) -> None:
             stored = file.get_tensor(name)
             assert tuple(stored.shape) == values.shape
             assert stored.view(torch.uint8).numpy().tobytes() == wanted, name
+
+
+def test_a_folder_with_blocks_straight_to_safetensors(tmp_path: Path) -> None:
+    folder, name = build("gpt-oss-otherwise", tmp_path), "blk.0.ffn_down_exps.weight"
+    pre = ZOO[folder.name].pre
+    carried, out = tmp_path / "carried.gguf", tmp_path / "x.safetensors"
+    gpukit.convert(folder, carried, pre=pre)
+    gpukit.convert(carried, tmp_path / "y.safetensors", "BF16")
+    gpukit.convert(folder, out, pre=pre)  # its own type
+    gpukit.quantize(folder, tmp_path / "z.safetensors", "BF16", pre=pre)
+    with safe_open(out, "pt") as one, safe_open(tmp_path / "y.safetensors", "pt") as other:
+        assert one.keys() == other.keys()
+        assert torch.equal(one.get_tensor(name), other.get_tensor(name))
+    assert out.read_bytes() == (tmp_path / "z.safetensors").read_bytes()

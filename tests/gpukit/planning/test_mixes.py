@@ -91,6 +91,14 @@ def test_70b_lifts_values() -> None:
     assert layers_with(types("Q4_K_S", 80), "attn_v", "Q5_K") == list(range(80))
 
 
+def test_nvfp4_keeps_the_ends_at_q8_0() -> None:
+    found = types("NVFP4", 2)
+    assert {found["output.weight"], found["token_embd.weight"]} == {"Q8_0"}
+    assert layers_with(found, "ffn_down", "NVFP4") == [0, 1]
+    assert layers_with(found, "attn_v", "NVFP4") == [0, 1]
+    assert types("NVFP4", 1, width=288)["blk.0.ffn_down.weight"] == "IQ4_NL"
+
+
 def test_widths_that_blocks_do_not_divide() -> None:
     found = types("Q4_K_M", 8, width=288)
     assert found["blk.1.attn_q.weight"] == "Q5_0"

@@ -4,7 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.zoo import ZOO
+from support.zoo_build import build
 
+from gpukit import Options, make_overrides
 from gpukit.errors import ArgumentError, CheckpointError, GpukitError
 from gpukit.events import Event, Status
 from gpukit.formats.gguf_reader import GGUFFile
@@ -135,3 +138,34 @@ def test_an_adapter_folder_is_no_model(store: Store, tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="an adapter, not a model"):
         create(store, "m", parse("FROM .", folder=tmp_path))
+
+
+def test_types_of_tensors_and_blocks_that_become_others(store: Store, tmp_path: Path) -> None:
+    folder = build("gpt-oss-otherwise", tmp_path)
+    text, pre = f"FROM {folder}", ZOO[folder.name].pre
+    with pytest.raises(ArgumentError, match=r"is the type MXFP4_MOE, or --tensor-type _exps=MXFP4"):
+        create(store, "gpt", parse(text), "Q4_0", pre=pre)
+    options = Options(make_overrides(["_exps=MXFP4", "attn_q=F16"]))
+    create(store, "gpt", parse(text), "Q4_0", pre=pre, options=options)
+    assert {"MXFP4", "F16", "Q4_0"} <= types(store.resolve("gpt").gguf)
+    options = Options(allow_requantize=True)
+    create(store, "lossy", parse(text), "Q4_0", pre=pre, options=options)
+    assert "MXFP4" not in types(store.resolve("lossy").gguf)
+    # And of a GGUF that is quantised already.
+    create(store, "again", parse("FROM lossy"), "Q8_0", options=options)
+    assert types(store.resolve("again").gguf) == {"Q8_0", "F32"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        (None, Options(allow_requantize=True), "--allow-requantize: it is for quantising; add -q"),
+        (None, Options(make_overrides(["a=F16"])), "--tensor-type a=F16: it is for quantising"),
+        ("Q8_0", Options(split_max_size=1 << 20), "takes overrides and allow_requantize; write a"),
+    ],
+)
+def test_options_that_a_model_cannot_have(
+    kind: str | None, options: Options, words: str, store: Store
+) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        create(store, "tiny", read(MODELFILE), kind, options=options)
