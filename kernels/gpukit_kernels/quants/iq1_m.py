@@ -189,7 +189,7 @@ ROWS = (
         TritonPair(
             None,
             decode_tl,
-            tile=2,
+            tile=1,
             table=GRID,
             pieces=Pieces(pieces_tl, 16, 2, OCTETS),
             nearest=Nearest(encode_tl, partial(in_fours, "IQ1_S"), plain=True),

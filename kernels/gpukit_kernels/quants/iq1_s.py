@@ -141,7 +141,7 @@ ROWS = (
         TritonPair(
             None,
             decode_tl,
-            tile=4,
+            tile=2,
             table=GRID,
             pieces=Pieces(pieces_tl, 16, 2, OCTETS),
             nearest=Nearest(encode_tl, partial(in_fours, "IQ1_S"), plain=False),

@@ -2,7 +2,7 @@
 
 from gpukit_kernels.bits_triton import divide_tl, nearest_level_tl
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.lanes_triton import lanes_tl, rows_tl, spread_tl
+from gpukit_kernels.lanes_triton import spread_tl
 from gpukit_kernels.search import neighbours, splits
 from gpukit_kernels.search.groups_triton import group_sums_tl, group_top_tl, last_not_above_tl
 from gpukit_kernels.search.near_triton import near_eight_tl, shifted_terms_tl
@@ -10,8 +10,8 @@ from gpukit_kernels.search.splits_triton import (
     below_tl,
     best_halves_tl,
     best_split_tl,
-    bound_tl,
-    sorted_tl,
+    bounds_tl,
+    ranks_tl,
 )
 
 _OFF_GRID = tl.constexpr(neighbours.OFF_GRID)
@@ -32,7 +32,9 @@ def octets_found_tl(x, weights, book, SIZE: tl.constexpr, LEAST: tl.constexpr):
     """Entries, whether an octet goes an eighth down, int32, and the scale, `[R]` each:
     octets.octets_of of tuples of eight lanes, in groups of SIZE values; 16 have halves."""
     ROWS: tl.constexpr = SIZE // 8
-    scale, number, low, low_place, high, high_place = _split_tl(x, weights, SIZE)
+    ranks = ranks_tl(x, ROWS)
+    scale, number = _split_tl(x, weights, ranks, SIZE)
+    low, high = number >> 7, (number & 127) >> (2 if SIZE == 16 else 1)
     octet = tl.arange(0, scale.shape[0]) % ROWS
     # A scale below zero turns levels and ways around.
     way = number & (2 * 32 // SIZE - 1)
@@ -41,10 +43,7 @@ def octets_found_tl(x, weights, book, SIZE: tl.constexpr, LEAST: tl.constexpr):
     lowest = lowest_tl(down)
     point = tl.zeros_like(down)
     for i in tl.static_range(8):
-        place = 8 * octet + i
-        above = tl.where((x[i] < low) | ((x[i] == low) & (place < low_place)), 0, 1)
-        both = tl.where((x[i] < high) | ((x[i] == high) & (place < high_place)), 0, 1)
-        level = above + both
+        level = (ranks[i] >= low).to(tl.int32) + (ranks[i] >= high).to(tl.int32)
         point = point | (tl.where(scale < 0.0, 2 - level, level) << (2 * i))
     scale = tl.abs(scale)
     entries = near_eight_tl(point, shifted_terms_tl(scale, lowest, x, weights), book)
@@ -61,30 +60,23 @@ def octets_found_tl(x, weights, book, SIZE: tl.constexpr, LEAST: tl.constexpr):
 
 
 @triton.jit
-def _split_tl(x, weights, SIZE: tl.constexpr):
-    """Scale and number of each group's best split, value and place of its bounds, `[R]` each."""
+def _split_tl(x, weights, ranks, SIZE: tl.constexpr):
+    """Scale and number of each group's best split, `[R]`."""
     ROWS: tl.constexpr = SIZE // 8
     groups: tl.constexpr = x[0].shape[0] // ROWS
-    values = lanes_tl(tl.reshape(rows_tl(x, 8), (groups, SIZE)), SIZE)
-    counts = lanes_tl(tl.reshape(rows_tl(weights, 8), (groups, SIZE)), SIZE)
-    values, counts, places = sorted_tl(values, counts)
+    sums_x, sums_w = below_tl(x, weights, ranks, ROWS, SIZE == 16)
     if SIZE == 16:
-        first_x, first_w = below_tl(values, counts, places, 0, 8)
-        second_x, second_w = below_tl(values, counts, places, 8, 16)
-        scale, number = best_halves_tl(first_x, first_w, second_x, second_w)
+        first_x, second_x = tl.split(tl.permute(tl.reshape(sums_x, (groups, 2, 16)), (0, 2, 1)))
+        first_w, second_w = tl.split(tl.permute(tl.reshape(sums_w, (groups, 2, 16)), (0, 2, 1)))
+        scale, number = best_halves_tl(
+            bounds_tl(first_x, 16),
+            bounds_tl(first_w, 16),
+            bounds_tl(second_x, 16),
+            bounds_tl(second_w, 16),
+        )
     else:
-        sums_x, sums_w = below_tl(values, counts, places, 0, SIZE)
-        scale, number = best_split_tl(sums_x, sums_w)
-    low, low_place = bound_tl(values, places, number >> 7)
-    high, high_place = bound_tl(values, places, (number & 127) >> (2 if SIZE == 16 else 1))
-    return (
-        spread_tl(scale, groups, ROWS),
-        spread_tl(number, groups, ROWS),
-        spread_tl(low, groups, ROWS),
-        spread_tl(low_place, groups, ROWS),
-        spread_tl(high, groups, ROWS),
-        spread_tl(high_place, groups, ROWS),
-    )
+        scale, number = best_split_tl(bounds_tl(sums_x, 32), bounds_tl(sums_w, 32))
+    return spread_tl(scale, groups, ROWS), spread_tl(number, groups, ROWS)
 
 
 @triton.jit

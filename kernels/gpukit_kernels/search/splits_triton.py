@@ -1,13 +1,16 @@
-"""The Triton twin of splits.py: one lane a group, its values and sums in tuples.
+"""The Triton twin of splits.py: values are ranked with one lane an octet, bounds are tried with one
+lane a group, whose sums are a tuple.
 
 Of 32 values there are 33 * 34 / 2 pairs of bounds with two ways each, of 16 values 17 * 18 / 2 with
-four, and whether one is better hangs on all before: a lane goes through them, some 20 operations
-each and as many again that are masked, 2000 a weight. The lower bound is a loop, the upper one is
-written out: sums are in registers, which no number chooses.
+four, and whether one is better hangs on all before: a lane goes through them, some 40 operations
+each, 1500 a weight. The lower bound is a loop; the upper one is written out, since no number can
+choose among registers.
 """
 
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.lanes_triton import lanes_tl
 from gpukit_kernels.search import splits
+from gpukit_kernels.search.groups_triton import picked_tl
 
 _UP = tl.constexpr(splits.UP)
 _DOWN = tl.constexpr(splits.DOWN)
@@ -15,75 +18,55 @@ _LOWER = tl.constexpr(splits.LOWER)
 _LOWEST = tl.constexpr(splits.LOWEST)
 
 
-def partners(count: int) -> tuple[tuple[int, ...], ...]:
-    """Of `splits.network` turn by turn with which place each exchanges, its own where with none."""
-    turns: list[list[int]] = []
-    for i, j in splits.network(count):
-        if not turns or turns[-1][i] != i or turns[-1][j] != j:
-            turns.append(list(range(count)))
-        turns[-1][i], turns[-1][j] = j, i
-    return tuple(map(tuple, turns))
-
-
-_PARTNERS_16 = tl.constexpr(partners(16))
-_PARTNERS_32 = tl.constexpr(partners(32))
-_TURNS_16 = tl.constexpr(len(partners(16)))
-_TURNS_32 = tl.constexpr(len(partners(32)))
+@triton.jit
+def ranks_tl(x, ROWS: tl.constexpr):
+    """A tuple of eight int32 `[R]`: how many values of a group of ROWS octets stand before each in
+    the order of splits.sorted_values."""
+    octet = tl.arange(0, x[0].shape[0]) % ROWS
+    ranks = ()
+    for _ in tl.static_range(8):
+        ranks = ranks + (tl.zeros_like(octet),)  # noqa: RUF005
+    for r in range(ROWS):
+        for j in tl.static_range(8):
+            v = picked_tl(x[j], tl.arange(0, ROWS)[None, :] == r, ROWS)
+            more = ()
+            for i in tl.static_range(8):
+                first = (octet > r) | ((octet == r) & (j < i))
+                before = (v < x[i]) | ((v == x[i]) & first)
+                more = more + (ranks[i] + before.to(tl.int32),)  # noqa: RUF005
+            ranks = more
+    return ranks
 
 
 @triton.jit
-def sorted_tl(x, weights):
-    """Tuples of lanes: values in ascending order, their weights, and where they stood, int32:
-    splits.sorted_values."""
-    SIZE: tl.constexpr = len(x)
-    places = ()
-    for i in tl.static_range(SIZE):
-        places = places + (tl.zeros_like(x[0]).to(tl.int32) + i,)  # noqa: RUF005
-    if SIZE == 16:
-        for turn in tl.static_range(_TURNS_16):
-            x, weights, places = _exchanged_tl(x, weights, places, _PARTNERS_16[turn])
-    else:
-        for turn in tl.static_range(_TURNS_32):
-            x, weights, places = _exchanged_tl(x, weights, places, _PARTNERS_32[turn])
-    return x, weights, places
+def below_tl(x, weights, ranks, ROWS: tl.constexpr, HALVES: tl.constexpr):
+    """float32 `[groups, values]` twice: the sums of weight * x and of weights up to each value of
+    the order; with HALVES `[R, values]`, of each octet: splits.sums_below, sums_of_halves."""
+    SIZE: tl.constexpr = 8 * ROWS
+    L: tl.constexpr = x[0].shape[0] if HALVES else x[0].shape[0] // ROWS
+    place = tl.arange(0, SIZE)[None, :]
+    sum_x, sum_w = tl.zeros((L,), tl.float32), tl.zeros((L,), tl.float32)
+    found_x, found_w = tl.zeros((L, SIZE), tl.float32), tl.zeros((L, SIZE), tl.float32)
+    for s in range(SIZE):
+        # One of a group's values is not zero: sums are as if it were alone.
+        term_x, term_w = tl.zeros_like(x[0]), tl.zeros_like(x[0])
+        for k in tl.static_range(8):
+            term_x = tl.where(ranks[k] == s, weights[k] * x[k], term_x)
+            term_w = tl.where(ranks[k] == s, weights[k], term_w)
+        if not HALVES:
+            term_x = tl.sum(tl.reshape(term_x, (L, ROWS)), axis=1)
+            term_w = tl.sum(tl.reshape(term_w, (L, ROWS)), axis=1)
+        sum_x, sum_w = sum_x + term_x, sum_w + term_w
+        found_x = tl.where(place == s, sum_x[:, None], found_x)
+        found_w = tl.where(place == s, sum_w[:, None], found_w)
+    return found_x, found_w
 
 
 @triton.jit
-def _exchanged_tl(x, weights, places, PARTNERS: tl.constexpr):
-    SIZE: tl.constexpr = len(x)
-    moved_x = ()
-    moved_weights = ()
-    moved_places = ()
-    for i in tl.static_range(SIZE):
-        P: tl.constexpr = PARTNERS[i]
-        LOW: tl.constexpr = min(i, P)
-        HIGH: tl.constexpr = max(i, P)
-        swap = x[HIGH] < x[LOW]
-        swap = swap | ((x[HIGH] == x[LOW]) & (places[HIGH] < places[LOW]))
-        moved_x = moved_x + (tl.where(swap, x[P], x[i]),)  # noqa: RUF005
-        moved_weights = moved_weights + (tl.where(swap, weights[P], weights[i]),)  # noqa: RUF005
-        moved_places = moved_places + (tl.where(swap, places[P], places[i]),)  # noqa: RUF005
-    return moved_x, moved_weights, moved_places
-
-
-@triton.jit
-def below_tl(x, weights, places, FIRST: tl.constexpr, LAST: tl.constexpr):
-    """Two tuples of lanes, one more than `x`: the sums of weight * x and of weights below each
-    bound, of the values which stood from FIRST to LAST - 1: splits.sums_below, sums_of_halves."""
-    SIZE: tl.constexpr = len(x)
-    sum_x, sum_weights = tl.zeros_like(x[0]), tl.zeros_like(x[0])
-    found_x = (sum_x,)
-    found_weights = (sum_weights,)
-    for i in tl.static_range(SIZE):
-        new_x, new_weights = sum_x + weights[i] * x[i], sum_weights + weights[i]
-        if LAST - FIRST != SIZE:
-            here = (places[i] >= FIRST) & (places[i] < LAST)
-            new_x = tl.where(here, new_x, sum_x)
-            new_weights = tl.where(here, new_weights, sum_weights)
-        sum_x, sum_weights = new_x, new_weights
-        found_x = found_x + (sum_x,)  # noqa: RUF005
-        found_weights = found_weights + (sum_weights,)  # noqa: RUF005
-    return found_x, found_weights
+def bounds_tl(below, SIZE: tl.constexpr):
+    """A tuple of SIZE + 1 lanes of `[L, SIZE]`: zeros, and its columns."""
+    lanes = lanes_tl(below, SIZE)
+    return (tl.zeros_like(lanes[0]),) + lanes  # noqa: RUF005
 
 
 @triton.jit
@@ -106,22 +89,42 @@ def best_split_tl(x, weights):
     number = lower - 1
     for _ in range(COUNT):
         low_x, low_w = at_tl(x, lower), at_tl(weights, lower)
+        total_x = _anew_tl(x[COUNT - 1], number)
+        total_w = _anew_tl(weights[COUNT - 1], number)
         for u in tl.static_range(COUNT):
             mid_x = x[u] - low_x
             mid_w = weights[u] - low_w
-            high_x = x[COUNT - 1] - x[u]
-            high_w = weights[COUNT - 1] - weights[u]
+            high_x = total_x - x[u]
+            high_w = total_w - weights[u]
             square = mid_w * _UP[1] * _UP[1]
             for way in tl.static_range(2):
-                N: tl.constexpr = _UP if way == 0 else _DOWN
-                sum_qx = low_x * N[0] + mid_x * N[1] + high_x * N[2]
-                sum_q2 = low_w * N[0] * N[0] + square + high_w * N[2] * N[2]
+                sum_qx = _sum_tl(low_x, mid_x, high_x, way)
+                sum_q2 = _square_sum_tl(low_w, square, high_w, way)
                 named = _LOWER * lower + (2 * u + way)
                 scale, best, number = _better_tl(
                     scale, best, number, sum_qx, sum_q2, named, lower <= u
                 )
         lower = lower + 1
     return scale, number
+
+
+@triton.jit
+def _anew_tl(v, number):
+    """`v`, as if it hung on the loop: or what hangs on upper bounds alone would be made before it,
+    and be kept in registers for all of them."""
+    return tl.where(number < -1, 0.0, v)
+
+
+@triton.jit
+def _sum_tl(low, middle, high, DOWN: tl.constexpr):
+    N: tl.constexpr = _DOWN if DOWN else _UP
+    return low * N[0] + middle * N[1] + high * N[2]
+
+
+@triton.jit
+def _square_sum_tl(low, middle, high, DOWN: tl.constexpr):
+    N: tl.constexpr = _DOWN if DOWN else _UP
+    return low * N[0] * N[0] + middle + high * N[2] * N[2]
 
 
 @triton.jit
@@ -135,10 +138,11 @@ def best_halves_tl(x, weights, other_x, other_weights):
     number = lower - 1
     for _ in range(COUNT):
         low_x, low_w = at_tl(x, lower), at_tl(weights, lower)
+        begun = number
         other_low_x, other_low_w = at_tl(other_x, lower), at_tl(other_weights, lower)
         for u in tl.static_range(COUNT):
             for way in tl.static_range(4):
-                qx, q2 = _side_tl(low_x, low_w, x[u], weights[u], x[LAST], weights[LAST], way // 2)
+                qx, q2 = _side_tl(low_x, low_w, x[u], weights[u], x[LAST], weights[LAST], begun, way // 2)
                 other_qx, other_q2 = _side_tl(
                     other_low_x,
                     other_low_w,
@@ -146,6 +150,7 @@ def best_halves_tl(x, weights, other_x, other_weights):
                     other_weights[u],
                     other_x[LAST],
                     other_weights[LAST],
+                    begun,
                     way % 2,
                 )
                 named = _LOWER * lower + (4 * u + way)
@@ -157,13 +162,13 @@ def best_halves_tl(x, weights, other_x, other_weights):
 
 
 @triton.jit
-def _side_tl(low_x, low_w, x, w, total_x, total_w, DOWN: tl.constexpr):
+def _side_tl(low_x, low_w, x, w, total_x, total_w, number, DOWN: tl.constexpr):
     """Both sums of a half: those of splits._halves_step."""
     N: tl.constexpr = _DOWN if DOWN else _UP
     BELOW: tl.constexpr = N[0] * N[0] - N[1] * N[1]
     ABOVE: tl.constexpr = N[1] * N[1] - N[2] * N[2]
     whole = total_w * N[2] * N[2] + low_w * BELOW
-    return total_x * N[2] - (low_x + x), whole + w * ABOVE
+    return total_x * N[2] - (low_x + x), whole + w * _anew_tl(tl.zeros_like(w) + ABOVE, number)
 
 
 @triton.jit
@@ -171,14 +176,3 @@ def _better_tl(scale, best, number, sum_qx, sum_q2, named, allowed):
     better = allowed & (sum_q2 > 0.0) & (sum_qx * sum_qx > best * sum_q2)
     scale = tl.where(better, tl.div_rn(sum_qx, sum_q2), scale)
     return scale, tl.where(better, scale * sum_qx, best), tl.where(better, named, number)
-
-
-@triton.jit
-def bound_tl(x, places, index):
-    """Value and place, int32, of the first that is not below the bound: splits._bound."""
-    value = tl.zeros_like(x[0]) + float("inf")
-    place = tl.zeros_like(index) + len(x)
-    for i in tl.static_range(len(x)):
-        value = tl.where(index == i, x[i], value)
-        place = tl.where(index == i, places[i], place)
-    return value, place
