@@ -1,6 +1,5 @@
 """Launches the encoders of types whose blocks name rows of a codebook, which lies in memory."""
 
-import torch
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import load_float_tl
@@ -41,9 +40,7 @@ def nearest_kernel(
     ENCODE(x, weights, book, out + first * NBYTES, block * NBYTES, mask)
 
 
-def encode_nearest(
-    values: Tensor, row: QuantType, importance: Tensor | None, out: Tensor
-) -> None:
+def encode_nearest(values: Tensor, row: QuantType, importance: Tensor | None, out: Tensor) -> None:
     """Fill `out`, uint8 `[blocks, nbytes]`, with `values`, contiguous, as blocks; `importance` as
     `launch.encode_triton` has it."""
     pair = row.triton

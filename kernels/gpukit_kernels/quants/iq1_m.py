@@ -27,7 +27,6 @@ from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import spread_tl
 from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.search.common import added, importance_weights, scaled_squares
-from gpukit_kernels.search.octets import Octets, numbers_of, octets_of, row_numbers, scale_codes
 from gpukit_kernels.search.grid_triton import (
     fields_tl,
     octet_squares_tl,
@@ -36,6 +35,7 @@ from gpukit_kernels.search.grid_triton import (
 )
 from gpukit_kernels.search.groups_triton import of_groups_tl
 from gpukit_kernels.search.neighbours import in_fours
+from gpukit_kernels.search.octets import Octets, numbers_of, octets_of, row_numbers, scale_codes
 from gpukit_kernels.search.octets_triton import (
     lowest_tl,
     octet_sums_tl,
@@ -189,7 +189,7 @@ ROWS = (
         TritonPair(
             None,
             decode_tl,
-            tile=1,
+            tile=2,
             table=GRID,
             pieces=Pieces(pieces_tl, 16, 2, OCTETS),
             nearest=Nearest(encode_tl, partial(in_fours, "IQ1_S"), plain=True),

@@ -28,7 +28,6 @@ from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.search.common import importance_weights, scaled_squares
-from gpukit_kernels.search.octets import Octets, octets_of, row_numbers, scale_codes
 from gpukit_kernels.search.grid_triton import (
     fields_tl,
     octet_weights_tl,
@@ -36,6 +35,7 @@ from gpukit_kernels.search.grid_triton import (
 )
 from gpukit_kernels.search.groups_triton import of_groups_tl
 from gpukit_kernels.search.neighbours import in_fours
+from gpukit_kernels.search.octets import Octets, octets_of, row_numbers, scale_codes
 from gpukit_kernels.search.octets_triton import (
     octets_found_tl,
     row_numbers_tl,

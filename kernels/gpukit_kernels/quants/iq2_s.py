@@ -132,12 +132,11 @@ def _weights_tl(octets, importance):
     """A tuple of eight: what values count."""
     if importance is not None:
         return octet_weights_tl(octets, importance, 2.0)
-    else:
-        variance = octet_variance_tl(octets, 2.0)
-        found = ()
-        for k in tl.static_range(8):
-            found = found + (0.25 * variance + octets[k] * octets[k],)  # noqa: RUF005
-        return found
+    variance = octet_variance_tl(octets, 2.0)
+    found = ()
+    for k in tl.static_range(8):
+        found = found + (0.25 * variance + octets[k] * octets[k],)  # noqa: RUF005
+    return found
 
 
 ROWS = (

@@ -81,8 +81,8 @@ def _split_tl(x, weights, ranks, SIZE: tl.constexpr):
 
 @triton.jit
 def octet_sums_tl(x, weights, entries, lowest, factor, ROWS: tl.constexpr):
-    """float32 `[R]` twice: over ROWS octets the sums of weight * number * x and of weight * number *
-    number, numbers being what levels stand for times `factor`."""
+    """float32 `[R]` twice: over ROWS octets the sums of weight * number * x and of weight * number
+    * number, numbers being what levels stand for times `factor`."""
     a = ()
     b = ()
     for i in tl.static_range(8):

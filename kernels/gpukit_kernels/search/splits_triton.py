@@ -110,8 +110,8 @@ def best_split_tl(x, weights):
 
 @triton.jit
 def _anew_tl(v, number):
-    """`v`, as if it hung on the loop: or what hangs on upper bounds alone would be made before it,
-    and be kept in registers for all of them."""
+    """`v`, by a choice that the loop has a part in, whose `number` is -1 at least: what hangs on
+    upper bounds alone would be made before the loop, and be kept in registers for all of them."""
     return tl.where(number < -1, 0.0, v)
 
 
@@ -142,7 +142,9 @@ def best_halves_tl(x, weights, other_x, other_weights):
         other_low_x, other_low_w = at_tl(other_x, lower), at_tl(other_weights, lower)
         for u in tl.static_range(COUNT):
             for way in tl.static_range(4):
-                qx, q2 = _side_tl(low_x, low_w, x[u], weights[u], x[LAST], weights[LAST], begun, way // 2)
+                qx, q2 = _side_tl(
+                    low_x, low_w, x[u], weights[u], x[LAST], weights[LAST], begun, way // 2
+                )
                 other_qx, other_q2 = _side_tl(
                     other_low_x,
                     other_low_w,
