@@ -140,7 +140,7 @@ def encode_triton(values: Tensor, row: QuantType, importance: Tensor | None = No
     shape = {"BLOCK": row.block, "NBYTES": row.nbytes, "enable_fp_fusion": False}
     with torch.cuda.device_of(values):
         if pair.nearest:
-            encode_nearest(values, row, pair.nearest, importance, out)
+            encode_nearest(values, row, importance, out)
             return out
         if importance is None:
             encode_kernel[(triton.cdiv(count, pair.tile),)](

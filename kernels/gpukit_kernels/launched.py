@@ -81,7 +81,7 @@ def _encoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
             True,
         )
     if pair.nearest:
-        yield from _nearest(row, pair.nearest, dtype)
+        yield from _nearest(row, pair.nearest, pair.tile, dtype)
     if pair.weighted:
         means = {"means": "*fp32"} if row.row_mean else {}
         yield Kernel(
@@ -109,9 +109,9 @@ def _encoders(row: QuantType, dtype: str) -> Iterator[Kernel]:
         )
 
 
-def _nearest(row: QuantType, nearest: Nearest, dtype: str) -> Iterator[Kernel]:
+def _nearest(row: QuantType, nearest: Nearest, tile: int, dtype: str) -> Iterator[Kernel]:
     """Encoding with importance, and without where there is that."""
-    shape = {"BLOCK": row.block, "NBYTES": row.nbytes, "TILE": nearest_triton.TILE}
+    shape = {"BLOCK": row.block, "NBYTES": row.nbytes, "TILE": tile}
     pointers = {"values": f"*{dtype}", "book": "*i32", "out": "*u8"}
     for weighted in (False, True) if nearest.plain else (True,):
         yield Kernel(

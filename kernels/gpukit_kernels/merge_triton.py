@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gpukit_kernels import launch
 from gpukit_kernels.bits_triton import divide_tl, load_float_tl, store_float_tl
 from gpukit_kernels.delta_triton import SHARES, delta_tl, strange_products
 from gpukit_kernels.factors import Factors
@@ -177,6 +178,10 @@ def merge_triton(
     out = weight.new_empty((matrices, rows, width // kind.block * kind.nbytes))
     if not out.numel():
         return out
+    if triton_pair(kind).nearest:
+        # Their search takes so much longer that another pass over memory is nothing beside it.
+        merged = merge_triton(weight, row, factors, by_name("F32"))
+        return launch.encode_triton(merged.view(torch.float32), kind).view(out.shape)
     with torch.cuda.device_of(weight):
         weight, row = _readable(weight, row, factors, kind)
         no_b, no_a = (weight.new_empty(s, dtype=torch.float32) for s in

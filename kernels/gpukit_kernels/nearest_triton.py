@@ -1,15 +1,13 @@
 """Launches the encoders of types whose blocks name rows of a codebook, which lies in memory."""
 
-import torch
 from torch import Tensor
 
 from gpukit_kernels.bits_triton import load_float_tl
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.table import Nearest, QuantType
+from gpukit_kernels.table import QuantType
 
-# Blocks of a program, and its warps: a thread has a row of eight values, or two of four, and what a
-# program waits for, the longest list of its rows, is that of 32 rows or 64.
-TILE = 1
+# Of a program, for one block: a thread has a row of eight values, or two of four, and what all wait
+# for, the longest list, is that of one block's rows.
 WARPS = 1
 
 
@@ -42,25 +40,26 @@ def nearest_kernel(
     ENCODE(x, weights, book, out + first * NBYTES, block * NBYTES, mask)
 
 
-def encode_nearest(
-    values: Tensor, row: QuantType, nearest: Nearest, importance: Tensor | None, out: Tensor
-) -> None:
+def encode_nearest(values: Tensor, row: QuantType, importance: Tensor | None, out: Tensor) -> None:
     """Fill `out`, uint8 `[blocks, nbytes]`, with `values`, contiguous, as blocks; `importance` as
     `launch.encode_triton` has it."""
+    pair = row.triton
+    assert pair
+    assert pair.nearest
     width = values.shape[-1]
-    rows = 1 if importance is None else importance.numel() // width
-    nearest_kernel[(triton.cdiv(len(out), TILE),)](
+    parts = 1 if importance is None else importance.numel() // width
+    nearest_kernel[(triton.cdiv(len(out), pair.tile),)](
         values,
         None if importance is None else importance.contiguous(),
-        nearest.book(values.device),
+        pair.nearest.book(values.device),
         out,
         len(out),
         width // row.block,
-        len(out) // rows,
-        ENCODE=nearest.encode,
+        len(out) // parts,
+        ENCODE=pair.nearest.encode,
         BLOCK=row.block,
         NBYTES=row.nbytes,
-        TILE=TILE,
+        TILE=pair.tile,
         num_warps=WARPS,
         enable_fp_fusion=False,
     )

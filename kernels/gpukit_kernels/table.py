@@ -108,7 +108,7 @@ class TritonPair:
              float32 `[TILE, block]` and the rows' mean squares `[TILE]`
     decode   decode(blocks, at, mask): float32 `[TILE, block]` of the blocks at `at`; with a
              table decode(blocks, at, mask, table)
-    tile     blocks that a program of four warps encodes
+    tile     blocks that a program of four warps encodes, or with `nearest` one of one warp
     lanes    whether `encode` takes a tuple of 32 float32 `[TILE]` instead of a tile
     weighted_tile   the same with importance, `tile` where it is 0
     table    the constants that `decode` reads, as a tensor on a device; None where it reads none

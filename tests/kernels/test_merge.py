@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor
 
 from gpukit_kernels import QUANTS, Factors, QuantError, dequantize, merge_lora, quantize
@@ -14,6 +15,25 @@ from gpukit_kernels.merge import lengths, low_rank, merge
 
 BACKENDS = ["eager", "compiled", "triton"]
 WRITTEN = [name for name, row in QUANTS.items() if row.encode]
+
+
+def searched(kind: str, backend: str) -> bool:
+    """Whether the interpreter takes a second a block of `kind`."""
+    pair = QUANTS[kind].triton
+    return backend == "triton" and pair is not None and pair.nearest is not None
+
+
+def each(kinds: Sequence[str]) -> list[ParameterSet]:
+    """All of `kinds` on all backends; of those which Triton looks up one stands for the others."""
+    return [
+        pytest.param(
+            kind,
+            backend,
+            marks=[pytest.mark.thorough] if searched(kind, backend) and kind != "IQ2_S" else [],
+        )
+        for backend in BACKENDS
+        for kind in kinds
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -90,25 +110,25 @@ def test_dense_weights(shape: tuple[int, ...], dtype: torch.dtype, backend: str)
         assert same(rounded, wanted.to(dtype))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize(("kind", "backend"), each(WRITTEN))
 def test_into_blocks(kind: str, backend: str) -> None:
     block = QUANTS[kind].block
-    weight = drawn(5, 3 * block, seed=7).to(torch.bfloat16)
+    rows, width = (2, block) if searched(kind, backend) else (5, 3 * block)
+    weight = drawn(rows, width, seed=7).to(torch.bfloat16)
     some = factors(weight.shape, [4, 2], dora=True)
     wanted = quantize(merge(weight.to(torch.float32), some), kind, backend="eager")
     assert same(merge_lora(weight, some, out=kind, backend=backend), wanted)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", QUANTS)
+@pytest.mark.parametrize(("kind", "backend"), each(list(QUANTS)))
 def test_from_blocks(kind: str, backend: str) -> None:
     row = QUANTS[kind]
     random = torch.Generator().manual_seed(3)
+    rows = 1 if searched(kind, backend) else 3
     if row.encode:
-        blocks = quantize(drawn(3, 2 * row.block, seed=7), kind, backend="eager")
+        blocks = quantize(drawn(rows, 2 * row.block, seed=7), kind, backend="eager")
     else:
-        blocks = torch.randint(0, 60, (3, 2 * row.nbytes), generator=random, dtype=torch.uint8)
+        blocks = torch.randint(0, 60, (rows, 2 * row.nbytes), generator=random, dtype=torch.uint8)
     weight = dequantize(blocks, kind, backend="eager")
     some = factors(weight.shape, [3])
     wanted = merge(weight, some)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from _pytest.mark import ParameterSet
 from support import quant_kinds
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from gpukit_kernels import (
     bits_triton,
     dequantize,
     launch,
+    nearest_triton,
     proven,
     quantize,
 )
@@ -34,6 +36,16 @@ NAMES = list(QUANTS)
 WRITTEN = [name for name in NAMES if proven.has_encoder(QUANTS[name], False)]
 WEIGHTED = [name for name in NAMES if proven.has_encoder(QUANTS[name], True)]
 KINDS = list(quant_kinds.FINITE)
+# Those whose search takes the interpreter longest: it has a block or two of each kind of values.
+NEAREST = [name for name in NAMES if launch.triton_pair(QUANTS[name]).nearest]
+
+
+def plainly(names: list[str]) -> list[ParameterSet]:
+    """`names` without importance, which of NEAREST changes nothing but what values count."""
+    return [
+        pytest.param(name, marks=[pytest.mark.thorough] if name in NEAREST else [])
+        for name in names
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +72,12 @@ def encode(values: Tensor, row: QuantType, importance: Tensor | None = None) -> 
 
 
 def assert_same_blocks(got: Tensor, wanted: Tensor, kinds: list[str]) -> None:
-    """Equal, or which kinds of values, in equal shares of the blocks, have how many wrong ones."""
-    differ = (got != wanted).any(dim=1).view(len(kinds), -1).sum(dim=1)
+    """Equal, or which kinds of values, in equal shares of the blocks, have how many wrong ones.
+
+    Blocks that llama.cpp ends the process for are not asked about.
+    """
+    ended = (wanted == quant_kinds.ENDED).all(dim=1)
+    differ = ((got != wanted).any(dim=1) & ~ended).view(len(kinds), -1).sum(dim=1)
     assert not differ.any(), {kind: int(n) for kind, n in zip(kinds, differ, strict=True) if n}
 
 
@@ -73,22 +89,32 @@ def assert_same_floats(got: Tensor, wanted: Tensor) -> None:
     assert not differ.any(), f"{int(differ.sum())} of {differ.numel()} values differ"
 
 
-def some_of_all_kinds() -> Tensor:
-    """float32 `[n, 256]`, all finite as float16, too."""
-    made = np.concatenate([quant_kinds.make(kind, 8, seed=1) for kind in KINDS])
+def golden(what: str, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, their importance, and llama.cpp's blocks of the type `name`."""
+    row = QUANTS[name]
+    some = slice(2 if name in NEAREST and DEVICE.type == "cpu" else None)
+    with np.load(GOLDEN) as found:
+        values = np.concatenate([found[f"values/{kind}"][some] for kind in KINDS])
+        importance = found["importance"]
+        if name == "F32":
+            blocks = values.view(np.uint8)
+        else:
+            blocks = np.concatenate([found[f"{what}/{name}/{kind}"][some] for kind in KINDS])
+    blocks = blocks.reshape(-1, row.nbytes)
+    return torch.from_numpy(values), torch.from_numpy(importance), torch.from_numpy(blocks)
+
+
+def some_of_all_kinds(name: str) -> Tensor:
+    """float32 `[n, 256]` for the type `name`, all finite as float16, too."""
+    rows = 2 if name in NEAREST and DEVICE.type == "cpu" else 8
+    made = np.concatenate([quant_kinds.make(kind, rows, seed=1) for kind in KINDS])
     return torch.from_numpy(made).clamp(-6e4, 6e4)
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", plainly(WRITTEN))
 def test_golden_and_reference_bytes(name: str) -> None:
-    row, more = QUANTS[name], some_of_all_kinds()
-    with np.load(GOLDEN) as golden:
-        values = torch.from_numpy(np.concatenate([golden[f"values/{kind}"] for kind in KINDS]))
-        if name == "F32":
-            blocks = values.numpy().view(np.uint8)
-        else:
-            blocks = np.concatenate([golden[f"blocks/{name}/{kind}"] for kind in KINDS])
-    wanted = torch.from_numpy(blocks).view(-1, row.nbytes)
+    row, more = QUANTS[name], some_of_all_kinds(name)
+    values, _, wanted = golden("blocks", name)
     got = encode(torch.cat([values, more]), row)
     assert_same_blocks(got[: len(wanted)], wanted, KINDS)
     referred = quantize(more, name, backend="eager").view(-1, row.nbytes)
@@ -101,11 +127,7 @@ def test_golden_and_reference_bytes(name: str) -> None:
 
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_golden_bytes_with_importance(name: str) -> None:
-    with np.load(GOLDEN) as golden:
-        values = torch.from_numpy(np.concatenate([golden[f"values/{kind}"] for kind in KINDS]))
-        blocks = np.concatenate([golden[f"weighted/{name}/{kind}"] for kind in KINDS])
-        importance = torch.from_numpy(golden["importance"])
-    wanted = torch.from_numpy(blocks).view(-1, QUANTS[name].nbytes)
+    values, importance, wanted = golden("weighted", name)
     assert_same_blocks(encode(values, QUANTS[name], importance), wanted, KINDS)
 
 
@@ -132,15 +154,15 @@ def test_experts_have_an_importance_each(name: str) -> None:
         torch.bfloat16,
     ],
 )
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", plainly(WRITTEN))
 def test_reference_bytes_of_16_bits(name: str, dtype: torch.dtype) -> None:
     row = QUANTS[name]
-    values = some_of_all_kinds().to(dtype)
+    values = some_of_all_kinds(name).to(dtype)
     wanted = quantize(values, name, backend="eager").view(-1, row.nbytes)
     assert_same_blocks(encode(values, row), wanted, KINDS)
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", plainly(WRITTEN))
 def test_the_launched_tile_and_its_odd_tail(name: str) -> None:
     row = QUANTS[name]
     assert row.triton is not None
@@ -185,6 +207,16 @@ def test_nothing_is_written_beyond_the_last_block(name: str) -> None:
         values = torch.randn(3, row.block, device=DEVICE)
         launch.encode_kernel[(1,)](values, blocks, 3, ENCODE=pair.encode, LANES=pair.lanes, **facts)
         assert torch.equal(blocks[:3].cpu(), quantize(values.cpu(), name, backend="eager"))
+        assert (blocks[3:] == 0xAA).all()
+    if pair.nearest is not None:
+        values = torch.randn(3, row.block, device=DEVICE)
+        ones = torch.ones(row.block, device=DEVICE)
+        book = pair.nearest.book(DEVICE)
+        nearest_triton.nearest_kernel[(1,)](
+            values, ones, book, blocks, 3, 1, 3, ENCODE=pair.nearest.encode, **facts
+        )
+        wanted = quantize(values.cpu(), name, ones.cpu(), backend="eager")
+        assert torch.equal(blocks[:3].cpu(), wanted)
         assert (blocks[3:] == 0xAA).all()
     out = torch.full((5, row.block), torch.nan, device=DEVICE)
     launch.decode_kernel[(1,)](

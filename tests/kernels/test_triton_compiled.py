@@ -107,12 +107,14 @@ def test_no_spill_no_fma_no_flush(arch: int, part: int) -> None:
         # types begin with rows' mean squares; some have aligned kernels. Two merge: into blocks and
         # out of them, of floats one and one for the rows' lengths. Types whose blocks are read by
         # parts have halves by them, products and gated ones for one row of x and for as many as go
-        # together.
+        # together. Into types that look up the nearest rows of a codebook nothing is merged.
         row = QUANTS[name]
         pair = row.triton
         assert pair is not None
         encodes = pair.encode is not None
         more = encodes + (pair.weighted is not None) + row.row_mean
+        if pair.nearest is not None:
+            more += 1 + pair.nearest.plain
         more += 1 + (encodes or row.block == 1)
         more += (pair.few is not None) + (pair.aligned is not None)
         if pair.vectors is not None:

@@ -16,17 +16,40 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_bits
-from gpukit_kernels.bits_triton import load_byte_tl
+from gpukit_kernels.bits_triton import (
+    half_bits_tl,
+    load_byte_tl,
+    store_bytes_tl,
+    store_words16_tl,
+)
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
+from gpukit_kernels.lanes_triton import spread_tl
 from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.search.common import added, importance_weights, scaled_squares
+from gpukit_kernels.search.grid_triton import (
+    fields_tl,
+    octet_squares_tl,
+    octet_weights_tl,
+    octets_tl,
+)
+from gpukit_kernels.search.groups_triton import of_groups_tl
+from gpukit_kernels.search.neighbours import in_fours
 from gpukit_kernels.search.octets import Octets, numbers_of, octets_of, row_numbers, scale_codes
+from gpukit_kernels.search.octets_triton import (
+    lowest_tl,
+    octet_sums_tl,
+    octets_found_tl,
+    row_numbers_tl,
+    scale_codes_tl,
+)
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import Pieces, QuantType, TritonPair
+from gpukit_kernels.table import Nearest, Pieces, QuantType, TritonPair
 
 # A group whose largest magnitude is below it counts as zero (GROUP_MAX_EPS_IQ1_M).
 LEAST = 1e-7
+
+_LEAST = tl.constexpr(LEAST)
 
 # The codebook of IQ1_S.
 GRID = partial(grids.grid, "IQ1_S")
@@ -130,12 +153,47 @@ def pieces_tl(blocks, table, at, part, mask):
     return values
 
 
+@triton.jit
+def encode_tl(x, importance, book, out, at, mask):
+    """Store float32 `[TILE, 256]` as blocks at byte offsets `at`; `importance` is as x, or None."""
+    TILE: tl.constexpr = x.shape[0]
+    octets = octets_tl(x)
+    if importance is None:
+        weights = octet_squares_tl(octets)
+    else:
+        weights = octet_weights_tl(octets, importance, 2.0)
+    entries, down, scale = octets_found_tl(octets, weights, book, 16, _LEAST)
+    codes, d, some = scale_codes_tl(of_groups_tl(scale, TILE, 2))
+    steps = (2 * codes + 1).to(tl.float32)
+    steps = spread_tl(tl.reshape(steps, (TILE * 16,)), TILE * 16, 2)
+    sums = octet_sums_tl(octets, weights, entries, lowest_tl(down), steps, 32)
+    # Of the block, so in all of its lanes.
+    sum_qx, sum_q2 = of_groups_tl(sums[0], TILE, 32), of_groups_tl(sums[1], TILE, 32)
+    d = tl.where(sum_q2 > 0.0, tl.div_rn(sum_qx, sum_q2), d[:, None])  # [TILE, 1]
+    half = tl.where(some[:, None], half_bits_tl(d * 1.1125).to(tl.int32), 0)
+    codes = tl.where(some[:, None], codes, 0)
+    shift = 4 * tl.arange(0, 4)[None, :]
+    words = fields_tl(codes, 3, 4) | (((half >> shift) & 15) << 12)
+    rows = tl.reshape(row_numbers_tl(entries), (TILE, 32))
+    down = tl.where(some[:, None], tl.reshape(down, (TILE, 32)), 0)
+    store_bytes_tl(out, at, rows & 255, mask)
+    store_bytes_tl(out, at + 32, fields_tl((rows >> 8) | (down << 3), 4, 2), mask)
+    store_words16_tl(out, at + 48, words, mask)
+
+
 ROWS = (
     QuantType(
         FACTS["IQ1_M"],
         encode,
         decode,
-        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        TritonPair(
+            None,
+            decode_tl,
+            tile=2,
+            table=GRID,
+            pieces=Pieces(pieces_tl, 16, 2, OCTETS),
+            nearest=Nearest(encode_tl, partial(in_fours, "IQ1_S"), plain=True),
+        ),
         weighted=weighted,
     ),
 )

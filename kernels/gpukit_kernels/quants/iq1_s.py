@@ -16,17 +16,38 @@ from torch import Tensor
 
 from gpukit_kernels import grids
 from gpukit_kernels.bits import half_bits, half_value, word_bytes
-from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl
+from gpukit_kernels.bits_triton import (
+    half_bits_tl,
+    load_byte_tl,
+    load_half_tl,
+    store_bytes_tl,
+    store_word16_tl,
+    store_words16_tl,
+)
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.pieces_triton import words2_tl
 from gpukit_kernels.search.common import importance_weights, scaled_squares
+from gpukit_kernels.search.grid_triton import (
+    fields_tl,
+    octet_weights_tl,
+    octets_tl,
+)
+from gpukit_kernels.search.groups_triton import of_groups_tl
+from gpukit_kernels.search.neighbours import in_fours
 from gpukit_kernels.search.octets import Octets, octets_of, row_numbers, scale_codes
+from gpukit_kernels.search.octets_triton import (
+    octets_found_tl,
+    row_numbers_tl,
+    scale_codes_tl,
+)
 from gpukit_kernels.stages import stage
-from gpukit_kernels.table import Pieces, QuantType, TritonPair
+from gpukit_kernels.table import Nearest, Pieces, QuantType, TritonPair
 
 # A group whose largest magnitude is below it counts as zero (GROUP_MAX_EPS_IQ1_S).
 LEAST = 1e-12
+
+_LEAST = tl.constexpr(LEAST)
 
 GRID = partial(grids.grid, "IQ1_S")
 OCTETS = partial(grids.row_bytes, "IQ1_S", 8, grids.iq1_numbers)
@@ -96,12 +117,35 @@ def pieces_tl(blocks, table, at, part, mask):
     return values
 
 
+@triton.jit
+def encode_tl(x, importance, book, out, at, mask):
+    """Store float32 `[TILE, 256]` as blocks at byte offsets `at`; `importance` is as x."""
+    TILE: tl.constexpr = x.shape[0]
+    octets = octets_tl(x)
+    weights = octet_weights_tl(octets, importance, 2.0)
+    entries, down, scale = octets_found_tl(octets, weights, book, 32, _LEAST)
+    codes, d, some = scale_codes_tl(of_groups_tl(scale, TILE, 4))
+    down = tl.max(tl.reshape(down, (TILE, 8, 4)), axis=2)
+    rows = tl.reshape(row_numbers_tl(entries), (TILE, 32))
+    words = tl.where(some[:, None], codes | (down << 3), 0) << 12
+    store_word16_tl(out, at, half_bits_tl(d * 1.125).to(tl.int32), mask)
+    store_bytes_tl(out, at + 2, rows & 255, mask)
+    store_words16_tl(out, at + 34, words | fields_tl(rows >> 8, 3, 4), mask)
+
+
 ROWS = (
     QuantType(
         FACTS["IQ1_S"],
         None,
         decode,
-        TritonPair(None, decode_tl, table=GRID, pieces=Pieces(pieces_tl, 16, 2, OCTETS)),
+        TritonPair(
+            None,
+            decode_tl,
+            tile=2,
+            table=GRID,
+            pieces=Pieces(pieces_tl, 16, 2, OCTETS),
+            nearest=Nearest(encode_tl, partial(in_fours, "IQ1_S"), plain=False),
+        ),
         weighted=weighted,
     ),
 )

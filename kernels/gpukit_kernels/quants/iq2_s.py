@@ -132,12 +132,11 @@ def _weights_tl(octets, importance):
     """A tuple of eight: what values count."""
     if importance is not None:
         return octet_weights_tl(octets, importance, 2.0)
-    else:
-        variance = octet_variance_tl(octets, 2.0)
-        found = ()
-        for k in tl.static_range(8):
-            found = found + (0.25 * variance + octets[k] * octets[k],)  # noqa: RUF005
-        return found
+    variance = octet_variance_tl(octets, 2.0)
+    found = ()
+    for k in tl.static_range(8):
+        found = found + (0.25 * variance + octets[k] * octets[k],)  # noqa: RUF005
+    return found
 
 
 ROWS = (
@@ -148,6 +147,7 @@ ROWS = (
         TritonPair(
             None,
             decode_tl,
+            tile=1,
             table=GRID,
             pieces=Pieces(pieces_tl, 16, 2, OCTETS),
             nearest=Nearest(encode_tl, partial(in_fours, "IQ2_S"), plain=True),

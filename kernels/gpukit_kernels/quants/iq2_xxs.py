@@ -34,8 +34,6 @@ from gpukit_kernels.search.grid import (
     grid_values,
     signs_and_code,
 )
-from gpukit_kernels.search.positive import positive_search
-from gpukit_kernels.search.positive_triton import positive_scale_tl
 from gpukit_kernels.search.grid_triton import (
     fields_tl,
     grid_codes_tl,
@@ -47,6 +45,8 @@ from gpukit_kernels.search.grid_triton import (
     signs_and_code_tl,
 )
 from gpukit_kernels.search.neighbours import in_fours
+from gpukit_kernels.search.positive import positive_search
+from gpukit_kernels.search.positive_triton import positive_scale_tl
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import Nearest, Pieces, QuantType, TritonPair
 
@@ -150,6 +150,7 @@ ROWS = (
         TritonPair(
             None,
             decode_tl,
+            tile=1,
             table=GRID,
             pieces=Pieces(pieces_tl, 16, 2, OCTETS),
             nearest=Nearest(encode_tl, partial(in_fours, "IQ2_XXS"), plain=False),

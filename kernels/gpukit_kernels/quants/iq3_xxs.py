@@ -135,6 +135,7 @@ ROWS = (
         TritonPair(
             None,
             decode_tl,
+            tile=1,
             table=GRID,
             pieces=Pieces(pieces_tl, 16, 2, OCTETS),
             nearest=Nearest(encode_tl, partial(in_fours, "IQ3_XXS"), plain=True),

@@ -53,7 +53,7 @@ def octet_signs_tl(x, weights, EVEN: tl.constexpr):
 
 @triton.jit
 def fours_tl(eight):
-    """A tuple of four `[2 * R]` of one of eight `[R]`: the first half of each row, then the other."""
+    """A tuple of four `[2 * R]` of one of eight `[R]`: the first half of each, then the other."""
     found = ()
     for k in tl.static_range(4):
         pair = tl.join(eight[k], eight[k + 4])
@@ -73,8 +73,7 @@ def _rows_tl(x, roots, inverse, scale, book):
         point = point | (tl.minimum(tl.maximum(level, 0), TOP) << (BITS * i))
     if SIZE == 8:
         return near_eight_tl(point, odd_terms_tl(scale, x, roots), book)
-    else:
-        return near_four_tl(point, scale, x, roots, book)
+    return near_four_tl(point, scale, x, roots, book)
 
 
 @triton.jit
@@ -196,7 +195,12 @@ def grid_ended_tl(scale, entries, signs, top, FORM: tl.constexpr):
         turned = tl.max(tl.reshape(turned, (TILE * 32, 2)), axis=1)
     signs = tl.where(turned != 0, signs ^ (turned & 0xFF), 0)
     scale = tl.where(some, tl.abs(scale), 0.0)
-    return of_groups_tl(scale, TILE, ROWS), rows, tl.reshape(signs, (TILE, 32)), of_groups_tl(top, TILE, ROWS)
+    return (
+        of_groups_tl(scale, TILE, ROWS),
+        rows,
+        tl.reshape(signs, (TILE, 32)),
+        of_groups_tl(top, TILE, ROWS),
+    )
 
 
 @triton.jit
