@@ -38,6 +38,8 @@ BEFORE = {
 FOLDERS = ("Llama-3.2-1B-Instruct", "Llama-3.2-1B", "models")
 ADAPTERS = ("my-lora", "tiny-lora", "a", "b", "loras/chat", "loras/code")
 TEXTS = ("wiki.test.raw", "calibration.txt", "shakespeare-train.txt", "shakespeare-valid.txt")
+# Characters of each, two windows of the largest context on the pages and a rest.
+TEXT = 4000
 MADE = {
     "llama-f16.gguf": ("F16",),
     "llama-bf16.gguf": ("BF16",),
@@ -62,7 +64,7 @@ def world(folder: Path, variables: dict[str, str], page: Path) -> None:
         if re.search(rf"\b{name}\b", text) or (name == "my-lora" and "merged" in needed):
             lora(DATA / "tiny-shakespeare", folder / name, seed=number)
     for name in filter(text.__contains__, TEXTS):
-        (folder / name).write_text((DATA / "shakespeare.txt").read_text()[:6000])
+        (folder / name).write_text((DATA / "shakespeare.txt").read_text()[:TEXT])
     shutil.copy(DATA / "imatrix" / "tiny-shakespeare.gguf", folder / "imatrix.gguf")
     for name in needed:
         if name in MADE:

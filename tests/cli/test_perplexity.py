@@ -56,17 +56,11 @@ def test_one_document_is_all_that_stdout_has(file: Path) -> None:
 def test_the_text_comes_on_stdin_too(file: Path) -> None:
     words = [str(word) for word in ("perplexity", file, *SMALL, "--json", "--quiet")]
     words[words.index(str(TEXT))] = "-"
-    done = subprocess.run(
-        [sys.executable, "-m", "gpukit_cli", *words],
-        input=TEXT.read_bytes(), capture_output=True, check=False,
-    )  # fmt: skip
+    done = gpukit(*words, stdin=TEXT.read_bytes())
     assert json.loads(done.stdout)["running"] == pytest.approx([7.6679, 6.1116], abs=5e-5)
-    bad = subprocess.run(
-        [sys.executable, "-m", "gpukit_cli", *words],
-        input=b"abc\xff", capture_output=True, check=False,
-    )  # fmt: skip
-    assert (bad.returncode, bad.stdout) == (2, b"")
-    assert b"stdin: byte 3 is no UTF-8" in bad.stderr
+    bad = gpukit(*words, stdin=b"abc\xff")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert "stdin: byte 3 is no UTF-8" in bad.stderr
 
 
 def test_a_reference_gives_rows_and_statistics(file: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import DATA
+from support.command_line import gpukit as in_fork
 from support.gguf_adapters import write_adapter
 
 import gpukit
@@ -40,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "FROM ./tiny.gguf\nPARAMETER temperature 0\nPARAMETER num_predict 24\n"
         'PARAMETER stop "hath"\nSYSTEM Speak.\n'
     )
-    _gpukit(folder, "create", "tiny", "-f", "Modelfile")
+    _verb(folder, "create", "tiny", "-f", "Modelfile")
     return folder
 
 
@@ -51,6 +52,12 @@ def _gpukit(folder: Path, *arguments: str, stdin: str = "") -> Done:
         cwd=folder, env=_environment(folder), input=stdin, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def _verb(folder: Path, *words: str) -> Done:
+    done = in_fork(*words, folder=folder, GPUKIT_MODELS=str(folder / "models"))
     assert done.returncode == 0, done.stderr
     return done
 
@@ -160,14 +167,14 @@ def test_a_template_of_the_modelfile_goes_first(
     for name in ("tiny", "jinja"):
         template = "{{ .System }}{{ .Prompt }}{{ .Response }} never seen"
         (home / "go").write_text(f'FROM ./{name}.gguf\nTEMPLATE """{template}"""\nSYSTEM First\n')
-        _gpukit(home, "create", f"{name}-go", "-f", "go")
+        _verb(home, "create", f"{name}-go", "-f", "go")
         done = run(f"{name}-go", " Citizen:", *FAST)
         assert (done.stdout, done.stderr) == (GREEDY + "\n\n", "")
     monkeypatch.setenv("OLLAMA_GO_TEMPLATE", "0")
     assert run("tiny-go", " Citizen:", *FAST).stdout == GREEDY + "\n\n"
     assert run("jinja-go", " Citizen:", *FAST).stdout == run("tiny.gguf", "user", *FAST).stdout
     (home / "broken").write_text("FROM ./tiny.gguf\nTEMPLATE {{ .Prompt.X }}\n")
-    _gpukit(home, "create", "broken", "-f", "broken")
+    _verb(home, "create", "broken", "-f", "broken")
     assert "TEMPLATE: (line 1): can't evaluate field X" in run("broken", "x", code=1).stderr
 
 
@@ -222,17 +229,17 @@ def test_a_stored_model_has_its_adapters(run: Caller, home: Path) -> None:
     adapted = {f"blk.{n}.attn_v.weight": (128, 256) for n in range(4)}
     write_adapter(home / "c.gguf", "llama", adapted, 8.0, 4, size=0.2)
     (home / "adapted").write_text("FROM tiny\nADAPTER ./c.gguf\n")
-    _gpukit(home, "create", "adapted", "-f", "adapted")
+    _verb(home, "create", "adapted", "-f", "adapted")
     asked = ("First Citizen:", "--quiet")
     told = run("adapted", *asked).stdout
     assert told == run("tiny", *asked, "--adapter", "c.gguf").stdout
     assert told != run("tiny", *asked).stdout
     assert run("adapted", *asked, "--adapter", "c.gguf:-1").stdout == run("tiny", *asked).stdout
-    shown = _gpukit(home, "show", "adapted").stdout
+    shown = _verb(home, "show", "adapted").stdout
     digest = sha256((home / "c.gguf").read_bytes()).hexdigest()
     row = rf"  Adapters\n    {digest[:12]}    rank 4    4 tensors    \d\d KB\n\n"
     assert re.search(row, shown), shown
-    lines = _gpukit(home, "show", "adapted", "--modelfile").stdout.splitlines()
+    lines = _verb(home, "show", "adapted", "--modelfile").stdout.splitlines()
     assert lines[5] == f"ADAPTER {home / 'models' / 'blobs' / f'sha256-{digest}'}"
 
 

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import pytest
 from support import command_line
+from support.forked import Forked
 
 from gpukit.formats.gguf_fields import TensorSpec, string, u32
 from gpukit.formats.gguf_writer import GGUFWriter
@@ -35,13 +37,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def gpukit(
-    folder: Path, *arguments: str, code: int = 0, alone: bool = False, longest: int | None = None
-) -> Done:
+def gpukit(folder: Path, *arguments: str, code: int = 0, longest: int | None = None) -> Done:
     """Run a command in `folder` with the store below it; checks the exit code, and of a failure
-    that it is told in one line. `alone` starts it beside others."""
+    that it is told in one line."""
     models = str(folder / "models")
-    if alone or longest is not None:
+    if longest is not None:
         environment = command_line.surroundings(GPUKIT_MODELS=models)
         done = command_line.process_of_its_own(arguments, folder, environment, longest=longest)
     else:
@@ -319,9 +319,23 @@ def test_a_full_disk_in_the_middle_of_a_conversion(folder: Path) -> None:
     gpukit(folder, "create", "tiny", "-q", "Q8_0")
 
 
+def _started(folder: Path, said: IO[bytes], *words: str) -> Forked:
+    code = (
+        f"import os, sys; os.chdir({str(folder)!r}); sys.argv = {['gpukit', *words]}\n"
+        "from gpukit_cli.app import main; main()\n"
+    )
+    return Forked(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+        pass_fds=(), env=command_line.surroundings(GPUKIT_MODELS=str(folder / "models")),
+    )  # fmt: skip
+
+
 def test_two_creates_at_once_share_their_blobs(folder: Path) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda name: gpukit(folder, "create", name, alone=True), "abcd"))
+    with TemporaryFile() as said:
+        started = [_started(folder, said, "create", name) for name in "abcd"]
+        codes = [process.wait() for process in started]
+        said.seek(0)
+        assert codes == [0] * 4, said.read().decode()
     assert len(gpukit(folder, "list").stdout.splitlines()) == 5
     blobs = folder / "models" / "blobs"
     assert len(list(blobs.iterdir())) == 5

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -32,7 +33,7 @@ assert not {"huggingface_hub", "triton", "typer.rich_utils"} & sys.modules.keys(
 gc.freeze()  # what is loaded is no garbage: looking at it would copy its pages in each child
 channel = socket.socket(fileno=int(sys.argv[1]))
 while True:
-    asked, files, _, _ = socket.recv_fds(channel, 1 << 17, 2)
+    asked, files, _, _ = socket.recv_fds(channel, 1 << 17, 3)
     if not asked:
         sys.exit()
     process = os.fork()
@@ -43,7 +44,7 @@ while True:
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     channel.send(str(status).encode())
 channel.close()
-for number, file in enumerate(files, 1):
+for number, file in enumerate(files):
     os.dup2(file, number)
     os.close(file)
 asked = json.loads(asked)
@@ -83,18 +84,22 @@ def surroundings(**variables: str) -> dict[str, str]:
 
 
 def gpukit(
-    *words: object, folder: Path | None = None, **variables: str
+    *words: object, folder: Path | None = None, stdin: bytes = b"", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """What the command line says to `words`, in `folder`, else in ours, on one thread, with
-    `variables` in its environment."""
+    """What the command line says to `words` and `stdin`, in `folder`, else in ours, on one thread,
+    with `variables` in its environment."""
     environment = surroundings(**variables)
     arguments = [*map(str, words)]
     if any(name.startswith(STARTS) for name in variables):
+        assert not stdin
         return process_of_its_own(arguments, folder, environment)
     asked = {"words": arguments, "environment": environment, "folder": str(folder or Path.cwd())}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with ExitStack() as stack:
+        given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        given.write(stdin)
+        given.seek(0)
         channel = _server()
-        files = [out.fileno(), err.fileno()]
+        files = [file.fileno() for file in (given, out, err)]
         socket.send_fds(channel, [json.dumps(asked).encode()], files)
         status = int(channel.recv(64))
         said = []

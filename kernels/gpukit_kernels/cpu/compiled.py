@@ -21,6 +21,7 @@ from torch import Tensor
 from gpukit_kernels import merge
 from gpukit_kernels.cpu import cache as code_cache, products, tiles, trust
 from gpukit_kernels.cpu.build import build, compiler, has_tiles
+from gpukit_kernels.cpu.decoding import record_decoder
 from gpukit_kernels.cpu.merge import Steps, by_program
 from gpukit_kernels.cpu.merger import Merger
 from gpukit_kernels.cpu.program import (
@@ -37,7 +38,7 @@ from gpukit_kernels.cpu.program import (
     kept_library,
     program_name,
 )
-from gpukit_kernels.cpu.recording import HERE, Form, record, record_decoder
+from gpukit_kernels.cpu.recording import HERE, Form, record
 from gpukit_kernels.table import QuantType
 
 # Weights from which on a program is built, which takes about half a second; what is there already

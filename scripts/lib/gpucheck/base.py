@@ -117,10 +117,11 @@ def as_tests_interpret() -> None:
     """Where kernels are interpreted, which only tests want, without work done over and over."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.path.append(str(ROOT / "tests"))
-        from support.interpreter import keep_shapes_and_types, patch_once_a_launch
+        from support.interpreter import alike_at_once, keep_shapes_and_types, patch_once_a_launch
 
         patch_once_a_launch()
         keep_shapes_and_types()
+        alike_at_once()
 
 
 def stable_keys() -> int:

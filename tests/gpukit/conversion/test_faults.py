@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support import quant_kinds
 from support.checkpoints import build
+from support.command_line import gpukit
 
 from gpukit.conversion.run import run_plan
 from gpukit.errors import CheckpointError, DiskError, GpukitError
@@ -156,10 +157,7 @@ def test_shards_that_lack_or_are_damaged(case: str, what: str, tmp_path: Path) -
         data = bytearray(shard.read_bytes())
         data[20:40] = b"\xff" * 20
         shard.write_bytes(data)
-    done = subprocess.run(
-        [sys.executable, "-m", "gpukit_cli", "quantize", folder, tmp_path / "x.gguf", "Q4_0"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = gpukit("quantize", folder, tmp_path / "x.gguf", "Q4_0")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
     assert line.startswith("Error: ")
@@ -181,7 +179,8 @@ def test_a_killed_run_in_parts_is_cleared_by_the_next(tmp_path: Path) -> None:
     left = list(out.iterdir())
     assert left
     assert all(path.suffix == ".tmp" for path in left)
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = gpukit(*words)
+    assert done.returncode == 0
     assert sorted(map(str, out.iterdir())) == json.loads(done.stdout)["paths"]
 
 

@@ -2,9 +2,6 @@
 decode to."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from support import quant_kinds
 from support.checkpoints import DATA
+from support.command_line import gpukit
 
 from gpukit.conversion.run import run_plan
 from gpukit.formats.gguf_fields import TensorSpec
@@ -78,13 +76,7 @@ def test_they_run_as_what_they_decode_to(files: tuple[Path, Path]) -> None:
 
 
 def _gpukit(*words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "gpukit_cli", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = gpukit(*words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -213,13 +213,12 @@ def test_a_command_whose_programs_are_kept_does_without_torch(tmp_path: Path) ->
         assert said["types"]["Q4_0"]["relative_rms_error"] == pytest.approx(
             first["types"]["Q4_0"]["relative_rms_error"], rel=1e-9
         )
-    # What is damaged or missing is done with torch.
+    # What is damaged is done with torch, as what is missing.
     program = folder / kept_program.with_suffix(".so").name
     program.write_bytes(program.read_bytes()[:500])
     loaded, _, got = run(path, tmp_path, "Q4_0", environment=there)
     assert loaded
     assert got == wanted
-    assert run(path, tmp_path, "Q8_0", environment=there)[0]
 
 
 def test_the_wish_decides_and_not_what_was_imported(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.checkpoints import build, weights
+from support.command_line import gpukit
 
 from gpukit.conversion import pipeline
 from gpukit.conversion.run import run_plan
@@ -172,9 +173,7 @@ def test_a_killed_run_leaves_nothing_that_the_next_does_not_clear(tmp_path: Path
     child.communicate()
     assert "x.gguf" not in only(out)
     assert len(only(out)) == 1
-    child = command("convert", folder, out / "x.gguf", "--type", "Q8_0")
-    child.communicate()
-    assert child.returncode == 0
+    assert gpukit("convert", folder, out / "x.gguf", "--type", "Q8_0").returncode == 0
     assert only(out) == ["x.gguf"]
 
 

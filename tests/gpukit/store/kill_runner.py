@@ -5,8 +5,8 @@
 ACTION names a function below; STORE is the store as it is before. Each trial works on a copy in a
 forked child. A step is a call that changes a file (seen by an audit hook) or moves data to the disk
 (wrappers around os.write, os.pwrite, os.fsync and the like); the child kills itself before it, and
-for writes also in the middle. Prints the number of kills. Run as a program of its own so that it
-can fork: one thread is left when a run has ended.
+for writes also in the middle. Prints the numbers of kills, at steps and at moments. Run as a
+program of its own so that it can fork: one thread is left when a run has ended.
 """
 
 import gc
@@ -177,7 +177,7 @@ def trial(
 
 
 def main() -> None:
-    """`KILL_STRIDE=n` kills at every n-th step only, `KILL_RANDOM=n` at n moments instead."""
+    """`KILL_STRIDE=n` kills at every n-th step only, `KILL_RANDOM=n` at n moments, too."""
     action, template, extra = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     root = template.with_name(f"{template.name}-whole")
     shutil.copytree(template, root)
@@ -192,23 +192,21 @@ def main() -> None:
     seconds = time.monotonic() - began
     after = listed(Store(root))
     kills = 0
-    if moments := int(os.environ.get("KILL_RANDOM", "0")):
-        draw = random.Random(2)
-        # One that came too late shortens the next ones: the first run may have been a slow one.
-        for _ in range(10 * moments):
-            patience = draw.uniform(0, seconds)
-            if trial(action, template, extra, after, 0, patience) != -signal.SIGKILL:
-                seconds *= 0.8
-            elif (kills := kills + 1) == moments:
-                break
-    else:
-        for step in range(1, 1_000_000, int(os.environ.get("KILL_STRIDE", "1"))):
-            status = trial(action, template, extra, after, step, None)
-            if status == 0:
-                break
-            assert status == -signal.SIGKILL, (step, status)
-            kills += 1
-    sys.stdout.write(json.dumps({"kills": kills}) + "\n")
+    for step in range(1, 1_000_000, int(os.environ.get("KILL_STRIDE", "1"))):
+        status = trial(action, template, extra, after, step, None)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, (step, status)
+        kills += 1
+    moments, wanted, draw = 0, int(os.environ.get("KILL_RANDOM", "0")), random.Random(2)
+    # One that came too late shortens the next ones: the first run may have been a slow one.
+    for _ in range(10 * wanted):
+        patience = draw.uniform(0, seconds)
+        if trial(action, template, extra, after, 0, patience) != -signal.SIGKILL:
+            seconds *= 0.8
+        elif (moments := moments + 1) == wanted:
+            break
+    sys.stdout.write(json.dumps([kills, moments]) + "\n")
 
 
 if __name__ == "__main__":

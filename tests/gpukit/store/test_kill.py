@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +35,10 @@ def prepare(root: Path) -> Store:
     return store
 
 
-def kill_everywhere(action: str, store: Store, extra: Path, **environment: str) -> int:
-    """Kill `action` at each of its steps; how many there were."""
+def kill_everywhere(
+    action: str, store: Store, extra: Path, moments: int = 0, **environment: str
+) -> int:
+    """Kill `action` at each of its steps, and at random moments; how many steps there were."""
     done = subprocess.run(
         [sys.executable, str(RUNNER), action, str(store.root), str(extra)],
         env={
@@ -45,6 +46,7 @@ def kill_everywhere(action: str, store: Store, extra: Path, **environment: str) 
             "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
             "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "KILL_RANDOM": str(moments),
             **environment,
         },
         capture_output=True,
@@ -52,7 +54,9 @@ def kill_everywhere(action: str, store: Store, extra: Path, **environment: str) 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    kills: int = json.loads(done.stdout.splitlines()[-1])["kills"]
+    kills: int
+    kills, killed_at_moments = json.loads(done.stdout.splitlines()[-1])
+    assert killed_at_moments == moments
     return kills
 
 
@@ -74,14 +78,8 @@ def test_create_from_a_gguf(tmp_path: Path, action: str) -> None:
     (tmp_path / "Modelfile").write_text(
         "FROM ./tiny.gguf\nLICENSE shared\nSYSTEM new\nPARAMETER top_k 3\n"
     )
-    assert kill_everywhere(action, prepare(tmp_path / "models"), tmp_path) >= 80
-
-
-def test_create_from_a_gguf_at_random_moments(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "tiny.gguf")
-    (tmp_path / "Modelfile").write_text("FROM ./tiny.gguf\nSYSTEM new\n")
-    store = prepare(tmp_path / "models")
-    assert kill_everywhere("create_model", store, tmp_path, KILL_RANDOM="12") == 12
+    moments = 12 if action == "create_model" else 0
+    assert kill_everywhere(action, prepare(tmp_path / "models"), tmp_path, moments) >= 80
 
 
 def test_create_from_a_checkpoint(tmp_path: Path) -> None:
@@ -90,10 +88,8 @@ def test_create_from_a_checkpoint(tmp_path: Path) -> None:
         f"FROM {ROOT / 'tests/data/tiny-shakespeare'}\nLICENSE shared\n"
     )
     store = prepare(tmp_path / "models")
-    settings = {"KILL_QUANTIZE": "Q8_0"}
-    assert kill_everywhere("create_model", store, tmp_path, KILL_STRIDE="7", **settings) >= 20
-    shutil.rmtree(tmp_path / "models-whole")
-    assert kill_everywhere("create_model", store, tmp_path, KILL_RANDOM="6", **settings) == 6
+    settings = {"KILL_QUANTIZE": "Q8_0", "KILL_STRIDE": "7"}
+    assert kill_everywhere("create_model", store, tmp_path, moments=6, **settings) >= 20
 
 
 def test_create_with_an_adapter(tmp_path: Path) -> None:
