@@ -78,7 +78,7 @@ class Decoder:
     embed   int64 ids `[count]` -> float32 `[count, n_embd]`
     ropes   one a block, often the same
     head    float32 `[..., n_embd]` -> logits `[..., vocab_size]`, the last norm included
-    beside  where blocks have more than x: ids and what `embed` made of them -> a tensor a block
+    beside  where blocks have more than x: ids and what `embed` made of them -> `[blocks, …]`
     places  the device of each block, where they are not all on `device`; logits are on the last
     """
 
@@ -89,7 +89,7 @@ class Decoder:
     blocks: Sequence[BlockFunction]
     head: Callable[[Tensor], Tensor]
     places: Sequence[torch.device] = ()
-    beside: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None
+    beside: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def cache(self, n_ctx: int) -> KVCache:
         """An empty cache for `n_ctx` positions."""

@@ -19,7 +19,7 @@ from gpukit.models.values import flag, natural, real, section, whole
 from gpukit.models.windows import periodic, windowed_layers
 
 NAME = "gemma4"
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "vocab_size": 262144, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
     "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,

@@ -116,10 +116,9 @@ def character_fields(
     with `size` tokens; those called `shown` are part of every answer."""
     library, table = read_library(folder), Table(size)
     if library is None or not library.byte_fallback:
-        found = "no tokenizer.json" if library is None else f"{library.path.name} without"
         raise TokenizerError(
-            f"{folder}: {found} with a BPE that falls back to bytes, which this architecture has; "
-            "copy the tokenizer of the model into the folder"
+            f"{folder}: no tokenizer.json with a BPE that falls back to bytes, which this "
+            "architecture has; copy the tokenizer of the model into the folder"
         )
     filling.fill_characters(table, folder, library)
     for text in shown:
