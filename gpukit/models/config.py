@@ -39,8 +39,8 @@ class ModelConfig:
     `n_expert_used` of `n_expert` experts take part for each position; 0 and 0: none. `n_ff_expert`
     is the width inside of one (0: `n_ff`). `expert_gating`, `experts_normed`, `expert_scale` and
     the groups are what `routing.Routing` says of them. `n_expert_shared` more take part for every
-    position, as one of so many widths, or of the width `n_ff_shared`. The first `n_dense` layers have none.
-    `n_ff` is 0 where all have them and nothing says it.
+    position, as one of so many widths, or of the width `n_ff_shared`. The first `n_dense` layers
+    have none; `n_ff` is 0 where nothing says it, as all have some.
     Behind the `n_layer` layers a file may have `n_nextn` more, which guess further tokens and take
     no part in a pass (None: metadata have no key for them).
     `attention_bias`, `qk_norms` and `mlp_bias` tell what a checkpoint has.

@@ -1,5 +1,5 @@
-"""The gated delta rule: linear attention whose state is a matrix a head, which each position changes
-by what it does not hold yet.
+"""The gated delta rule: linear attention whose state is a matrix a head, which each position
+changes by what it does not hold yet.
 
 With the state S `[d, d]`, queries q, keys k and values v of a position, a its decay and b how much
 of it is written:
