@@ -10,6 +10,7 @@ from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import QUANTIZATION_VERSION
 from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import StoredTensor
+from gpukit.models import nextn
 from gpukit.models.config import ModelConfig
 from gpukit.models.fp8 import Scales, find_scales
 from gpukit.models.metadata import Parameters, general_fields
@@ -28,10 +29,15 @@ DTYPES = {
 
 
 def plan_import(
-    checkpoint: Checkpoint, *, name: str | None = None, pre: str | None = None
+    checkpoint: Checkpoint,
+    *,
+    name: str | None = None,
+    pre: str | None = None,
+    mtp: bool | None = None,
 ) -> ImportPlan:
     """The GGUF that `checkpoint` becomes; `name` replaces general.name, `pre` names the
-    pre-tokenizer of a byte-level BPE that is not recognised.
+    pre-tokenizer of a byte-level BPE that is not recognised, `mtp` says which layers there are, as
+    `nextn.chosen` has it.
 
     `ArgumentError` for a `pre` that nobody knows or that the vocabulary has no use for,
     `CheckpointError` for an unknown architecture, for values in config.json that make no sense, for
@@ -42,7 +48,12 @@ def plan_import(
     scales = find_scales(checkpoint, told.append)
     read = _read_tensors(checkpoint, arch, scales)
     views = arch.views(read)
-    stored = _tensors(checkpoint, arch, arch.rules(config), read, views)
+    config, rules, passed = nextn.chosen(config, arch.rules(config), mtp)
+    stored = _tensors(checkpoint, arch, rules, read, views, passed)
+    if mtp and not any(nextn.guesses(config, tensor.name) for tensor in stored):
+        raise CheckpointError(
+            f"{checkpoint.folder}: no layers that guess further tokens; leave --mtp out"
+        )
     tensors = [*arch.computed(config), *stored]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
     fields = [
@@ -110,14 +121,17 @@ def _tensors(
     rules: Sequence[Rule],
     tensors: Sequence[StoredTensor],
     views: Sequence[View],
+    passed: Container[str] = (),
 ) -> list[PlannedTensor]:
-    """In the order of the checkpoint, as the converter reads it; blocks that it carries over come
-    before all others."""
+    """In the order of the checkpoint, as the converter reads it, without what is `passed` over;
+    blocks that it carries over come before all others."""
     known = {source for rule in rules for source in rule.sources}
     read = list(with_views(tensors, views))
     names = _names([arch.renamed(tensor.name) for tensor in read], known)
     used: dict[str, StoredTensor] = {}
     for name, tensor in zip(names, read, strict=True):
+        if name in passed:
+            continue
         if name in used:
             raise CheckpointError(
                 f"{tensor.path}: {tensor.name} and {used[name].name} are one tensor of "

@@ -24,7 +24,8 @@ class Options:
 
     `split_max_size` is in bytes; `keep_split` gives as many files as the source has. `target_bpw`
     (bits per weight) or `target_size` (bytes of the file) choose the types that lose least within
-    it, `like` those of another GGUF; each takes the place of a file type.
+    it, `like` those of another GGUF; each takes the place of a file type. `mtp` has of a model
+    folder the layers alone that guess further tokens, False all but those.
     """
 
     overrides: Overrides | None = None
@@ -35,6 +36,7 @@ class Options:
     target_bpw: float | None = None
     target_size: int | None = None
     like: Path | None = None
+    mtp: bool | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
