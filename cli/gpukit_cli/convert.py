@@ -23,6 +23,7 @@ from gpukit_cli.options import (
     Json,
     Like,
     MoeLayout,
+    Mtp,
     Pre,
     Provenance,
     Quiet,
@@ -83,6 +84,7 @@ def convert(
     like: Like = None,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
+    mtp: Mtp = None,
     converter: ConverterTree = None,
     converter_arg: ConverterArguments = None,
     converter_python: ConverterPython = None,
@@ -109,13 +111,13 @@ def convert(
         many(
             lambda report: gpukit.plan_many(
                 source, kinds, options=options_of(
-                    imatrix=imatrix, split_max_size=split_max_size, target_size=None
+                    imatrix=imatrix, split_max_size=split_max_size, target_size=None, mtp=mtp
                 ), adapters=adapters, strict=strict, moe_layout=moe_layout, pre=pre,
                 converter=how, provenance=provenance, hub=hub, device=device, report=report,
             ),
             lambda report: gpukit.convert_many(
                 source, place, kinds, adapters=adapters, strict=strict, moe_layout=moe_layout,
-                imatrix=imatrix, split_max_size=size(split_max_size), pre=pre,
+                imatrix=imatrix, split_max_size=size(split_max_size), pre=pre, mtp=mtp,
                 converter=how, provenance=provenance, hub=hub, device=device,
                 resume=resume, report=report,
             ),
@@ -128,6 +130,7 @@ def convert(
         options = options_of(
             imatrix=imatrix, split_max_size=split_max_size, target_bpw=target_bpw,
             target_size=target_size, like=like, carry=has_blocks(place) if place else True,
+            mtp=mtp,
         )  # fmt: skip
         with reporter(quiet) as report:
             plan = gpukit.plan(
@@ -141,7 +144,7 @@ def convert(
         result = gpukit.convert(
             source, place, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
             imatrix=imatrix, target_bpw=target_bpw, target_size=size(target_size), like=like,
-            split_max_size=size(split_max_size), pre=pre, converter=how,
+            split_max_size=size(split_max_size), pre=pre, mtp=mtp, converter=how,
             provenance=provenance, hub=hub, device=device, resume=resume, report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)

@@ -185,6 +185,14 @@ Pre = Annotated[
         show_default="the one recognised",
     ),
 ]
+Mtp = Annotated[
+    bool | None,
+    typer.Option(
+        "--mtp/--no-mtp",
+        help="Of a model folder the layers alone that guess further tokens, or all but those.",
+        show_default="all layers",
+    ),
+]
 Provenance = Annotated[
     bool,
     typer.Option(

@@ -24,6 +24,7 @@ from gpukit_cli.options import (
     Input,
     Json,
     Like,
+    Mtp,
     Pre,
     Provenance,
     Quiet,
@@ -100,6 +101,7 @@ def quantize(
     ] = False,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
+    mtp: Mtp = None,
     converter: ConverterTree = None,
     converter_arg: ConverterArguments = None,
     converter_python: ConverterPython = None,
@@ -129,6 +131,7 @@ def quantize(
         target_bpw=target_bpw,
         target_size=target_size,
         like=like,
+        mtp=mtp,
         overrides=gpukit.make_overrides(
             [*(tensor_type or []), *(read_patterns(tensor_type_file) if tensor_type_file else [])],
             pure=pure,

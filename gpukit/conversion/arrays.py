@@ -171,8 +171,8 @@ class Rows:
             assert order is not None
             picks = picks // self._group * self._group + order[picks % self._group]
         found = self._with_deltas(stored, picks, merged)
-        moves = isinstance(stored.part.transform, ColumnOrder)
-        return stored.part.transform(found) if moves else found
+        transform = stored.part.transform
+        return np.asarray(transform(found)) if isinstance(transform, ColumnOrder) else found
 
     def _with_deltas(self, stored: _Stored, picks: NDArray[np.intp], merged: bool) -> Floats:
         """The rows `picks` of a part before their layout changes."""

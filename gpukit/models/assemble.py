@@ -110,9 +110,7 @@ def usual_block(layer: int, config: ModelConfig, weights: Weights, style: Style)
     )
 
 
-def _mixing(
-    layer: int, config: ModelConfig, weights: Weights, style: Style
-) -> BlockFunction:
+def _mixing(layer: int, config: ModelConfig, weights: Weights, style: Style) -> BlockFunction:
     """What of a layer looks at other positions."""
     if config.is_recurrent(layer):
         return DeltaNet.of(layer, config, weights)

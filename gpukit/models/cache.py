@@ -159,7 +159,7 @@ class Unrelated:
 
     def sequences(self, x: Tensor) -> Tensor:
         """`[sequences, length, ...]` of `[sequences * length, ...]`."""
-        return x.unflatten(0, (-1, self._length))
+        return x.view(-1, self._length, *x.shape[1:])
 
     def state(self, layer: int) -> State | None:  # noqa: ARG002
         """None: before each sequence there is nothing."""

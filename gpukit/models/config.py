@@ -44,7 +44,7 @@ class ModelConfig:
     is the width inside of one (0: `n_ff`). `expert_gating`, `experts_normed`, `expert_scale` and
     the groups are what `routing.Routing` says of them. `n_expert_shared` more take part for every
     position, as one of so many widths, or of the width `n_ff_shared`. The first `n_dense` layers
-    have none. `n_ff` is 0 where all have them and nothing says it.
+    have none; `n_ff` is 0 where nothing says it, as all have some.
     Where layers differ, `kv_heads` and `ffs` have the key-value heads and the width of each (empty:
     `n_head_kv` and `n_ff`), and `head_dim_local` is the head_dim of windowed ones (0: that of all).
     The last `n_kv_shared` layers have the keys and values of earlier ones; with `keys_are_values`

@@ -71,7 +71,8 @@ class DeltaNet:
         before, tail = cache.state(self.layer) or (None, None)
         mixed, tail = causal_conv(cache.sequences(self.mixed(x)), self.taps, tail)
         keys = self.key_heads * self.head_dim
-        q, k, v = silu(mixed).split([keys, keys, mixed.shape[-1] - 2 * keys], -1)
+        widths = [keys, keys, mixed.shape[-1] - 2 * keys]
+        q, k, v = torch.split(silu(mixed), widths, -1)
         q, k, v = (self._heads(part) for part in (q, k, v))
         log_decay = self._each(softplus(self.decay(x) + self.bias) * self.rate, cache)
         share = self._each(torch.sigmoid(self.share(x)), cache)
@@ -87,11 +88,13 @@ class DeltaNet:
 
     def _heads(self, x: Tensor) -> Tensor:
         """`[sequences, groups, key heads, length, d]` of `[sequences, length, width]`."""
-        return x.unflatten(-1, (-1, self.key_heads, self.head_dim)).permute(0, 2, 3, 1, 4)
+        heads = x.reshape(*x.shape[:2], -1, self.key_heads, self.head_dim)
+        return heads.permute(0, 2, 3, 1, 4)
 
     def _each(self, x: Tensor, cache: KVCache | Unrelated) -> Tensor:
         """`[sequences, groups, key heads, length]` of a number a head, `[count, heads]`."""
-        return cache.sequences(x).unflatten(-1, (-1, self.key_heads)).permute(0, 2, 3, 1)
+        x = cache.sequences(x)
+        return x.view(*x.shape[:2], -1, self.key_heads).permute(0, 2, 3, 1)
 
 
 def _unit(x: Tensor) -> Tensor:

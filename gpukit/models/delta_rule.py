@@ -1,5 +1,5 @@
-"""The gated delta rule: linear attention whose state is a matrix a head, which each position changes
-by what it does not hold yet.
+"""The gated delta rule: linear attention whose state is a matrix a head, which each position
+changes by what it does not hold yet.
 
 With the state S `[d, d]`, queries q, keys k and values v of a position, a its decay and b how much
 of it is written:
@@ -55,8 +55,10 @@ def delta_rule(
         return delta_rule_by_steps(q, k, v, log_decay, share, state)
     size = min(CHUNK, length)
     behind = -length % size
-    q, k, v = (pad(x, (0, 0, 0, behind)).unflatten(-2, (-1, size)) for x in (q, k, v))
-    log_decay, share = (pad(x, (0, behind)).unflatten(-1, (-1, size)) for x in (log_decay, share))
+    q, k, v = (_in_chunks(pad(x, (0, 0, 0, behind)), size) for x in (q, k, v))
+    log_decay, share = (
+        _in_chunks(pad(x, (0, behind))[..., None], size)[..., 0] for x in (log_decay, share)
+    )
     total = log_decay.cumsum(-1, dtype=torch.float64)
     later = torch.ones(size, size, dtype=torch.bool, device=v.device).triu(1)
     between = (total[..., :, None] - total[..., None, :]).to(v.dtype)
@@ -66,7 +68,7 @@ def delta_rule(
     system = (k @ k.mT) * between * share[..., None]
     wanted = torch.cat((v, k * from_start), -1) * share[..., None]
     solved = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
-    values, keys = solved.split(d, -1)
+    values, keys = torch.split(solved, d, -1)
     seen = (q @ k.mT) * between
     q, k = q * from_start, (k * to_end).mT
     whole = from_start[..., -1, :, None]
@@ -76,6 +78,11 @@ def delta_rule(
         found.append(q[..., at, :, :] @ state + seen[..., at, :, :] @ added)
         state = state * whole[..., at, :, :] + k[..., at, :, :] @ added
     return torch.cat(found, -2)[..., :length, :], state
+
+
+def _in_chunks(x: Tensor, size: int) -> Tensor:
+    """`[..., chunks, size, d]` of `[..., length, d]`."""
+    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
 
 
 def causal_conv(x: Tensor, taps: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ def with_stored_delta(config: ModelConfig, found: Mapping[str, Field]) -> ModelC
 
 
 def delta_net_rules(config: ModelConfig, layer: int) -> list[Rule]:
-    """The tensors of layer `layer`, a delta network, without norms of the layer and feed forward."""
+    """The tensors of the delta network that layer `layer` has."""
     sizes, embd = config.delta, config.n_embd
     assert sizes is not None
     order = head_order(sizes)
@@ -169,7 +169,10 @@ def delta_net_rules(config: ModelConfig, layer: int) -> list[Rule]:
 def head_order(sizes: DeltaSizes) -> list[int]:
     """For each value head of a GGUF the one of the checkpoint."""
     shared = sizes.value_heads // sizes.key_heads
-    return [head % sizes.key_heads * shared + head // sizes.key_heads for head in range(sizes.value_heads)]
+    return [
+        head % sizes.key_heads * shared + head // sizes.key_heads
+        for head in range(sizes.value_heads)
+    ]
 
 
 def head_spans(

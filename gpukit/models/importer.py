@@ -10,6 +10,7 @@ from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import QUANTIZATION_VERSION
 from gpukit.formats.gguf_fields import u32
 from gpukit.formats.safetensors import StoredTensor
+from gpukit.models import nextn
 from gpukit.models.carried_blocks import carried, precision_fields
 from gpukit.models.config import ModelConfig
 from gpukit.models.fp8 import Scales, find_scales
@@ -31,10 +32,15 @@ DTYPES = {
 
 
 def plan_import(
-    checkpoint: Checkpoint, *, name: str | None = None, pre: str | None = None
+    checkpoint: Checkpoint,
+    *,
+    name: str | None = None,
+    pre: str | None = None,
+    mtp: bool | None = None,
 ) -> ImportPlan:
     """The GGUF that `checkpoint` becomes; `name` replaces general.name, `pre` names the
-    pre-tokenizer of a byte-level BPE that is not recognised.
+    pre-tokenizer of a byte-level BPE that is not recognised, `mtp` says which layers there are, as
+    `nextn.chosen` has it.
 
     `ArgumentError` for a `pre` that nobody knows or that the vocabulary has no use for,
     `CheckpointError` for an unknown architecture, for values in config.json that make no sense, for
@@ -44,7 +50,12 @@ def plan_import(
     told: list[Event] = []
     packed = find_packed(checkpoint)
     scales = find_scales(checkpoint, told.append, packed)
-    stored, views = _stored(checkpoint, arch, config, scales, packed)
+    config, rules, passed = nextn.chosen(config, arch.rules(config), mtp)
+    stored, views = _stored(checkpoint, arch, rules, scales, packed, passed)
+    if mtp and not any(nextn.guesses(config, tensor.name) for tensor in stored):
+        raise CheckpointError(
+            f"{checkpoint.folder}: no layers that guess further tokens; leave --mtp out"
+        )
     tensors = [*arch.computed(config), *stored]
     about, *general = general_fields(checkpoint.folder, arch.name, _parameters(tensors), name)
     fields = [
@@ -86,22 +97,23 @@ def plan_tensors(checkpoint: Checkpoint) -> tuple[str, list[PlannedTensor]]:
     arch, config = _read(checkpoint)
     packed = find_packed(checkpoint)
     scales = find_scales(checkpoint, ignore, packed)
-    return arch.name, _stored(checkpoint, arch, config, scales, packed)[0]
+    return arch.name, _stored(checkpoint, arch, arch.rules(config), scales, packed)[0]
 
 
 def _stored(
     checkpoint: Checkpoint,
     arch: Architecture,
-    config: ModelConfig,
+    rules: Sequence[Rule],
     scales: Scales,
     packed: PackedWeights,
+    passed: Container[str] = (),
 ) -> tuple[list[PlannedTensor], dict[str, View]]:
     """What comes of the checkpoint's tensors, and the views that it is made of, by name."""
     read = _read_tensors(checkpoint, arch, scales)
     names = {tensor.name for tensor in read}
     own = [view for view in packed.views if view.sources[-1].name in names]
     views = [*arch.views([tensor for tensor in read if tensor.name not in packed]), *own]
-    planned = _tensors(checkpoint, arch, arch.rules(config), read, views)
+    planned = _tensors(checkpoint, arch, rules, read, views, passed)
     found = {view.tensor.name: view for view in views}
     return carried(planned, found, packed.factors, checkpoint.config)
 
@@ -133,14 +145,17 @@ def _tensors(
     rules: Sequence[Rule],
     tensors: Sequence[StoredTensor],
     views: Sequence[View],
+    passed: Container[str] = (),
 ) -> list[PlannedTensor]:
-    """In the order of the checkpoint, as the converter reads it; blocks that it carries over come
-    before all others."""
+    """In the order of the checkpoint, as the converter reads it, without what is `passed` over;
+    blocks that it carries over come before all others."""
     known = {source for rule in rules for source in rule.sources}
     read = list(with_views(tensors, views))
     names = _names([arch.renamed(tensor.name) for tensor in read], known)
     used: dict[str, StoredTensor] = {}
     for name, tensor in zip(names, read, strict=True):
+        if name in passed:
+            continue
         if name in used:
             raise CheckpointError(
                 f"{tensor.path}: {tensor.name} and {used[name].name} are one tensor of "

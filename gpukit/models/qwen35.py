@@ -158,9 +158,7 @@ def _moved(rule: Rule, old: str, new: str) -> Rule:
 
 def shifted_norms(rules: Sequence[Rule]) -> list[Rule]:
     """`rules` with 1 added to all norms but those of delta networks."""
-    return [
-        rule if rule.name.endswith("ssm_norm.weight") else shifted([rule])[0] for rule in rules
-    ]
+    return [rule if rule.name.endswith("ssm_norm.weight") else shifted([rule])[0] for rule in rules]
 
 
 def fields(config: ModelConfig) -> list[Field]:

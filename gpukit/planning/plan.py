@@ -25,7 +25,8 @@ class Options:
     `split_max_size` is in bytes; `keep_split` gives as many files as the source has. `target_bpw`
     (bits per weight) or `target_size` (bytes of the file) choose the types that lose least within
     it, `like` those of another GGUF; each takes the place of a file type. Without `carry` a folder
-    that is converted becomes floats as a whole, blocks that it has too.
+    that is converted becomes floats as a whole, blocks that it has too. `mtp` has of a model folder
+    the layers alone that guess further tokens, False all but those.
     """
 
     overrides: Overrides | None = None
@@ -37,6 +38,7 @@ class Options:
     target_size: int | None = None
     like: Path | None = None
     carry: bool = True
+    mtp: bool | None = None
 
     def __post_init__(self) -> None:
         self._check_types()

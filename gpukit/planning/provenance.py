@@ -158,6 +158,8 @@ def recipe_words(recipe: Recipe) -> Iterator[str]:
         ("--keep-split", options.keep_split),
         (f"--split-max-size {options.split_max_size}", options.split_max_size),
         (f"--pre {recipe.pre}", recipe.pre),
+        ("--mtp", options.mtp),
+        ("--no-mtp", options.mtp is False),
     ):
         if wanted:
             yield word

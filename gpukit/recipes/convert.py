@@ -172,7 +172,7 @@ def planned_as(
         )
     if how is not None:
         report(Status(how.telling(path)))
-    source = open_source(path, pre, merge, how)
+    source = open_source(path, pre, merge, how, options.mtp)
     try:
         fields, plans = source.fields, []
         recipes = [Recipe(type, options, pre, merge, how) for type in types]
@@ -203,6 +203,7 @@ def convert(
     like: str | Path | None = None,
     split_max_size: int | None = None,
     pre: str | None = None,
+    mtp: bool | None = None,
     converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
@@ -223,7 +224,8 @@ def convert(
     tells how tensors of experts lie where that cannot be seen. `imatrix` is a file with importance
     weights, .gguf or .dat; `target_bpw` (bits per weight), `target_size` (bytes of the file) and
     `like` (a GGUF whose tensors' types are taken) stand in for `type`; `split_max_size` (bytes)
-    splits the output; `pre` names the pre-tokenizer of a folder where none is recognised;
+    splits the output; `pre` names the pre-tokenizer of a folder where none is recognised; `mtp`
+    has of a folder the layers alone that guess further tokens, False all but those;
     `converter` is a checkout of llama.cpp, or a `Converter`, whose own converter reads the folder,
     whatever its class: code of that checkout is run; with
     `provenance` the metadata says what the file was made from (`gpukit.*`); `device` is auto, cpu,
@@ -240,7 +242,7 @@ def convert(
     weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
     options = Options(
         imatrix=weights, split_max_size=split_max_size, target_bpw=target_bpw,
-        target_size=target_size, like=Path(like) if like is not None else None,
+        target_size=target_size, like=Path(like) if like is not None else None, mtp=mtp,
         carry=has_blocks(Path(out)),
     )  # fmt: skip
     # Whatever the model, this can be wrong: looked at before that is fetched.

@@ -120,6 +120,7 @@ def convert_many(
     imatrix: str | Path | None = None,
     split_max_size: int | None = None,
     pre: str | None = None,
+    mtp: bool | None = None,
     converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
@@ -140,7 +141,7 @@ def convert_many(
         gpukit.convert_many("Llama-3.2-1B", "llama-{type}.gguf", ["Q4_K_M", "Q8_0"])
     """
     weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
-    options = Options(imatrix=weights, split_max_size=split_max_size)
+    options = Options(imatrix=weights, split_max_size=split_max_size, mtp=mtp)
     _check(out, types, options, device, provenance=provenance)
     with plan_many(
         model, types, options=options, adapters=adapters, combine=combine, merge_base=merge_base,

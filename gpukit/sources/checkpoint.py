@@ -45,13 +45,14 @@ class CheckpointSource(ModelSource):
         pre: str | None = None,
         merge: Merge | None = None,
         steps: Sequence[Step] = (),
+        mtp: bool | None = None,
     ) -> None:
         self.path = path
         self._checkpoint = MergedCheckpoint(path, merge) if merge else Checkpoint(path)
         own = self._checkpoint.base_steps if isinstance(self._checkpoint, MergedCheckpoint) else ()
         self._steps: tuple[Step, ...] = (*steps, *own)
         try:
-            plan = plan_import(self._checkpoint, pre=pre)
+            plan = plan_import(self._checkpoint, pre=pre, mtp=mtp)
             self._check_views(plan)
         except BaseException:
             self._checkpoint.close()

@@ -34,11 +34,13 @@ def open_source(
     pre: str | None = None,
     merge: "Merge | None" = None,
     converter: "Converter | None" = None,
+    mtp: bool | None = None,
 ) -> ModelSource:
     """The model at `path`: a folder with a checkpoint, or a GGUF file; the errors of its reader.
 
     `pre` names the pre-tokenizer of a folder with a byte-level BPE; `merge` tells the adapters that
-    are merged on the way; `converter` is llama.cpp's, where that shall read the folder.
+    are merged on the way; `converter` is llama.cpp's, where that shall read the folder. `mtp` has
+    of a folder the layers alone that guess further tokens, False all but those.
     """
     if converter is not None:
         # Without one nothing of it is needed.
@@ -48,15 +50,22 @@ def open_source(
             refuse_adapters(path)
         if pre is not None:
             raise ArgumentError(f"{path}: --converter has its pre-tokenizers; leave --pre out")
+        if mtp is not None:
+            raise ArgumentError(
+                f"{path}: --mtp and --no-mtp are not for --converter; give it --converter-arg="
+                "--mtp or --converter-arg=--no-mtp"
+            )
         return ConverterSource(path, converter)
     if path.is_dir():
         # Every architecture takes time to import.
         from gpukit.sources.checkpoint import CheckpointSource
 
-        return CheckpointSource(path, pre, merge)
+        return CheckpointSource(path, pre, merge, mtp=mtp)
     if not path.exists():
         raise NotFoundError(f"{path}: no such file or folder")
     check_whole(path)
     if pre is not None:
         raise ArgumentError(f"{path}: {PRE_FOR_FOLDERS}")
+    if mtp is not None:
+        raise ArgumentError(f"{path}: a GGUF has its layers; --mtp and --no-mtp are for folders")
     return GGUFSource(path, merge)

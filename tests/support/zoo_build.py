@@ -260,8 +260,12 @@ def _delta_net(config: Mapping[str, Any]) -> Shapes:
 
 def _gated_experts(config: Mapping[str, Any], *, stacked: bool) -> Shapes:
     """Experts of a Qwen 3.5, and the one that is shared."""
-    hidden, count, ff = (config["hidden_size"], config["num_experts"], config["moe_intermediate_size"])
-    found: Shapes = {"mlp.gate.weight": (count, hidden), "mlp.shared_expert_gate.weight": (1, hidden)}
+    hidden, count, ff = (
+        config[key] for key in ("hidden_size", "num_experts", "moe_intermediate_size")
+    )
+    found: Shapes = {
+        "mlp.gate.weight": (count, hidden), "mlp.shared_expert_gate.weight": (1, hidden),
+    }  # fmt: skip
     if stacked:
         found["mlp.experts.gate_up_proj"] = (count, 2 * ff, hidden)
         found["mlp.experts.down_proj"] = (count, hidden, ff)
@@ -285,7 +289,8 @@ def _layer(animal: Animal, layer: int) -> Shapes:
     config, family = animal.text, animal.family
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or HEAD_DIMS.get(family) or hidden // heads
-    q, kv, ff = head * heads, head * config["num_key_value_heads"], config.get("intermediate_size", 0)
+    q, kv = head * heads, head * config["num_key_value_heads"]
+    ff = config.get("intermediate_size", 0)
     linear = {
         "self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden),
         "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, q),

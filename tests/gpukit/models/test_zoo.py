@@ -18,6 +18,7 @@ from support.zoo import ZOO
 from support.zoo_build import build
 
 from gpukit.conversion.run import run_plan
+from gpukit.errors import ArgumentError, CheckpointError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import CONVERTED
 from gpukit.generation.loading import load_model
@@ -30,6 +31,7 @@ from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads((DATA / "golden" / "zoo.json").read_text())
+MTP: dict[str, dict[str, Any]] = json.loads((DATA / "golden" / "mtp.json").read_text())
 # float32 sums of up to 512 products in another order: some 2^-24 * sqrt(512) of the largest term
 # each, through a few layers. Measured: below 3e-5 (Phi-4-mini), most below 1e-5.
 TOLERANCE = 1e-4
@@ -105,6 +107,20 @@ def test_import_equals_that_of_the_converter(name: str, folders: Path) -> None:
     found = described({kind: _converted(name, folders, kind) for kind in ZOO[name].types})
     assert _without_extra(name, found["fields"]) == GOLDEN[name]["fields"]
     assert found["tensors"] == GOLDEN[name]["tensors"]
+
+
+@pytest.mark.parametrize("name", MTP)
+def test_layers_that_guess_are_left_out_or_alone(name: str, folders: Path, tmp_path: Path) -> None:
+    for option, golden in MTP[name].items():
+        out, options = tmp_path / f"x{option}.gguf", Options(mtp=option == "--mtp")
+        with open_source(_built(name, folders), ZOO[name].pre, mtp=options.mtp) as source:
+            run_plan(source, plan_quantize(source, None, options), out)
+        found = described({"auto": out})
+        assert found == golden, option
+        with pytest.raises(ArgumentError, match="a GGUF has its layers; --mtp and --no-mtp are"):
+            open_source(out, mtp=True)
+    with pytest.raises(CheckpointError, match="no layers that guess further tokens; leave --mtp"):
+        open_source(_built("qwen3.5-vision", folders), "qwen35", mtp=True)
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].dtype != "F32"])

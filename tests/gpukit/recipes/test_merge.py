@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from support.adapters import check_same, quiet, train
 from support.gguf_contents import tensors
 from support.loras import lora
+from support.zoo import ZOO
 from support.zoo_build import build
 
 import gpukit
@@ -21,14 +22,16 @@ from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.sources.nf4 import NF4
 from gpukit_kernels import dequantize, quantize
 
-# Queries and keys whose rows move, biases, fused matrices, experts, a head that is the embedding.
-ANIMALS = ["qwen2", "mistral-v0.3", "phi3-4k", "mixtral-8x7b", "gemma3", "qwen3-biases"]
+# Queries and keys whose rows move, biases, fused matrices, experts, a head that is the embedding,
+# heads whose rows or columns move.
+ANIMALS = ["qwen2", "mistral-v0.3", "phi3-4k", "mixtral-8x7b", "gemma3", "qwen3-biases", "qwen3.5"]
+DELTA_NET = ("in_proj_qkv", "in_proj_z", "in_proj_b", "out_proj", "q_proj")
 FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 EXPERTS = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3")
 
 
 def targets(name: str) -> Any:
-    return {"phi3-4k": FUSED, "mixtral-8x7b": EXPERTS}.get(
+    return {"phi3-4k": FUSED, "mixtral-8x7b": EXPERTS, "qwen3.5": DELTA_NET}.get(
         name, ("q_proj", "v_proj", "k_proj", "up_proj")
     )
 
@@ -41,8 +44,8 @@ def test_one_pass_is_merge_then_convert(name: str, tmp_path: Path) -> None:
     gpukit.merge(base, [adapter], folder, "F32", device="cpu")
     # The sums are not rounded on the way: what is left is the folder's float32.
     one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
-    gpukit.merge(base, [adapter], one, "Q8_0", device="cpu")
-    gpukit.convert(folder, two, "Q8_0", device="cpu")
+    gpukit.merge(base, [adapter], one, "Q8_0", device="cpu", pre=ZOO[name].pre)
+    gpukit.convert(folder, two, "Q8_0", device="cpu", pre=ZOO[name].pre)
     assert tensors(one) == tensors(two)
 
 

@@ -50,12 +50,17 @@ def collect(scratch: Path, tree: Path) -> dict[str, Any]:
 
 
 def convert(
-    tree: Path, jobs: Sequence[tuple[Path, Path, str]], pre: Mapping[Path, str | None] | None = None
+    tree: Path,
+    jobs: Sequence[tuple[Path, Path, str]],
+    pre: Mapping[Path, str | None] | None = None,
+    words: Sequence[str] = (),
 ) -> None:
     """Run the converter on (folder, out, outtype) each; `pre` names pre-tokenizers of folders that
-    it does not recognise. `RuntimeError` with what it said."""
+    it does not recognise, `words` are more of its arguments. `RuntimeError` with what it said."""
     names = pre or {}
-    request = json.dumps([str(tree), *([str(a), str(b), c, names.get(a)] for a, b, c in jobs)])
+    request = json.dumps(
+        [str(tree), list(words), *([str(a), str(b), c, names.get(a)] for a, b, c in jobs)]
+    )
     done = subprocess.run(
         [sys.executable, RUNNER], input=request, text=True, capture_output=True, check=False
     )
