@@ -98,9 +98,7 @@ def tensors(name: str, *, known: bool = False) -> dict[str, torch.Tensor]:
     return {**found, **{key: torch.ones(32) for key in animal.beside}}
 
 
-def _with_loras(
-    found: dict[str, torch.Tensor], loras: Sequence[str]
-) -> dict[str, torch.Tensor]:
+def _with_loras(found: dict[str, torch.Tensor], loras: Sequence[str]) -> dict[str, torch.Tensor]:
     """`found` with matrices of `loras` beside those of layers."""
     changed = {}
     for key, values in found.items():

@@ -171,8 +171,8 @@ def _peer(name: str, folders: Path) -> Any:
 
 
 def _check_saved_again(name: str, folders: Path, peer: Any) -> None:
-    """What transformers writes of a model of it, config.json and names, is read as the same one, but
-    for what takes no part in a pass, which transformers leaves out."""
+    """What transformers writes of a model of it, config.json and names, is read as the same one,
+    but for what takes no part in a pass, which transformers leaves out."""
     saved = folders / f"{name}-saved"
     peer.save_pretrained(saved)
     with Checkpoint(saved) as found, Checkpoint(_built(name, folders)) as first:

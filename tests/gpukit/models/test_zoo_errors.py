@@ -67,6 +67,16 @@ def plan(folder: Path, **config: Any) -> Any:
                               "factor": 4}},
             "factor 4 of the RoPE scaling is not 8, which follows from contexts of 512 and 64",
         ),
+        (
+            "phi4-mini",
+            {"original_max_position_embeddings": 128},
+            "embeddings is 128, that of the RoPE scaling 64; give both the one that",
+        ),
+        (
+            "phi4-mini",
+            {"original_max_position_embeddings": None},
+            "embeddings is 4096, that of the RoPE scaling 64",
+        ),
         ("qwen2", {"rope_scaling": {**YARN, "truncate": False}}, "truncate .* is false; .* qwen2 "),
         ("qwen2", {"rope_scaling": {**YARN, "mscale": 1, "mscale_all_dim": 2}}, "mscale 1 and "),
         ("qwen2", {"rope_scaling": {**YARN, "mscale": 1, "mscale_all_dim": 1}}, "dim 1 of the "),
