@@ -133,6 +133,8 @@ class Download:
         elsewhere = origin(str(reply.url)) != origin(self._registry.base)
         if status in PASSING or (status in (401, 403) and elsewhere):
             raise Again(text, retry_after(reply))
+        if status == 404:
+            text += ": the manifest names it, the registry has it not: push the model there again"
         raise RegistryError(f"{self._what}: {text}")
 
     def _skipped(self, reply: httpx2.Response, first: int) -> int:

@@ -4,10 +4,12 @@ blobs/sha256-<hex>-partial        the bytes in their places, holes between
 blobs/sha256-<hex>-partial-<N>    {"N":0,"Offset":0,"Size":…,"Completed":…}, one a part
 """
 
+import errno
 import fcntl
 import json
 import os
 import re
+import stat
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +80,7 @@ class Partial:
     def _hold(self, waiting: Callable[[], None]) -> int:
         told = False
         while True:
-            fd = os.open(self.path, _OPEN | os.O_CREAT, 0o644)
+            fd = self._opened()
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The one who held it may have made it a blob, or removed it.
@@ -96,6 +98,17 @@ class Partial:
                     "GPUKIT_MODELS to a folder on one that has them"
                 ) from None
             os.close(fd)
+
+    def _opened(self) -> int:
+        try:
+            fd = os.open(self.path, _OPEN | os.O_CREAT, 0o644)
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return fd
+            os.close(fd)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR):
+                raise
+        raise StoreError(f"{self.path}: no file, as an unfinished pull is one: remove it")
 
     def close(self) -> None:
         """Let others have it. Threads that still wait for a server write nothing any more."""

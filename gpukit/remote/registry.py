@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import httpx2
 
@@ -151,8 +151,8 @@ class Registry:
         """The address that `location`, of an answer at `start`, means; see `target`."""
         try:
             url = urljoin(start, location)
-            scheme = urlsplit(url).scheme
-        except ValueError:
+            scheme = origin(url)[0]
+        except (ValueError, RegistryError):
             raise RegistryError(
                 f"{self.name.host}: sends us to {shown(location)!r}, which is no address"
             ) from None

@@ -50,7 +50,12 @@ class Tokens:
         )
 
     def _token(self, challenge: Challenge) -> str:
-        scheme, host, _ = where = origin(challenge.realm)
+        try:
+            scheme, host, _ = where = origin(challenge.realm)
+        except RegistryError:
+            raise RegistryError(
+                f"{self._host}: its token server {shown(challenge.realm)!r} is no address"
+            ) from None
         if not host or (scheme != "https" and not (scheme == "http" and self._wire.insecure)):
             raise RegistryError(
                 f"{self._host}: its token server {shown(challenge.realm)!r} is not at https://; "

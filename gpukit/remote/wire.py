@@ -93,6 +93,8 @@ class Wire:
         try:
             with self._answered(method, url, headers, body) as reply:
                 yield reply
+        except httpx2.ConnectTimeout:
+            raise Again(f"no connection to {_host(url)} in {self.patience.stall:g} s") from None
         except httpx2.TimeoutException:
             raise Again(f"no answer for {self.patience.stall:g} s") from None
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
@@ -103,7 +105,7 @@ class Wire:
                     f"{shown(url)}: no https that can be trusted ({cause(error)}); --insecure "
                     "admits plain http and any certificate"
                 ) from None
-            raise Again(cause(error)) from None
+            raise Again(f"no connection to {_host(url)}: {cause(error)}") from None
         except httpx2.TransportError as error:
             raise Again(cause(error)) from None
 
@@ -162,6 +164,10 @@ def origin(url: str) -> tuple[str, str, int]:
     except ValueError:
         raise RegistryError(f"{shown(url)}: no address") from None
     return parts.scheme, (parts.hostname or "").lower(), port
+
+
+def _host(url: str) -> str:
+    return one_line(urlsplit(url).netloc.rpartition("@")[2])[:80]
 
 
 def shown(url: str) -> str:

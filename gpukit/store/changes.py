@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from gpukit.errors import StoreError
+from gpukit.errors import ArgumentError, StoreError
 from gpukit.formats.atomic import need_room, sync_folder
 from gpukit.store import blobs
 from gpukit.store.journal import Entry, Job, Scratch, claims, discard, discard_files
@@ -21,7 +21,7 @@ def change(store: Store) -> Iterator["Change"]:
     """A change to the store that is finished or, on an error, undone when the block ends."""
     with blobs.disk_errors(store.root):
         for folder in (store.manifests, store.blobs):
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _make(folder)
         scratch = Scratch(store.scratch)
         with scratch.lock():
             settle_dead(store, scratch)
@@ -32,6 +32,15 @@ def change(store: Store) -> Iterator["Change"]:
         with blobs.disk_errors(store.root), scratch.lock():
             job.close()
             _settle(store, scratch, job.folder)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise StoreError(
+            f"{folder}: a file, or a link that leads nowhere: put a folder in its place"
+        ) from None
 
 
 def tidy(store: Store) -> None:
@@ -176,12 +185,17 @@ class Change:
 def copy(store: Store, source: str, destination: str) -> tuple[ModelName, ModelName]:
     """Give the model `source` a second name; both names as they are now.
 
-    The manifest is copied byte for byte; StoreError where `source` is not in the store.
+    The manifest is copied byte for byte; StoreError where `source` is not in the store,
+    ArgumentError where both names are one.
     """
     old, new = store.existing(source), store.find(destination)
-    if old != new:
-        with change(store) as changes:
-            changes.copy(old, new)
+    if old == new:
+        raise ArgumentError(
+            f"'{source}' and '{destination}' are one model, {old.display}: names that differ in "
+            "case only are one"
+        )
+    with change(store) as changes:
+        changes.copy(old, new)
     return old, new
 
 

@@ -197,19 +197,27 @@ def check(server: Path, digest: str) -> None:
             sys.exit(f"storage has {actual}, sent was {digest}")
 
 
+HEAD = """\
+| what | time | rate | of `cp` | of curl | processors, client + server | peak memory |
+|---|---|---|---|---|---|---|"""
+SAID = {"docker-registry": "docker-registry", "storage": "a redirect to storage"}
+
+
 def line(name: str, each: dict[str, float], size: int) -> str:
-    """What is printed of a row."""
-    text = f"{name:25} {each['seconds']:6.2f} s {size / each['seconds'] / 1e6:6.0f} MB/s"
-    text += f", {each['ratio_to_cp']:.2f} of cp's rate"
-    if "ratio_to_curl" in each:
-        text += f", {each['ratio_to_curl']:.2f} of curl's"
-    text += f"; processors {each['cpu_seconds']:.2f} s"
-    if name == "cp":
-        return text
-    text += f", the server's {each['server_cpu_seconds']:.2f} s"
+    """The row of the table in docs/benchmarks.md."""
+    server, _, kind = name.partition(" ")
+    what = {"": "`cp`", "curl push": "curl, sending", "curl pull": "curl, fetching"}
+    cells = [what.get(kind, f"`gpukit {kind}`"), f"{each['seconds']:.1f} s"]
+    if kind:
+        cells[0] += f", {SAID[server]}"
+    cells += [f"{size / each['seconds'] / 1e6:.0f} MB/s", f"{each['ratio_to_cp']:.2f}"]
+    cells.append(f"{each['ratio_to_curl']:.2f}" if "ratio_to_curl" in each else "")
+    theirs = f" + {each['server_cpu_seconds']:.1f}" if kind else ""
+    cells.append(f"{each['cpu_seconds']:.1f}{theirs} s")
     # Of a smaller command it is that of the process which started it.
-    memory = "" if "curl" in name else f"; {each['most_bytes_of_memory'] / 2**20:.0f} MiB"
-    return text + memory
+    own = kind in ("push", "pull")
+    cells.append(f"{each['most_bytes_of_memory'] / 2**20:.0f} MiB" if own else "")
+    return f"| {' | '.join(cells)} |".replace("  ", " ")
 
 
 def main() -> None:
@@ -228,6 +236,7 @@ def main() -> None:
     size = (1 << 30) if options.size == "full" else (1 << 26)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         found = measured(Path(folder), size, options.rounds, names)
+    print(HEAD)
     for name, each in found["medians"].items():
         print(line(name, each, size))
     if options.json:

@@ -49,7 +49,8 @@ def test_verify_and_gc(tmp_path: Path) -> None:
     assert done.stderr == "Error: verify: name a FILE or a model, or give --all alone\n"
     orphan = store.blobs / ORPHAN
     orphan.write_text("x")
-    assert gpukit("gc", **variables).stdout == "removed 0 files, 0 B; 1 younger than an hour stays\n"
+    said = gpukit("gc", **variables).stdout
+    assert said == "removed 0 files, 0 B; 1 younger than an hour stays\n"
     os.utime(orphan, (0, 0))
     done = gpukit("gc", "--dry-run", **variables)
     assert done.stdout.splitlines()[0] == ORPHAN

@@ -164,6 +164,9 @@ def test_a_token_server_without_https(server: Server, store: Store, name: str) -
     server.auth, server.realm = "token", "ftp://127.0.0.1/token"
     with pytest.raises(RegistryError, match="is not at https://"):
         store.push(name, insecure=True)
+    server.realm = "http://[here"
+    with pytest.raises(RegistryError, match=r"token server 'http://\[here' is no address"):
+        store.push(name, insecure=True)
 
 
 def test_a_clock_that_is_off(

@@ -1,6 +1,7 @@
 """Pulling from a registry that does what it should, and from one that does not."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,14 @@ def test_a_blob_of_another_size_is_refused(server: Server, store: Store) -> None
     assert untouched(store)
 
 
+def test_a_blob_that_the_registry_has_not(server: Server, store: Store) -> None:
+    name = publish(server)
+    server.owners[digest_of(WEIGHTS)].clear()
+    with pytest.raises(RegistryError, match="404: the manifest names it, the registry has it not"):
+        store.pull(name, insecure=True)
+    assert untouched(store)
+
+
 def test_storage_gets_no_credentials(server: Server, store: Store) -> None:
     server.auth, server.storage = "token", True
     store.pull(publish(server), insecure=True)
@@ -168,7 +177,7 @@ def test_a_registry_that_stays_silent(server: Server, store: Store) -> None:
 
 
 def test_no_registry_at_all(store: Store) -> None:
-    with pytest.raises(RegistryError, match=r"127.0.0.1:1: pulling manifest: .*refused"):
+    with pytest.raises(RegistryError, match=r"manifest: no connection to 127.0.0.1:1: .*refused"):
         store.pull("127.0.0.1:1/me/tiny", insecure=True)
     assert not store.root.exists()
 
@@ -256,6 +265,11 @@ def test_a_redirect_to_no_http(server: Server, store: Store) -> None:
     name = publish(server)
     with pytest.raises(GpukitError, match="which is not https://"):
         _redirected(server, store, name, "file:///etc/passwd")
+    for nowhere in ("http://[::1", "http://a:99999999/"):
+        with pytest.raises(RegistryError, match=r"sends us to 'http.*', which is no address"):
+            _redirected(server, store, name, nowhere)
+    with pytest.raises(RegistryError, match=r"no connection to 127.0.0.1:1: "):
+        _redirected(server, store, name, "http://127.0.0.1:1/")
 
 
 def test_redirects_in_a_circle(server: Server, store: Store) -> None:
@@ -289,10 +303,24 @@ def test_a_link_out_of_the_store_is_not_followed(
     store.blobs.mkdir(parents=True)
     outside = tmp_path / "outside"
     outside.write_bytes(b"mine")
-    (store.blobs / (blob(store).name + "-partial")).symlink_to(outside)
-    with pytest.raises(DiskError):
-        store.pull(name, insecure=True)
+    partial = store.blobs / (blob(store).name + "-partial")
+    for make in (lambda: partial.symlink_to(outside), partial.mkdir, lambda: os.mkfifo(partial)):
+        make()
+        with pytest.raises(StoreError, match=rf"{partial}: no file, as .* remove it"):
+            store.pull(name, insecure=True)
+        if partial.is_dir():
+            partial.rmdir()
+        else:
+            partial.unlink()
     assert outside.read_bytes() == b"mine"
+
+
+def test_a_link_that_leads_nowhere(server: Server, store: Store) -> None:
+    name = publish(server)
+    store.root.mkdir()
+    store.blobs.symlink_to("nowhere")
+    with pytest.raises(StoreError, match=f"{store.blobs}: a file, or a link that leads nowhere"):
+        store.pull(name, insecure=True)
 
 
 def test_a_disk_that_fills_meanwhile(

@@ -128,7 +128,9 @@ def test_copy(store: Store) -> None:
     add(store, "b", "GPL")
     assert [name.display for name in copy(store, "a", "New/C:x")] == ["a:latest", "New/C:x"]
     assert store.manifest_bytes(store.find("new/c:X")) == store.manifest_bytes(store.find("a"))
-    copy(store, "a", "a")
+    for same in ("a", "A:Latest"):  # who removes that has nothing left
+        with pytest.raises(ArgumentError, match=f"'a' and '{same}' are one model, a:latest"):
+            copy(store, "a", same)
     copy(store, "a", "b")
     assert files(store) == file_names("MIT") | CONFIG_FILE
     with pytest.raises(StoreError, match="model 'nope' not found"):
