@@ -310,7 +310,7 @@ FAULTY: dict[str, tuple[Damage, type[Exception], str]] = {
             json.dumps({"weight_map": {"z": ONE, "b": ONE, "c": TWO, "a": TWO, "gone\n": TWO}})
         ),
         CheckpointError,
-        r"lists 1 tensors that no file holds: gone\n",
+        r"lists 1 tensor that none of its files holds: gone\n",
     ),
     "index lists fewer": (
         lambda f: (f / INDEX).write_text(
