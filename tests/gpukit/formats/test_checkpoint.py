@@ -317,7 +317,7 @@ FAULTY: dict[str, tuple[Damage, type[Exception], str]] = {
             json.dumps({"weight_map": {"z": ONE, "b": ONE, "c": TWO}})
         ),
         CheckpointError,
-        "does not list 1 tensors of its files: a",
+        "does not list 1 tensor of its files: a",
     ),
     "tensor in two shards": (
         lambda f: save_file({n: np.zeros(1) for n in "bca"}, f / TWO),
