@@ -21,7 +21,14 @@ Every message is one line: what is wrong, where (file, tensor), both numbers, an
 The root stands with the kernels, which raise the same errors and know nothing above them.
 """
 
-from gpukit_kernels.errors import ArgumentError, GpukitError, QuantError, did_you_mean, one_line
+from gpukit_kernels.errors import (
+    ArgumentError,
+    GpukitError,
+    QuantError,
+    counted,
+    did_you_mean,
+    one_line,
+)
 
 __all__ = [
     "AdapterError",
@@ -40,6 +47,7 @@ __all__ = [
     "SafetensorsError",
     "StoreError",
     "TokenizerError",
+    "counted",
     "did_you_mean",
     "one_line",
 ]

@@ -14,11 +14,6 @@ def complain(message: str) -> None:
     print("Error: " + one_line(" ".join(message.split())), file=sys.stderr, flush=True)
 
 
-def counted(number: int, thing: str) -> str:
-    """`1 model`, `2 models`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
 def print_json(document: Any) -> None:
     """Print `document` as one line of JSON that every reader takes.
 

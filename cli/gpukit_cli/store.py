@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpukit.errors import counted
 from gpukit_cli.details import parameter_rows, print_details
 from gpukit_cli.options import DryRun, Json, Quiet, StoredName, stored_names
-from gpukit_cli.output import complain, counted, print_json, print_table
+from gpukit_cli.output import complain, print_json, print_table
 
 if TYPE_CHECKING:
     from gpukit import Store

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpukit.errors import counted
 from gpukit_cli.merge import Combine, Density, MergeBase, Rank, Seed, combining
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
@@ -19,7 +20,7 @@ from gpukit_cli.options import (
     file_types,
     stored_names,
 )
-from gpukit_cli.output import counted, print_json
+from gpukit_cli.output import print_json
 from gpukit_cli.progress import human_bytes, reporter
 
 if TYPE_CHECKING:

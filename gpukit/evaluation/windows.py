@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpukit.errors import ArgumentError, DiskError
+from gpukit.errors import ArgumentError, DiskError, counted
 from gpukit.tokenizer import Tokenizer
 
 Ids = npt.NDArray[np.int32]
@@ -148,8 +148,8 @@ def cut_ids(
         most = len(ids) // 2
         shorter = f", or make num_ctx {most} or less" if most >= LEAST else ""
         raise ArgumentError(
-            f"the text has {len(ids)} tokens; two windows of {num_ctx} are {2 * num_ctx}: "
-            f"give a longer text{shorter}"
+            f"the text has {counted(len(ids), 'token')}; two windows of {num_ctx} "
+            f"are {2 * num_ctx}: give a longer text{shorter}"
         )
     tokens = np.asarray(ids, np.int32)
     if stride is None:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from gpukit.errors import CheckpointError
+from gpukit.errors import CheckpointError, counted
 from gpukit.formats.closing import Closing
 from gpukit.formats.folder import NAMINGS, check_files, file_names, read_json, weight_files
 from gpukit.formats.pytorch import PytorchFile
@@ -63,8 +63,8 @@ class Checkpoint(Closing):
             if part.name not in there or not part.is_file():
                 holds = sum(1 for name in weight_map.values() if name == part.name)
                 raise CheckpointError(
-                    f"{self.folder / part.name[:80]}: missing; {naming.index} lists it for {holds} "
-                    "tensors: fetch it again"
+                    f"{self.folder / part.name[:80]}: missing; {naming.index} lists it for "
+                    f"{counted(holds, 'tensor')}: fetch it again"
                 )
         return naming.index, parts
 
@@ -93,13 +93,13 @@ class Checkpoint(Closing):
     def _check_index(self, index: str) -> None:
         weight_map = self._weight_map(index)
         for what, names in (
-            ("lists {} that no file holds", weight_map.keys() - self.tensors.keys()),
+            ("lists {} that none of its files holds", weight_map.keys() - self.tensors.keys()),
             ("does not list {} of its files", self.tensors.keys() - weight_map.keys()),
         ):
             if names:
                 shown = ", ".join(sorted(names)[:3])
                 raise CheckpointError(
-                    f"{self.folder / index}: {what.format(f'{len(names)} tensors')}: {shown}"
+                    f"{self.folder / index}: {what.format(counted(len(names), 'tensor'))}: {shown}"
                 )
 
     def read_json(self, name: str) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gpukit.errors import ArgumentError, CheckpointError, DiskError
 from gpukit.formats import atomic
+from gpukit.formats.outputs import check_name
 from gpukit.formats.positioned import open_to_read, read_at, write_at
 
 # Bytes that are copied at a time.
@@ -16,6 +17,7 @@ COPIED = 8 << 20
 def check_folder(out: Path, inputs: Iterable[Path] = ()) -> None:
     """`ArgumentError` where `out` is no place for a new folder, or lies in one of the folders
     `inputs`; `DiskError` where this user cannot make it. To be called before anything is read."""
+    check_name(out)
     target = Path(os.path.realpath(out))
     with atomic.disk_errors(out):
         if target.exists() and not target.is_dir():

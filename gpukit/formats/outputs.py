@@ -24,6 +24,7 @@ _KINDS = (
 def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     """`ArgumentError` where `path` is no place for a new file or one of `inputs`, `DiskError` where
     this user cannot write it. To be called before anything is read."""
+    check_name(path)
     target = target_of(path)
     with disk_errors(path):
         there = _status(path)
@@ -47,6 +48,13 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
         raise DiskError(f"{path}: you may not write to the folder {target.parent}")
     if there is not None and not os.access(target, os.W_OK):
         raise DiskError(f"{path}: write-protected; remove it first or write to another name")
+
+
+def check_name(path: Path) -> None:
+    """`ArgumentError` for `-`, which means standard output elsewhere: what appears whole or not at
+    all cannot go there, and a file of that name is what nobody wants."""
+    if str(path) == "-":
+        raise ArgumentError("-: nothing is written to standard output; give the output a name")
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, counted
 from gpukit.formats.file_types import FileType
 from gpukit.formats.gguf_fields import Field, TensorSpec, string, u32
 from gpukit.formats.imatrix import Floats, Imatrix
@@ -137,5 +137,5 @@ def unheard(
 
 def some(names: Sequence[str]) -> str:
     """How many tensors, and the names of the first."""
-    what = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
-    return f"{what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+    more = ", ..." if len(names) > 2 else ""
+    return f"{counted(len(names), 'tensor')} ({', '.join(names[:2])}{more})"

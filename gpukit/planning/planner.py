@@ -26,8 +26,15 @@ from gpukit.planning.importance import (
     some,
     unheard,
 )
+from gpukit.planning.mix_rules import EMBEDDINGS, OUTPUT
 from gpukit.planning.mixes import Choice, choose, output_order
-from gpukit.planning.overrides import Overrides, pattern_option
+from gpukit.planning.overrides import (
+    EMBEDDING_TYPE,
+    LEAVE_OUTPUT,
+    OUTPUT_TYPE,
+    Overrides,
+    pattern_option,
+)
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.templates import types_like
 from gpukit.sources.base import Source, SourceTensor
@@ -146,12 +153,14 @@ def _idle(
     """Lines about options that decide the type of no tensor."""
     heard = {choice.option for choice in choices}
     patterns = {pattern_option(*found): found[0] for found in overrides.patterns}
+    ends = {OUTPUT_TYPE: (OUTPUT,), LEAVE_OUTPUT: (OUTPUT,), EMBEDDING_TYPE: EMBEDDINGS}
     lines = []
     for option in overrides.options():
         if option in heard:
             continue
         pattern = patterns.get(option)
-        matched = [t.name for t in tensors if pattern is not None and pattern.search(t.name)]
+        fits = pattern.search if pattern is not None else ends.get(option, ()).__contains__
+        matched = [t.name for t in tensors if fits(t.name)]
         if matched:
             why = f"what it fits, {some(matched)}, stays as it is or follows another option"
         else:

@@ -240,8 +240,7 @@ def outputs_of(out: str | Path, kinds: Sequence[str]) -> list[Path]:
     """The place of each type; `ArgumentError` where `out` does not tell them apart."""
     if TYPE not in str(out):
         raise ArgumentError(
-            f"{out}: {len(kinds)} types would go to one name; put {TYPE} into it, as in "
-            f"model-{TYPE}.gguf"
+            f"{out}: no {TYPE} in it, where the name of each type goes; write model-{TYPE}.gguf"
         )
     paths = [Path(str(out).replace(TYPE, kind)) for kind in kinds]
     check_distinct(paths)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpukit.errors import counted
 from gpukit.evaluation.divergence import Base, FileBase, ModelBase
 from gpukit.evaluation.kept import KeptPasses
 from gpukit.evaluation.measuring import Measurement
@@ -57,7 +58,7 @@ class SubjectReference:
         chunks = len(self.windows)
         rest = f", through the other {chunks - found.room} once a model"
         self.report(Status(
-            f"{self.name} goes through {found.room} of {chunks} chunks once for "
+            f"{self.name} goes through {found.room} of {counted(chunks, 'chunk')} once for "
             f"{self.models} models{rest if found.room < chunks else ''}"
         ))  # fmt: skip
         return found

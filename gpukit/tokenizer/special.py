@@ -57,10 +57,16 @@ def special_fields(
                 report(Warned(f"{path}: {line}"))
         for kind, number in (ids or {}).items():
             found.set_id(kind, number)
+        templates = chat_templates(folder, settings or {})
+        if templates and "default" not in templates:
+            report(Warned(
+                f"{folder}: of its chat templates ({', '.join(templates)}) none is the default: "
+                "conversations have none"
+            ))  # fmt: skip
         return [
             *(_merges(folder, library or {}) if merges else ()),
             *found.fields(),
-            *template_fields(chat_templates(folder, settings or {})),
+            *template_fields(templates),
             *_normalizer((library or {}).get("normalizer") or {}),
         ]
 

@@ -34,11 +34,15 @@ def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _entries(found: Any) -> Iterator[tuple[str, Any]]:
-    """Names and texts of a template or a list of named ones; nothing for other things."""
+    """Names and texts of a template or of named ones, as transformers takes them."""
     if isinstance(found, str):
         yield "default", found
-    for entry in found if isinstance(found, list) else ():
-        yield entry.get("name", ""), entry.get("template")
+    elif isinstance(found, dict):
+        yield from found.items()
+    elif isinstance(found, list):
+        yield from ((entry["name"], entry["template"]) for entry in found)
+    elif found is not None:
+        raise TypeError(f"chat_template is {found!r}; a text or a list of named ones is needed")
 
 
 def _named(entries: Iterable[tuple[str, Any]]) -> dict[str, str]:

@@ -116,7 +116,7 @@ OUT = "OUT-{type}.gguf"
     ("words", "told"),
     [
         (("quantize", "IN", "x.gguf", "--types", "Q4_0,Q8_0"),
-         "2 types would go to one name; put {type} into it, as in model-{type}.gguf"),
+         "no {type} in it, where the name of each type goes; write model-{type}.gguf"),
         (("quantize", "IN", OUT, "--types", "Q4_K,Q4_K_M"), "type Q4_K_M: Q4_K is the same;"),
         (("quantize", "IN", OUT, "--types", "Q4_0,Q9"), "'Q9'"),
         (("quantize", "IN", OUT, "--types", " ,"), "--types names no type"),

@@ -310,14 +310,14 @@ FAULTY: dict[str, tuple[Damage, type[Exception], str]] = {
             json.dumps({"weight_map": {"z": ONE, "b": ONE, "c": TWO, "a": TWO, "gone\n": TWO}})
         ),
         CheckpointError,
-        r"lists 1 tensors that no file holds: gone\n",
+        r"lists 1 tensor that none of its files holds: gone\n",
     ),
     "index lists fewer": (
         lambda f: (f / INDEX).write_text(
             json.dumps({"weight_map": {"z": ONE, "b": ONE, "c": TWO}})
         ),
         CheckpointError,
-        "does not list 1 tensors of its files: a",
+        "does not list 1 tensor of its files: a",
     ),
     "tensor in two shards": (
         lambda f: save_file({n: np.zeros(1) for n in "bca"}, f / TWO),

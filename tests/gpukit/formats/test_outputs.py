@@ -15,6 +15,7 @@ from gpukit.errors import ArgumentError, DiskError, GpukitError
 from gpukit.formats.gguf_fields import string
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.gguf_writer import GGUFWriter
+from gpukit.formats.new_folder import check_folder
 from gpukit.formats.outputs import check_output
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
@@ -43,6 +44,12 @@ def test_devices(tmp_path: Path) -> None:
         (tmp_path / f"{name}-link").symlink_to(name)
         refused(tmp_path / name, "a device; name the file to write")
         refused(tmp_path / f"{name}-link", "a device; name the file to write")
+
+
+def test_standard_output_is_no_file() -> None:
+    for check in (check_output, check_folder):
+        with pytest.raises(ArgumentError, match=r"^-: nothing is written to standard output"):
+            check(Path("-"))
 
 
 def test_pipes_sockets_and_folders(tmp_path: Path) -> None:

@@ -72,6 +72,9 @@ def test_options_without_effect_are_told(tmp_path: Path) -> None:
     (line,) = warnings(model, "Q8_0", "attn_norm=Q4_0")
     assert "2 tensors (blk.0.attn_norm.weight, blk.1.attn_norm.weight), stays as it is" in line
     assert warnings(model, "Q8_0", "attn_v=Q8_0", embedding_type="F16") == []
+    model = gguf_models.build("width-100", tmp_path)
+    line, *_ = warnings(model, "Q8_0", leave_output=True, output_type="F16")
+    assert line.startswith("--output-tensor-type changes nothing: what it fits, 1 tensor (output.")
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "F32"])

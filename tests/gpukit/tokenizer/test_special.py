@@ -31,6 +31,8 @@ def write(folder: Path, **files: Any) -> Path:
         {"tokenizer": {"normalizer": [1]}},
         {"tokenizer_config": {"chat_template": [1]}},
         {"tokenizer_config": {"chat_template": [{"name": "a", "template": 3}]}},
+        {"tokenizer_config": {"chat_template": [{"name": "a"}]}},
+        {"tokenizer_config": {"chat_template": 7}},
         {"tokenizer_config": {"chat_template": [{"name": "a", "template": "\ud800"}]}},
         {"config": {"text_config": 3}},
     ],
@@ -126,7 +128,7 @@ NAMED = [{"name": "default", "template": "settings"}, {"name": "tools", "templat
             {"": "settings"},
         ),
         ({"chat_template.json": {"chat_template": "old"}}, {"": "old"}),
-        ({"tokenizer_config.json": {"chat_template": {"a": "b"}}}, {}),
+        ({"tokenizer_config.json": {"chat_template": {"a": "b"}}}, {".a": "b", "s": ["a"]}),
     ],
 )  # fmt: skip
 def test_the_first_place_with_a_template_counts(
@@ -162,9 +164,17 @@ def test_the_template_is_that_of_transformers(tmp_path: Path) -> None:
 def test_named_templates_keep_their_order(tmp_path: Path) -> None:
     named = [{"name": name, "template": f"{{{{ '{name}' }}}}"} for name in ("z", "a b", "m")]
     write(tmp_path, tokenizer_config={"chat_template": named})
-    found = {field.key: field.value for field in special_fields(tmp_path)}
+    told: list[Event] = []
+    fields = special_fields(tmp_path, report=told.append)
+    found = {field.key: field.value for field in fields}
     assert found["tokenizer.chat_templates"] == ["z", "a_b", "m"]
     assert "tokenizer.chat_template" not in found
+    assert told == [
+        Warned(
+            f"{tmp_path}: of its chat templates (z, a_b, m) none is the default: conversations "
+            "have none"
+        )
+    ]
 
 
 @pytest.mark.parametrize(
