@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.loras import lora
 from support.zoo import FULL, SLIDING, ZOO
 from support.zoo_build import build
 
-from gpukit.errors import CheckpointError, GGUFError, TokenizerError
+import gpukit
+from gpukit.errors import AdapterError, CheckpointError, GGUFError, TokenizerError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, ValueType, array, u32
 from gpukit.generation.generate import GenerateOptions, stream
@@ -19,6 +21,7 @@ from gpukit.generation.sampling import SamplingOptions
 from gpukit.models import gemma4, gemma4_config
 from gpukit.models.importer import plan_import
 from gpukit.models.weights import Site
+from gpukit.sources.merged import Chosen, Merge
 from gpukit.sources.opening import open_source
 from gpukit.tokenizer import Tokenizer
 
@@ -261,3 +264,26 @@ def test_suppressed_tokens_are_never_said(tmp_path: Path) -> None:
     for loaded, token in ((model, first), (load_model(folder, "cpu"), second)):
         said = "".join(stream(loaded, ids, options))
         assert said == loaded.tokenizer.decode([token])
+
+
+def test_an_adapter_works_beside_and_merged(folders: Path, tmp_path: Path) -> None:
+    # The keys of shared layers are among what it changes, and have no part in a pass.
+    base, targets = (
+        folders / "gemma4-e2b",
+        ("q_proj", "k_proj", "down_proj", "per_layer_projection"),
+    )
+    adapter = lora(base, tmp_path / "lora", targets=targets, by=0.05)
+    beside = load_model(base, "cpu", adapters=Merge((Chosen(adapter),))).decoder
+    gpukit.merge(base, [adapter], tmp_path / "m.gguf", "F32", device="cpu")
+    merged = load_model(tmp_path / "m.gguf", "cpu").decoder
+    plain, ids = load_model(base, "cpu").decoder, list(range(300, 320))
+    found, wanted, without = (
+        decoder.forward(ids, decoder.cache(20), every=True) for decoder in (beside, merged, plain)
+    )
+    # The same sums in another order.
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert (found - without).abs().max() > 0.01
+    gpukit.write_adapter(adapter, base, tmp_path / "a.gguf")
+    alone = lora(base, tmp_path / "alone", targets=("per_layer_model_projection",))
+    with pytest.raises(AdapterError, match=r"changes per_layer_model_proj.weight, which llama.cpp"):
+        gpukit.write_adapter(alone, base, tmp_path / "b.gguf")
