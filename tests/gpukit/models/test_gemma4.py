@@ -20,7 +20,7 @@ from gpukit.generation.loading import load_model
 from gpukit.generation.sampling import SamplingOptions
 from gpukit.models import gemma4, gemma4_config
 from gpukit.models.importer import plan_import
-from gpukit.models.weights import Site
+from gpukit.models.weights import Site, Weights
 from gpukit.sources.merged import Chosen, Merge
 from gpukit.sources.opening import open_source
 from gpukit.tokenizer import Tokenizer
@@ -70,6 +70,7 @@ def read(name: str, **changes: Any) -> Any:
             {"rope_parameters": {FULL: {**ROPE[FULL], "partial_rotary_factor": 1.5}}},
             "partial_rotary_factor is 1.5",
         ),
+        ("gemma4-31b", {"rope_parameters": {"rope_theta": 1e6}}, "has no full_attention"),
         ("gemma4-saved", {"per_layer_config": {"1": {"head_dim": 16}}}, "per_layer_config has oth"),
         (
             "gemma4-saved",
@@ -189,6 +190,12 @@ def test_a_file_without_a_cap_is_run_with_that_of_llama_cpp(folders: Path) -> No
     del fields["gemma4.final_logit_softcapping"]
     assert gemma4.restore(fields, "gemma4").logit_cap == 30
     assert _fields(folders / "gemma4-saved")["gemma4.final_logit_softcapping"].value == 0
+
+
+def test_a_file_without_divisors_is_no_whole_model(folders: Path) -> None:
+    config = gemma4.restore(_fields(folders / "gemma4-31b"), "gemma4")
+    with pytest.raises(GGUFError, match=r"rope_freqs.weight is missing; the file is no whole mod"):
+        gemma4.TEXT.build(config, Weights({}))
 
 
 def test_what_is_left_out_is_told(folders: Path) -> None:
