@@ -22,6 +22,8 @@ from gpukit.adapters.moved import Made, moved
 from gpukit.adapters.values import Values
 from gpukit.errors import AdapterError, one_line
 
+# Whose products and rows llama.cpp takes as they are, silently.
+ALONE = frozenset({"per_layer_model_proj.weight", "per_layer_token_embd.weight"})
 MERGE = "merge it into the model instead (gpukit merge)"
 # A scale that is this near to alpha / rank is that one: alpha is stored in float32.
 ALIKE = 2.0**-23
@@ -107,6 +109,11 @@ def plan_pairs(
         found = moved(tensors, adapter.deltas)
     except AdapterError as error:
         raise AdapterError(one_line(f"{where}: {error}; {MERGE}")) from None
+    if alone := sorted(found.keys() & ALONE):
+        raise AdapterError(
+            f"{where}: changes {' and '.join(alone)}, which llama.cpp uses without any adapter: "
+            f"{MERGE}"
+        )
     order = {tensor: at for at, tensor in enumerate(adapter.deltas)}
     last = {t.name: max(order.get(span.source, -1) for span in t.spans) for t in tensors if t.spans}
     pairs = [_pair(name, shapes[name], found[name]) for name in sorted(found, key=last.__getitem__)]

@@ -31,12 +31,14 @@ class Adapted:
     own_head: bool = False
 
     def changed(self, weights: dict[str, Weight]) -> dict[str, Weight]:
-        """`weights` with the changes, which are in float32 then; all others are the same."""
+        """`weights` with the changes, which are in float32 then; all others are the same. Weights
+        that take no part in a pass are not there, nor are their changes."""
         found = dict(weights)
         if self.own_head and HEAD not in found:
             found[HEAD] = found[EMBEDDING]
         for name, records in self.changes.items():
-            found[name] = _changed(found[name], records)
+            if name in found:
+                found[name] = _changed(found[name], records)
         return found
 
     def pairs_of(self, weights: Mapping[str, Weight]) -> dict[str, list[Pair]]:
@@ -44,6 +46,7 @@ class Adapted:
         return {
             name: [with_factors(pair, name, weights[name]) for pair in pairs]
             for name, pairs in self.pairs.items()
+            if name in weights
         }
 
 

@@ -24,6 +24,8 @@ from gpukit.models.weights import Embedding, Linear, Weights
 
 def build(config: ModelConfig, weights: Weights, style: Style) -> Decoder:
     """The decoder that runs; `GGUFError` for weights that are missing or of another shape."""
+    # Without it whole layers would turn as others do.
+    weights.vector("rope_freqs.weight", config.head_dim // 2)
     decoder = assemble(config, weights, style, _layer)
     width = config.n_embd_layer
     if not width:

@@ -93,6 +93,8 @@ def _check_looked_up(config: Mapping[str, Any], model: ModelConfig) -> None:
 
 
 def _with_rope(model: ModelConfig, ropes: Mapping[str, Any]) -> ModelConfig:
+    if ropes and "full_attention" not in ropes:
+        raise CheckpointError("config.json: rope_parameters has no full_attention")
     rope = section(ropes, "full_attention") or ROPE
     local = section(ropes, "sliding_attention")
     if rope_kind(local) not in PLAIN or rope_kind(rope) not in (*PLAIN, PROPORTIONAL):

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.loras import lora
 from support.zoo import FULL, SLIDING, ZOO
 from support.zoo_build import build
 
-from gpukit.errors import CheckpointError, GGUFError, TokenizerError
+import gpukit
+from gpukit.errors import AdapterError, CheckpointError, GGUFError, TokenizerError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_fields import Field, ValueType, array, u32
 from gpukit.generation.generate import GenerateOptions, stream
@@ -18,7 +20,8 @@ from gpukit.generation.loading import load_model
 from gpukit.generation.sampling import SamplingOptions
 from gpukit.models import gemma4, gemma4_config
 from gpukit.models.importer import plan_import
-from gpukit.models.weights import Site
+from gpukit.models.weights import Site, Weights
+from gpukit.sources.merged import Chosen, Merge
 from gpukit.sources.opening import open_source
 from gpukit.tokenizer import Tokenizer
 
@@ -67,6 +70,7 @@ def read(name: str, **changes: Any) -> Any:
             {"rope_parameters": {FULL: {**ROPE[FULL], "partial_rotary_factor": 1.5}}},
             "partial_rotary_factor is 1.5",
         ),
+        ("gemma4-31b", {"rope_parameters": {"rope_theta": 1e6}}, "has no full_attention"),
         ("gemma4-saved", {"per_layer_config": {"1": {"head_dim": 16}}}, "per_layer_config has oth"),
         (
             "gemma4-saved",
@@ -188,6 +192,12 @@ def test_a_file_without_a_cap_is_run_with_that_of_llama_cpp(folders: Path) -> No
     assert _fields(folders / "gemma4-saved")["gemma4.final_logit_softcapping"].value == 0
 
 
+def test_a_file_without_divisors_is_no_whole_model(folders: Path) -> None:
+    config = gemma4.restore(_fields(folders / "gemma4-31b"), "gemma4")
+    with pytest.raises(GGUFError, match=r"rope_freqs.weight is missing; the file is no whole mod"):
+        gemma4.TEXT.build(config, Weights({}))
+
+
 def test_what_is_left_out_is_told(folders: Path) -> None:
     with open_source(folders / "gemma4-e2b") as source:
         (line,) = source.warnings
@@ -261,3 +271,26 @@ def test_suppressed_tokens_are_never_said(tmp_path: Path) -> None:
     for loaded, token in ((model, first), (load_model(folder, "cpu"), second)):
         said = "".join(stream(loaded, ids, options))
         assert said == loaded.tokenizer.decode([token])
+
+
+def test_an_adapter_works_beside_and_merged(folders: Path, tmp_path: Path) -> None:
+    # The keys of shared layers are among what it changes, and have no part in a pass.
+    base, targets = (
+        folders / "gemma4-e2b",
+        ("q_proj", "k_proj", "down_proj", "per_layer_projection"),
+    )
+    adapter = lora(base, tmp_path / "lora", targets=targets, by=0.05)
+    beside = load_model(base, "cpu", adapters=Merge((Chosen(adapter),))).decoder
+    gpukit.merge(base, [adapter], tmp_path / "m.gguf", "F32", device="cpu")
+    merged = load_model(tmp_path / "m.gguf", "cpu").decoder
+    plain, ids = load_model(base, "cpu").decoder, list(range(300, 320))
+    found, wanted, without = (
+        decoder.forward(ids, decoder.cache(20), every=True) for decoder in (beside, merged, plain)
+    )
+    # The same sums in another order.
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert (found - without).abs().max() > 0.01
+    gpukit.write_adapter(adapter, base, tmp_path / "a.gguf")
+    alone = lora(base, tmp_path / "alone", targets=("per_layer_model_projection",))
+    with pytest.raises(AdapterError, match=r"changes per_layer_model_proj.weight, which llama.cpp"):
+        gpukit.write_adapter(alone, base, tmp_path / "b.gguf")
