@@ -187,11 +187,12 @@ def head_spans(
 
 
 def minus_exp(slab: Any) -> Any:
-    """-e^x, float16 in half precision, the others in float32, as llama.cpp's converter has it: bit
-    by bit what PyTorch gives on a CPU, which is not rounded correctly everywhere."""
+    """-e^x, float16 of float16 and float32 of the others, rounded correctly: PyTorch's float32
+    exponential, which llama.cpp's converter takes, has other last bits on other CPUs."""
+    if isinstance(slab, np.ndarray):
+        found = -np.exp(slab.astype(np.float64)).astype(np.float32)
+        return found.astype(np.float16) if slab.dtype == np.float16 else found
     import torch
 
-    values = torch.from_numpy(slab) if isinstance(slab, np.ndarray) else slab
-    plain = values if values.dtype is torch.float16 else values.to(torch.float32)
-    found = -torch.exp(plain.cpu())
-    return found.numpy() if isinstance(slab, np.ndarray) else found.to(values.device)
+    values = -torch.exp(slab.to(torch.float64)).to(torch.float32)
+    return values.half() if slab.dtype is torch.float16 else values

@@ -1,5 +1,6 @@
 """Gated delta networks: chunks against the plain recurrence, and states that a cache keeps."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from gpukit.generation.loading import load_model
 from gpukit.generation.memory import Memory
 from gpukit.models import delta_rule
 from gpukit.models.decoder import Decoder
+from gpukit.models.delta_rules import minus_exp
 from gpukit.models.states import NOTES
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
@@ -177,3 +179,12 @@ def test_metadata_become_the_configuration_that_they_came_from(name: str, tmp_pa
     assert (restored.n_layer, restored.n_nextn, restored.n_rot) == (len(restored.recurrent), 1, 16)
     assert (restored.delta.key_heads, restored.delta.value_heads) == (2, 4)
     assert restored.attention_every == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rates_are_rounded_correctly(dtype: torch.dtype) -> None:
+    logs = torch.linspace(-8, 4, 999).to(dtype)
+    found = minus_exp(logs)
+    assert torch.equal(found, torch.from_numpy(minus_exp(logs.numpy())))
+    exact = [-math.exp(value) for value in logs.tolist()]
+    assert torch.equal(found, torch.tensor(exact, dtype=torch.float64).float().to(dtype))
