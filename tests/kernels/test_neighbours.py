@@ -13,6 +13,7 @@ from gpukit_kernels.search.neighbours import (
     OFF_GRID,
     PART,
     ROW_SHIFT,
+    in_fours,
     neighbours,
 )
 
@@ -97,3 +98,16 @@ def test_no_list_is_lost(name: str) -> None:
 @pytest.mark.parametrize("name", DISTANCES)
 def test_they_are_made_once(name: str) -> None:
     assert neighbours(name, CPU) is neighbours(name, torch.device("cpu"))
+
+
+def test_lists_go_by_fours_too() -> None:
+    points, entries = neighbours("IQ3_XXS", CPU)
+    fours = in_fours("IQ3_XXS", CPU)
+    on = points >= 0
+    assert torch.equal(fours[: len(points)][on], points[on])
+    for point in (~on).nonzero().flatten()[::97].tolist():
+        place, four = (-1 - int(found[point]) for found in (points, fours))
+        mine = fours[4 * (four >> COUNT_BITS) :][: 4 * (four & 255)]
+        theirs = entries[place >> COUNT_BITS :][: place & 255].flatten()
+        assert torch.equal(mine, theirs[: len(mine)])
+        assert (theirs[len(mine) :] == theirs[0]).all()
