@@ -62,18 +62,25 @@ def keep_shapes_and_types() -> None:
 
 def alike_at_once() -> None:
     """From here on operations take values of one type and shape as they are, and numbers as they
-    were made for the same type and shape before."""
-    builder, semantic = interpreter.interpreter_builder, type(interpreter.interpreter_semantic)
-    options = builder.options
-    if not options.debug:  # else what overflowed is told
-        builder.options = replace(options, sanitize_overflow=False)
-    check = semantic.binary_op_type_checking_impl
-    parameters = [*inspect.signature(check).parameters]
-    if parameters[1:] == [*FLAGS] and hasattr(semantic, "broadcast_impl_value"):
+    were made for the same type and shape before.
+
+    Does nothing with a Triton whose interpreter is built otherwise, as above.
+    """
+    builder = getattr(interpreter, "interpreter_builder", None)
+    options = getattr(builder, "options", None)
+    if builder and hasattr(options, "sanitize_overflow") and not options.debug:
+        builder.options = replace(options, sanitize_overflow=False)  # else it is told
+    semantic = type(getattr(interpreter, "interpreter_semantic", None))
+    check = getattr(semantic, "binary_op_type_checking_impl", None)
+    shaped = language.core.block_type(language.float32, [4]).shape
+    known = check is not None and [*inspect.signature(check).parameters][1:] == [*FLAGS]
+    if known and hasattr(semantic, "broadcast_impl_value") and hasattr(shaped, "values"):
         semantic.binary_op_type_checking_impl = _quick_check(check)
         semantic.broadcast_impl_value = _quick_broadcast(semantic.broadcast_impl_value)
 
 
+# Numbers that are kept, and elements of each at most: 64 MB.
+KEPT, LARGEST = 256, 1 << 16
 # What `binary_op_type_checking_impl` takes.
 FLAGS = ("lhs", "rhs", "allow_lhs_ptr", "allow_rhs_ptr", "arithmetic_check", "div_or_mod")
 
@@ -107,9 +114,14 @@ def _quick_check(check: Callable[..., Any]) -> Callable[..., Any]:
             # Zeros of both signs are equal.
             sign = math.copysign(1.0, rhs) if rhs == 0 else 0.0
             key = (scalar.name, rhs, sign, *(lhs.type.shape.values if lhs.type.is_block() else ()))
-            if key not in known:
-                known[key] = check(self, lhs, rhs, *given)[1]
-            return lhs, known[key]
+            found = known.get(key)
+            if found is None:
+                found = check(self, lhs, rhs, *given)[1]
+                if found.handle.data.size <= LARGEST:
+                    if len(known) == KEPT:
+                        known.clear()
+                    known[key] = found
+            return lhs, found
         return check(self, lhs, rhs, *given)
 
     return checked
