@@ -91,10 +91,18 @@ class Line:
 
     def _take(self, data: bytes, connection: socket.socket) -> None:
         self._reader.receive_data(data)
-        while (event := self._reader.next_event()) is not h11.NEED_DATA:
-            self._told = True
-            if isinstance(event, h11.Response):
-                raise Answered(self._reply(event, connection))
+        event = self._reader.next_event()
+        while True:
+            if isinstance(event, h11.InformationalResponse):
+                self._told = True
+            elif event is h11.NEED_DATA and self._reader.trailing_data[0]:
+                # Half of a head: the library could do nothing with the rest.
+                self._reader.receive_data(_read(connection, self._stall))
+            else:
+                break
+            event = self._reader.next_event()
+        if isinstance(event, h11.Response):
+            raise Answered(self._reply(event, connection))
 
     def _reply(self, head: h11.Response, connection: socket.socket) -> httpx2.Response:
         body = bytearray()

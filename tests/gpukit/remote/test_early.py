@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -97,9 +98,23 @@ def test_an_answer_in_the_middle_ends_the_body(
     assert server.come < len(BODY)
 
 
+@pytest.mark.parametrize("first", [b"", GO_ON])
+def test_a_head_that_comes_in_two_halves(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    monkeypatch.setattr(early, "PATIENCE", 0.05)
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(first + DONE[:9])
+        time.sleep(0.1)
+        connection.sendall(DONE[9:])
+
+    with answering(answer) as address:
+        assert sent(address, []) == (201, "", b"done")
+
+
 @pytest.mark.parametrize(
     ("said", "error", "why"),
     [(b"what?\r\n\r\n", Again, "."), (b"", Again, "."),
+     (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", Again, "."), (b"HTTP/1.1 20", Again, "."),
      (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nless", Again, "."),
      (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (2 << 20), RegistryError, "over 1048576 bytes")],
 )  # fmt: skip
