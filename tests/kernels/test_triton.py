@@ -104,7 +104,6 @@ def golden(what: str, name: str) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(values), torch.from_numpy(importance), torch.from_numpy(blocks)
 
 
-<<<<<<< HEAD
 def some_of_all_kinds(name: str) -> Tensor:
     """float32 `[n, 256]` for the type `name`, all finite as float16, too."""
     rows = 2 if name in NEAREST and DEVICE.type == "cpu" else 8
@@ -112,14 +111,9 @@ def some_of_all_kinds(name: str) -> Tensor:
     return torch.from_numpy(made).clamp(-6e4, 6e4)
 
 
-@pytest.mark.parametrize("name", plainly(WRITTEN))
+@pytest.mark.parametrize("name", quickly(WRITTEN))
 def test_golden_and_reference_bytes(name: str) -> None:
     row, more = QUANTS[name], some_of_all_kinds(name)
-=======
-@pytest.mark.parametrize("name", quickly([name for name in WRITTEN if name != "F32"]))
-def test_golden_bytes_and_values(name: str) -> None:
-    row = QUANTS[name]
->>>>>>> w-iqtri
     values, _, wanted = golden("blocks", name)
     got = encode(torch.cat([values, more]), row)
     assert_same_blocks(got[: len(wanted)], wanted, KINDS)
@@ -160,13 +154,8 @@ def test_experts_have_an_importance_each(name: str) -> None:
         torch.bfloat16,
     ],
 )
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", plainly(WRITTEN))
-def test_reference_bytes_of_16_bits(name: str, dtype: torch.dtype) -> None:
-=======
 @pytest.mark.parametrize("name", quickly(WRITTEN))
-def test_reference_bytes(name: str, dtype: torch.dtype) -> None:
->>>>>>> w-iqtri
+def test_reference_bytes_of_16_bits(name: str, dtype: torch.dtype) -> None:
     row = QUANTS[name]
     values = some_of_all_kinds(name).to(dtype)
     wanted = quantize(values, name, backend="eager").view(-1, row.nbytes)

@@ -127,7 +127,7 @@ def _values(
     count = int(np.prod(shape))
     raw = np.frombuffer(source.randbytes(6 * count), "<i2").astype(np.float32).reshape(3, count)
     values = torch.from_numpy(raw.sum(0) / np.float32(32768)).view(shape)
-    if "norm" in key and key.endswith(".weight") or (animal.is_gemma4 and len(shape) == 1):
+    if ("norm" in key and key.endswith(".weight")) or (animal.is_gemma4 and len(shape) == 1):
         # Gemma 4 has no other scale of scores, and divides what its router sees.
         usual = 0.4 if animal.is_gemma4 and "_norm.weight" in key and "self_attn" in key else 1
         usual = 10 if key.endswith("router.scale") else usual
