@@ -63,11 +63,9 @@ def create(
     the way. `converter` is as for `convert`. With `provenance` the metadata of weights that are
     written anew says what they are made from. With `link` a GGUF that is taken as it is becomes
     another name of the same file where the disk cannot share its blocks.
-    Everything that can be checked is checked before the first byte is fetched or written; a failed
-    or killed run leaves the store as it was.
+    All is checked before a byte is fetched or written; a failed run leaves the store as it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
-    there, `AdapterError` for an adapter that was made for another base, DiskError, and the errors
-    of the readers of the weights.
+    there, `AdapterError` for an adapter of another base, DiskError, and the readers' errors.
     """
     model = store.find(name)
     check_device(device)

@@ -16,12 +16,14 @@ from gpukit.adapters.together import combined, weighted
 from gpukit.errors import AdapterError, one_line
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.safetensors import StoredTensor
+from gpukit.models.packed import find_packed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gpukit.adapters.mixing import Combining
-    from gpukit.sources.nf4 import NF4
+    from gpukit.models.packed import find_packed
+from gpukit.sources.nf4 import NF4
 
 BASES = ("full", "nf4", "nf4-single")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -114,6 +116,7 @@ class MergedCheckpoint(Checkpoint):
         super().__init__(folder)
         with ExitStack() as stack:
             stack.callback(super().close)
+            self._refuse_packed()
             self.adapters: Sequence[Adapter] = open_adapters(merge, Base.of(self), stack)
             records = records_of(merge, self.adapters)
             first = self.adapters[0]
@@ -125,6 +128,14 @@ class MergedCheckpoint(Checkpoint):
             self.base_steps = _base_steps(self, merge.base)
             self.warnings = told(merge, self.adapters)
             self._all = stack.pop_all()
+
+    def _refuse_packed(self) -> None:
+        if views := find_packed(self).views:
+            raise AdapterError(
+                f"{self.folder}: an adapter cannot be merged into packed numbers "
+                f"({views[0].sources[-1].name}); convert the folder to a GGUF first, then merge "
+                "into that with a type such as F16"
+            )
 
     def _add(self, added: Mapping[str, str]) -> None:
         """Give each new tensor the place in the order that it would have in its file."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.golden_makers.converter import convert
+from support.loras import lora
 from support.packed import FORMS, build_decoded, build_packed
 from support.peer_trees import for_each_tree, needs_tree
 from support.zoo import ZOO
@@ -17,7 +18,7 @@ from support.zoo import ZOO
 import gpukit
 from gpukit import Options
 from gpukit.conversion.run import run_plan
-from gpukit.errors import CheckpointError, GGUFError
+from gpukit.errors import AdapterError, CheckpointError, GGUFError
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.generation.loading import load_model
 from gpukit.planning.planner import plan_quantize
@@ -188,3 +189,14 @@ def test_a_scale_that_does_not_fit_its_blocks(tmp_path: Path) -> None:
         run_plan(source, replace(plan, outputs=tuple(outputs)), wrong)
     with pytest.raises(GGUFError, match=r"scale is 1 values of F16; one of F32 belongs to blk"):
         gpukit.plan(wrong)
+
+
+@pytest.mark.parametrize("form", ["int-8", "gptq-4"])
+def test_adapters_go_into_a_gguf_of_it(form: str, tmp_path: Path) -> None:
+    folder = build_packed("mistral-small", form, tmp_path)
+    adapter = lora(build_decoded(folder, form, tmp_path), tmp_path / "lora")
+    with pytest.raises(AdapterError, match=r"packed numbers .* to a GGUF first"):
+        gpukit.convert(folder, tmp_path / "out.gguf", adapters=[adapter])
+    gpukit.convert(folder, tmp_path / "whole.gguf", "F16")
+    result = gpukit.convert(tmp_path / "whole.gguf", tmp_path / "out.gguf", adapters=[adapter])
+    assert result.changes
