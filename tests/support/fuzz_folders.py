@@ -49,7 +49,10 @@ FILES: dict[str, Any] = {
         "bos_token": "<s>",
         "eos_token": {"content": "</s>"},
         "add_bos_token": True,
-        "chat_template": [{"name": "default", "template": "{{ 1 }}"}, {"name": "b", "template": ""}],
+        "chat_template": [
+            {"name": "default", "template": "{{ 1 }}"},
+            {"name": "b", "template": ""},
+        ],
         "added_tokens_decoder": {"2041": {"content": "<|a|>", "special": True}},
     },
     "special_tokens_map.json": {"pad_token": "<|b|>", "additional_special_tokens": ["<extra>"]},
