@@ -98,7 +98,7 @@ def gpukit(
         given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
         given.write(stdin)
         given.seek(0)
-        channel = _server()
+        channel = server(SERVER)
         files = [file.fileno() for file in (given, out, err)]
         socket.send_fds(channel, [json.dumps(asked).encode()], files)
         status = int(channel.recv(64))
@@ -135,11 +135,12 @@ def process_of_its_own(
 
 
 @cache
-def _server() -> socket.socket:
-    """Where commands are asked for, one at a time: not from several threads."""
+def server(code: str) -> socket.socket:
+    """Where a process that runs `code` is asked for forks, one at a time: not from several
+    threads. Its own end of the channel has the number that is its argument."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(theirs.fileno())],
+        [sys.executable, "-c", code, str(theirs.fileno())],
         env=surroundings(),
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,

@@ -5,7 +5,6 @@ in for `subprocess.Popen` where workers of a batch are started; what says how Py
 needs that.
 """
 
-import atexit
 import json
 import os
 import signal
@@ -13,11 +12,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from select import select
-from typing import IO, Any
+from typing import IO
 
-from support.command_line import surroundings
+from support.command_line import server
 
 # For each process a keeper, which is its parent, tells its number and how it has ended. SIGCHLD is
 # ignored here, so that no keeper has to be waited for.
@@ -101,7 +99,7 @@ class Forked:
         with theirs, open(os.devnull, "rb") as nothing:
             files = [theirs, nothing, stdout, stderr]
             numbers = [*(file.fileno() for file in files), *pass_fds]
-            socket.send_fds(_server(), [json.dumps(asked).encode()], numbers)
+            socket.send_fds(server(SERVER), [json.dumps(asked).encode()], numbers)
         self._told = self._channel.makefile("r")
         self.pid = int(self._told.readline())
         self.returncode: int | None = None
@@ -130,22 +128,3 @@ class Forked:
     def _send(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
-
-
-@cache
-def _server() -> socket.socket:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process: Any = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(theirs.fileno())],
-        env=surroundings(),
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-    )
-    theirs.close()
-
-    def end() -> None:
-        ours.close()
-        process.wait()
-
-    atexit.register(end)
-    return ours
