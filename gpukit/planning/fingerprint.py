@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpukit.errors import ArgumentError, counted
+from gpukit.errors import ArgumentError
 from gpukit.formats.atomic import disk_errors
 from gpukit.formats.folder import read_files
 from gpukit.formats.gguf_split import part_of, part_path
@@ -124,7 +124,7 @@ def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         return told
     old, new = then.get("adapters", []), now["adapters"]
     if len(old) != len(new):
-        return f"there were {counted(len(old), 'adapter')} and are {len(new)}"
+        return f"adapters were {len(old)} and are {len(new)}"
     for before, after in zip(old, new, strict=True):
         if before["weight"] != after["weight"]:
             return f"an adapter's weight was {before['weight']:g} and is {after['weight']:g}"

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gpukit.adapters.mixing import Combining
-    from gpukit.models.packed import find_packed
-from gpukit.sources.nf4 import NF4
+    from gpukit.sources.nf4 import NF4
 
 BASES = ("full", "nf4", "nf4-single")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")

@@ -57,7 +57,7 @@ def special_fields(
                 report(Warned(f"{path}: {line}"))
         for kind, number in (ids or {}).items():
             found.set_id(kind, number)
-        templates = chat_templates(folder, settings or {})
+        templates = chat_templates(folder, settings or {}, report)
         if templates and "default" not in templates:
             report(Warned(
                 f"{folder}: of its chat templates ({', '.join(templates)}) none is the default: "

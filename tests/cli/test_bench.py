@@ -14,7 +14,7 @@ from gpukit_cli.app import command_line
 def test_every_type_has_a_rate() -> None:
     plan = plan_bench("dequantize", weights=8192)
     rates = list(plan.rates())
-    assert len(rates) == 25
+    assert len(rates) == 26
     assert all(rate.seconds > 0 and rate.copy_share > 0 for rate in rates)
     assert {rate.weights for rate in rates} == {8192}
 

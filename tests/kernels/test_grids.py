@@ -1,6 +1,7 @@
 """The types with codebooks: llama.cpp's values, gguf-py's codebooks, shapes, where importance is
 needed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -70,6 +71,14 @@ def test_a_table_is_made_once(name: str) -> None:
     assert table(CPU) is table(torch.device("cpu"))
 
 
+@pytest.fixture
+def quiet_numpy() -> Iterator[None]:
+    """The interpreter computes with numpy, which warns of numbers that nobody looks at."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.mark.usefixtures("quiet_numpy")
 @pytest.mark.parametrize("name", NEEDING)
 @pytest.mark.parametrize("backend", [None, "eager", "compiled", "triton"])
 def test_they_need_importance(name: str, backend: str | None) -> None:
@@ -82,8 +91,9 @@ def test_they_need_importance(name: str, backend: str | None) -> None:
     assert blocks.shape == (2, QUANTS[name].nbytes)
 
 
+@pytest.mark.usefixtures("quiet_numpy")
 @pytest.mark.parametrize("name", NAMES)
-def test_what_no_kernel_encodes_the_cpu_does(name: str) -> None:
+def test_rows_with_importance_by_triton(name: str) -> None:
     values = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
     wanted = quantize(values, name, torch.ones(256), backend="eager")
     assert torch.equal(quantize(values, name, torch.ones(256), backend="triton"), wanted)

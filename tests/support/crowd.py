@@ -222,7 +222,7 @@ class Worker:
         self.store.create(self._name(), Modelfile(source=base, system=self.chance.choice(TEXTS)))
 
     def copy(self) -> None:
-        self.store.copy(self._name(), self._name())
+        self.store.copy(*self.chance.sample(NAMES, 2))
 
     def remove(self) -> None:
         names = [name.display for name in self.store.names()]

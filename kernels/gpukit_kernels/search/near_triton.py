@@ -14,8 +14,8 @@ _INFINITE = tl.constexpr(float("inf"))
 _COUNT_BITS = tl.constexpr(neighbours.COUNT_BITS)
 _COUNTS = tl.constexpr((1 << neighbours.COUNT_BITS) - 1)
 _FOUR = tl.constexpr(neighbours.FOUR)
-# The interpreter's time goes by operations: there all of a list at once, mostly.
-_ENTRIES = tl.constexpr(16 if INTERPRETED else neighbours.FOUR)
+# Entries that the interpreter takes at a time, whose time goes by operations: mostly all of a list.
+_SIXTEEN = tl.constexpr(16)
 
 
 @triton.jit
@@ -47,17 +47,18 @@ def near_eight_tl(point, terms, book):
     own, first, count = _list_tl(point, book)
     least = tl.full(point.shape, _INFINITE, tl.float32)
     found = own
-    which = tl.arange(0, _ENTRIES)[None, :]
-    for part in range(tl.cdiv(tl.max(count, axis=0), _ENTRIES)):
-        some = part * _ENTRIES + which < count[:, None]
-        place = first[:, None] + (part * _ENTRIES + which)
+    ENTRIES: tl.constexpr = _SIXTEEN if INTERPRETED else _FOUR
+    which = tl.arange(0, ENTRIES)[None, :]
+    for part in range(tl.cdiv(tl.max(count, axis=0), ENTRIES)):
+        some = part * ENTRIES + which < count[:, None]
+        place = first[:, None] + (part * ENTRIES + which)
         entries = tl.load(book + place, mask=some, other=0)  # [R, ENTRIES]
         error = tl.zeros(entries.shape, tl.float32)
         for k in tl.static_range(8):
             low, high = entries & (1 << (2 * k)), entries & (2 << (2 * k))
             term = tl.where(low != 0, terms[3 * k + 1][:, None], terms[3 * k][:, None])
             error = error + tl.where(high != 0, terms[3 * k + 2][:, None], term)
-        found, least = _better_tl(found, least, entries, error, some, which)
+        found, least = _better_tl(found, least, entries, error, some, which, ENTRIES)
     return found
 
 
@@ -67,17 +68,18 @@ def near_four_tl(point, scale, x, weights, book):
     own, first, count = _list_tl(point, book)
     least = tl.full(point.shape, _INFINITE, tl.float32)
     found = own
-    which = tl.arange(0, _ENTRIES)[None, :]
-    for part in range(tl.cdiv(tl.max(count, axis=0), _ENTRIES)):
-        some = part * _ENTRIES + which < count[:, None]
-        place = first[:, None] + (part * _ENTRIES + which)
+    ENTRIES: tl.constexpr = _SIXTEEN if INTERPRETED else _FOUR
+    which = tl.arange(0, ENTRIES)[None, :]
+    for part in range(tl.cdiv(tl.max(count, axis=0), ENTRIES)):
+        some = part * ENTRIES + which < count[:, None]
+        place = first[:, None] + (part * ENTRIES + which)
         entries = tl.load(book + place, mask=some, other=0)  # [R, ENTRIES]
         error = tl.zeros(entries.shape, tl.float32)
         for k in tl.static_range(4):
             number = (((entries >> (3 * k)) & 7) * 2 + 1).to(tl.float32)
             off = scale[:, None] * number - x[k][:, None]
             error = error + weights[k][:, None] * off * off
-        found, least = _better_tl(found, least, entries, error, some, which)
+        found, least = _better_tl(found, least, entries, error, some, which, ENTRIES)
     return found
 
 
@@ -91,11 +93,11 @@ def _list_tl(point, book):
 
 
 @triton.jit
-def _better_tl(found, least, entries, error, some, which):
+def _better_tl(found, least, entries, error, some, which, ENTRIES: tl.constexpr):
     """`found` and `least`, or the first entry with a lesser error; none is above float32's end."""
     error = tl.where(some, tl.where(error < _MOST, error, _MOST), _INFINITE)
     now = tl.min(error, axis=1)
-    at = tl.min(tl.where(error == now[:, None], which, _ENTRIES), axis=1)
+    at = tl.min(tl.where(error == now[:, None], which, ENTRIES), axis=1)
     entry = tl.sum(tl.where(which == at[:, None], entries, 0), axis=1)
     better = now < least
     return tl.where(better, entry, found), tl.where(better, now, least)

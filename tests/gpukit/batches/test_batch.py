@@ -115,7 +115,7 @@ def _append(path: Path) -> None:
         (lambda p: (p / "plain/tokenizer_config.json").unlink(), "tokenizer_config.json is gone"),
         (lambda p: _append(p / "first/adapter_config.json"), "the adapter's adapter_config.json"),
         (lambda p: _plan(p, ADAPTED.replace("first", "first:0.5")), "weight was 1 and is 0.5"),
-        (lambda p: _plan(p, ADAPTED.replace("[first]", "[none]")), "were 1 adapters and are 0"),
+        (lambda p: _plan(p, ADAPTED.replace("[first]", "[none]")), "adapters were 1 and are 0"),
         (lambda p: _plan(p, ADAPTED.replace("cpu", "cpu, pure: true")), "pure was None and is Tr"),
         (lambda p: _plan(p, ADAPTED.replace("Q8_0", "F16")), "type was 'Q8_0' and is 'F16'"),
         (lambda p: _append(p / "x.gguf"), "it has been written to since it was made"),

@@ -25,7 +25,9 @@ GOLDEN: dict[str, dict[str, list[str | None]]] = json.loads(
 
 def test_every_model_and_type_has_digests() -> None:
     assert GOLDEN.keys() == gguf_models.SHAPES.keys()
-    assert all(kinds.keys() == FILE_TYPES.keys() for kinds in GOLDEN.values())
+    # llama-quantize has no such mix.
+    wanted = FILE_TYPES.keys() - {"NVFP4"}
+    assert all(kinds.keys() == wanted for kinds in GOLDEN.values())
 
 
 # File types of codebooks, whose search takes long; one model stands for the others.

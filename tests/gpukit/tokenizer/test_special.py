@@ -31,8 +31,6 @@ def write(folder: Path, **files: Any) -> Path:
         {"tokenizer": {"normalizer": [1]}},
         {"tokenizer_config": {"chat_template": [1]}},
         {"tokenizer_config": {"chat_template": [{"name": "a", "template": 3}]}},
-        {"tokenizer_config": {"chat_template": [{"name": "a"}]}},
-        {"tokenizer_config": {"chat_template": 7}},
         {"tokenizer_config": {"chat_template": [{"name": "a", "template": "\ud800"}]}},
         {"config": {"text_config": 3}},
     ],
@@ -159,6 +157,21 @@ def test_the_template_is_that_of_transformers(tmp_path: Path) -> None:
         theirs = {"default": theirs} if isinstance(theirs, str) else theirs
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         assert chat_templates(folder, settings) == theirs
+
+
+@pytest.mark.parametrize(
+    ("templates", "said"),
+    [
+        (7, "its chat_template is 7"),
+        ([{"name": "a"}], "one of its chat templates is {'name': 'a'}"),
+        ([{"template": "b"}], "one of its chat templates is {'template': 'b'}"),
+    ],
+)
+def test_what_is_no_template_is_told(templates: object, said: str, tmp_path: Path) -> None:
+    write(tmp_path, tokenizer_config={"chat_template": templates})
+    told: list[Event] = []
+    assert not any("template" in f.key for f in special_fields(tmp_path, report=told.append))
+    assert told == [Warned(f"{tmp_path}: {said}, not a text by a name: it is passed over")]
 
 
 def test_named_templates_keep_their_order(tmp_path: Path) -> None:
