@@ -20,6 +20,8 @@ from support.hub_uploads import serve as serve_hub
 from support.loras import lora
 from support.registry import serve as serve_registry
 
+from gpukit_kernels.facts import MATCHED
+
 # Files that a page needs before its first example: what a reader has already.
 BEFORE = {
     "batch": ["llama3.2:1b-f16"],
@@ -169,6 +171,10 @@ def anchors(page: Path) -> set[str]:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", head.lower()).strip()) for head in heads}
+
+
+def test_the_readme_names_the_build_that_is_matched() -> None:
+    assert f"(build {MATCHED.removeprefix('llama.cpp ')})" in README.read_text()
 
 
 @pytest.mark.parametrize("page", [*PAGES, README, ROOT / "CONTRIBUTING.md"],
