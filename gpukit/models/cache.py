@@ -159,7 +159,7 @@ class Unrelated:
 
     def sequences(self, x: Tensor) -> Tensor:
         """`[sequences, length, ...]` of `[sequences * length, ...]`."""
-        return x.view(-1, self._length, *x.shape[1:])
+        return x.reshape(-1, self._length, *x.shape[1:])
 
     def state(self, layer: int) -> State | None:  # noqa: ARG002
         """None: before each sequence there is nothing."""
@@ -171,15 +171,12 @@ class Unrelated:
     def taken(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All three `[sequences, length, heads, head_dim]` of
         `[sequences * length, heads, head_dim]`."""
-        found = self._apart(k).to(self.dtype), self._apart(v).to(self.dtype)
+        found = self.sequences(k).to(self.dtype), self.sequences(v).to(self.dtype)
         if layer in self._lent:
             self._kept[layer] = found
-        return self._apart(q), *found
+        return self.sequences(q), *found
 
     def shared(self, layer: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same for `q` of another layer, with what `taken` has been given of `layer`."""
         k, v = (x.to(q.device) for x in self._kept[layer])
-        return self._apart(q), k, v
-
-    def _apart(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, self._length, *x.shape[1:])
+        return self.sequences(q), k, v

@@ -25,19 +25,20 @@ WEIGHT, SCALE, INPUT_SCALE = ".weight", ".scale", ".input_scale"
 # Why numpy's engine does not take them, in words.
 SCALES_CANNOT = f"{SCALED} with scales beside it cannot be decoded"
 
-# The float32 values of a tensor by its number.
-Values = Callable[[int], NDArray[np.float32]]
+# (number of a tensor, its first row, where the bytes go)
+Read = Callable[[int, int, memoryview], None]
 
 
 class BlockScales:
-    """What `tensors`, of the types that are stored, have beside their weights in NVFP4; `values`
-    reads a tensor. `GGUFError` for a scale of another type or shape."""
+    """What `tensors`, of the types that are stored, have beside their weights in NVFP4; `read`
+    reads rows of a tensor. `GGUFError` for a scale of another type or shape."""
 
-    def __init__(self, path: Path, tensors: Sequence[TensorSpec], values: Values) -> None:
-        self._values = values
+    def __init__(self, path: Path, tensors: Sequence[TensorSpec], read: Read) -> None:
+        self._tensors, self._read = tensors, read
         self._scales: dict[int, int] = {}
         self._beside: dict[int, tuple[int, ...]] = {}
         self._rows: dict[int, int] = {}
+        self._known: dict[int, NDArray[np.float32]] = {}
         places = {tensor.name: index for index, tensor in enumerate(tensors)}
         for index, tensor in enumerate(tensors):
             if tensor.type != SCALED or not tensor.name.endswith(WEIGHT):
@@ -64,10 +65,18 @@ class BlockScales:
 
         if index not in self._scales:
             return values
-        scales = torch.from_numpy(self._values(self._scales[index])).to(values.device)
+        scales = torch.from_numpy(self._numbers(self._scales[index])).to(values.device)
         rows = torch.arange(row, row + len(values), device=values.device)
         each = scales[rows.div(self._rows[index], rounding_mode="floor")]
         return values.to(torch.float32) * each[:, None]
+
+    def _numbers(self, index: int) -> NDArray[np.float32]:
+        """The values of tensor `index`, read once: each slab of rows asks for them."""
+        if index not in self._known:
+            found = np.empty(self._tensors[index].n_elements, np.float32)
+            self._read(index, 0, found.view(np.uint8).data)
+            self._known[index] = found
+        return self._known[index]
 
 
 def _rows_each(path: Path, weight: TensorSpec, scale: TensorSpec) -> int:

@@ -4,9 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gpukit.errors import AdapterError, ArgumentError
 from gpukit.formats.file_types import CONVERTED
 from gpukit.formats.folder import check_files, read_files
@@ -51,12 +48,7 @@ class ConverterSource(ModelSource):
             for tensor, said in zip(self.tensors, told, strict=True)
         ]
         self.warnings = tuple(self._noted())
-        self._scales = BlockScales(path, self._stored, self._floats)
-
-    def _floats(self, index: int) -> NDArray[np.float32]:
-        found = np.empty(self._stored[index].n_elements, np.float32)
-        self.read(index, 0, found.view(np.uint8).data)
-        return found
+        self._scales = BlockScales(path, self._stored, self.read)
 
     def _noted(self) -> Iterator[str]:
         """What the user should know of a conversion of this kind."""

@@ -4,9 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 import gpukit_kernels as kernels
 from gpukit.formats.gguf_fields import TensorSpec
 from gpukit.formats.gguf_split import GGUFModel
@@ -39,15 +36,10 @@ class GGUFSource(ModelSource):
 
     def _found_scales(self) -> BlockScales:
         try:
-            return BlockScales(self.path, self._infos, self._floats)
+            return BlockScales(self.path, self._infos, self.read)
         except BaseException:
             self.close()
             raise
-
-    def _floats(self, index: int) -> NDArray[np.float32]:
-        found = np.empty(self._infos[index].n_elements, np.float32)
-        self.read(index, 0, found.view(np.uint8).data)
-        return found
 
     def _opened(self, merge: "Merge") -> "MergedGGUF":
         # Reading adapters takes time to import.
