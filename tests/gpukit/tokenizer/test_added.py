@@ -265,12 +265,21 @@ def test_tokens_past_the_embedding_that_are_needed(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("template", [[1], [{"name": "a", "template": 3}], [{"name": 1}]])
+@pytest.mark.parametrize("template", [[1], [{"name": "a", "template": 3}]])
 def test_odd_templates_beside_tokens_past_the_embedding(template: Any, tmp_path: Path) -> None:
     declare(copied(tmp_path, "tokenizer.json"), "tokenizer.json", 2048)
     write(tmp_path, "tokenizer_config", {"chat_template": template})
     with pytest.raises(TokenizerError, match="fetch them again"):
         read(tmp_path, 2048)
+
+
+def test_a_template_without_a_text_beside_tokens_past_the_embedding(tmp_path: Path) -> None:
+    declare(copied(tmp_path, "tokenizer.json"), "tokenizer.json", 2048)
+    write(tmp_path, "tokenizer_config", {"chat_template": [{"name": 1}]})
+    found, lines = read(tmp_path, 2048)
+    assert "tokenizer.chat_template" not in found
+    assert any("{'name': 1}, not a text by a name: it is passed over" in line for line in lines)
+    assert any("left out, past the end of the embedding" in line for line in lines)
 
 
 def test_a_vocabulary_past_the_embedding_is_refused(tmp_path: Path) -> None:
