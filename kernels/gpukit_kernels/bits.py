@@ -42,8 +42,7 @@ def round_away(v: Tensor) -> Tensor:
     The addend is the float below one half: with one half itself the float below 0.5 would become 1.
     """
     almost_half = torch.full((), 0.49999997, dtype=v.dtype, device=v.device)
-    # torch.copysign is compiled to a call of a library.
-    return (v + torch.where(v < 0, -almost_half, almost_half)).to(torch.int32)
+    return (v + torch.copysign(almost_half, v)).to(torch.int32)
 
 
 def divide(a: float, b: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gpukit_kernels.cpu.scopes import Scopes, Value, signed
-from gpukit_kernels.cpu.trace import COMPARISONS, Node
+from gpukit_kernels.cpu.trace import COMPARISONS, Access, Node
 
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -68,9 +68,30 @@ def operation(node: Node, texts: list[Any]) -> str:
         return f"abs_f({a})"
     if op == "neg" and kind != "m" and not masked:
         return f"-{a}"
+    if op == "copysign" and kind == "f":
+        return f"signed_f({a}, {b})"
     if op == "sqrt" and node.compute is torch.float64:
         return f"root_f({a})"
     raise NotImplementedError(f"{op} of {node.compute}")
+
+
+def extreme(node: Node) -> tuple[str, Access, Access] | None:
+    """Of a `where` that takes one of the two floats that it compares: C of a function of two, and
+    those."""
+    condition, yes, no = node.args
+    if not (isinstance(condition, Access) and isinstance(yes, Access) and isinstance(no, Access)):
+        return None
+    asked = condition.node
+    if asked.op not in ("gt", "lt") or asked.compute is not torch.float32:
+        return None
+    if condition != Access(asked, 0, node.shape, asked.strides, torch.bool):
+        return None
+    low, high = asked.args if asked.op == "lt" else asked.args[::-1]
+    if (yes, no) == (high, low):
+        return "larger_f", yes, no
+    if (yes, no) == (low, high):
+        return "smaller_f", yes, no
+    return None
 
 
 def _clamp(kind: str, value: str, low: str | None, high: str | None) -> str:

@@ -22,6 +22,8 @@ from gpukit_kernels.cpu.trace import Graph, Operations, tensors_in, traced
 from gpukit_kernels.stages import recorded, stage
 
 HERE = Path(__file__).parent
+# Rows of a tile's values that are filled at a time, at least: 16-bit values of the widest vector.
+FILLED = 32
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def record(encode: Callable[..., Tensor], form: Form) -> str:
 
     def run() -> tuple[list[Tensor], Tensor]:
         given = [tile()]
+        recorder.values = given[0]
         if form.weighted:
             given += [tile(), arena.empty((form.lanes,), (1,), torch.float32)]
         return given, _words(encode(*given))
@@ -74,8 +77,9 @@ def record(encode: Callable[..., Tensor], form: Form) -> str:
         f"{{{', '.join(map(str, recorder.constants)) or 0}}};",
         (HERE / "near.h").read_text(),
         *{name: text for found, _ in functions for name, text in found.tables.items()}.values(),
+        (HERE / "fill.h").read_text(),
         *[found.text for found, _ in functions],
-        "static void tile(char *a) {",
+        "static void tile(char *a, const char *from, int64_t kind, int64_t lanes) {",
         *recorder.lines,
         "}",
         (HERE / "encode.h").read_text(),
@@ -132,6 +136,9 @@ class _Recorder:
         self.lines: list[str] = []
         self.constants: list[int] = []
         self.scratch = 0
+        # The tile of values, and how many of its rows are there by now.
+        self.values = torch.empty(0)
+        self._rows = 0
         self._places: dict[int, int] = {}
         self._kept: list[Tensor] = []
 
@@ -146,6 +153,7 @@ class _Recorder:
             self.functions[key] = (emit.function(name, graph, self.lanes), graph)
         found, graph = self.functions[key]
         self.scratch = max(self.scratch, found.scratch)
+        self._read(given)
         results = {
             node.number: self.arena.empty(node.shape, node.strides, node.dtype)
             for node in found.results
@@ -181,6 +189,23 @@ class _Recorder:
             return f"(float *)(constants + {constant})"
         return f"(float *)(a + {self.arena.place(tensor)})"
 
+    def _read(self, tensors: Sequence[Tensor]) -> None:
+        """Fill what rows of the values `tensors` are the first to reach: a few at a time, while the
+        stage before is still at work on those that were filled for it."""
+        begin, row = self.arena.place(self.values), self.values.stride(0) * 4
+        for tensor in filter(self.arena.holds, tensors):
+            last = sum((n - 1) * k for n, k in zip(tensor.shape, tensor.stride(), strict=True))
+            place = self.arena.place(tensor) - begin
+            if not 0 <= place < self.values.nbytes:
+                continue
+            rows = (place + last * 4) // row // FILLED * FILLED + FILLED
+            rows = min(rows, self.values.shape[0])
+            if rows > self._rows:
+                self.lines.append(
+                    f"fill((float *)(a + X), from, kind, lanes, {self._rows}, {rows});"
+                )
+                self._rows = rows
+
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
         joined = self.arena.empty(shape, parts[0].stride(), parts[0].dtype)
@@ -193,10 +218,12 @@ class _Recorder:
     def _copy(self, source: Tensor, target: Tensor) -> None:
         if not (source.is_contiguous() and target.is_contiguous()):
             raise RuntimeError("only contiguous tensors can be copied")
+        self._read([source])
         to, of = self._place(target), self._place(source)
         self.lines.append(f"memcpy({to}, {of}, {source.nbytes});")
 
     def settle(self, step: Callable[[Any], Any], state: Any, watched: int, most: int) -> Any:
+        self._read([self.values])
         self.lines.append(f"for (int turn = 0; turn < {most}; turn++) {{")
         after = step(state)
         same = [

@@ -10,6 +10,7 @@ import torch
 from gpukit_kernels.cpu.indices import Again, Index, Learned, Variable, place_of
 from gpukit_kernels.cpu.operations import (
     converted,
+    extreme,
     folded,
     kind_of,
     literal,
@@ -231,6 +232,11 @@ class Values:
         return self.scopes.line(text, kind_of(node.dtype), values)
 
     def _computed(self, node: Node, indices: list[Index]) -> Value:
+        found = extreme(node) if node.op == "where" else None
+        if found:
+            name, *two = found
+            values = [self.scopes.plain(self.access(arg, indices)) for arg in two]
+            return self.scopes.line(f"{name}({values[0].text}, {values[1].text})", "f", values)
         values = [
             self.access(arg, indices) if isinstance(arg, Access) else arg for arg in node.args
         ]

@@ -66,6 +66,14 @@ ANY vf choose_f(vm m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, (__m512)b
 ANY vi choose_i(vm m, vi a, vi b) { return (vi)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
 ANY vi min_i(vi a, vi b) { return (vi)_mm512_min_epi32((__m512i)a, (__m512i)b); }
 ANY vi max_i(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+/* a > b ? a : b, a < b ? a : b: b beside a NaN. */
+ANY vf larger_f(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+ANY vf smaller_f(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+/* |v| with the sign of `sign`. */
+ANY vf signed_f(vf v, vf sign) {
+    __m512i bit = _mm512_set1_epi32(INT32_MIN);
+    return (vf)_mm512_ternarylogic_epi32(bit, (__m512i)sign, (__m512i)v, 0xCA);
+}
 ANY vf root_f(vf v) { return (vf)_mm512_sqrt_ps((__m512)v); }
 ANY vi whole(vf v) { return (vi)_mm512_cvttps_epi32((__m512)v); }
 ANY vi half_of(vf v) { return (vi)_mm512_cvtepu16_epi32(_mm512_cvtps_ph((__m512)v, 0)); }
@@ -84,6 +92,8 @@ ANY vf choose_f(vm m, vf a, vf b) { return (vf)_mm256_blendv_ps((__m256)b, (__m2
 ANY vi choose_i(vm m, vi a, vi b) { return (vi)choose_f(m, (vf)a, (vf)b); }
 ANY vi min_i(vi a, vi b) { return (vi)_mm256_min_epi32((__m256i)a, (__m256i)b); }
 ANY vi max_i(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+ANY vf larger_f(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+ANY vf smaller_f(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 ANY vf root_f(vf v) { return (vf)_mm256_sqrt_ps((__m256)v); }
 ANY vi whole(vf v) { return (vi)_mm256_cvttps_epi32((__m256)v); }
 ANY vi half_of(vf v) { return (vi)_mm256_cvtepu16_epi32(_mm256_cvtps_ph((__m256)v, 0)); }
@@ -116,6 +126,8 @@ ANY vi choose_i(vm m, vi a, vi b) { return (m & a) | (~m & b); }
 ANY vf choose_f(vm m, vf a, vf b) { return (vf)choose_i(m, (vi)a, (vi)b); }
 ANY vi min_i(vi a, vi b) { return choose_i(a < b, a, b); }
 ANY vi max_i(vi a, vi b) { return choose_i(a > b, a, b); }
+ANY vf larger_f(vf a, vf b) { return choose_f(b < a, a, b); }
+ANY vf smaller_f(vf a, vf b) { return choose_f(a < b, a, b); }
 ANY vf root_f(vf v) {
     for (int i = 0; i < WIDTH; i++) v[i] = __builtin_sqrtf(v[i]);
     return v;
@@ -150,6 +162,10 @@ ANY vi gathered(const void *table, vi at) {
     return found;
 }
 ANY vi of_16(const void *table, vi at) { return gathered(table, at & 15); }
+#endif
+
+#if WIDTH != 16
+ANY vf signed_f(vf v, vf sign) { return (vf)((vi)abs_f(v) | ((vi)sign & INT32_MIN)); }
 #endif
 
 /* The table of WIDTH rows of WIDTH numbers, turned over: of pairs of rows `s` apart, the squares of

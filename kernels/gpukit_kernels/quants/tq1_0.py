@@ -17,7 +17,7 @@ from gpukit_kernels.bits import half_value
 from gpukit_kernels.bits_triton import load_byte_tl, load_half_tl, store_bytes_tl, store_word16_tl
 from gpukit_kernels.facts import FACTS
 from gpukit_kernels.jit import tl, triton
-from gpukit_kernels.search.ternary import ternary_levels, ternary_scale
+from gpukit_kernels.search.ternary import ternary_scale, ternary_signs
 from gpukit_kernels.search.ternary_triton import ternary_tl
 from gpukit_kernels.stages import stage
 from gpukit_kernels.table import QuantType, TritonPair
@@ -47,19 +47,21 @@ def encode(x: Tensor) -> Tensor:
 
 @stage
 def _levels(x: Tensor, inverse: Tensor) -> Tensor:
-    levels = ternary_levels(x, inverse)
-    parts = (levels[:160].view(5, 32, -1), levels[160:240].view(5, 16, -1))
-    return torch.cat([_fractions(part) for part in (*parts, levels[240:].view(4, 4, -1))])
+    signs = ternary_signs(x, inverse)
+    parts = (signs[:160].view(5, 32, -1), signs[160:240].view(5, 16, -1))
+    return torch.cat([_fractions(part) for part in (*parts, signs[240:].view(4, 4, -1))])
 
 
-def _fractions(levels: Tensor) -> Tensor:
-    """Bytes `[n, lanes]` of int32 `[5, n, lanes]`, or of four levels, behind which stands a 0."""
-    number = levels[0]
-    for level in levels[1:]:
-        number = number * 3 + level
-    number = (number if len(levels) == 5 else number * 3) & 0xFF
-    # 256 / 243 of it, rounded up; a product and a shift are the division by 243 for any byte.
-    return ((number + ((number * 13 + 242) * 1079 >> 18)) & 0xFF).to(torch.float32)
+def _fractions(signs: Tensor) -> Tensor:
+    """Bytes `[n, lanes]` of levels less one, int32 `[5, n, lanes]`, or of four, behind which stands
+    a level 0."""
+    number = signs[0]
+    for sign in signs[1:]:
+        number = number * 3 + sign
+    # The levels' number to the base 3 is that of as many ones more.
+    number = number + 121 if len(signs) == 5 else number * 3 + 120
+    # 256 / 243 of the low byte, rounded up; a product and a shift are the division for any byte.
+    return ((((number & 0xFF) * 69042 + 65535) >> 16) & 0xFF).to(torch.float32)
 
 
 @triton.jit

@@ -31,9 +31,15 @@ def _scale(d: Tensor) -> tuple[Tensor, Tensor]:
     return word_bytes(half_bits(d), 2), inverse
 
 
-def ternary_levels(x: Tensor, inverse: Tensor) -> Tensor:
-    """int32 0..2, shaped as `x`; beside a NaN anything in 0..255, where only the low byte is left.
+def ternary_signs(x: Tensor, inverse: Tensor) -> Tensor:
+    """int32 -1, 0 or 1, shaped as `x`: levels less one; beside a NaN any number, of which only the
+    low byte is llama.cpp's.
 
     What is no int32 is one: its low byte is 0, as that of the C's lroundf.
     """
-    return (round_away(x * inverse) + 1) & 0xFF
+    return round_away(x * inverse)
+
+
+def ternary_levels(x: Tensor, inverse: Tensor) -> Tensor:
+    """int32 0, 1 or 2: ternary_signs and one."""
+    return ternary_signs(x, inverse) + 1
