@@ -33,6 +33,7 @@ from gpukit_kernels.cpu.program import (
     Program,
     decoder_name,
     is_kept,
+    is_loaded,
     keep,
     kept,
     kept_library,
@@ -70,9 +71,11 @@ def decodes(row: QuantType, weights: int) -> bool:
 
 
 def _is_worth(name: str, weights: int) -> bool:
-    if name in _failures or compiler() is None:
+    if name in _failures:
         return False
-    return weights >= WORTH or is_kept(name)
+    if is_loaded(name):
+        return True
+    return compiler() is not None and (weights >= WORTH or is_kept(name))
 
 
 def encode(

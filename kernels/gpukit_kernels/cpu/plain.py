@@ -94,17 +94,10 @@ def encode_blocks(
     threads: int,
 ) -> None:
     """Fill `out [blocks, nbytes]` from `blocks [blocks, block]` on so many threads; as
-    `Program.run`."""
-
-    def encode(start: int, stop: int) -> None:
-        some = blocks[start:stop]
-        if columns is None or means is None:
-            program.run(some, out[start:stop])
-        else:
-            program.run(some, out[start:stop], start, columns, rows, means[start:stop])
-
+    `Program.encoder`."""
     lanes = program.lanes
     part = max(PART // blocks.shape[1] // lanes, 1) * lanes
+    encode = program.encoder(blocks, out, columns, rows, means)
     spread(encode, len(blocks), part, threads)
 
 
@@ -115,9 +108,10 @@ def spread(
     threads: int,
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """`work(start, stop)` for each `step` of `count`, on up to `threads` threads, each within
-    `around()`; raises what the first to fail raises."""
-    parts = iter([(start, min(start + step, count)) for start in range(0, count, step)])
+    """`work(start, stop)` for each `step` of `count`, on up to `threads` threads, this one among
+    them, each within `around()`; raises what the first to fail raises."""
+    ranges = [(start, min(start + step, count)) for start in range(0, count, step)]
+    parts = iter(ranges)
     if count <= step or threads <= 1:
         for start, stop in parts:
             work(start, stop)
@@ -139,10 +133,11 @@ def spread(
 
     workers = [
         threading.Thread(target=run, name="gpukit-tiles", daemon=True)
-        for _ in range(min(threads, MOST_THREADS))
+        for _ in range(min(threads, MOST_THREADS, len(ranges)) - 1)
     ]
     for worker in workers:
         worker.start()
+    run()
     for worker in workers:
         worker.join()
     if failures:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -60,37 +60,47 @@ class Library:
         return int(self._own.arena)
 
 
+class _Encoding(ctypes.Structure):
+    _fields_ = (
+        ("values", ctypes.c_void_p), ("kind", ctypes.c_int64), ("out", ctypes.c_void_p),
+        ("columns", ctypes.c_void_p), ("experts", ctypes.c_int64), ("of_row", ctypes.c_int64),
+        ("rows", ctypes.c_int64), ("means", ctypes.c_void_p),
+    )  # fmt: skip
+
+
 class Program(Library):
     """Values to blocks of one type."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.lanes = self._number("lanes")
-        self._encode = self._function("encode", "ppnpnnpnnnp")
+        self._encode = self._function("encode", "ppnn")
 
-    def run(
+    def encoder(
         self,
         values: NDArray[Any],
         out: NDArray[numpy.uint8],
-        first: int = 0,
         columns: NDArray[numpy.float32] | None = None,
         rows: int = 1,
         means: NDArray[numpy.float32] | None = None,
-    ) -> None:
-        """Fill uint8 `out [blocks, nbytes]` from `values [blocks, block]`: float32, float16, or
-        bfloat16 as uint16.
+    ) -> Callable[[int, int], None]:
+        """A function that fills blocks `start` to `stop` of uint8 `out [blocks, nbytes]` from those
+        of `values [blocks, block]`: float32, float16, or bfloat16 as uint16. Threads may call it at
+        the same time.
 
-        With importance `columns`, float32 `[experts, blocks of a row, block]`, block 0 of `values`
-        is block `first` of experts of `rows` rows each; `means` float32 `[blocks]`. All arrays are
-        contiguous.
+        With importance `columns` is float32 `[experts, blocks of a row, block]`, `values` are
+        experts of `rows` rows each, and `means` is float32 `[blocks]`. All arrays are contiguous.
         """
         experts, of_row = columns.shape[:2] if columns is not None else (1, 1)
-        self._encode(
-            self._arena(), values.ctypes.data, KINDS[values.dtype.name], out.ctypes.data,
-            len(values), first,
+        job = _Encoding(
+            values.ctypes.data, KINDS[values.dtype.name], out.ctypes.data,
             columns.ctypes.data if columns is not None else None, experts, of_row, max(rows, 1),
             means.ctypes.data if means is not None else None,
         )  # fmt: skip
+        return partial(self._run, job, (values, out, columns, means))
+
+    def _run(self, job: _Encoding, _kept: object, start: int, stop: int) -> None:
+        self._encode(ctypes.byref(job), self._arena(), start, stop)
 
 
 class _Decoding(ctypes.Structure):
@@ -216,9 +226,14 @@ def decoder_name(kind: str) -> str:
     return f"{kind}-decode"
 
 
+def is_loaded(name: str) -> bool:
+    """Whether this process has the program `name`."""
+    return name in _loaded
+
+
 def is_kept(name: str) -> bool:
-    """Whether there is a program `name`: loaded, or left by an earlier process."""
-    return name in _loaded or _sum(cache.place(name)).exists()
+    """Whether an earlier process has left a program `name`."""
+    return _sum(cache.place(name)).exists()
 
 
 def kept(name: str) -> Program | None:
