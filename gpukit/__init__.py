@@ -74,12 +74,7 @@ if TYPE_CHECKING:
         AdapterResult as AdapterResult,
         write_adapter as write_adapter,
     )
-    from gpukit.recipes.convert import (
-        Plan as Plan,
-        convert as convert,
-        plan as plan,
-        quantize as quantize,
-    )
+    from gpukit.recipes.convert import convert as convert, quantize as quantize
     from gpukit.recipes.extract import (
         Extraction as Extraction,
         extract_adapter as extract_adapter,
@@ -106,6 +101,7 @@ if TYPE_CHECKING:
         perplexities as perplexities,
         perplexity as perplexity,
     )
+    from gpukit.recipes.plan import Plan as Plan, plan as plan
     from gpukit.recipes.share import Transfer as Transfer
     from gpukit.recipes.store import Store as Store
     from gpukit.recipes.verified import Verification as Verification
@@ -146,7 +142,7 @@ _MODULES = {
     "planning.overrides": ["make_overrides"],
     "planning.plan": ["Options"],
     "recipes.adapter": ["AdapterResult", "write_adapter"],
-    "recipes.convert": ["Plan", "convert", "plan", "quantize"],
+    "recipes.convert": ["convert", "quantize"],
     "recipes.extract": ["Extraction", "extract_adapter"],
     "recipes.imatrix": ["ImatrixResult", "imatrix"],
     "recipes.inspect": ["Inspection", "inspect"],
@@ -154,6 +150,7 @@ _MODULES = {
     "recipes.many": ["Plans", "convert_many", "merge_many", "plan_many", "quantize_many"],
     "recipes.merge": ["merge"],
     "recipes.perplexity": ["Perplexity", "perplexities", "perplexity"],
+    "recipes.plan": ["Plan", "plan"],
     "recipes.share": ["Transfer"],
     "recipes.store": ["Store"],
     "recipes.verified": ["Verification"],

@@ -20,7 +20,7 @@ from gpukit.recipes.adapter_lines import check_digests, locate_line, to_merge
 from gpukit.recipes.beside import check_beside, without_known
 from gpukit.recipes.bridge import Checkout, bridge_of
 from gpukit.recipes.calibration import calibrated, check_calibration
-from gpukit.recipes.convert import PLAIN
+from gpukit.recipes.plan import PLAIN
 from gpukit.recipes.references import Reference, fetched_adapter, locate
 from gpukit.store import blobs, gojson, parameters
 from gpukit.store.changes import change

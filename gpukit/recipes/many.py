@@ -20,8 +20,8 @@ from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.provenance import Recipe
 from gpukit.recipes.bridge import Checkout
 from gpukit.recipes.chosen import Word
-from gpukit.recipes.convert import MEMORY, PLAIN, planned_as
 from gpukit.recipes.merge import FILES
+from gpukit.recipes.plan import MEMORY, PLAIN, planned_as
 from gpukit.sources.base import Source
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from gpukit.formats.file_types import file_type_of
 from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.provenance import Recipe
 from gpukit.recipes.chosen import Word, chosen
-from gpukit.recipes.convert import MEMORY, convert
+from gpukit.recipes.convert import convert
+from gpukit.recipes.plan import MEMORY
 from gpukit.recipes.references import Reference, locate
 from gpukit.remote.hub import HubModel
 

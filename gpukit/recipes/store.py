@@ -63,8 +63,8 @@ class Store(store.Store):
         self.find(name)  # before anything is read
         described = source if isinstance(source, Modelfile) else modelfile.read(Path(source))
         # What imports checkpoints computes with torch.
-        from gpukit.recipes.convert import PLAIN
         from gpukit.recipes.create import create
+        from gpukit.recipes.plan import PLAIN
 
         return create(
             self,

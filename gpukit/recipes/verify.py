@@ -23,7 +23,7 @@ from gpukit.planning.plan import Options
 from gpukit.planning.planner import plan_quantize
 from gpukit.planning.provenance import SOURCE, source_files
 from gpukit.recipes.chosen import Word, chosen
-from gpukit.recipes.convert import MEMORY
+from gpukit.recipes.plan import MEMORY
 from gpukit.recipes.references import locate
 from gpukit.recipes.verified import Verification, VerifiedTensor
 from gpukit.sources.base import Source

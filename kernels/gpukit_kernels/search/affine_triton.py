@@ -6,16 +6,14 @@ from gpukit_kernels.bits_triton import (
     half_pair_tl,
     half_round_tl,
     load_half_tl,
-    load_scales6_tl,
     nearest_int_tl,
     nearest_level_tl,
     negated_tl,
-    scales6_words_tl,
-    spilled6_tl,
     store_words32_tl,
 )
 from gpukit_kernels.jit import tl, triton
 from gpukit_kernels.lanes_triton import byte_words_tl, lanes_tl, rows_tl, spread_tl
+from gpukit_kernels.scales6_triton import load_scales6_tl, scales6_words_tl, spilled6_tl
 from gpukit_kernels.search.common_triton import block_squares_tl, importance_weights_tl
 from gpukit_kernels.search.positive_triton import positive_codes_tl
 
