@@ -66,6 +66,16 @@ def _cut(want: Want) -> list[_Piece]:
 @torch.inference_mode()
 def _filled(source: Source, pieces: Sequence[_Piece]) -> list[_Piece]:
     """Fill `pieces`; those whose last row is not what is stored."""
+    for piece in pieces:
+        if not _is_copy(piece):
+            source.read(piece.index, piece.row, piece.place.view(-1).numpy().data)
+    copies = [piece for piece in pieces if _is_copy(piece)]
+    _copy(source, copies)
+    return [piece for piece in copies if _differs(source, piece)]
+
+
+def _copy(source: Source, pieces: Sequence[_Piece]) -> None:
+    """Fill `pieces` on devices, one being copied while the next is read."""
     lanes: dict[torch.device, kernels.Lane] = {}
     size = max((piece.place.numel() for piece in pieces), default=0)
     buffers: list[tuple[Tensor, kernels.Turn | None]] = []
@@ -86,11 +96,10 @@ def _filled(source: Source, pieces: Sequence[_Piece]) -> list[_Piece]:
     for _, begun in buffers:
         if begun is not None:
             begun.wait()
-    return [piece for piece in pieces if _is_copy(piece.place) and _differs(source, piece)]
 
 
-def _is_copy(place: Tensor) -> bool:
-    return place.device.type != "cpu"
+def _is_copy(piece: _Piece) -> bool:
+    return piece.place.device.type != "cpu"
 
 
 def _differs(source: Source, piece: _Piece) -> bool:

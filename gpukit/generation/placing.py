@@ -91,7 +91,7 @@ def place_weights(source: Source, config: ModelConfig, there: Sequence[Room]) ->
     ]
     placement = _placement(source, config, tensors, there)
     layers = {
-        layer: _Layer(tuple(t for t in tensors if placement.comes(t.name, t.is_small) == layer))
+        layer: _Together(tuple(t for t in tensors if placement.comes(t.name, t.is_small) == layer))
         for layer in sorted(placement.streamed)
     }
     hosts = {
@@ -104,20 +104,22 @@ def place_weights(source: Source, config: ModelConfig, there: Sequence[Room]) ->
     for layer, part in layers.items():
         places |= part.cut(streams[placement.devices[layer]].place(numbers[layer]))
         wants += list(zip(part.tensors, part.cut(hosts[layer]).values(), strict=True))
+    staying: dict[torch.device, list[_Tensor]] = {}
     for tensor in tensors:
         if tensor.name not in places:
-            device = placement.device_of(tensor.name)
-            shape = (tensor.rows, tensor.row_bytes)
-            places[tensor.name] = torch.empty(shape, dtype=torch.uint8, device=device)
-            wants.append((tensor, places[tensor.name]))
+            staying.setdefault(placement.device_of(tensor.name), []).append(tensor)
+    for device, some in staying.items():
+        found = _places(some, device)
+        places |= found
+        wants += [(tensor, found[tensor.name]) for tensor in some]
     _fill(source, wants)
     weights = {t.name: Weight(places[t.name], t.type, t.width) for t in tensors}
     return Placed(with_scales(weights), placement, streams, numbers)
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """The matrices of a layer in one piece of memory."""
+class _Together:
+    """Tensors in one piece of memory."""
 
     tensors: tuple[_Tensor, ...]
 
@@ -132,6 +134,17 @@ class _Layer:
             t.name: memory[end - _aligned(t.nbytes) :][: t.nbytes].view(t.rows, t.row_bytes)
             for t, end in zip(self.tensors, ends, strict=True)
         }
+
+
+def _places(tensors: Sequence[_Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Memory for each of `tensors`, not filled."""
+    if device.type == "cpu":
+        part = _Together(tuple(tensors))
+        return part.cut(kernels.in_large_pages(part.nbytes))
+    return {
+        t.name: torch.empty((t.rows, t.row_bytes), dtype=torch.uint8, device=device)
+        for t in tensors
+    }
 
 
 def _aligned(nbytes: int) -> int:

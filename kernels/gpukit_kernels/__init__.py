@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from gpukit_kernels.rows import Activation
     from gpukit_kernels.side import side_of
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
-    from gpukit_kernels.turns import Lane, Turn, alone, copied_from, lanes, sharing, turn_on
+    from gpukit_kernels.turns import (
+        Lane, Turn, alone, copied_from, in_large_pages, lanes, sharing, turn_on,
+    )  # fmt: skip
 
 # The module of each name. None is called as one of its names: importing it would hide that.
 _MODULES = {
@@ -36,7 +38,7 @@ _MODULES = {
     "rows": ["Activation"],
     "side": ["side_of"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
-    "turns": ["Lane", "Turn", "alone", "copied_from", "lanes", "sharing", "turn_on"],
+    "turns": ["Lane", "Turn", "alone", "copied_from", "in_large_pages", "lanes", "sharing", "turn_on"],
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "devices",
     "free_bytes",
     "gated",
+    "in_large_pages",
     "issue_rate",
     "keep_memory",
     "lanes",

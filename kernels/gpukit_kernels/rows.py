@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, silu
 
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": silu,
+    "silu": partial(silu, inplace=True),
     "gelu_tanh": partial(gelu, approximate="tanh"),
 }
 # Of the gates of gpt-oss.

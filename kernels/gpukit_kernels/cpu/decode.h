@@ -180,9 +180,23 @@ void multiply(const Product *job, int64_t first, int64_t last, int64_t thread) {
 }
 
 #if LINE
-/* Rows of W that are read side by side: enough to be waited for together. */
+/* Rows of W that are read side by side: enough to be waited for together. What lies AHEAD bytes behind
+   is fetched meanwhile: a row's end and the next one's first bytes would be waited for. */
 #define TOGETHER 8
+#define AHEAD 512
 #define STEP (LINE * LANES)
+
+/* The sum of `sums` [STEP], which change. */
+ANY float total(float *sums) {
+    vf all = load_f(sums);
+    for (int k = WIDTH; k < STEP; k += WIDTH)
+        all += load_f(sums + k);
+    store_f(sums, all);
+    for (int half = WIDTH / 2; half; half /= 2)
+        for (int k = 0; k < half; k++)
+            sums[k] += sums[k + half];
+    return sums[0];
+}
 
 /* As `multiply`, of one row of x, [width / STEP, LINE, LANES], and a width that STEP divides: rows of W
    are read from end to end, and lanes are elements of them. */
@@ -195,15 +209,13 @@ void multiply_line(const Product *job, int64_t first, int64_t last, int64_t thre
         for (int64_t c = 0; c < job->width; c += STEP)
             _Pragma("GCC unroll 8") for (int64_t i = 0; i < TOGETHER; i++) {
                 int64_t row = r + i < last ? r + i : r;
-                memcpy(words, job->blocks + row * job->row_bytes + c * NBYTES, sizeof words);
+                const char *from = job->blocks + row * job->row_bytes + c * NBYTES;
+                __builtin_prefetch(from + AHEAD);
+                memcpy(words, from, sizeof words);
                 line_of(words, job->x + c, sums[i]);
             }
-        for (int64_t i = 0; i < TOGETHER && r + i < last; i++) {
-            for (int64_t half = STEP / 2; half; half /= 2)
-                for (int64_t k = 0; k < half; k++)
-                    sums[i][k] += sums[i][k + half];
-            job->y[r + i] = sums[i][0];
-        }
+        for (int64_t i = 0; i < TOGETHER && r + i < last; i++)
+            job->y[r + i] = total(sums[i]);
     }
 }
 #endif

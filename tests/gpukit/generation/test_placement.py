@@ -3,6 +3,7 @@ through two places beside one that is there as a whole."""
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
@@ -161,13 +162,15 @@ class Wavering(Source):
     def __init__(self) -> None:
         self.rows = torch.arange(2 * 40, dtype=torch.uint8).view(2, 10, 4)
         self.wrong = True
+        self.lock = Lock()
 
     def read(self, index: int, row: int, buffer: memoryview) -> None:
         count = len(buffer) // 4
         data = self.rows[index, row : row + count].clone()
-        if index == 1 and self.wrong:
-            data[-1, -1] += 1
-            self.wrong = False
+        with self.lock:
+            if index == 1 and self.wrong:
+                data[-1, -1] += 1
+                self.wrong = False
         buffer[:] = data.view(-1).numpy().data
 
 
