@@ -22,6 +22,7 @@ from gpukit.formats.file_types import FileType
 from gpukit.formats.gguf_fields import Field, TensorSpec, string, u32
 from gpukit.formats.imatrix import Floats, Imatrix
 from gpukit.models.unused import Unused
+from gpukit.planning.mix_rules import WANT_IMPORTANCE
 from gpukit.planning.mixes import needs_importance
 from gpukit.planning.plan import PlannedOutput
 from gpukit.sources.base import Source
@@ -55,7 +56,7 @@ def importance_of(spec: TensorSpec, imatrix: Imatrix, unused: Unused) -> Floats 
     values = imatrix.entries.get(spec.name)
     facts = type_facts().get(spec.type)
     wanted = spec.ne[0] * prod(spec.ne[2:3])
-    if values is None and spec.type in NEEDS_IMPORTANCE and unused.has(spec.name):
+    if values is None and spec.type in WANT_IMPORTANCE and unused.has(spec.name):
         return np.ones(wanted, np.float32)
     if values is None or facts is None or not facts.takes_importance:
         return None
