@@ -21,6 +21,7 @@ from gpukit_cli.options import (
     Hub,
     ImatrixFile,
     Json,
+    Mtp,
     Pre,
     Provenance,
     Quiet,
@@ -82,6 +83,7 @@ def create(
         ),
     ] = False,
     pre: Pre = None,
+    mtp: Mtp = None,
     converter: ConverterTree = None,
     converter_arg: ConverterArguments = None,
     converter_python: ConverterPython = None,
@@ -105,7 +107,7 @@ def create(
     if file is None and not DEFAULT_MODELFILE.exists():
         source = gpukit.Modelfile(source=".", folder=Path.cwd())
     options = gpukit.Options(
-        gpukit.make_overrides(tensor_type or []), allow_requantize=allow_requantize
+        gpukit.make_overrides(tensor_type or []), allow_requantize=allow_requantize, mtp=mtp
     )
     how = converter_of(converter, converter_arg, converter_python, trust_remote_code)
     if dry_run:

@@ -38,6 +38,13 @@ def layouts(incomplete: str) -> list[str]:
     return _begun(incomplete, LAYOUTS)
 
 
+def pre_tokenizers(incomplete: str) -> list[str]:
+    """The names of pre-tokenizers that `incomplete` begins."""
+    from gpukit.tokenizer.pretokenizers import PRE_TOKENIZERS
+
+    return _begun(incomplete, PRE_TOKENIZERS)
+
+
 def stored_names(incomplete: str) -> list[str]:
     """The names in the store that `incomplete` begins, in any case.
 
@@ -183,6 +190,7 @@ Pre = Annotated[
         metavar="NAME",
         help="Pre-tokenizer of a model folder, such as llama-bpe, where none is recognised.",
         show_default="the one recognised",
+        autocompletion=pre_tokenizers,
     ),
 ]
 Mtp = Annotated[

@@ -15,6 +15,7 @@ from gpukit_cli.options import (
     ImatrixFile,
     Json,
     MoeLayout,
+    Mtp,
     Pre,
     Quiet,
     file_types,
@@ -78,6 +79,7 @@ def verify(
     moe_layout: MoeLayout = None,
     imatrix: ImatrixFile = None,
     pre: Pre = None,
+    mtp: Mtp = None,
     hub: Hub = False,
     device: Devices = "auto",
     quiet: Quiet = False,
@@ -97,7 +99,8 @@ def verify(
     with reporter(quiet) as report:
         found = gpukit.verify(
             file, source, type=type, adapters=adapter or [], combine=how, merge_base=merge_base,
-            moe_layout=moe_layout, imatrix=imatrix, pre=pre, hub=hub, device=device, report=report,
+            moe_layout=moe_layout, imatrix=imatrix, pre=pre, mtp=mtp, hub=hub, device=device,
+            report=report,
         )  # fmt: skip
     if json:
         print_json(found.as_json())

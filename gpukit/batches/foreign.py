@@ -64,7 +64,7 @@ def check(
     with."""
     how = converter_of(options)
     try:
-        bridge(how, (), pre=options.pre, adapters=adapters, calibrate=calibrate)
+        bridge(how, (), pre=options.pre, mtp=options.mtp, adapters=adapters, calibrate=calibrate)
     except ArgumentError as error:
         source, adapter, kind = names
         told = f"{source} with {adapter} as {kind}: {error}"

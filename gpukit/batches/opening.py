@@ -111,7 +111,8 @@ def _model(job: Job) -> str:
 def _way(job: Job) -> object:
     """What besides the model and the adapters decides which values are read."""
     o = job.options
-    return (o.pre, bridge_of(o, job.wanted.type), o.strict, o.moe_layout, o.merge_base, o.combine)
+    how = bridge_of(o, job.wanted.type)
+    return (o.pre, o.mtp, how, o.strict, o.moe_layout, o.merge_base, o.combine)
 
 
 def _digest(tensors: Sequence[Candidate]) -> str:
@@ -129,7 +130,7 @@ def opened(job: Job, inputs: Inputs, report: Report) -> Iterator[Source]:
     """The model of a job with its adapters; the errors of `gpukit.plan`."""
     merge = merge_of(job, inputs, report)
     how = bridge_of(job.options, job.wanted.type)
-    with open_source(inputs.source(job), job.options.pre, merge, how) as source:
+    with open_source(inputs.source(job), job.options.pre, merge, how, job.options.mtp) as source:
         yield source
 
 
@@ -177,4 +178,5 @@ def _options(job: Job) -> Options:
         target_bpw=job.wanted.target_bpw,
         target_size=job.wanted.target_size,
         like=Path(job.wanted.like) if job.wanted.like is not None else None,
+        mtp=o.mtp,
     )  # fmt: skip

@@ -207,7 +207,7 @@ def _all_options(plan: BatchPlan) -> list[tuple[Place, JobOptions]]:
 
 
 # What the store's models are made with; everything else is for files.
-FOR_THE_STORE = {"imatrix", "pre", "converter", "provenance", "device", "memory"}
+FOR_THE_STORE = {"imatrix", "pre", "mtp", "converter", "provenance", "device", "memory"}
 
 
 def _check_options(

@@ -31,7 +31,7 @@ from gpukit.conversion.run_many import run_plans
 from gpukit.errors import CheckpointError, GpukitError
 from gpukit.events import Event, Report, Warned
 from gpukit.formats.atomic import disk_errors
-from gpukit.planning.plan import QuantizePlan
+from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.remote.hub import HubModel
 from gpukit.sources.base import Source
 from gpukit.store.modelfile import Modelfile
@@ -200,7 +200,7 @@ class Run:
         journal.begun(at.of, self.rows[self._at[job.number]].size or 0, identity(job))
         Store().create(
             job.target, described, job.type, imatrix=imatrix, pre=options.pre,
-            converter=converter_of(options),
+            options=Options(mtp=options.mtp), converter=converter_of(options),
             merge=bool(described.adapters), provenance=options.provenance, device=options.device,
             memory=options.memory, report=report,
         )  # fmt: skip

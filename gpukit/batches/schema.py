@@ -82,6 +82,11 @@ class JobOptions(Entry):
         default=False, description="The metadata say what a file was made from."
     )
     pre: str | None = Field(default=None, description="Pre-tokenizer of a model folder.")
+    mtp: bool | None = Field(
+        default=None,
+        description="Of a model folder the layers alone that guess further tokens; false: all but "
+        "those.",
+    )
     converter: CheckoutEntry | None = Field(
         default=None, description="A checkout of llama.cpp whose converter reads model folders."
     )

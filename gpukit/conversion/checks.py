@@ -42,10 +42,11 @@ def check_options(options: Options, file_type: str | None) -> None:
     given += ["--allow-requantize"] * options.allow_requantize
     if given and not file_type:
         raise ArgumentError(f"{given[0]}: it is for quantising; add -q TYPE")
-    if options != Options(options.overrides, allow_requantize=options.allow_requantize):
+    taken = Options(options.overrides, allow_requantize=options.allow_requantize, mtp=options.mtp)
+    if options != taken:
         raise ArgumentError(
-            "of options a model of the store takes overrides and allow_requantize; write a GGUF "
-            "with the others, and create the model from that"
+            "of options a model of the store takes overrides, allow_requantize and mtp; write a "
+            "GGUF with the others, and create the model from that"
         )
 
 

@@ -41,7 +41,8 @@ class Wishes:
     the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, the
     importance weights, the user's types of tensors and whether blocks may become others, the
     adapters that are merged on the way, whether the metadata says what the weights are made from,
-    llama.cpp's converter where it shall read a folder, whether a GGUF taken as it is may be linked.
+    llama.cpp's converter where it shall read a folder, whether a GGUF taken as it is may be linked,
+    and of a folder whether layers that guess further tokens come alone, or (False) not at all.
     """
 
     file_type: str | None
@@ -56,6 +57,7 @@ class Wishes:
     provenance: bool = False
     converter: Converter | None = None
     link: bool = False
+    mtp: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ def open_origin(store: Store, source: Path | ModelName, work: Wishes) -> Origin:
         raise ArgumentError("--pre is for a FROM that is a model folder; this has its vocabulary")
     if work.converter is not None and (isinstance(source, ModelName) or not source.is_dir()):
         raise ArgumentError("--converter is for a FROM that is a model folder; leave it out")
+    if work.mtp is not None and (isinstance(source, ModelName) or not source.is_dir()):
+        raise ArgumentError(
+            "--mtp and --no-mtp are for a FROM that is a model folder; this has its layers"
+        )
     if isinstance(source, ModelName):
         return _stored(store, source, work)
     if source.is_dir():
@@ -279,9 +285,9 @@ def _quantized(checked: Checked, work: Wishes, what: str) -> _Converted | None:
 def _converted(path: Path, work: Wishes, opening: str) -> _Converted:
     if work.converter is not None:
         work.report(Status(work.converter.telling(path)))
-    source = open_source(path, work.pre, work.merge, work.converter)
+    source = open_source(path, work.pre, work.merge, work.converter, work.mtp)
     try:
-        options = Options(work.overrides, work.imatrix, work.allow_requantize)
+        options = Options(work.overrides, work.imatrix, work.allow_requantize, mtp=work.mtp)
         changed = work.file_type is not None or work.merge is not None
         if work.provenance or (changed and has_provenance(source.fields)):
             recipe = Recipe(work.file_type, options, work.pre, work.merge, work.converter)

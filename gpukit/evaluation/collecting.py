@@ -35,6 +35,7 @@ from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.imatrix import Collection, read_collection
 from gpukit.formats.imatrix_writer import write_gguf
 from gpukit.generation.loading import Description, load_model
+from gpukit.models.unused import Unused
 from gpukit.sources.base import Source
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import open_source
@@ -51,7 +52,7 @@ class Reading:
     """What is to be read: windows of texts by a model; nothing of it is loaded yet.
 
     `files` are those that the model is read from, `name` is what messages call it, `tensors` are
-    its own by name, `model` and `text` tell
+    its own by name, of which no pass has a use for those that are `unused`, `model` and `text` tell
     whether a saved state is of the same work.
     """
 
@@ -61,6 +62,7 @@ class Reading:
     texts: tuple[str, ...]
     windows: tuple[Windows, ...]
     tensors: Mapping[str, TensorSpec]
+    unused: Unused
     model: str
     text: str
     process_output: bool = False
@@ -140,6 +142,7 @@ def prepare(
         texts=tuple(filter(None, where)),
         windows=windows,
         tensors=tensors,
+        unused=about.config.unused,
         model=model,
         text=_text_digest(ids, bos),
         process_output=process_output,

@@ -9,6 +9,7 @@ removed when nothing has been written to it for a day.
 import errno
 import os
 import re
+import resource
 import secrets
 import shutil
 import time
@@ -154,20 +155,31 @@ def disk_errors(path: Path, elsewhere: str | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         where = path if elsewhere is None else error.filename or path
-        remedy = _remedy(error.errno, path, elsewhere)
+        remedy = _remedy(error, path, elsewhere)
         raise DiskError(f"{where}: {error.strerror or error}{remedy}") from None
 
 
-def _remedy(number: int | None, path: Path, elsewhere: str | None) -> str:
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+def _remedy(error: OSError, path: Path, elsewhere: str | None) -> str:
+    if error.errno == errno.EFBIG and error.strerror == os.strerror(errno.EFBIG):
+        return _too_large(elsewhere)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with suppress(OSError):
             place = path if elsewhere else next(each for each in path.parents if each.exists())
             free = shutil.disk_usage(place).free
             other = elsewhere or "write to another disk"
             return f" ({free} bytes are free); make room or {other}"
-    if elsewhere and number in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if elsewhere and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"; {elsewhere}"
     return ""
+
+
+def _too_large(elsewhere: str | None) -> str:
+    """Why a file may not grow further: the limit of this process, or that of its file system."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY:
+        return f" (this process may write files of {limit} bytes); raise that limit, ulimit -f"
+    other = elsewhere or "write to another disk"
+    return f" (its file system has no files so large); {other}"
 
 
 def need_room(path: Path, size: int, place: Path | None = None) -> None:

@@ -66,7 +66,7 @@ def load_model(
         found = Description.of(source)
         with at_path(path), _room_for(path, devices):
             with adapted(source, adapters, devices[0], names=names, report=report) as beside:
-                placed = place_weights(source, found.config, rooms(devices))
+                placed = place_weights(source, found.config, found.arch.style, rooms(devices))
                 if adapters is not None and adapters.adapters and not placed.placement.is_simple:
                     raise AdapterError(
                         f"{path}: adapters work beside a model that is on one device as a whole; "
@@ -95,6 +95,11 @@ class Description:
         with at_path(source.path):
             tokenizer = Tokenizer.from_fields(metadata)
             config = arch.restore(metadata)
+            if config.unused.alone(tensor.name for tensor in source.tensors):
+                raise GGUFError(
+                    "it has only the layers that guess further tokens, for a whole model beside it;"
+                    " name a model that has all layers"
+                )
         return Description(arch, config, tokenizer)
 
     def build(self, weights: Weights) -> Decoder:

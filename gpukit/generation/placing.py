@@ -11,10 +11,11 @@ from torch import Tensor
 import gpukit_kernels as kernels
 from gpukit.errors import GGUFError
 from gpukit.generation.filling import Want, fill
-from gpukit.generation.placement import Placement, Room, layer_of, placed, sizes_of
+from gpukit.generation.placement import Placement, Room, placed, sizes_of
 from gpukit.models.config import ModelConfig
 from gpukit.models.decoder import Decoder
 from gpukit.models.streamed import Elsewhere, HeadElsewhere, Stream, Streamed
+from gpukit.models.style import Style
 from gpukit.models.weights import Weight, with_scales
 from gpukit.sources.base import Source
 from gpukit.sources.gguf import GGUFSource
@@ -29,7 +30,8 @@ ENDLESS = 1 << 62
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Tensor `index` of a source as it is loaded: of `type`, in rows of `row_bytes`."""
+    """Tensor `index` of a source as it is loaded: of `type`, in rows of `row_bytes`; `is_small`
+    where it is decoded when a decoder is put together."""
 
     index: int
     name: str
@@ -37,15 +39,11 @@ class _Tensor:
     rows: int
     row_bytes: int
     width: int
+    is_small: bool
 
     @property
     def nbytes(self) -> int:
         return self.rows * self.row_bytes
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it is decoded when a decoder is put together."""
-        return self.rows == 1 or self.name.endswith((".bias", "ssm_conv1d.weight"))
 
 
 @dataclass(frozen=True)
@@ -81,13 +79,15 @@ def rooms(devices: Sequence[torch.device]) -> list[Room]:
     ]
 
 
-def place_weights(source: Source, config: ModelConfig, there: Sequence[Room]) -> Placed:
+def place_weights(
+    source: Source, config: ModelConfig, style: Style, there: Sequence[Room]
+) -> Placed:
     """The weights of `source` on devices with so much room; `GpukitError` where they fit nowhere,
     `GGUFError` for types that cannot be run, and the errors of reading."""
     tensors = [
-        _described(source, index)
+        _described(source, index, style)
         for index, tensor in enumerate(source.tensors)
-        if not config.is_unused(layer_of(tensor.name), tensor.name)
+        if not config.unused.has(tensor.name)
     ]
     placement = _placement(source, config, tensors, there)
     layers = {
@@ -151,7 +151,7 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _described(source: Source, index: int) -> _Tensor:
+def _described(source: Source, index: int, style: Style) -> _Tensor:
     tensor = source.tensors[index]
     # A checkpoint's float32 weights stay float32, which a plain conversion would round.
     kind = "F32" if tensor.type == "F32" else source.stored_type(index)
@@ -160,7 +160,8 @@ def _described(source: Source, index: int) -> _Tensor:
         raise GGUFError(f"{tensor.name} is {kind}; types that can be run: {known}")
     width = tensor.ne[0] if tensor.ne else 1
     row_bytes = kernels.by_name(kind).row_bytes(width)
-    return _Tensor(index, tensor.name, kind, tensor.rows, row_bytes, width)
+    is_small = tensor.rows == 1 or tensor.name.endswith((".bias", *style.decoded))
+    return _Tensor(index, tensor.name, kind, tensor.rows, row_bytes, width, is_small)
 
 
 def _placement(

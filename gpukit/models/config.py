@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-# What a layer that has the keys and values of another has no use for, where a file holds it.
-KEYS_AND_VALUES = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
+from gpukit.models.unused import Unused
 
 
 @dataclass(frozen=True)
@@ -175,9 +174,7 @@ class ModelConfig:
         """`kv_layer` of every one."""
         return tuple(self.kv_layer(layer) for layer in range(self.n_layer))
 
-    def is_unused(self, layer: int | None, name: str) -> bool:
-        """Whether the tensor `name` of `layer` takes no part in a pass."""
-        if layer is None:
-            return False
-        shared = layer < self.n_layer and self.kv_layer(layer) != layer
-        return layer in self.unused_layers or (shared and name.endswith(KEYS_AND_VALUES))
+    @property
+    def unused(self) -> Unused:
+        """The tensors of a file that take no part in a pass."""
+        return Unused(self.unused_layers, range(self.n_layer - self.n_kv_shared, self.n_layer))

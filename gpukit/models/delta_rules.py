@@ -22,6 +22,8 @@ KINDS = ("linear_attention", "full_attention")
 # Without a word every so-manieth layer has attention.
 EVERY = 4
 MODULE = "linear_attn"
+# The taps of the convolution, which a decoder has as floats.
+TAPS = "ssm_conv1d.weight"
 
 
 def with_delta(model: ModelConfig, config: Mapping[str, Any]) -> ModelConfig:
@@ -154,7 +156,7 @@ def delta_net_rules(config: ModelConfig, layer: int) -> list[Rule]:
         rule("in_proj_b.weight", "ssm_beta.weight", (heads, embd)),
         rule("in_proj_a.weight", "ssm_alpha.weight", (heads, embd)),
         rule(
-            "conv1d.weight", "ssm_conv1d.weight", (channels, sizes.taps), each, pairs,
+            "conv1d.weight", TAPS, (channels, sizes.taps), each, pairs,
             stored=(channels, 1, sizes.taps),
         ),
         rule("A_log", "ssm_a", (heads,), transform=minus_exp),

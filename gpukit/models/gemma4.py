@@ -17,7 +17,7 @@ import numpy as np
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.folder import read_json
 from gpukit.formats.gguf_fields import Field, ValueType, array, f32, u32
-from gpukit.models.config import KEYS_AND_VALUES, ModelConfig
+from gpukit.models.config import ModelConfig
 from gpukit.models.gemma4_config import LOCAL_THETA, NAME, read, read_unified
 from gpukit.models.registry import Architecture
 from gpukit.models.rules import PlannedTensor, Rule
@@ -33,6 +33,7 @@ from gpukit.models.tables import (
     sizes,
     text_name,
 )
+from gpukit.models.unused import KEYS_AND_VALUES
 from gpukit.models.values import MOST, count, optional
 from gpukit.tokenizer import gemma4_vocabulary
 

@@ -52,7 +52,7 @@ def plan_import(
     scales = find_scales(checkpoint, told.append, packed)
     config, rules, passed = nextn.chosen(config, arch.rules(config), mtp)
     stored, views = _stored(checkpoint, arch, rules, scales, packed, passed)
-    if mtp and not any(nextn.guesses(config, tensor.name) for tensor in stored):
+    if mtp and not any(config.unused.guesses(tensor.name) for tensor in stored):
         raise CheckpointError(
             f"{checkpoint.folder}: no layers that guess further tokens; leave --mtp out"
         )

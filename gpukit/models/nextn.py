@@ -1,21 +1,11 @@
 """Layers that guess further tokens: kept in a file, left out of it, or the only ones in it."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from gpukit.models.config import ModelConfig
 from gpukit.models.rules import Rule
-
-# What a file of those layers alone has of all others.
-ENDS = ("token_embd.weight", "output_norm.weight", "output.weight")
-_LAYER = re.compile(r"blk\.(\d+)\.")
-
-
-def guesses(config: ModelConfig, name: str) -> bool:
-    """Whether the tensor `name` of a GGUF belongs to a layer that guesses further tokens."""
-    found = _LAYER.match(name)
-    return found is not None and int(found[1]) in config.unused_layers
+from gpukit.models.unused import ENDS
 
 
 def chosen(
@@ -26,7 +16,9 @@ def chosen(
     if mtp is None:
         return config, list(rules), frozenset()
     kept = [
-        rule for rule in rules if guesses(config, rule.name) == mtp or (mtp and rule.name in ENDS)
+        rule
+        for rule in rules
+        if config.unused.guesses(rule.name) == mtp or (mtp and rule.name in ENDS)
     ]
     used = {source for rule in kept for source in rule.sources}
     passed = {source for rule in rules for source in rule.sources} - used

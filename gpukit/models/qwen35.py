@@ -13,7 +13,13 @@ from typing import Any
 from gpukit.errors import CheckpointError
 from gpukit.formats.gguf_fields import Field, ValueType, array, u32
 from gpukit.models.config import ModelConfig
-from gpukit.models.delta_rules import delta_fields, delta_net_rules, with_delta, with_stored_delta
+from gpukit.models.delta_rules import (
+    TAPS,
+    delta_fields,
+    delta_net_rules,
+    with_delta,
+    with_stored_delta,
+)
 from gpukit.models.gemma import shifted
 from gpukit.models.registry import Architecture
 from gpukit.models.rope import rotated_part
@@ -61,7 +67,7 @@ NEXTN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("pre_fc_norm_hidden.weight", "nextn.hnorm.weight", ("embd",)),
     ("norm.weight", "nextn.shared_head_norm.weight", ("embd",)),
 )
-STYLE = Style(qk_norms=True, output_gate=True, second_norm="post_attention_norm")
+STYLE = Style(qk_norms=True, output_gate=True, second_norm="post_attention_norm", decoded=(TAPS,))
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:

@@ -19,6 +19,8 @@ class Style:
     post_norms  a norm behind attention and behind feed forward, too
     unrotated_every  the last of so many layers has no RoPE (0: all have)
     fused       attn_qkv holds queries, keys and values, ffn_up gate and up
+    decoded     endings of the names of matrices that are decoded when a decoder is put together, as
+                vectors and biases are
     """
 
     rotate: Literal["halves", "pairs"] = "halves"
@@ -33,3 +35,4 @@ class Style:
     post_norms: bool = False
     unrotated_every: int = 0
     fused: bool = False
+    decoded: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ Types are those of the file, whatever mix or option chose them; names, shapes an
 a conversion of the source gives.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from gpukit.formats.file_types import FILE_TYPE
 from gpukit.formats.gguf_fields import FLOATS, Field, TensorSpec, ValueType, u32
 from gpukit.formats.gguf_writer import value_bytes
 from gpukit.formats.imatrix import Imatrix
+from gpukit.models.unused import unused_of
 from gpukit.planning.importance import importance_of
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.planner import VERSION_KEY, decoded_with
@@ -62,7 +63,7 @@ def plan_again(source: Source, tensors: Sequence[TensorSpec], imatrix: Imatrix |
     """How the `tensors` of a file come of `source`; `ArgumentError` for an importance matrix of
     another model."""
     places = {tensor.name: index for index, tensor in enumerate(source.tensors)}
-    outputs, refused = [], {}
+    outputs, refused, unused = [], {}, unused_of(source.get)
     for tensor in tensors:
         index = places.get(tensor.name)
         why = _why_not(source, index, tensor)
@@ -71,8 +72,9 @@ def plan_again(source: Source, tensors: Sequence[TensorSpec], imatrix: Imatrix |
             continue
         spec = TensorSpec(tensor.name, tensor.ne, tensor.type)
         stored = source.stored_type(index)
-        changed = imatrix is not None and spec.type != stored
-        importance = importance_of(spec, imatrix) if changed and imatrix is not None else None
+        importance = None
+        if imatrix is not None and spec.type != stored:
+            importance = importance_of(spec, imatrix, unused)
         outputs.append(PlannedOutput(index, spec, stored, importance))
     there = {tensor.name for tensor in tensors}
     there |= {source.tensors[index].name for index in decoded_with(source, outputs)}
@@ -127,6 +129,8 @@ def check_same_model(
     beside = {place for index in range(len(source.tensors)) for place in source.beside(index)}
     if len(tensors) - len(other) > (len(shapes) - len(beside)) // 2:
         return
+    if not other and (told := other_layers({t.name for t in tensors}, source)):
+        raise FormatError(f"{path}: not what {source.path} gives as it is: {told}")
     example = ""
     if other:
         shape = shapes.get(other[0].name)
@@ -136,6 +140,19 @@ def check_same_model(
         f"{path}: another model than {source.path}: {len(tensors) - len(other)} of its "
         f"{len(tensors)} tensors have name and shape of one of the source's {len(shapes)}{example}"
     )
+
+
+def other_layers(names: Collection[str], source: Source) -> str:
+    """What a file of tensors `names` has of the layers of `source` that guess further tokens, where
+    it is not all, in words with the remedy; '' where that is not so."""
+    unused, theirs = unused_of(source.get), [tensor.name for tensor in source.tensors]
+    guessing = {name for name in theirs if unused.guesses(name)}
+    give = "add" if source.is_checkpoint else "compare it with the model folder and"
+    if guessing and guessing.isdisjoint(names):
+        return f"the file has no layers that guess further tokens; {give} --no-mtp"
+    if guessing and unused.alone(names) and not unused.alone(theirs):
+        return f"the file has only the layers that guess further tokens; {give} --mtp"
+    return ""
 
 
 def compare_fields(

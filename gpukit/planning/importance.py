@@ -1,6 +1,8 @@
 """What an importance matrix means for the tensors of a plan, and what is done where it has nothing.
 
     a tensor without an entry         no importance, as llama-quantize
+    the same, which no pass uses,     1 for each column, where llama-quantize refuses: nothing
+    where a type wants it             could come to it
     an expert that nothing came to    1 for each column, as llama-quantize
     the same where Q2_K_S wants it    no importance: Q2_K's bytes as other file types have them,
                                       where llama-quantize refuses
@@ -13,10 +15,14 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from gpukit.errors import ArgumentError, counted
 from gpukit.formats.file_types import FileType
 from gpukit.formats.gguf_fields import Field, TensorSpec, string, u32
 from gpukit.formats.imatrix import Floats, Imatrix
+from gpukit.models.unused import Unused
+from gpukit.planning.mix_rules import WANT_IMPORTANCE
 from gpukit.planning.mixes import needs_importance
 from gpukit.planning.plan import PlannedOutput
 from gpukit.sources.base import Source
@@ -44,13 +50,16 @@ def noted(imatrix: Imatrix | None) -> list[Field]:
     return fields
 
 
-def importance_of(spec: TensorSpec, imatrix: Imatrix) -> Floats | None:
-    """The importance of a tensor's columns, of each matrix its own; None where nobody looks."""
+def importance_of(spec: TensorSpec, imatrix: Imatrix, unused: Unused) -> Floats | None:
+    """The importance of a tensor's columns, of each matrix its own; None where nobody looks. Of the
+    model `unused` says what no pass has a use for."""
     values = imatrix.entries.get(spec.name)
     facts = type_facts().get(spec.type)
+    wanted = spec.ne[0] * prod(spec.ne[2:3])
+    if values is None and spec.type in WANT_IMPORTANCE and unused.has(spec.name):
+        return np.ones(wanted, np.float32)
     if values is None or facts is None or not facts.takes_importance:
         return None
-    wanted = spec.ne[0] * prod(spec.ne[2:3])
     if values.size == wanted:
         return values
     if spec.name == "token_embd.weight":  # as llama-quantize has it
@@ -114,6 +123,12 @@ def unheard(
     if not changed:
         return [f"{imatrix.path} is not used: no tensor becomes a type that takes importance"]
     lines = []
+    if names := [o.spec.name for o in changed
+                 if o.importance is not None and o.spec.name not in imatrix.entries]:  # fmt: skip
+        lines.append(
+            f"{imatrix.path} has nothing on {some(names)}, which no pass uses: quantised with an "
+            "importance of 1 for each column"
+        )
     # llama-imatrix does not look at the ends of a model by default.
     without = [o for o in changed if o.importance is None and o.spec.name.startswith("blk.")]
     wanting = [o for o in without if file_type is not None and _lacks(o, file_type)]

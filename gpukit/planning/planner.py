@@ -18,6 +18,7 @@ from gpukit.formats.file_types import (
 from gpukit.formats.gguf_fields import FLOATS, Field, TensorSpec, u32
 from gpukit.formats.gguf_split import parts_by_size
 from gpukit.formats.imatrix import Imatrix
+from gpukit.models.unused import Unused, unused_of
 from gpukit.planning.importance import (
     check_needed,
     check_wanted,
@@ -122,8 +123,9 @@ def _quantized(
     tensors = [source.tensors[index] for index in order]
     imatrix = options.imatrix
     choices = choose(tensors, source.get, chosen, options.overrides, imatrix is not None)
+    unused = unused_of(source.get)
     outputs = [
-        _output(source, index, _trimmed(tensor), choice, imatrix)
+        _output(source, index, _trimmed(tensor), choice, imatrix, unused)
         for index, tensor, choice in zip(order, tensors, choices, strict=True)
     ]
     check_wanted(outputs, chosen, imatrix, source.path)
@@ -136,14 +138,19 @@ def _quantized(
 
 
 def _output(
-    source: Source, index: int, ne: tuple[int, ...], choice: Choice, imatrix: Imatrix | None = None
+    source: Source,
+    index: int,
+    ne: tuple[int, ...],
+    choice: Choice,
+    imatrix: Imatrix | None = None,
+    unused: Unused | None = None,
 ) -> PlannedOutput:
     kind = choice.type
     spec = TensorSpec(source.tensors[index].name, ne, kind)
     stored = source.stored_type(index)
     importance = None
-    if imatrix is not None and kind != stored:
-        importance = importance_of(spec, imatrix)
+    if imatrix is not None and unused is not None and kind != stored:
+        importance = importance_of(spec, imatrix, unused)
     return PlannedOutput(index, spec, stored, importance, choice.wanted)
 
 

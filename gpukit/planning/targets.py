@@ -12,6 +12,7 @@ from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import FILE_TYPES
 from gpukit.formats.gguf_fields import DEFAULT_ALIGNMENT, TensorSpec, aligned
 from gpukit.formats.imatrix import Floats
+from gpukit.models.unused import unused_of
 from gpukit.planning.budget import BudgetError, Item, Option, spend
 from gpukit.planning.importance import importance_of
 from gpukit.planning.mix_rules import AT_LEAST_Q8_0, EMBEDDINGS, OUTPUT
@@ -56,7 +57,7 @@ def candidates(source: Source, options: Options) -> list[Candidate]:
     plain = replace(options, target_bpw=None, target_size=None)
     plan_quantize(source, BASE, plain)
     choices = choose(source.tensors, source.get, FILE_TYPES[BASE], options.overrides)
-    arch = source.get("general.architecture", "")
+    arch, unused = source.get("general.architecture", ""), unused_of(source.get)
     found = []
     for index, (tensor, choice) in enumerate(zip(source.tensors, choices, strict=True)):
         if choice.option or not quantizable(tensor, arch):
@@ -67,7 +68,7 @@ def candidates(source: Source, options: Options) -> list[Candidate]:
         if tensor.type not in kinds and facts is not None and facts.encodable:
             kinds.append(tensor.type)
         taker = TensorSpec(tensor.name, tensor.ne, "Q4_0")  # a type that takes importance
-        importance = importance_of(taker, options.imatrix) if options.imatrix else None
+        importance = importance_of(taker, options.imatrix, unused) if options.imatrix else None
         found.append(Candidate(index, tensor, tuple(kinds), importance))
     return found
 

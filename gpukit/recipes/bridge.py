@@ -6,6 +6,7 @@ from pathlib import Path
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import CONVERTED, file_type_of
 from gpukit.planning.overrides import Overrides
+from gpukit.planning.plan import Options
 from gpukit.sources.converter_process import Converter
 from gpukit.store.modelfile import Modelfile
 
@@ -19,6 +20,7 @@ def bridge(
     *,
     overrides: Overrides | None = None,
     pre: str | None = None,
+    mtp: bool | None = None,
     adapters: bool = False,
     calibrate: bool = False,
 ) -> Converter | None:
@@ -32,6 +34,9 @@ def bridge(
     how.check()
     if pre is not None:
         raise ArgumentError("--pre and --converter: the converter has its own; leave --pre out")
+    if mtp is not None:
+        word = "--mtp" if mtp else "--no-mtp"
+        raise ArgumentError(f"{word} and --converter: give the converter --converter-arg={word}")
     if adapters:
         raise ArgumentError(
             "--converter takes no adapter: merge it into a folder first (gpukit merge BASE FOLDER "
@@ -51,13 +56,13 @@ def bridge_of(
     quantize: str | None,
     pre: str | None,
     calibrate: str | Path | None,
-    overrides: Overrides | None = None,
+    options: Options,
 ) -> Converter | None:
     """`bridge` for the model that `modelfile` describes."""
     adapters, text = bool(modelfile.adapters), calibrate is not None
     return bridge(
-        converter, (quantize or None,), overrides=overrides, pre=pre, adapters=adapters,
-        calibrate=text,
+        converter, (quantize or None,), overrides=options.overrides, pre=pre, mtp=options.mtp,
+        adapters=adapters, calibrate=text,
     )  # fmt: skip
 
 

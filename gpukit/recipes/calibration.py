@@ -72,7 +72,7 @@ def options_with(
     is read; `ArgumentError` also where nothing would look at the importance."""
     reading = prepare(path, [text], NUM_CTX, pre=pre, adapters=merge, report=report)
     where = text if isinstance(text, Path) else TEXT
-    with open_source(path, pre, merge) as source:
+    with open_source(path, pre, merge, mtp=options.mtp) as source:
         rehearsed = replace(options, imatrix=foreseen(reading, where))
         plans = [_rehearsed(source, file_type, rehearsed) for file_type in file_types]
     if all(output.importance is None for plan in plans for output in plan.outputs):
@@ -101,7 +101,7 @@ def foreseen(reading: Reading, where: Path) -> Imatrix:
     entries = {
         name: np.ones(spec.ne[0] * prod(spec.ne[2:3]), np.float32)
         for name, spec in reading.tensors.items()
-        if name.startswith("blk.") and len(spec.ne) > 1
+        if name.startswith("blk.") and len(spec.ne) > 1 and not reading.unused.has(name)
     }
     dataset = reading.texts[0] if reading.texts else ""
     return Imatrix(where, entries, dataset, reading.chunks, is_file=False)

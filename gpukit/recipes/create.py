@@ -57,7 +57,8 @@ def create(
     a GGUF its bytes. `budget` bounds host memory, in bytes; `pre` names the pre-tokenizer of a
     checkpoint that is not recognised; `imatrix` is a file with importance weights for the
     quantisation, `calibrate` a text, or the `Path` of one, from which they are collected;
-    `options` tell types of tensors, and whether blocks may become others; with `hub` FROM is an id
+    `options` tell types of tensors, whether blocks may become others, and which layers of a folder
+    there are (`mtp`); with `hub` FROM is an id
     of the Hugging Face hub. ADAPTERs stay beside the weights as they are, in layers of their own;
     with `quantize` or `merge` they, and those that FROM has already, are merged into the weights on
     the way. `converter` is as for `convert`. With `provenance` the metadata of weights that are
@@ -70,7 +71,7 @@ def create(
     model = store.find(name)
     check_device(device)
     check_calibration(calibrate, quantize, imatrix)
-    how = bridge_of(modelfile, converter, quantize, pre, calibrate, options.overrides)
+    how = bridge_of(modelfile, converter, quantize, pre, calibrate, options)
     work = _wishes(modelfile, quantize, pre, imatrix, options, report)
     work = replace(
         work, device=device, budget=budget, provenance=provenance, converter=how, link=link
@@ -146,7 +147,7 @@ def plan_create(
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
     model = store.find(name)
     check_calibration(calibrate, quantize, imatrix)
-    how = bridge_of(modelfile, converter, quantize, pre, calibrate, options.overrides)
+    how = bridge_of(modelfile, converter, quantize, pre, calibrate, options)
     work = _wishes(modelfile, quantize, pre, imatrix, options, report)
     work = replace(work, provenance=provenance, converter=how)
     with _opened(store, modelfile, work, hub, merge, calibrate, dry=True) as (base, origin, new):
@@ -183,6 +184,7 @@ def _wishes(
         imatrix=read_imatrix(imatrix) if imatrix else None,
         overrides=options.overrides,
         allow_requantize=options.allow_requantize,
+        mtp=options.mtp,
     )
 
 

@@ -153,8 +153,8 @@ def planned_as(
         check_plan(type, pre, options)
     _check_calibration(calibrate, options)
     how = bridge(
-        converter, types, overrides=options.overrides, pre=pre, adapters=bool(adapters),
-        calibrate=calibrate is not None,
+        converter, types, overrides=options.overrides, pre=pre, mtp=options.mtp,
+        adapters=bool(adapters), calibrate=calibrate is not None,
     )  # fmt: skip
     reference = locate(model, hub=hub)
     merge = chosen(

@@ -54,8 +54,8 @@ class Store(store.Store):
         """Make the model that `source`, a Modelfile or the path of one, describes, and put it here.
 
         `quantize` is a file type such as Q4_K_M; with it or `merge` adapters go into the weights,
-        without they stay beside them. Of `options` the types of tensors count, and whether blocks
-        may become others. `calibrate` is a text, or as a `Path` a file of it, that the
+        without they stay beside them. Of `options` the types of tensors count, whether blocks
+        may become others, and `mtp`. `calibrate` is a text, or as a `Path` a file of it, that the
         model reads first: what it hears is the importance of its weights. With `link` a GGUF that
         is taken as it is may be a hard link: it must not be changed then. The other arguments are
         those of `gpukit.convert`. A failed or killed run leaves the store as it was.

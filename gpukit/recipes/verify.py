@@ -18,7 +18,7 @@ from gpukit.formats.gguf_fields import DEFAULT_ALIGNMENT, TensorInfo, aligned, t
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.imatrix import Imatrix, read_imatrix
 from gpukit.formats.scales import not_finite
-from gpukit.planning.again import Again, check_same_model, compare_fields, plan_again
+from gpukit.planning.again import Again, check_same_model, compare_fields, other_layers, plan_again
 from gpukit.planning.plan import Options
 from gpukit.planning.planner import plan_quantize
 from gpukit.planning.provenance import SOURCE, source_files
@@ -51,6 +51,7 @@ def verify(
     moe_layout: str | None = None,
     imatrix: str | Path | None = None,
     pre: str | None = None,
+    mtp: bool | None = None,
     hub: bool = False,
     device: str = "auto",
     memory: int = MEMORY,
@@ -70,7 +71,7 @@ def verify(
     check_plan(type, pre)
     check_device(device)
     if source is None:
-        _check_alone(type=type, adapters=adapters or None, imatrix=imatrix, pre=pre)
+        _check_alone(type=type, adapters=adapters or None, imatrix=imatrix, pre=pre, mtp=mtp)
     if not adapters and (combine is not None or merge_base != "full"):
         raise ArgumentError("no adapter to merge; give one, or leave out how it is merged")
     started = time.monotonic()
@@ -94,7 +95,7 @@ def verify(
         merge = chosen(
             adapters, combine=combine, merge_base=merge_base, moe_layout=moe_layout, report=report
         )
-        with closing(open_source(reference.fetch(report), pre, merge)) as opened:
+        with closing(open_source(reference.fetch(report), pre, merge, mtp=mtp)) as opened:
             return _compared(model, opened, type, weights, device, memory, report, started)
 
 
@@ -131,7 +132,7 @@ def _compared(
     tallies = {o.spec.name: t for o, t in zip(again.outputs, writer.tallies, strict=True)}
     tensors = tuple(_tensors(infos, again, tallies, types, type))
     metadata = compare_fields(model.fields.values(), expected, number)
-    notes = (*_notes(model, tensors, imatrix), *_other_files(model, source))
+    notes = (*_notes(model, source, tensors, imatrix), *_other_files(model, source))
     seconds = time.monotonic() - started
     return Verification(model.path, source.path, tensors, metadata, notes, seconds)
 
@@ -159,9 +160,11 @@ def _tensors(
 
 
 def _notes(
-    model: GGUFModel, tensors: Sequence[VerifiedTensor], imatrix: Imatrix | None
+    model: GGUFModel, source: Source, tensors: Sequence[VerifiedTensor], imatrix: Imatrix | None
 ) -> Iterator[str]:
     """Why blocks may differ, as far as can be told."""
+    if told := other_layers(model.tensors, source):
+        yield f"{model.path}: {told}"
     different = sum(tensor.different for tensor in tensors)
     if not different:
         return

@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 
 REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = (408, 425, 429, 500, 502, 503, 504)
+# What the error about an answer says that ended before it was whole.
+CUT = ("closed connection", "disconnected")
 # Bytes that have to move before failures are counted from the beginning.
 PROGRESS = 1 << 20
 
@@ -88,7 +90,7 @@ class Wire:
         `headers` a body made by a function is sent as far as no answer comes.
 
         `Again` where the connection fails, then or while the body is read; `RegistryError` for an
-        address that is none.
+        address that is none and for an answer that is no HTTP.
         """
         try:
             with self._answered(method, url, headers, body) as reply:
@@ -107,7 +109,7 @@ class Wire:
                 ) from None
             raise Again(f"no connection to {_host(url)}: {cause(error)}") from None
         except httpx2.TransportError as error:
-            raise Again(cause(error)) from None
+            raise failed(url, error) from None
 
     @contextmanager
     def _answered(
@@ -149,6 +151,17 @@ class Wire:
         """Seconds to wait, between half of the step and all of it."""
         step = min(self.patience.first * 2.0 ** (failures - 1), self.patience.most)
         return max(step * random.uniform(0.5, 1.0), min(after, 2 * self.patience.most))
+
+
+def failed(url: str, error: httpx2.TransportError) -> Again | RegistryError:
+    """What a connection that failed means: an answer that is no HTTP would be none again."""
+    is_rubbish = isinstance(error, httpx2.RemoteProtocolError)
+    if is_rubbish and not any(word in str(error) for word in CUT):
+        return RegistryError(
+            f"{shown(url)}: the answer is no HTTP ({cause(error)}); is this the address and port of "
+            "a registry?"
+        )
+    return Again(cause(error))
 
 
 def agent() -> str:

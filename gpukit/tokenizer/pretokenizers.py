@@ -7,6 +7,7 @@ class, and the quirks of matchers that llama.cpp has written by hand are kept.
 """
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from gpukit.errors import TokenizerError
 
@@ -28,11 +29,9 @@ class PreTokenizer:
 
 
 def rules_of(name: str) -> PreTokenizer:
-    """The rules by the name of a pre-tokenizer; `TokenizerError` lists the known names."""
+    """The rules by the name of a pre-tokenizer; `TokenizerError` names those that are near."""
     if name not in PRE_TOKENIZERS:
-        raise TokenizerError(
-            f"unknown pre-tokenizer {name!r}; known: {', '.join(sorted(PRE_TOKENIZERS))}"
-        )
+        raise TokenizerError(f"unknown pre-tokenizer {name!r}; {near(name)}")
     return PRE_TOKENIZERS[name]
 
 
@@ -232,3 +231,11 @@ PRE_TOKENIZERS = {
     for names, rules in _NAMED.items()
     for name in names.split()
 }
+
+
+def near(word: str) -> str:
+    """The known names that are nearest to `word`, and where all of them stand, for messages."""
+    names = {name.lower(): name for name in PRE_TOKENIZERS}
+    close = [names[found] for found in get_close_matches(word.lower(), names, n=3, cutoff=0.7)]
+    told = f"near {word!r}: {', '.join(close)}; " if close else ""
+    return f"{told}docs/importing.md lists all {len(PRE_TOKENIZERS)}"

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gpukit.errors import ArgumentError, TokenizerError, did_you_mean
-from gpukit.tokenizer.pretokenizers import PRE_TOKENIZERS
+from gpukit.errors import ArgumentError, TokenizerError
+from gpukit.tokenizer.pretokenizers import PRE_TOKENIZERS, near
 
 CHECK_TEXT = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n\U0001f680 (normal) \U0001f636\u200d"
@@ -132,7 +132,7 @@ def recognise(library: Any, path: Path, pre: str | None = None) -> str:
     if digest not in HASHES:
         raise TokenizerError(
             f"{path}: unknown pre-tokenizer (hash {digest}); if you know which one it is, name it "
-            f"with --pre, one of: {_known()}"
+            f"with --pre; {near(path.absolute().parent.name)}"
         )
     return HASHES[digest]
 
@@ -140,9 +140,4 @@ def recognise(library: Any, path: Path, pre: str | None = None) -> str:
 def check_pre(name: str) -> None:
     """`ArgumentError` for the name of a pre-tokenizer that nobody knows."""
     if name not in PRE_TOKENIZERS:
-        hint = did_you_mean(name, PRE_TOKENIZERS)
-        raise ArgumentError(f"--pre {name}: unknown pre-tokenizer; known: {_known()}{hint}")
-
-
-def _known() -> str:
-    return ", ".join(sorted(PRE_TOKENIZERS))
+        raise ArgumentError(f"--pre {name}: unknown pre-tokenizer; {near(name)}")

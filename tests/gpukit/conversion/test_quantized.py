@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from support import gguf_models
 from support.checkpoints import DATA
+from support.zoo import ZOO
+from support.zoo_build import build
 
 from gpukit.conversion.run import run_plan
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import FILE_TYPES
 from gpukit.formats.gguf_reader import GGUFFile
 from gpukit.formats.imatrix import Imatrix
+from gpukit.planning.again import plan_again
+from gpukit.planning.mix_rules import WANT_IMPORTANCE
 from gpukit.planning.overrides import make_overrides
 from gpukit.planning.plan import Options
 from gpukit.planning.planner import plan_quantize
@@ -112,6 +116,33 @@ def test_what_an_importance_matrix_lacks_is_quantised_without_it(tmp_path: Path)
                 "without it, as in Q2_K",
             )
     assert made["Q2_K_S"] == made["Q2_K"]
+
+
+def test_what_no_pass_uses_has_an_importance_of_1(tmp_path: Path) -> None:
+    """Nothing can come to keys and values that a layer has of another one, nor to layers that guess
+    further tokens."""
+    unused = {
+        "gemma4-e2b": {f"blk.{layer}.attn_{kind}.weight" for layer in (4, 5) for kind in "kv"},
+        "glm4-moe": {"blk.2.nextn.eh_proj.weight"},
+    }
+    for model, names in unused.items():
+        with open_source(build(model, tmp_path), ZOO[model].pre) as source:
+            entries = {
+                t.name: np.full(t.ne[0] * (t.ne[2] if len(t.ne) > 2 else 1), 2, np.float32)
+                for t in source.tensors
+                if len(t.ne) > 1 and t.name.startswith("blk.") and t.name not in names
+            }
+            imatrix = Imatrix(Path("i.dat"), entries)
+            for kind in WANT_IMPORTANCE:
+                pure = make_overrides((), pure=True, output_type="Q6_K", embedding_type="Q4_K")
+                plan = plan_quantize(source, kind, Options(imatrix=imatrix, overrides=pure))
+                again = plan_again(source, plan.specs, imatrix)
+                for outputs in (plan.outputs, again.outputs):
+                    found = {o.spec.name: o.importance for o in outputs}
+                    assert all(np.all(found[name] == 1) for name in names)
+                told = f"i.dat has nothing on {len(names)} tensor"
+                (line,) = (w for w in plan.warnings if w.startswith(told))
+                assert "which no pass uses: quantised with an importance of 1 for each" in line
 
 
 def test_q2_k_s_asks_for_importance(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LIMITED, str(path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     (line,) = done.stdout.splitlines()
-    assert line.startswith(f"{path}: File too large (")
+    told = "File too large (this process may write files of 1000 bytes); raise that limit, ulimit"
+    assert line.startswith(f"{path}: {told}")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
 
@@ -203,10 +204,19 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file", "folder"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_names_what_is_free(code: int, tmp_path: Path) -> None:
     with pytest.raises(DiskError, match=r"\d+ bytes are free"), disk_errors(tmp_path / "a"):
         raise OSError(code, os.strerror(code))
+
+
+def test_a_file_that_a_file_system_cannot_hold(tmp_path: Path) -> None:
+    told = r"a: File too large \(its file system has no files so large\); write to another disk$"
+    with pytest.raises(DiskError, match=told), disk_errors(tmp_path / "a"):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    # What is refused when it is read has a word of its own.
+    with pytest.raises(DiskError, match=r"a: over 10 bytes$"), disk_errors(tmp_path / "a"):
+        raise OSError(errno.EFBIG, "over 10 bytes")
 
 
 def test_other_errors_pass() -> None:

@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(when: str, tmp_path: Path) -
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"{path}: File too large")
-    assert "bytes are free" in line
+    assert "may write files of 65536 bytes" in line
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
 

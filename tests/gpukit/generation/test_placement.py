@@ -110,22 +110,36 @@ def test_streamed_is_as_resident(
         assert torch.allclose(torch.cat((first, rest)), wanted, rtol=0, atol=1e-4)
 
 
+def test_taps_of_delta_networks_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are decoded when a decoder is put together, before anything comes for a pass."""
+    folder, ids = build("qwen3.5-yarn", tmp_path), [5, 6, 7, 8, 9]
+    whole = load_model(folder, "cpu", "qwen35").decoder
+    wanted = whole.forward(ids, whole.cache(5), every=True)
+    layers = whole.config.n_layer
+    every = Placement((whole.device,) * layers, frozenset(range(layers)))
+    monkeypatch.setattr(placing, "placed", lambda *_: every)
+    decoder = load_model(folder, "cpu", "qwen35").decoder
+    found = decoder.forward(ids, decoder.cache(5), every=True)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-4)
+
+
 def test_blocks_and_the_head_are_moved_to(model: Path) -> None:
     """Two devices are not here: what would run on the second is not run."""
     with open_source(model) as source:
-        config = loading.Description.of(source).config
-        there = placing.place_weights(source, config, placing.rooms([torch.device("cpu")]))
+        found = loading.Description.of(source)
+        config, style = found.config, found.arch.style
+        there = placing.place_weights(source, config, style, placing.rooms([torch.device("cpu")]))
     built = load_model(model, "cpu").decoder
     apart = Placement((built.device,) * (config.n_layer - 1) + (FIRST,))
-    found = replace(there, placement=apart).decoder(built)
-    assert [isinstance(block, Elsewhere) for block in found.blocks] == [
+    moved = replace(there, placement=apart).decoder(built)
+    assert [isinstance(block, Elsewhere) for block in moved.blocks] == [
         *[False] * (config.n_layer - 1), True,
     ]  # fmt: skip
-    assert found.places == apart.devices
-    assert isinstance(found.head, HeadElsewhere)
+    assert moved.places == apart.devices
+    assert isinstance(moved.head, HeadElsewhere)
     # Keys and values that belong to an earlier layer stay where that is.
     last = config.n_layer - 1
-    kept = found.cache(8).layer(last)[0].device.type
+    kept = moved.cache(8).layer(last)[0].device.type
     assert kept == ("meta" if config.kv_layer(last) == last else "cpu")
 
 

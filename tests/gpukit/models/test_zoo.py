@@ -22,7 +22,6 @@ from gpukit.errors import ArgumentError, CheckpointError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.file_types import CONVERTED
 from gpukit.generation.loading import load_model
-from gpukit.generation.placement import layer_of
 from gpukit.models.decoder import Decoder
 from gpukit.models.importer import plan_tensors
 from gpukit.models.registry import architecture_of_class, architectures
@@ -188,9 +187,7 @@ def _check_saved_again(name: str, folders: Path, peer: Any) -> None:
     # Of blocks it makes floats, and saves those under the names of blocks, without scales.
     if ZOO[name].dtype != "MXFP4":
         found, wanted = _tensors(saved), _tensors(_built(name, folders))
-        assert found == {
-            tensor for tensor in wanted if not model.is_unused(layer_of(tensor[0]), tensor[0])
-        }
+        assert found == {tensor for tensor in wanted if not model.unused.has(tensor[0])}
     shutil.rmtree(saved)
 
 

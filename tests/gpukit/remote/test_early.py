@@ -113,8 +113,9 @@ def test_a_head_that_comes_in_two_halves(monkeypatch: pytest.MonkeyPatch, first:
 
 @pytest.mark.parametrize(
     ("said", "error", "why"),
-    [(b"what?\r\n\r\n", Again, "."), (b"", Again, "."),
-     (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", Again, "."), (b"HTTP/1.1 20", Again, "."),
+    [(b"what?\r\n\r\n", RegistryError, "no HTTP"), (b"", Again, "."),
+     (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", RegistryError, "no HTTP"),
+     (b"HTTP/1.1 20", Again, "."),
      (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nless", Again, "."),
      (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (2 << 20), RegistryError, "over 1048576 bytes")],
 )  # fmt: skip

@@ -21,8 +21,8 @@ EMPTY = b"Content-Length: 0\r\n\r\n"
 
 
 @contextmanager
-def saying(answer: bytes) -> Iterator[str]:
-    """A server that says `answer` to everybody and closes; its address."""
+def saying(answer: bytes, asked: list[bytes] | None = None) -> Iterator[str]:
+    """A server that says `answer` to everybody and closes; its address. `asked` gets requests."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def accept() -> None:
@@ -30,7 +30,9 @@ def saying(answer: bytes) -> Iterator[str]:
                 while True:
                     connection, _ = server.accept()
                     with connection, suppress(OSError):
-                        connection.recv(1 << 16)
+                        request = connection.recv(1 << 16)
+                        if asked is not None and request.startswith(b"GET"):
+                            asked.append(request)
                         connection.sendall(answer)
                         connection.shutdown(socket.SHUT_WR)
                         connection.recv(1 << 16)
@@ -83,6 +85,28 @@ def test_answers_that_are_none(store: Store, answer: bytes) -> None:
         store.pull(f"{host}/me/tiny", insecure=True)
     assert "\n" not in str(caught.value)
     assert not store.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "tries", "told"),
+    [
+        (
+            b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+            1,
+            r"the answer is no HTTP \(illegal .*; is this the addr",
+        ),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 1, "the answer is no HTTP"),
+        (HEAD + b"Content-Length: 9\r\n\r\n{", 4, r"closed connection .*\(4 tries\)"),
+        (b"HTTP/1.1 2", 4, r"disconnected .*\(4 tries\)"),
+    ],
+)
+def test_what_is_no_http_is_asked_once_and_what_is_cut_again(
+    store: Store, answer: bytes, tries: int, told: str
+) -> None:
+    asked: list[bytes] = []
+    with saying(answer, asked) as host, pytest.raises(RegistryError, match=told):
+        store.pull(f"{host}/me/tiny", insecure=True)
+    assert len(asked) == tries
 
 
 @pytest.fixture

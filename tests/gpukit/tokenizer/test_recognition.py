@@ -1,6 +1,7 @@
 """A tokenizer.json that nobody knows, and the pre-tokenizer that the user names for it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from gpukit.generation.loading import load_model
 from gpukit.models.importer import plan_import
 from gpukit.recipes.inspect import describe
 from gpukit.tokenizer import vocabulary_fields
+from gpukit.tokenizer.pretokenizers import PRE_TOKENIZERS
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_an_unknown_one_is_an_error_that_names_the_way_out(folder: Path) -> None:
     with pytest.raises(
-        TokenizerError, match=r"hash [0-9a-f]{64}\).*--pre, one of: .*qwen2"
+        TokenizerError, match=r"hash [0-9a-f]{64}\).*--pre; docs/importing\.md lists all \d"
     ) as caught:
         vocabulary_fields(folder, {"vocab_size": 256})
     assert "\n" not in str(caught.value)
@@ -64,9 +68,19 @@ def test_the_name_counts_wherever_a_folder_is_read(folder: Path) -> None:
 
 def test_an_unknown_name(folder: Path) -> None:
     with pytest.raises(
-        ArgumentError, match=r"--pre nobody: unknown pre-tokenizer; known: .*tekken"
+        ArgumentError,
+        match=r"^--pre lama3: unknown pre-tokenizer; near 'lama3': llama3, .*; docs/importing\.md "
+        rf"lists all {len(PRE_TOKENIZERS)}$",
     ):
-        vocabulary_fields(folder, {"vocab_size": 256}, pre="nobody")
+        vocabulary_fields(folder, {"vocab_size": 256}, pre="lama3")
+    named = folder.rename(folder.with_name("Qwen3.5"))
+    with pytest.raises(TokenizerError, match=r"name it with --pre; near 'Qwen3.5': qwen35; docs"):
+        vocabulary_fields(named, {"vocab_size": 256})
+
+
+def test_the_docs_list_every_name() -> None:
+    text = (ROOT / "docs" / "importing.md").read_text().partition("## Pre-tokenizers\n")[2]
+    assert re.findall(r"`([^` ]+)`[,.]", text) == sorted(PRE_TOKENIZERS)
 
 
 def test_a_name_for_a_vocabulary_without_one(tmp_path: Path) -> None:
