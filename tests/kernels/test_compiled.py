@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import quant_kinds
+from support import forked, quant_kinds
 from support.command_line import surroundings
 
 from gpukit_kernels import QUANTS, quantize
@@ -18,7 +18,8 @@ from gpukit_kernels.cpu import cache, compiled
 
 pytestmark = pytest.mark.skipif(compiled.compiler() is None, reason="no C compiler")
 
-# A process of its own compiles with one thread into a folder of its own, and says what came of it.
+# A fork that has compiled nothing does so with one thread into a folder of its own, and says what
+# came of it.
 RUN = """
 import json, logging, sys, warnings
 import numpy as np, torch
@@ -51,13 +52,8 @@ def run(folder: Path, *names: str, **environment: str) -> tuple[dict[str, torch.
     arguments = [str(folder / "values.npy"), str(folder / "blocks.npz"), *names]
     kept = surroundings()
     kept.pop(cache.VARIABLE, None)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *arguments],
-        env={**kept, "XDG_CACHE_HOME": str(folder / "cache"), **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    there = {**kept, "XDG_CACHE_HOME": str(folder / "cache"), **environment}
+    done = forked.python(RUN, arguments, there)
     with np.load(folder / "blocks.npz") as file:
         blocks = {name: torch.from_numpy(file[name]) for name in names}
     for name in names:
@@ -74,19 +70,12 @@ def threads():
     torch.set_num_threads(before)
 
 
-def rows_of(name: str) -> int:
-    """Of `quant_kinds.WIDTH`: few where the reference takes its time, for codebooks."""
-    few = name in quant_kinds.ENDING
-    return 64 if few else max(64, 512 * QUANTS[name].block // quant_kinds.WIDTH)
-
-
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("name", [name for name, row in QUANTS.items() if row.encode])
 def test_every_kind_gives_the_bytes_of_the_reference(name: str) -> None:
-    row, rows = QUANTS[name], rows_of(name)
-    for kind in [*quant_kinds.FINITE, *quant_kinds.NOT_FINITE]:
-        values = torch.from_numpy(quant_kinds.make(kind, rows))
-        expected = quantize(values, name, backend="eager")
+    row = QUANTS[name]
+    for kind, expected in quant_kinds.references(name, False).items():
+        values = torch.from_numpy(quant_kinds.make(kind, len(expected)))
         got = quantize(values, name, backend="compiled")
         wrong = (got != expected).view(-1, row.nbytes).any(dim=1).sum()
         assert wrong == 0, f"{kind}: {wrong} blocks differ"
@@ -109,11 +98,10 @@ def load_without_torch(name: str) -> None:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("name", [name for name, row in QUANTS.items() if row.weighted])
 def test_every_kind_gives_the_bytes_of_the_reference_with_importance(name: str) -> None:
-    row, rows = QUANTS[name], rows_of(name)
+    row = QUANTS[name]
     importance = torch.from_numpy(quant_kinds.importance(quant_kinds.WIDTH))
-    for kind in quant_kinds.FINITE:
-        values = torch.from_numpy(quant_kinds.make(kind, rows))
-        expected = quantize(values, name, importance, backend="eager")
+    for kind, expected in quant_kinds.references(name, True).items():
+        values = torch.from_numpy(quant_kinds.make(kind, len(expected)))
         got = quantize(values, name, importance, backend="compiled")
         wrong = (got != expected).view(-1, row.nbytes).any(dim=1).sum()
         assert wrong == 0, f"{kind}: {wrong} blocks differ"

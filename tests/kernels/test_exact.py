@@ -9,7 +9,7 @@ import torch
 from support import quant_kinds
 from support.quant_kinds import WIDTH
 
-from gpukit_kernels import QUANTS, QuantError, QuantType, dequantize, quantize
+from gpukit_kernels import QUANTS, QuantError, dequantize, quantize
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "kernels.npz"
 WRITTEN = [name for name, row in QUANTS.items() if row.encodable]
@@ -17,9 +17,8 @@ WEIGHTED = [name for name, row in QUANTS.items() if row.weighted]
 # Those that have bytes without importance.
 PLAIN = [name for name, row in QUANTS.items() if row.encode]
 WIDTHS = (32, 64, 256, 288, 4096, 11008, 28672)
-# Blocks of random bytes, and of each kind and type in the comparison with the peer; of types that
-# look for points of lattices, for seconds in the reference, fewer.
-BLOCKS, ENCODED, SOUGHT = 2048, 512, 64
+# Blocks of random bytes.
+BLOCKS = 2048
 
 
 @pytest.fixture(scope="module")
@@ -83,23 +82,15 @@ def test_every_type_has_golden_bytes(golden: dict[str, np.ndarray]) -> None:
     assert made == set(WEIGHTED)
 
 
-def rows_of(row: QuantType) -> int:
-    """Rows of a kind. llama.cpp ends the process for some rows of what is sought, each of which is
-    tried then."""
-    return SOUGHT if row.name in quant_kinds.ENDING else max(64, ENCODED * row.block // WIDTH)
-
-
 @pytest.mark.parametrize("kind", [*quant_kinds.FINITE, *quant_kinds.NOT_FINITE])
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.peer
 @pytest.mark.thorough
 def test_peer(name: str, kind: str) -> None:
-    peer = quant_kinds.need_peer()
     row = QUANTS[name]
-    rows = rows_of(row)
-    values = quant_kinds.make(kind, rows)
-    expected = peer.quantize(values, row.id)
-    same_bytes(quantize(torch.from_numpy(values), name, backend="eager"), expected, row.nbytes)
+    values = quant_kinds.make(kind, quant_kinds.rows_of(name))
+    expected = quant_kinds.need_peer().quantize(values, row.id)
+    same_bytes(quant_kinds.references(name, False)[kind], expected, row.nbytes)
     if name != "F32":
         same_floats(dequantize(torch.from_numpy(expected), name), gguf_values(expected, name))
 
@@ -110,12 +101,10 @@ def test_peer(name: str, kind: str) -> None:
 @pytest.mark.thorough
 def test_peer_with_importance(name: str, kind: str) -> None:
     row = QUANTS[name]
-    rows = rows_of(row)
-    values = quant_kinds.make(kind, rows)
+    values = quant_kinds.make(kind, quant_kinds.rows_of(name))
     importance = quant_kinds.importance(WIDTH)
     expected = quant_kinds.need_peer().quantize(values, row.id, importance)
-    got = quantize(torch.from_numpy(values), name, torch.from_numpy(importance), backend="eager")
-    same_bytes(got, expected, row.nbytes)
+    same_bytes(quant_kinds.references(name, True)[kind], expected, row.nbytes)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

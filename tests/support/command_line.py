@@ -16,20 +16,29 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Importing torch takes seconds, and the verbs half of one: a process that has done so divides for
-# every command. Imports hold no circle, so their order is nothing that a command could meet, and no
+# Importing torch takes seconds, and the verbs half of one: a process that has done so, and has made
+# the options of all commands, divides for every command. Imports hold no circle, so their order is nothing that a command could meet, and no
 # file of ours looks at the environment while it is loaded; libraries that do are loaded by each
 # command. What says how Python starts needs a process that does: `STARTS`.
 SERVER = """
-import atexit, gc, importlib, json, os, pkgutil, socket, sys, threading
-import gguf, jinja2, torch
+import atexit, gc, importlib, json, os, pkgutil, socket, sys, threading, weakref
+import gguf, jinja2, torch, typer.main
 from sentencepiece import sentencepiece_model_pb2
 ROOMS = ("conversion", "generation", "models", "recipes", "tokenizer")
 for room in map(importlib.import_module, ["gpukit_cli", *(f"gpukit.{room}" for room in ROOMS)]):
     for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
         if not module.name.endswith(".__main__"):
             importlib.import_module(module.name)
+from gpukit.models import registry
+from gpukit_cli import app
+registry.architectures()
+line, made = app.command_line(), typer.main.get_command
+tree = made(line)
+app.command_line = lambda: line
+typer.main.get_command = lambda given: tree if given is line else made(given)
 assert not {"huggingface_hub", "triton", "typer.rich_utils"} & sys.modules.keys()
+for each in list(weakref.finalize._registry):
+    each.atexit = False  # torch's operators, which would be taken apart one by one
 gc.freeze()  # what is loaded is no garbage: looking at it would copy its pages in each child
 channel = socket.socket(fileno=int(sys.argv[1]))
 while True:
@@ -52,10 +61,9 @@ os.environ.clear()
 os.environ.update(asked["environment"])
 os.chdir(asked["folder"])
 sys.argv = ["gpukit", *asked["words"]]
-from gpukit_cli.app import main
 code = 0
 try:
-    main()
+    app.main()
 except SystemExit as end:
     code = end.code
 if code is None or isinstance(code, int):

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from select import select
 from typing import IO
@@ -128,3 +129,23 @@ class Forked:
     def _send(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
+
+
+def python(
+    code: str, arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """What a fork says that runs `code` with `arguments` in `environment`: of one that fails the
+    error is raised, as by `subprocess.run(..., check=True)`."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        command = [sys.executable, "-c", f"import sys\nsys.argv = {['-c', *arguments]!r}\n{code}"]
+        process = Forked(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=(), env=environment
+        )
+        status = process.wait()
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read().decode())
+    done = subprocess.CompletedProcess(arguments, status, *said)
+    done.check_returncode()
+    return done

@@ -9,6 +9,7 @@ import faulthandler
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from gpukit_kernels import QuantType, quantize
+from gpukit_kernels import QUANTS, QuantType, quantize
 from gpukit_kernels.facts import FACTS
 
 Floats = npt.NDArray[np.float32]
@@ -29,6 +30,10 @@ WIDTH = 256
 # Types of which llama.cpp ends the process where no error is finite; its bytes of such a row.
 ENDING = {name: FACTS[name].id for name in FACTS if name.startswith(("IQ1", "IQ2", "IQ3"))}
 ENDED = 0xFF
+# Blocks of each kind and type in comparisons of encoders; rows of types that look for points of
+# lattices, for seconds in the reference. llama.cpp ends the process for some, each of which is
+# tried then.
+ENCODED, SOUGHT = 512, 64
 
 
 def _normal(n: int, rng: Rng) -> Floats:
@@ -99,6 +104,27 @@ def make(kind: str, n: int, seed: int = 0) -> Floats:
     """float32 `[n, 256]` of `kind`, the same for the same seed."""
     with np.errstate(all="ignore"):
         return {**FINITE, **NOT_FINITE}[kind](n, np.random.default_rng([seed, len(kind)]))
+
+
+def rows_of(name: str) -> int:
+    """Rows of a kind in comparisons of encoders."""
+    return SOUGHT if name in ENDING else max(64, ENCODED * QUANTS[name].block // WIDTH)
+
+
+@cache
+def references(name: str, weighted: bool) -> dict[str, torch.Tensor]:
+    """Of each kind uint8 `[rows_of(name), row_bytes]`: what the torch reference makes of it, with
+    importance if `weighted`, then of what is finite only. Once a process: what is compared with
+    llama.cpp and what compiled code is compared with."""
+    kinds = [*FINITE, *([] if weighted else NOT_FINITE)]
+    made = [torch.from_numpy(make(kind, rows_of(name))) for kind in kinds]
+    weights = torch.from_numpy(importance(WIDTH)) if weighted else None
+    if name in ENDING:
+        # Few rows, of which the reference's operations take the time: all kinds at once.
+        found = quantize(torch.cat(made), name, weights, backend="eager").split(rows_of(name))
+    else:
+        found = tuple(quantize(values, name, weights, backend="eager") for values in made)
+    return dict(zip(kinds, found, strict=True))
 
 
 def importance(width: int, seed: int = 0) -> Floats:
