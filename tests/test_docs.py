@@ -41,7 +41,7 @@ FOLDERS = ("Llama-3.2-1B-Instruct", "Llama-3.2-1B", "models")
 ADAPTERS = ("my-lora", "tiny-lora", "a", "b", "loras/chat", "loras/code")
 TEXTS = ("wiki.test.raw", "calibration.txt", "shakespeare-train.txt", "shakespeare-valid.txt")
 # Characters of each, two windows of the largest context on the pages and a rest.
-TEXT = 4000
+TEXT = 2700
 MADE = {
     "llama-f16.gguf": ("F16",),
     "llama-bf16.gguf": ("BF16",),

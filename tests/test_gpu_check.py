@@ -8,24 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.command_line import surroundings
+from support.forked import python
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_it_says_so(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--out", tmp_path / "x.json"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run("--out", str(tmp_path / "x.json"))
     assert done.returncode == 1
     assert done.stderr == "Error: no CUDA device here; gpu_check checks kernels on one\n"
     assert not (tmp_path / "x.json").exists()
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--seconds", "soon"], capture_output=True, text=True, check=False
-    )
+    done = run("--seconds", "soon")
     assert done.returncode == 2
     assert "invalid float value: 'soon'" in done.stderr
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """What the script says in a fork, which has torch."""
+    code = f"import runpy\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    return python(code, words, surroundings())
 
 
 STEPS = "bytes,rates,merge,products,vectors,odd,golden,forward,prefill,attention,copies"

@@ -4,16 +4,17 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from rich.console import Console
+from support import forked
 from support.batches import assert_only_outputs
 from support.checkpoints import build
-from support.command_line import gpukit, listening
+from support.command_line import gpukit
+from support.forked import Forked
 from support.loras import lora
 from support.pages import data_of
 from support.terminal import Terminal
@@ -136,23 +137,18 @@ def test_the_schema_is_printed() -> None:
     assert json.loads(gpukit("batch", "--schema").stdout) == json_schema()
 
 
-def _started(plan: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "gpukit_cli", "batch", str(plan), *words],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=listening,
-    )
+def _started(plan: Path, *words: str) -> tuple[Forked, TextIO]:
+    """A batch, and what it says on stderr."""
+    reading, writing = os.pipe()
+    with open(writing, "wb") as err:
+        return forked.command("batch", plan, *words, err=err), open(reading)
 
 
-def _after_lines(process: subprocess.Popen[str], count: int, number: int) -> None:
+def _after_lines(process: Forked, said: TextIO, count: int, number: int) -> None:
     """Send signal `number` after `count` lines, and wait."""
-    assert process.stderr is not None
-    with process.stderr:
+    with said:
         for _ in range(count):
-            process.stderr.readline()
+            said.readline()
         process.send_signal(number)
         process.wait()
 
@@ -171,14 +167,13 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(place: Path) -> None
     plan, folder = _plan(place, "killed"), place / "killed"
     finished: dict[Path, int] = {}
     for lines, later in ((2, 0.0), (5, 0.02), (3, 0.05), (6, 0.1)):
-        process = _started(plan)
-        assert process.stderr is not None
-        for _ in range(lines):
-            process.stderr.readline()
-        time.sleep(later)
-        process.kill()
-        process.wait()
-        process.stderr.close()
+        process, said = _started(plan)
+        with said:
+            for _ in range(lines):
+                said.readline()
+            time.sleep(later)
+            process.kill()
+            process.wait()
         now = _finished(folder)
         assert finished.items() <= now.items()
         finished = now
@@ -199,8 +194,8 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(place: Path) -> None
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_end(number: int, place: Path) -> None:
     plan = _plan(place, f"ended-{number}")
-    process = _started(plan)
-    _after_lines(process, 3, number)
+    process, said = _started(plan)
+    _after_lines(process, said, 3, number)
     assert process.returncode == 128 + number
     assert not list((place / f"ended-{number}").rglob("*.tmp"))
 
@@ -208,11 +203,10 @@ def test_told_to_end(number: int, place: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_command(number: int, place: Path) -> None:
     name = f"workers-{number}"
-    process = _started(_plan(place, name), "--jobs", "2")
-    assert process.stderr is not None
-    process.stderr.readline()
+    process, said = _started(_plan(place, name), "--jobs", "2")
+    said.readline()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    _after_lines(process, 2, number)
+    _after_lines(process, said, 2, number)
     assert len(children) == 2
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     for child in children:

@@ -1,13 +1,11 @@
 """`gpukit imatrix` as a user calls it."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from support import forked
 from support.checkpoints import DATA
 from support.command_line import gpukit
 
@@ -77,12 +75,12 @@ def test_one_line_for_what_is_wrong(
 def test_a_run_that_is_killed_outright_goes_on(tmp_path: Path) -> None:
     out, state = tmp_path / "x.gguf", tmp_path / "x.gguf.unfinished"
     words = ("imatrix", TINY, "-f", TEXT, "-o", out, "--num-ctx", 32, "--save-every", 1)
-    command = [sys.executable, "-m", "gpukit_cli", *map(str, words), "--device", "cpu"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
-        until = time.monotonic() + 120
-        while not state.exists() and run.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        run.send_signal(signal.SIGKILL)
+    run = forked.command(*words, "--device", "cpu")
+    until = time.monotonic() + 120
+    while not state.exists() and run.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    run.kill()
+    run.wait()
     if out.exists():
         pytest.skip("it was faster than its end")
     before = read_imatrix(state).chunks

@@ -4,11 +4,11 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from support import forked
 from support.checkpoints import DATA
 from support.command_line import gpukit
 
@@ -125,12 +125,12 @@ def test_a_killed_run_goes_on(file: Path, tmp_path: Path) -> None:
     journal = tmp_path / "run.jsonl"
     words = ("perplexity", file, "-f", TEXT, "--num-ctx", 32, "--device", "cpu", "--journal",
              journal)  # fmt: skip
-    command = [sys.executable, "-m", "gpukit_cli", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
-            assert run.poll() is None
-            time.sleep(0.02)
-        run.kill()
+    run = forked.command(*words)
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
+        assert run.poll() is None
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
     known = journal.read_bytes().count(b"\n") - 1
     done = gpukit(*words, "--chunks", known + 2)
     assert f"{known} of {known + 2} chunks are known from {journal}" in done.stderr

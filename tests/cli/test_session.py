@@ -2,7 +2,6 @@
 
 import os
 import stat
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import DATA
+from support.command_line import gpukit
 from support.terminal import Terminal
 
 from gpukit.conversion.run import run_plan
@@ -39,10 +39,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "FROM ./chat.gguf\nPARAMETER temperature 0\nPARAMETER num_predict 12\nSYSTEM First\n"
         "MESSAGE user Who?\nMESSAGE assistant Nobody.\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", MAIN, "create", "bard", "-f", "Modelfile"],
-        cwd=folder, env=_environment(folder), check=True, capture_output=True,
-    )  # fmt: skip
+    words = ("create", "bard", "-f", "Modelfile")
+    done = gpukit(*words, folder=folder, GPUKIT_MODELS=str(folder / "models"))
+    assert done.returncode == 0, done.stderr
     return folder
 
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 import pytest
-from support import command_line
+from support import command_line, forked
 from support.forked import Forked
 
 from gpukit.formats.gguf_fields import TensorSpec, string, u32
@@ -40,11 +40,13 @@ def folder(tmp_path: Path) -> Path:
 def gpukit(folder: Path, *arguments: str, code: int = 0, longest: int | None = None) -> Done:
     """Run a command in `folder` with the store below it; checks the exit code, and of a failure
     that it is told in one line."""
-    models = str(folder / "models")
     if longest is not None:
-        environment = command_line.surroundings(GPUKIT_MODELS=models)
-        done = command_line.process_of_its_own(arguments, folder, environment, longest=longest)
+        with TemporaryFile() as said:
+            status = _started(folder, said, *arguments, longest=longest).wait()
+            said.seek(0)
+            done = Done(arguments, status, "", said.read().decode())
     else:
+        models = str(folder / "models")
         done = command_line.gpukit(*arguments, folder=folder, GPUKIT_MODELS=models)
     assert done.returncode == code, (done.returncode, done.stderr)
     if code == 1:
@@ -319,15 +321,11 @@ def test_a_full_disk_in_the_middle_of_a_conversion(folder: Path) -> None:
     gpukit(folder, "create", "tiny", "-q", "Q8_0")
 
 
-def _started(folder: Path, said: IO[bytes], *words: str) -> Forked:
-    code = (
-        f"import os, sys; os.chdir({str(folder)!r}); sys.argv = {['gpukit', *words]}\n"
-        "from gpukit_cli.app import main; main()\n"
+def _started(folder: Path, said: IO[bytes], *words: str, longest: int | None = None) -> Forked:
+    environment = command_line.surroundings(GPUKIT_MODELS=str(folder / "models"))
+    return forked.command(
+        *words, folder=folder, out=said, err=said, longest=longest, environment=environment
     )
-    return Forked(
-        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-        pass_fds=(), env=command_line.surroundings(GPUKIT_MODELS=str(folder / "models")),
-    )  # fmt: skip
 
 
 def test_two_creates_at_once_share_their_blobs(folder: Path) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.command_line import listening
+from support import forked
+from support.command_line import gpukit, listening
 from support.shells import COMMAND, RUN, TINY, environment, shell
 
 from gpukit.formats.gguf_fields import TensorSpec, string, u32
@@ -36,23 +37,18 @@ def told(
 ) -> tuple[int, list[str]]:
     """The exit code and the last lines on stderr of a command that gets `signals` when it has
     `begun`."""
-    with subprocess.Popen(
-        [*COMMAND, *map(str, words)],
-        env=environment(folder, **others),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=listening,
-    ) as process:
+    with tempfile.TemporaryFile() as err:
+        variables = environment(folder, **others)
+        process = forked.command(*words, folder=folder, err=err, environment=variables)
         end = time.monotonic() + 60
         while not begun() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.002)
         for number in signals:
             process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    return process.returncode, [x for x in errors.splitlines() if not x.startswith("quantizing")]
+        code = process.wait(timeout=60)
+        err.seek(0)
+        lines = err.read().decode().splitlines()
+    return code, [line for line in lines if not line.startswith("quantizing")]
 
 
 ENDINGS = [
@@ -174,9 +170,9 @@ def test_a_create_that_is_told_to_end_leaves_the_store_as_it_was(
 ) -> None:
     (tmp_path / "Modelfile").write_text(f"FROM {large}\n")
     (tmp_path / "small").write_text(f"FROM {TINY}\nLICENSE MIT\n")
-    create = [*COMMAND, "create", "old", "-f", "small"]
-    subprocess.run(create, env=environment(tmp_path), cwd=tmp_path, check=True, capture_output=True)
     store = tmp_path / "models"
+    done = gpukit("create", "old", "-f", "small", folder=tmp_path, GPUKIT_MODELS=str(store))
+    assert done.returncode == 0, done.stderr
 
     def files() -> dict[Path, tuple[int, int]]:
         return {p: (p.stat().st_ino, p.stat().st_size) for p in store.rglob("*") if p.is_file()}

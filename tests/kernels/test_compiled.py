@@ -54,6 +54,7 @@ def run(folder: Path, *names: str, **environment: str) -> tuple[dict[str, torch.
     kept.pop(cache.VARIABLE, None)
     there = {**kept, "XDG_CACHE_HOME": str(folder / "cache"), **environment}
     done = forked.python(RUN, arguments, there)
+    done.check_returncode()
     with np.load(folder / "blocks.npz") as file:
         blocks = {name: torch.from_numpy(file[name]) for name in names}
     for name in names:

@@ -1,5 +1,6 @@
 """The torch reference against llama.cpp: the same bytes encoded, the same floats decoded."""
 
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -57,22 +58,29 @@ def same_floats(got: torch.Tensor, expected: np.ndarray) -> None:
     assert not differ.any(), f"{differ.sum()} of {differ.size} values differ"
 
 
+@cache
+def encoded(name: str, weighted: bool) -> torch.Tensor:
+    """uint8 `[kinds, rows, row_bytes]`: all golden values by the reference, at once."""
+    with np.load(GOLDEN) as file:
+        values = np.stack([file[f"values/{kind}"] for kind in quant_kinds.FINITE])
+        importance = torch.from_numpy(file["importance"]) if weighted else None
+    return quantize(torch.from_numpy(values), name, importance, backend="eager")
+
+
 @pytest.mark.parametrize("kind", quant_kinds.FINITE)
 @pytest.mark.parametrize("name", [name for name in PLAIN if name != "F32"])
 def test_golden(golden: dict[str, np.ndarray], name: str, kind: str) -> None:
     blocks = golden[f"blocks/{name}/{kind}"]
-    values = torch.from_numpy(golden[f"values/{kind}"])
-    same_bytes(quantize(values, name, backend="eager"), blocks, QUANTS[name].nbytes)
+    made = encoded(name, False)[list(quant_kinds.FINITE).index(kind)]
+    same_bytes(made, blocks, QUANTS[name].nbytes)
     same_floats(dequantize(torch.from_numpy(blocks), name), gguf_values(blocks, name))
 
 
 @pytest.mark.parametrize("kind", quant_kinds.FINITE)
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_golden_with_importance(golden: dict[str, np.ndarray], name: str, kind: str) -> None:
-    values = torch.from_numpy(golden[f"values/{kind}"])
-    importance = torch.from_numpy(golden["importance"])
-    blocks = quantize(values, name, importance, backend="eager")
-    same_bytes(blocks, golden[f"weighted/{name}/{kind}"], QUANTS[name].nbytes)
+    made = encoded(name, True)[list(quant_kinds.FINITE).index(kind)]
+    same_bytes(made, golden[f"weighted/{name}/{kind}"], QUANTS[name].nbytes)
 
 
 def test_every_type_has_golden_bytes(golden: dict[str, np.ndarray]) -> None:

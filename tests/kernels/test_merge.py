@@ -1,6 +1,7 @@
 """Deltas merged: every path gives the reference's bytes, and the reference PEFT's sum."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -110,21 +111,27 @@ def test_dense_weights(shape: tuple[int, ...], dtype: torch.dtype, backend: str)
         assert same(rounded, wanted.to(dtype))
 
 
+@cache
+def merged_into(kind: str, rows: int, width: int) -> tuple[Tensor, list[Factors], Tensor]:
+    """A weight, adapters, and what the reference makes of both: once for all backends."""
+    weight = drawn(rows, width, seed=7).to(torch.bfloat16)
+    some = factors(weight.shape, [4, 2], dora=True)
+    return weight, some, quantize(merge(weight.to(torch.float32), some), kind, backend="eager")
+
+
 @pytest.mark.parametrize(("kind", "backend"), each(WRITTEN))
 def test_into_blocks(kind: str, backend: str) -> None:
     block = QUANTS[kind].block
     rows, width = (2, block) if searched(kind, backend) else (5, 3 * block)
-    weight = drawn(rows, width, seed=7).to(torch.bfloat16)
-    some = factors(weight.shape, [4, 2], dora=True)
-    wanted = quantize(merge(weight.to(torch.float32), some), kind, backend="eager")
+    weight, some, wanted = merged_into(kind, rows, width)
     assert same(merge_lora(weight, some, out=kind, backend=backend), wanted)
 
 
-@pytest.mark.parametrize(("kind", "backend"), each(list(QUANTS)))
-def test_from_blocks(kind: str, backend: str) -> None:
+@cache
+def merged_from(kind: str, rows: int) -> tuple[Tensor, list[Factors], Tensor, str, Tensor]:
+    """Blocks, an adapter, both merged by the reference, and a type that those become: blocks."""
     row = QUANTS[kind]
     random = torch.Generator().manual_seed(3)
-    rows = 1 if searched(kind, backend) else 3
     if row.encode:
         blocks = quantize(drawn(rows, 2 * row.block, seed=7), kind, backend="eager")
     else:
@@ -132,10 +139,16 @@ def test_from_blocks(kind: str, backend: str) -> None:
     weight = dequantize(blocks, kind, backend="eager")
     some = factors(weight.shape, [3])
     wanted = merge(weight, some)
-    assert same(merge_lora(blocks, some, kind, backend=backend), wanted)
     back = kind if row.encode else "F16"
-    found = merge_lora(blocks, some, kind, back, backend=backend)
-    assert same(found, quantize(wanted, back, backend="eager"))
+    return blocks, some, wanted, back, quantize(wanted, back, backend="eager")
+
+
+@pytest.mark.parametrize(("kind", "backend"), each(list(QUANTS)))
+def test_from_blocks(kind: str, backend: str) -> None:
+    rows = 1 if searched(kind, backend) else 3
+    blocks, some, wanted, back, encoded = merged_from(kind, rows)
+    assert same(merge_lora(blocks, some, kind, backend=backend), wanted)
+    assert same(merge_lora(blocks, some, kind, back, backend=backend), encoded)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

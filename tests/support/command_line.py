@@ -3,7 +3,6 @@
 import atexit
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -17,9 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 # Importing torch takes seconds, and the verbs half of one: a process that has done so, and has made
-# the options of all commands, divides for every command. Imports hold no circle, so their order is nothing that a command could meet, and no
-# file of ours looks at the environment while it is loaded; libraries that do are loaded by each
-# command. What says how Python starts needs a process that does: `STARTS`.
+# the options of all commands, divides for every command. Imports hold no circle, so their order is
+# nothing that a command could meet, and no file of ours looks at the environment while it is
+# loaded; libraries that do are loaded by each command. What says how Python starts needs a process
+# that does: `STARTS`.
 SERVER = """
 import atexit, gc, importlib, json, os, pkgutil, socket, sys, threading, weakref
 import gguf, jinja2, torch, typer.main
@@ -118,18 +118,9 @@ def gpukit(
 
 
 def process_of_its_own(
-    arguments: Sequence[str],
-    folder: Path | None,
-    environment: dict[str, str],
-    *,
-    longest: int | None = None,
+    arguments: Sequence[str], folder: Path | None, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """The same, from the start of Python on; no file that it writes is longer than `longest`."""
-
-    def limited() -> None:
-        if longest is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (longest, longest))
-
+    """The same, from the start of Python on."""
     return subprocess.run(
         [sys.executable, "-m", "gpukit_cli", *arguments],
         capture_output=True,
@@ -138,7 +129,6 @@ def process_of_its_own(
         stdin=subprocess.DEVNULL,
         cwd=folder,
         env=environment,
-        preexec_fn=limited,
     )
 
 

@@ -13,16 +13,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from select import select
 from typing import IO
 
-from support.command_line import server
+from support.command_line import server, surroundings
 
 # For each process a keeper, which is its parent, tells its number and how it has ended. SIGCHLD is
 # ignored here, so that no keeper has to be waited for.
 SERVER = """
 import fcntl, gc, json, os, signal, socket, sys, threading, traceback
-import torch
+import torch, typer
+import gpukit_cli.app
 import gpukit.batches.worker, gpukit.conversion.torch_engine, gpukit.evaluation.scoring
 import gpukit.recipes.convert, gpukit.recipes.merge, gpukit.recipes.measured
 assert "triton" not in sys.modules
@@ -121,12 +123,12 @@ class Forked:
             return None
 
     def kill(self) -> None:
-        self._send(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        self._send(signal.SIGTERM)
+        self.send_signal(signal.SIGTERM)
 
-    def _send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -134,8 +136,7 @@ class Forked:
 def python(
     code: str, arguments: Sequence[str], environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """What a fork says that runs `code` with `arguments` in `environment`: of one that fails the
-    error is raised, as by `subprocess.run(..., check=True)`."""
+    """What a fork says that runs `code` with `arguments` in `environment`."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         command = [sys.executable, "-c", f"import sys\nsys.argv = {['-c', *arguments]!r}\n{code}"]
         process = Forked(
@@ -146,6 +147,40 @@ def python(
         for file in (out, err):
             file.seek(0)
             said.append(file.read().decode())
-    done = subprocess.CompletedProcess(arguments, status, *said)
-    done.check_returncode()
-    return done
+    return subprocess.CompletedProcess(arguments, status, *said)
+
+
+COMMAND = """
+import os, resource, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+if longest is not None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (longest, longest))
+os.chdir(folder)
+sys.argv = ["gpukit", *words]
+from gpukit_cli.__main__ import main
+main()
+"""
+
+
+def command(
+    *words: object,
+    folder: Path | None = None,
+    out: IO[bytes] | None = None,
+    err: IO[bytes] | None = None,
+    longest: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Forked:
+    """The command line, started with `words` in `folder`, with none of the signals that
+    end it ignored; no file that it writes is longer than `longest`. Streams that are not given go
+    nowhere."""
+    given = (
+        f"words, folder, longest = {[str(word) for word in words]!r}, "
+        f"{str(folder or Path.cwd())!r}, {longest}\n"
+    )
+    with open(os.devnull, "wb") as nowhere:
+        return Forked(
+            [sys.executable, "-c", given + COMMAND], stdin=subprocess.DEVNULL,
+            stdout=out or nowhere, stderr=err or nowhere, pass_fds=(),
+            env=environment or surroundings(),
+        )  # fmt: skip

@@ -7,10 +7,12 @@ read there are blocks of random bytes instead.
 import ctypes
 import faulthandler
 import importlib.util
+import mmap
 import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -197,15 +199,22 @@ class Peer:
             return self._quantized(values, id, importance)
         # Else each child would make the tables.
         self._ggml.ggml_quantize_init(id)
-        if self._survives(values, id, importance):
-            return self._quantized(values, id, importance)
-        out = np.full((len(values), self.row_bytes(id, values.shape[1])), ENDED, np.uint8)
-        for i in range(len(values)):
-            if self._survives(values[i : i + 1], id, importance):
-                out[i] = self._quantized(values[i : i + 1], id, importance)[0]
-        return out
+        row_bytes = self.row_bytes(id, values.shape[1])
+        # What children share with us: the rows that are done, and how many were begun.
+        with mmap.mmap(-1, 8 + len(values) * row_bytes) as shared:
+            begun = np.frombuffer(shared, np.uint64, 1)
+            out = np.frombuffer(shared, np.uint8, offset=8).reshape(len(values), row_bytes)
+            out[:] = ENDED
+            while begun[0] < len(values) and not self._goes_on(values, id, importance, begun, out):
+                pass
+            found = out.copy()
+            del begun, out
+        return found
 
-    def _survives(self, values: Floats, id: int, importance: Floats | None) -> bool:
+    def _goes_on(
+        self, values: Floats, id: int, importance: Floats | None, begun: Any, out: Bytes
+    ) -> bool:
+        """Whether a child came to the end of the rows that are left; else it was ended by one."""
         child = os.fork()
         if not child:
             # A stack's trace by a debugger takes seconds; pytest's has a stream of its own.
@@ -213,7 +222,9 @@ class Peer:
             os.environ["GGML_NO_BACKTRACE"] = "1"
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 1), os.dup2(silent, 2)
-            self._quantized(values, id, importance)
+            for i in range(int(begun[0]), len(values)):
+                begun[0] = i + 1
+                out[i] = self._quantized(values[i : i + 1], id, importance)[0]
             os._exit(0)
         return os.waitpid(child, 0)[1] == 0
 

@@ -3,14 +3,12 @@ and nothing half-written."""
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from support import quant_kinds
+from support import forked, quant_kinds
 from support.checkpoints import build
 from support.command_line import gpukit
 
@@ -172,12 +170,11 @@ def test_a_killed_run_in_parts_is_cleared_by_the_next(tmp_path: Path) -> None:
     folder, out = build("llama31", tmp_path), tmp_path / "out"
     out.mkdir()
     words = ["quantize", folder, out / "x.gguf", "Q8_0", "--split-max-size", "200K", "--json"]
-    command = [sys.executable, "-m", "gpukit_cli", *map(str, words)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = forked.command(*words)
     while not list(out.iterdir()) and child.poll() is None:
         pass
     child.kill()
-    child.communicate()
+    child.wait()
     left = list(out.iterdir())
     assert left
     assert all(path.suffix == ".tmp" for path in left)

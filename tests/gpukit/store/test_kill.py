@@ -72,7 +72,9 @@ def write_gguf(path: Path) -> None:
         writer.write(0, bytes(range(256)))
 
 
-@pytest.mark.parametrize("action", ["create_model", "replace_model"])
+@pytest.mark.parametrize(
+    "action", ["create_model", pytest.param("replace_model", marks=pytest.mark.thorough)]
+)
 def test_create_from_a_gguf(tmp_path: Path, action: str) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     (tmp_path / "Modelfile").write_text(
