@@ -8,6 +8,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError
 from gpukit.models.config import ModelConfig
 from gpukit.models.states import State, States
@@ -80,8 +81,8 @@ class KVCache:
             size = min(2 * size, self.n_ctx)
         if size > self.capacity:
             # Layer by layer: what is replaced is free before the next one grows.
-            for number, pair in list(self._layers.items()):
-                self._layers[number] = (self._grown(pair[0], size), self._grown(pair[1], size))
+            for number in list(self._layers):
+                self._layers[number] = self._grown(self._layers[number], size)
             self.capacity = size
 
     def positions(self, count: int, device: torch.device) -> Tensor:
@@ -130,14 +131,17 @@ class KVCache:
         self.length += count
         self._states.commit()
 
-    def _grown(self, old: Tensor, size: int) -> Tensor:
-        new = old.new_zeros((old.shape[0], size, old.shape[2]))
-        new[:, : self.length] = old[:, : self.length]
-        return new
+    def _grown(self, pair: tuple[Tensor, Tensor], size: int) -> tuple[Tensor, Tensor]:
+        found = []
+        for old in pair:
+            new = _zeros((old.shape[0], size, old.shape[2]), old.device, old.dtype)
+            new[:, : self.length] = old[:, : self.length]
+            found.append(new)
+        return found[0], found[1]
 
 
 def _zeros(shape: tuple[int, ...], place: torch.device, dtype: torch.dtype | None) -> Tensor:
-    return torch.zeros(shape, device=place, dtype=dtype or kept_dtype(place))
+    return kernels.zeros_by_page(shape, dtype or kept_dtype(place), place)
 
 
 class Unrelated:

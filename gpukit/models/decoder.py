@@ -45,14 +45,15 @@ class Block:
     scale: float = 1.0
 
     def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
-        found = self.attention(self.attention_norm(x), turns, cache)
-        x = self._sum(x, found if self.after_attention is None else self.after_attention(found))
-        found = self.feed_forward(self.feed_forward_norm(x))
-        after = self.after_feed_forward
-        return self._sum(x, found if after is None else after(found))
+        """`x`, which changes: a sum of its own each time would be memory, and holes in it."""
+        self._add(x, self.attention(self.attention_norm(x), turns, cache), self.after_attention)
+        return self._add(
+            x, self.feed_forward(self.feed_forward_norm(x)), self.after_feed_forward
+        )
 
-    def _sum(self, x: Tensor, found: Tensor) -> Tensor:
-        return x + (found if self.scale == 1 else found * self.scale)
+    def _add(self, x: Tensor, found: Tensor, after: Callable[[Tensor], Tensor] | None) -> Tensor:
+        found = found if after is None else after(found)
+        return x.add_(found if self.scale == 1 else found * self.scale)
 
 
 @dataclass(frozen=True)

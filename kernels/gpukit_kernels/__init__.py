@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gpukit_kernels.side import side_of
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
     from gpukit_kernels.turns import (
-        Lane, Turn, alone, copied_from, in_large_pages, lanes, sharing, turn_on,
+        Lane, Turn, alone, copied_from, in_large_pages, lanes, sharing, turn_on, zeros_by_page,
     )  # fmt: skip
 
 # The module of each name. None is called as one of its names: importing it would hide that.
@@ -38,7 +38,10 @@ _MODULES = {
     "rows": ["Activation"],
     "side": ["side_of"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
-    "turns": ["Lane", "Turn", "alone", "copied_from", "in_large_pages", "lanes", "sharing", "turn_on"],
+    "turns": [
+        "Lane", "Turn", "alone", "copied_from", "in_large_pages", "lanes", "sharing", "turn_on",
+        "zeros_by_page",
+    ],  # fmt: skip
 }
 
 __all__ = [
@@ -78,6 +81,7 @@ __all__ = [
     "timed",
     "turn_on",
     "type_facts",
+    "zeros_by_page",
 ]
 
 __getattr__, __dir__ = lazily(globals(), _MODULES)

@@ -133,6 +133,9 @@ def matmul(
         )
     # Sums in another order are other sums: they shall not depend on how many there are.
     chosen = checked_backend(backend or usual_backend(x.device), x.device)
+    if chosen == "compiled" and type(x) is Tensor and not torch.compiler.is_compiling():
+        # The dispatcher's way takes as long as a small product, hundreds of times a token.
+        return _matmul(x, blocks, row, chosen, exact)
     return torch.ops.gpukit.matmul(x, blocks, row.name, chosen, exact)
 
 
@@ -250,8 +253,11 @@ def _(blocks: Tensor, qtype: str, dtype: torch.dtype, backend: str) -> Tensor:  
 
 
 @torch.library.impl("gpukit::matmul", "default")
-def _matmul(x: Tensor, blocks: Tensor, qtype: str, backend: str, exact: bool = False) -> Tensor:
-    row = by_name(qtype)
+def _(x: Tensor, blocks: Tensor, qtype: str, backend: str, exact: bool = False) -> Tensor:
+    return _matmul(x, blocks, by_name(qtype), backend, exact)
+
+
+def _matmul(x: Tensor, blocks: Tensor, row: QuantType, backend: str, exact: bool) -> Tensor:
     flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     decoder = None
     if backend == "compiled" and flat.numel() and blocks.numel():

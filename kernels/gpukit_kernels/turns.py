@@ -11,8 +11,11 @@ On the CPU everything has happened when a call returns, and nothing is copied. I
 each for a thread of its own: a slab's way from values to bytes, checks and all, is one core's.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from types import TracebackType
 from typing import Self
 
@@ -97,6 +100,15 @@ def in_large_pages(count: int) -> Tensor:
     """uint8 `[count]` on the CPU, not filled: memory of NumPy's, which asks for large pages where
     the system has them. What is read from end to end for every token is so some percent faster."""
     return torch.from_numpy(numpy.empty(count, numpy.uint8))
+
+
+def zeros_by_page(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros `shape` of which, on the CPU, only the pages that are written to take memory."""
+    nbytes = prod(shape) * dtype.itemsize
+    if device.type != "cpu" or os.name != "posix" or not nbytes:
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    memory = mmap(-1, nbytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
 
 
 def turn_on(device: torch.device) -> Turn:
