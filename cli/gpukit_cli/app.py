@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -118,7 +119,7 @@ def main() -> None:
         with surroundings.endings():
             _command()
     except GpukitError as error:
-        _fail(str(error), error.exit_code)
+        _fail(_by_name(str(error)), error.exit_code)
     except typer.TyperException as error:
         _fail(_usage(error), error.exit_code)
     except surroundings.Ended as ended:
@@ -164,6 +165,23 @@ def _unexpected(error: Exception) -> str:
         f"{type(error).__name__}: {error} (a bug in gpukit: please report it with the traceback "
         "that GPUKIT_TRACEBACK=1 prints)"
     )
+
+
+def _by_name(message: str) -> str:
+    """`message` with the name of a model for the path of its weights in the store, where it begins
+    with that."""
+    path, colon, rest = message.partition(": ")
+    if "sha256-" not in path or not colon:
+        return message
+    from gpukit.store import Store
+
+    with suppress(GpukitError, OSError):
+        names = [name.display for name in Store().holding(Path(path))]
+        # Of several that have the same weights, the one that was asked for.
+        said = [n for n in names if {n, n.removesuffix(":latest")} & {*sys.argv}]
+        if names:
+            return f"{(said or names)[0]}: {rest}"
+    return message
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -107,11 +107,13 @@ def convert(
         "convert", types, out, pattern, type=type, target_bpw=target_bpw, target_size=target_size,
         like=like,
     )  # fmt: skip
+    carry = carries(place)
     if kinds:
         many(
             lambda report: gpukit.plan_many(
                 source, kinds, options=options_of(
-                    imatrix=imatrix, split_max_size=split_max_size, target_size=None, mtp=mtp
+                    imatrix=imatrix, split_max_size=split_max_size, target_size=None, mtp=mtp,
+                    carry=carry,
                 ), adapters=adapters, strict=strict, moe_layout=moe_layout, pre=pre,
                 converter=how, provenance=provenance, hub=hub, device=device, report=report,
             ),
@@ -125,11 +127,9 @@ def convert(
         )  # fmt: skip
         return
     if dry_run:
-        from gpukit.conversion.checks import has_blocks
-
         options = options_of(
             imatrix=imatrix, split_max_size=split_max_size, target_bpw=target_bpw,
-            target_size=target_size, like=like, carry=has_blocks(place) if place else True,
+            target_size=target_size, like=like, carry=carry,
             mtp=mtp,
         )  # fmt: skip
         with reporter(quiet) as report:
@@ -167,6 +167,13 @@ def options_of(
         target_size=size(target_size),
         **others,
     )
+
+
+def carries(place: Path) -> bool:
+    """Whether blocks of a folder may stay what they are in a file at `place`."""
+    from gpukit.conversion.checks import has_blocks
+
+    return has_blocks(place)
 
 
 def size(text: str | None) -> int | None:

@@ -73,7 +73,7 @@ def _print_head(found: "Inspection") -> None:
     architecture = found.architecture or "no architecture"
     if found.format in ("safetensors", "pytorch"):
         architecture = "weights"
-    print(f"{found.path}: {title}, {human_bytes(found.size)}, {_line(architecture)}, "
+    print(f"{found.name}: {title}, {human_bytes(found.size)}, {_line(architecture)}, "
           f"{found.elements:,} parameters")  # fmt: skip
     if found.format == "gguf":
         facts = found.details

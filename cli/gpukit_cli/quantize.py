@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gpukit_cli.convert import Out, options_of
+from gpukit_cli.convert import Out, carries, options_of
 from gpukit_cli.converter import (
     ConverterArguments,
     ConverterPython,
@@ -132,6 +132,7 @@ def quantize(
         target_size=target_size,
         like=like,
         mtp=mtp,
+        carry=carries(place),
         overrides=gpukit.make_overrides(
             [*(tensor_type or []), *(read_patterns(tensor_type_file) if tensor_type_file else [])],
             pure=pure,

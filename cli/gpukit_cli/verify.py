@@ -202,14 +202,14 @@ def _summary(found: "Verification", wrong: int) -> str:
     what = f"{len(found.tensors)} tensors, {human_bytes(found.nbytes)}, in {found.seconds:.1f} s"
     if found.source is None:
         if found.equal:
-            return f"{found.path}: sound by itself ({what}); --from SOURCE compares it"
-        return f"{found.path}: damaged: {wrong} of {what}"
+            return f"{found.name}: sound by itself ({what}); --from SOURCE compares it"
+        return f"{found.name}: damaged: {wrong} of {what}"
     if found.equal:
-        return f"{found.path}: equal to what {found.source} gives ({what})"
+        return f"{found.name}: equal to what {found.source_name} gives ({what})"
     fields = sum(difference.counts for difference in found.metadata)
     return (
-        f"{found.path}: not what {found.source} gives: {wrong} of {len(found.tensors)} tensors and "
-        f"{fields} {'field' if fields == 1 else 'fields'} of metadata differ"
+        f"{found.name}: not what {found.source_name} gives: {wrong} of {len(found.tensors)} "
+        f"tensors and {counted(fields, 'field')} of metadata differ"
     )
 
 

@@ -6,7 +6,6 @@ a conversion of the source gives.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gpukit.errors import FormatError
@@ -112,15 +111,19 @@ def _shape(ne: tuple[int, ...]) -> str:
 
 
 def check_same_model(
-    path: Path, fields: Mapping[str, Field], tensors: Sequence[TensorSpec], source: Source
+    called: tuple[str, str],
+    fields: Mapping[str, Field],
+    tensors: Sequence[TensorSpec],
+    source: Source,
 ) -> None:
-    """`FormatError` for a file at `path` whose architecture or most of whose tensors are not those
-    of `source`: there is nothing to compare."""
+    """`FormatError` for a file whose architecture or most of whose tensors are not those of
+    `source`: there is nothing to compare. Messages call the two as `called` says."""
+    name, theirs_name = called
     own = fields[ARCHITECTURE].value if ARCHITECTURE in fields else None
     theirs = source.get(ARCHITECTURE)
     if own != theirs:
         raise FormatError(
-            f"{path}: another model than {source.path}: its architecture is {own}, that of the "
+            f"{name}: another model than {theirs_name}: its architecture is {own}, that of the "
             f"source {theirs}"
         )
     shapes = {tensor.name: trimmed(tensor.ne) for tensor in source.tensors}
@@ -130,14 +133,14 @@ def check_same_model(
     if len(tensors) - len(other) > (len(shapes) - len(beside)) // 2:
         return
     if not other and (told := other_layers({t.name for t in tensors}, source)):
-        raise FormatError(f"{path}: not what {source.path} gives as it is: {told}")
+        raise FormatError(f"{name}: not what {theirs_name} gives as it is: {told}")
     example = ""
     if other:
         shape = shapes.get(other[0].name)
         there = f"is {_shape(shape)} there" if shape is not None else "is not there"
         example = f"; {other[0].name}, {_shape(other[0].ne)}, {there}"
     raise FormatError(
-        f"{path}: another model than {source.path}: {len(tensors) - len(other)} of its "
+        f"{name}: another model than {theirs_name}: {len(tensors) - len(other)} of its "
         f"{len(tensors)} tensors have name and shape of one of the source's {len(shapes)}{example}"
     )
 

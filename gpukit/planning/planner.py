@@ -42,8 +42,11 @@ from gpukit.sources.base import Source, SourceTensor
 from gpukit_kernels import type_facts
 
 VERSION_KEY = "general.quantization_version"
-# llama-quantize keeps no more bytes of a text that it notes.
-NOTED = 127
+# A safetensors file of a model folder could be taken for a part of such a folder.
+NAMES = (
+    "a safetensors file has the names and the order of rows of a GGUF, as in blk.0.attn_q.weight, "
+    "and nothing reads it as a model folder; for one with adapters in it: gpukit merge BASE FOLDER"
+)
 
 
 def plan_quantize(
@@ -85,8 +88,10 @@ def plan_quantize(
     outputs = [output for output in outputs if output.index not in gone]
     check_needed(outputs, source)
     parts = _parts(source, outputs, options, gone)
+    names = [NAMES] if source.is_checkpoint and not options.carry else []
     warnings = (
         *source.warnings,
+        *names,
         *told,
         *idle,
         *_unfitting(outputs),

@@ -1,7 +1,7 @@
 """What is inside a GGUF, a file of weights or a model folder: plain data to print or for JSON."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ class Tensor:
 class Inspection:
     """A model or a part of one. `size` is that of all `files` together, in bytes; `details` are
     facts of the format; `file_type` is that of a GGUF, such as Q4_K_M; `problem` says why a folder
-    cannot be converted."""
+    cannot be converted, `name` what messages call it: a model of the store by its name."""
 
     path: Path
     format: str
@@ -69,6 +69,7 @@ class Inspection:
     left_out: tuple[str, ...] = ()
     problem: str | None = None
     file_type: str | None = None
+    name: str = ""
 
     @property
     def size(self) -> int:
@@ -119,7 +120,9 @@ def inspect(
         found = gpukit.inspect("llama.gguf")
         print(found.architecture, found.elements, [tensor.name for tensor in found.tensors])
     """
-    return describe(locate(model, hub=hub).fetch(report), pre)
+    reference = locate(model, hub=hub)
+    path = reference.fetch(report)
+    return replace(describe(path, pre), name=reference.called(path))
 
 
 def describe(path: Path, pre: str | None = None) -> Inspection:

@@ -1,11 +1,11 @@
 """Many files of one model from one reading: converted, quantised, merged, or only planned."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpukit.conversion.checks import check_run
+from gpukit.conversion.checks import check_run, has_blocks
 from gpukit.conversion.resuming import Resume
 from gpukit.conversion.run import Result
 from gpukit.conversion.run_many import check_distinct, run_plans
@@ -141,7 +141,9 @@ def convert_many(
         gpukit.convert_many("Llama-3.2-1B", "llama-{type}.gguf", ["Q4_K_M", "Q8_0"])
     """
     weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
-    options = Options(imatrix=weights, split_max_size=split_max_size, mtp=mtp)
+    options = Options(
+        imatrix=weights, split_max_size=split_max_size, mtp=mtp, carry=has_blocks(Path(out))
+    )
     _check(out, types, options, device, provenance=provenance)
     with plan_many(
         model, types, options=options, adapters=adapters, combine=combine, merge_base=merge_base,
@@ -176,6 +178,7 @@ def quantize_many(
     if isinstance(calibrate, Path):
         for path in outs:
             check_output(path, [calibrate])
+    options = replace(options, carry=has_blocks(Path(out)))
     with plan_many(
         model, types, options=options, calibrate=calibrate, pre=pre, converter=converter,
         provenance=provenance, hub=hub, device=device, report=report,

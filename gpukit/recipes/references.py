@@ -51,6 +51,10 @@ class Reference:
     model: Path | ModelName | HubModel
     store: Store
 
+    def called(self, path: Path) -> str:
+        """What messages call the model, which is at `path`: a stored one by its name."""
+        return self.model.display if isinstance(self.model, ModelName) else str(path)
+
     def fetch(self, report: Report = ignore) -> Path:
         """The file or folder of the model on this machine; errors as `open`, and StoreError for a
         stored model with adapters, which are no part of that file."""

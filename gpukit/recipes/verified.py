@@ -83,7 +83,8 @@ class Verification:
     that it lacks, the `metadata` that differs, and `notes` on why. `source` is None where the file
     was looked at alone; then a `problem` names the first scale of a tensor that is not finite. Of a
     model of the store that is looked at alone `stored` says whether its blobs are whole; where one
-    is not, no tensor is looked at."""
+    is not, no tensor is looked at. `name` and `source_name` are what messages call the two: a model
+    of the store by its name."""
 
     path: Path
     source: Path | None
@@ -92,6 +93,8 @@ class Verification:
     notes: tuple[str, ...]
     seconds: float
     stored: CheckedModel | None = None
+    name: str = ""
+    source_name: str = ""
 
     @property
     def equal(self) -> bool:

@@ -80,23 +80,27 @@ def verify(
     if source is None and isinstance(found.model, ModelName):
         (stored,) = check_models(found.store, [found.model], report)
         if not stored.whole or not found.store.manifest(found.model).of("model"):
-            path = found.store.manifest_path(found.model)
-            return Verification(path, None, (), (), (), time.monotonic() - started, stored)
+            path, name = found.store.manifest_path(found.model), found.model.display
+            return Verification(path, None, (), (), (), time.monotonic() - started, stored, name)
     path = found.open(report).gguf
+    name = found.called(path)
     if path.is_dir():
         raise ArgumentError(f"{path}: a model folder; name a GGUF, and the folder as its source")
     with GGUFModel(path) as model:
         if source is None:
             tensors = tuple(_sound(model, report))
-            notes = tuple(_behind(model))
-            return Verification(path, None, tensors, (), notes, time.monotonic() - started, stored)
+            notes = tuple(_behind(model, name))
+            seconds = time.monotonic() - started
+            return Verification(path, None, tensors, (), notes, seconds, stored, name)
         weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
         reference = locate(source, hub=hub)
         merge = chosen(
             adapters, combine=combine, merge_base=merge_base, moe_layout=moe_layout, report=report
         )
-        with closing(open_source(reference.fetch(report), pre, merge, mtp=mtp)) as opened:
-            return _compared(model, opened, type, weights, device, memory, report, started)
+        place = reference.fetch(report)
+        names = (name, reference.called(place))
+        with closing(open_source(place, pre, merge, mtp=mtp)) as opened:
+            return _compared(model, opened, names, type, weights, device, memory, report, started)
 
 
 def _check_alone(**others: object) -> None:
@@ -109,6 +113,7 @@ def _check_alone(**others: object) -> None:
 def _compared(
     model: GGUFModel,
     source: Source,
+    names: tuple[str, str],
     type: str | None,
     imatrix: Imatrix | None,
     device: str,
@@ -117,7 +122,7 @@ def _compared(
     started: float,
 ) -> Verification:
     infos = tuple(model.tensors.values())
-    check_same_model(model.path, model.fields, infos, source)
+    check_same_model(names, model.fields, infos, source)
     for line in source.warnings:
         report(Warned(line))
     expected, number, types = source.fields, None, {}
@@ -132,9 +137,12 @@ def _compared(
     tallies = {o.spec.name: t for o, t in zip(again.outputs, writer.tallies, strict=True)}
     tensors = tuple(_tensors(infos, again, tallies, types, type))
     metadata = compare_fields(model.fields.values(), expected, number)
-    notes = (*_notes(model, source, tensors, imatrix), *_other_files(model, source))
+    notes = [*_notes(model, source, names[0], tensors, imatrix)]
+    notes += _other_files(model, source, names)
     seconds = time.monotonic() - started
-    return Verification(model.path, source.path, tensors, metadata, notes, seconds)
+    return Verification(
+        model.path, source.path, tensors, metadata, tuple(notes), seconds, None, *names
+    )
 
 
 def _tensors(
@@ -160,11 +168,15 @@ def _tensors(
 
 
 def _notes(
-    model: GGUFModel, source: Source, tensors: Sequence[VerifiedTensor], imatrix: Imatrix | None
+    model: GGUFModel,
+    source: Source,
+    name: str,
+    tensors: Sequence[VerifiedTensor],
+    imatrix: Imatrix | None,
 ) -> Iterator[str]:
     """Why blocks may differ, as far as can be told."""
     if told := other_layers(model.tensors, source):
-        yield f"{model.path}: {told}"
+        yield f"{name}: {told}"
     different = sum(tensor.different for tensor in tensors)
     if not different:
         return
@@ -172,7 +184,7 @@ def _notes(
     if used is not None and imatrix is None:
         named = model.get(f"{IMPORTANCE}file")
         what = f" ({named})" if named else ""
-        yield f"{model.path} was quantised with importance{what}: give --imatrix to compare it"
+        yield f"{name} was quantised with importance{what}: give --imatrix to compare it"
         return
     share = different / max(sum(tensor.blocks for tensor in tensors), 1)
     if share > OTHER_WEIGHTS:
@@ -184,7 +196,7 @@ def _notes(
         )
 
 
-def _other_files(model: GGUFModel, source: Source) -> Iterator[str]:
+def _other_files(model: GGUFModel, source: Source, called: tuple[str, str]) -> Iterator[str]:
     """A line where the file says that it was made from others than those of the source."""
     names, headers = model.get(SOURCE + "files"), model.get(SOURCE + "headers")
     if not isinstance(names, list) or not isinstance(headers, list):
@@ -193,8 +205,8 @@ def _other_files(model: GGUFModel, source: Source) -> Iterator[str]:
     other = [name for name, header in zip(names, headers, strict=False) if header not in own]
     if other:
         yield (
-            f"{model.path} says that it was made from {len(names)} files, of which {len(other)} "
-            f"({one_line(', '.join(map(str, other[:3])))}) are none of {source.path}"
+            f"{called[0]} says that it was made from {len(names)} files, of which {len(other)} "
+            f"({one_line(', '.join(map(str, other[:3])))}) are none of {called[1]}"
         )
 
 
@@ -221,11 +233,11 @@ def _sound(model: GGUFModel, report: Report) -> Iterator[VerifiedTensor]:
         )
 
 
-def _behind(model: GGUFModel) -> Iterator[str]:
+def _behind(model: GGUFModel, name: str) -> Iterator[str]:
     """A line about bytes of a file in one part that belong to nothing."""
     if model.is_split or not model.tensors:
         return
     end = max(info.offset + info.nbytes for info in model.tensors.values())
     more = model.path.stat().st_size - aligned(end, model.get(ALIGNMENT, DEFAULT_ALIGNMENT))
     if more > 0:
-        yield f"{model.path}: {more} bytes behind the last tensor belong to nothing"
+        yield f"{name}: {more} bytes behind the last tensor belong to nothing"

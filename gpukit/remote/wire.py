@@ -158,8 +158,8 @@ def failed(url: str, error: httpx2.TransportError) -> Again | RegistryError:
     is_rubbish = isinstance(error, httpx2.RemoteProtocolError)
     if is_rubbish and not any(word in str(error) for word in CUT):
         return RegistryError(
-            f"{shown(url)}: the answer is no HTTP ({cause(error)}); is this the address and port of "
-            "a registry?"
+            f"{shown(url)}: the answer is no HTTP ({cause(error)}); is this the address and port "
+            "of a registry?"
         )
     return Again(cause(error))
 

@@ -7,13 +7,14 @@ blobs/sha256-<64 hex>                           the layers
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from gpukit.errors import ArgumentError, NotFoundError, StoreError, did_you_mean
+from gpukit.errors import ArgumentError, DiskError, NotFoundError, StoreError, did_you_mean
 from gpukit.events import Report, Warned, ignore
 from gpukit.formats.paths import expanded
 from gpukit.formats.positioned import read_whole
@@ -145,6 +146,19 @@ class Store:
     def manifest(self, name: ModelName) -> Manifest:
         """The manifest of a model; StoreError where it is missing or corrupt."""
         return decode(self.manifest_bytes(name), f"model '{name.display}'")
+
+    def holding(self, blob: Path) -> list[ModelName]:
+        """The names of the models whose weights are the blob at `blob`, sorted; manifests that
+        cannot be read are passed over."""
+        if blob.parent != self.blobs:
+            return []
+        found = []
+        for name in self.names():
+            with suppress(StoreError, DiskError):
+                layers = self.manifest(name).of("model")
+                if any(blobs.blob_path(self.blobs, layer.digest) == blob for layer in layers):
+                    found.append(name)
+        return found
 
     def mentioned(self) -> set[str]:
         """Every digest that any manifest mentions; of a corrupt one, those still legible."""

@@ -56,3 +56,21 @@ def test_verify_and_gc(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[0] == ORPHAN
     assert gpukit("gc", "--json", **variables).stdout.count(ORPHAN) == 1
     assert not orphan.exists()
+
+
+def test_a_stored_model_is_called_by_its_name(tmp_path: Path) -> None:
+    """Not by the path of its weights, be it a heading or a fault."""
+    variables = {"GPUKIT_MODELS": str(tmp_path / "models")}
+    store = Store(tmp_path / "models")
+    add(store, "tiny:q4", model=weights(tmp_path / "a.gguf"))
+    store.copy("tiny:q4", "copy")
+    for command, told in (
+        (("inspect", "copy"), "copy:latest: GGUF v3"),
+        (("verify", "tiny:q4"), "tiny:q4: sound by itself"),
+        (("verify", "tiny:q4", "--from", "copy"), "tiny:q4: equal to what copy:latest gives"),
+        (("quantize", "tiny:q4", "x", "Q8_0", "--pre", "qwen2"), "Error: tiny:q4: a GGUF has its"),
+        (("convert", "copy", "x", "--mtp"), "Error: copy:latest: a GGUF has its layers; --mtp"),
+    ):
+        done = gpukit(*command, folder=tmp_path, **variables)
+        assert told in done.stdout + done.stderr, command
+        assert "sha256-" not in done.stdout + done.stderr

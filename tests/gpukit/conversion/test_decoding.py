@@ -13,6 +13,7 @@ from support.zoo_build import build
 
 import gpukit
 from gpukit.conversion.run import run_plan
+from gpukit.events import Event, Warned
 from gpukit.planning.planner import plan_quantize
 from gpukit.sources.opening import open_source
 from gpukit_kernels import QUANTS
@@ -77,9 +78,18 @@ def test_a_folder_with_blocks_straight_to_safetensors(tmp_path: Path) -> None:
     carried, out = tmp_path / "carried.gguf", tmp_path / "x.safetensors"
     gpukit.convert(folder, carried, pre=pre)
     gpukit.convert(carried, tmp_path / "y.safetensors", "BF16")
-    gpukit.convert(folder, out, pre=pre)  # its own type
+    heard: list[Event] = []
+    gpukit.convert(folder, out, pre=pre, report=heard.append)  # its own type
+    told = [event.text for event in heard if isinstance(event, Warned)]
+    assert any(text.startswith("a safetensors file has the names") for text in told)
     gpukit.quantize(folder, tmp_path / "z.safetensors", "BF16", pre=pre)
     with safe_open(out, "pt") as one, safe_open(tmp_path / "y.safetensors", "pt") as other:
         assert one.keys() == other.keys()
         assert torch.equal(one.get_tensor(name), other.get_tensor(name))
     assert out.read_bytes() == (tmp_path / "z.safetensors").read_bytes()
+    heard.clear()
+    many = gpukit.convert_many(
+        folder, tmp_path / "{type}.safetensors", ["BF16", "F16"], pre=pre, report=heard.append
+    )
+    assert many[0].path.read_bytes() == out.read_bytes()
+    assert sum(isinstance(event, Warned) for event in heard) >= 1

@@ -93,7 +93,7 @@ def test_answers_that_are_none(store: Store, answer: bytes) -> None:
         (
             b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
             1,
-            r"the answer is no HTTP \(illegal .*; is this the addr",
+            r"the answer is no HTTP \(illegal .*; is this the a",
         ),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 1, "the answer is no HTTP"),
         (HEAD + b"Content-Length: 9\r\n\r\n{", 4, r"closed connection .*\(4 tries\)"),
