@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 from support import forked
@@ -117,5 +118,8 @@ def test_a_full_disk(made: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = made
     for out in ("a.gguf", "folder"):
         words = ("merge", base, tmp_path / out, "--adapter", adapter, "--type", "F32")
-        assert forked.command(*words, longest=1 << 20).wait() == 1
+        with TemporaryFile() as said:
+            assert forked.command(*words, err=said, longest=1 << 20).wait() == 1
+            said.seek(0)
+            assert "File too large" in said.read().decode().splitlines()[-1]
         assert not list(tmp_path.iterdir())

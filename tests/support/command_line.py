@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # that does: `STARTS`.
 SERVER = """
 import atexit, gc, importlib, json, os, pkgutil, socket, sys, threading, weakref
-import gguf, jinja2, torch, typer.main
+import gguf, jinja2, rich.console, rich.markdown, torch, typer.main
 from sentencepiece import sentencepiece_model_pb2
 ROOMS = ("conversion", "generation", "models", "recipes", "tokenizer")
 for room in map(importlib.import_module, ["gpukit_cli", *(f"gpukit.{room}" for room in ROOMS)]):

@@ -1,8 +1,8 @@
 """Pythons that have imported torch and the rooms of a batch already: forks of a process that has.
 
 Importing takes seconds, which a test of what such a process does need not wait for. `Forked` stands
-in for `subprocess.Popen` where workers of a batch are started; what says how Python itself starts
-needs that.
+in for `subprocess.Popen` where workers of a batch are started, `command` is the command line beside
+the test, `python` any code; what says how Python itself starts needs a process of its own.
 """
 
 import json
@@ -171,8 +171,8 @@ def command(
     longest: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Forked:
-    """The command line, started with `words` in `folder`, with none of the signals that
-    end it ignored; no file that it writes is longer than `longest`. Streams that are not given go
+    """The command line, started with `words` in `folder`, with none of the signals that end it
+    ignored; no file that it writes is longer than `longest`. Streams that are not given go
     nowhere."""
     given = (
         f"words, folder, longest = {[str(word) for word in words]!r}, "
