@@ -2,9 +2,10 @@
 
 An encoder is recorded once: each stage is traced and written as a C function, and its calls are
 taken down with the places of their arguments in one block of memory, the arena. What comes of it is
-a C source whose function copies a tile of blocks into the arena, makes these calls, copies the
-result out and goes on to the next tile. So tiles fit into the first-level cache, Python is left
-once for many of them, and a process that finds a program needs neither torch nor the encoder.
+a C source whose function makes these calls on a tile of blocks, whose values it copies into the
+arena as they reach them, copies the result out and goes on to the next tile. So tiles fit into the
+first-level cache, Python is left once for many of them, and a process that finds a program needs
+neither torch nor the encoder.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence

@@ -41,5 +41,5 @@ def ternary_signs(x: Tensor, inverse: Tensor) -> Tensor:
 
 
 def ternary_levels(x: Tensor, inverse: Tensor) -> Tensor:
-    """int32 0, 1 or 2: ternary_signs and one."""
+    """int32 0, 1 or 2, ternary_signs and one, of which only the low byte counts."""
     return ternary_signs(x, inverse) + 1
