@@ -47,9 +47,7 @@ class Block:
     def __call__(self, x: Tensor, turns: Tensor, cache: KVCache | Unrelated) -> Tensor:
         """`x`, which changes: a sum of its own each time would be memory, and holes in it."""
         self._add(x, self.attention(self.attention_norm(x), turns, cache), self.after_attention)
-        return self._add(
-            x, self.feed_forward(self.feed_forward_norm(x)), self.after_feed_forward
-        )
+        return self._add(x, self.feed_forward(self.feed_forward_norm(x)), self.after_feed_forward)
 
     def _add(self, x: Tensor, found: Tensor, after: Callable[[Tensor], Tensor] | None) -> Tensor:
         found = found if after is None else after(found)

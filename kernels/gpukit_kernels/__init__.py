@@ -22,8 +22,16 @@ if TYPE_CHECKING:
     from gpukit_kernels.side import side_of
     from gpukit_kernels.table import QUANTS, QuantType, by_id, by_name
     from gpukit_kernels.turns import (
-        Lane, Turn, alone, copied_from, in_large_pages, lanes, sharing, turn_on, zeros_by_page,
-    )  # fmt: skip
+        Lane,
+        Turn,
+        alone,
+        copied_from,
+        in_large_pages,
+        lanes,
+        sharing,
+        turn_on,
+        zeros_by_page,
+    )
 
 # The module of each name. None is called as one of its names: importing it would hide that.
 _MODULES = {
@@ -39,9 +47,16 @@ _MODULES = {
     "side": ["side_of"],
     "table": ["QUANTS", "QuantType", "by_id", "by_name"],
     "turns": [
-        "Lane", "Turn", "alone", "copied_from", "in_large_pages", "lanes", "sharing", "turn_on",
+        "Lane",
+        "Turn",
+        "alone",
+        "copied_from",
+        "in_large_pages",
+        "lanes",
+        "sharing",
+        "turn_on",
         "zeros_by_page",
-    ],  # fmt: skip
+    ],
 }
 
 __all__ = [

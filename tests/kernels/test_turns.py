@@ -13,9 +13,20 @@ from gpukit_kernels import (
     operations,
     quantize,
     timed,
+    zeros_by_page,
 )
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def test_zeros_take_what_is_written() -> None:
+    cpu = torch.device("cpu")
+    found = zeros_by_page((2, 3, 4), torch.float32, cpu)
+    assert (found.shape, found.dtype) == ((2, 3, 4), torch.float32)
+    assert not found.any()
+    found[1, 2] = 5
+    assert found.sum() == 20
+    assert zeros_by_page((0, 4), torch.float16, cpu).shape == (0, 4)
 
 
 def test_the_cpu_has_no_turns_to_wait_for() -> None:
