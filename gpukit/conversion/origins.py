@@ -100,14 +100,14 @@ def open_origin(store: Store, source: Path | ModelName, work: Wishes) -> Origin:
 
     Raises the errors of the source's readers.
     """
-    if work.pre is not None and (isinstance(source, ModelName) or not source.is_dir()):
-        raise ArgumentError("--pre is for a FROM that is a model folder; this has its vocabulary")
-    if work.converter is not None and (isinstance(source, ModelName) or not source.is_dir()):
-        raise ArgumentError("--converter is for a FROM that is a model folder; leave it out")
-    if work.mtp is not None and (isinstance(source, ModelName) or not source.is_dir()):
-        raise ArgumentError(
-            "--mtp and --no-mtp are for a FROM that is a model folder; this has its layers"
-        )
+    if isinstance(source, ModelName) or not source.is_dir():
+        for_folder = "for a FROM that is a model folder"
+        if work.pre is not None:
+            raise ArgumentError(f"--pre is {for_folder}; this has its vocabulary")
+        if work.converter is not None:
+            raise ArgumentError(f"--converter is {for_folder}; leave it out")
+        if work.mtp is not None:
+            raise ArgumentError(f"--mtp and --no-mtp are {for_folder}; this has its layers")
     if isinstance(source, ModelName):
         return _stored(store, source, work)
     if source.is_dir():

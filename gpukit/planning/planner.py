@@ -95,6 +95,7 @@ def plan_quantize(
         *told,
         *idle,
         *_unfitting(outputs),
+        *_without_scales(source, outputs),
         *unheard(outputs, options.imatrix, chosen),
     )
     return QuantizePlan(chosen, title, tuple(fields), tuple(outputs), parts, warnings)
@@ -238,6 +239,22 @@ def decoded_with(source: Source, outputs: Iterable[PlannedOutput]) -> set[int]:
         if not source.passes(output.index, output.spec.type)
         for index in source.beside(output.index)
     }
+
+
+def _without_scales(source: Source, outputs: Iterable[PlannedOutput]) -> list[str]:
+    """A line about tensors that keep their type and are encoded anew, without the scale for all of
+    the tensor that they had: what writes blocks knows only those of sixteen values."""
+    names: dict[str, list[str]] = {}
+    for output in outputs:
+        kind = output.spec.type
+        if kind == output.source_type and decoded_with(source, [output]):
+            names.setdefault(kind, []).append(output.spec.name)
+    return [
+        f"{some(found)}: merged and {kind} again, without the scale for the whole tensor that "
+        "they had: small weights become coarse or 0; for finer ones give --type F16, and quantise "
+        "that"
+        for kind, found in names.items()
+    ]
 
 
 def _parts(

@@ -58,12 +58,12 @@ def create(
     checkpoint that is not recognised; `imatrix` is a file with importance weights for the
     quantisation, `calibrate` a text, or the `Path` of one, from which they are collected;
     `options` tell types of tensors, whether blocks may become others, and which layers of a folder
-    there are (`mtp`); with `hub` FROM is an id
-    of the Hugging Face hub. ADAPTERs stay beside the weights as they are, in layers of their own;
-    with `quantize` or `merge` they, and those that FROM has already, are merged into the weights on
-    the way. `converter` is as for `convert`. With `provenance` the metadata of weights that are
-    written anew says what they are made from. With `link` a GGUF that is taken as it is becomes
-    another name of the same file where the disk cannot share its blocks.
+    there are (`mtp`); with `hub` FROM is an id of the Hugging Face hub. ADAPTERs stay beside the
+    weights as they are, in layers of their own; with `quantize` or `merge` they, and those that
+    FROM has already, are merged into the weights. `converter` is as for `convert`. With
+    `provenance` the metadata of weights that are written anew says what they are made from. With
+    `link` a GGUF that is taken as it is becomes another name of the same file where the disk cannot
+    share its blocks.
     All is checked before a byte is fetched or written; a failed run leaves the store as it was.
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
     there, `AdapterError` for an adapter of another base, DiskError, and the readers' errors.

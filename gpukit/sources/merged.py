@@ -113,13 +113,13 @@ class MergedCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, merge: Merge) -> None:
         super().__init__(folder)
+        self._resized: frozenset[str] = frozenset()
         with ExitStack() as stack:
             stack.callback(super().close)
             self._refuse_packed()
             self.adapters: Sequence[Adapter] = open_adapters(merge, Base.of(self), stack)
             records = records_of(merge, self.adapters)
             first = self.adapters[0]
-            self._resized: frozenset[str] = frozenset()
             self._add(first.added)
             if first.vocabulary is not None:
                 self._resize(first.vocabulary, records)

@@ -191,6 +191,23 @@ def test_a_scale_that_does_not_fit_its_blocks(tmp_path: Path) -> None:
         gpukit.plan(wrong)
 
 
+def test_blocks_that_are_merged_lose_their_scale_and_it_is_told(tmp_path: Path) -> None:
+    folder = build_packed("mistral-small", "modelopt", tmp_path)
+    adapter = lora(build_decoded(folder, "modelopt", tmp_path), tmp_path / "lora")
+    with pytest.raises(AdapterError, match=r"packed numbers .* to a GGUF first"):
+        gpukit.plan(folder, adapters=[adapter])
+    carried = tmp_path / "carried.gguf"
+    gpukit.convert(folder, carried)
+    with gpukit.plan(carried, adapters=[adapter]) as plan:
+        told = [line for line in plan.warnings if "without the scale for the whole" in line]
+        assert not any(".scale" in output.spec.name for output in plan.outputs)
+    assert len(told) == 1
+    assert told[0].startswith("7 tensors (")
+    assert told[0].endswith("give --type F16, and quantise that")
+    with gpukit.plan(carried) as plan:
+        assert not any("without the scale" in line for line in plan.warnings)
+
+
 @pytest.mark.parametrize("form", ["int-8", "gptq-4"])
 def test_adapters_go_into_a_gguf_of_it(form: str, tmp_path: Path) -> None:
     folder = build_packed("mistral-small", form, tmp_path)
