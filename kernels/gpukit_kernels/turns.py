@@ -11,11 +11,11 @@ On the CPU everything has happened when a call returns, and nothing is copied. I
 each for a thread of its own: a slab's way from values to bytes, checks and all, is one core's.
 """
 
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from types import TracebackType
 from typing import Self
 
@@ -107,7 +107,7 @@ def zeros_by_page(shape: Sequence[int], dtype: torch.dtype, device: torch.device
     nbytes = prod(shape) * dtype.itemsize
     if device.type != "cpu" or os.name != "posix" or not nbytes:
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
-    memory = mmap(-1, nbytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
 
 
