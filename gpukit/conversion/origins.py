@@ -13,19 +13,16 @@ from gpukit.adapters.target import Target
 from gpukit.conversion.admission import Checked, Header, check_folder, check_gguf
 from gpukit.conversion.copying import copy_file
 from gpukit.conversion.run import run_plan
+from gpukit.conversion.wishes import Wishes
 from gpukit.errors import ArgumentError
-from gpukit.events import Report, Status, Warned
+from gpukit.events import Status, Warned
 from gpukit.formats.file_types import FILE_TYPE, file_type_name, file_type_of
 from gpukit.formats.gguf_fields import UNQUANTIZED
-from gpukit.formats.imatrix import Imatrix
-from gpukit.planning.overrides import Overrides
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
 from gpukit.sources.base import ModelSource
-from gpukit.sources.converter_process import Converter
 from gpukit.sources.gguf import GGUFSource
-from gpukit.sources.merged import Merge
 from gpukit.sources.opening import check_whole, open_source
 from gpukit.store.changes import Change
 from gpukit.store.manifest import LAYER_PREFIX, Layer, Manifest
@@ -33,31 +30,6 @@ from gpukit.store.names import ModelName
 from gpukit.store.store import Store
 
 MODEL = LAYER_PREFIX + "model"
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """How weights are converted: the file type wanted (None: the source's own), who hears of it,
-    the device, the bound on host memory in bytes, the pre-tokenizer where none is recognised, the
-    importance weights, the user's types of tensors and whether blocks may become others, the
-    adapters that are merged on the way, whether the metadata says what the weights are made from,
-    llama.cpp's converter where it shall read a folder, whether a GGUF taken as it is may be linked,
-    and of a folder whether layers that guess further tokens come alone, or (False) not at all.
-    """
-
-    file_type: str | None
-    report: Report
-    device: str = "auto"
-    budget: int = 4 << 30
-    pre: str | None = None
-    imatrix: Imatrix | None = None
-    overrides: Overrides | None = None
-    allow_requantize: bool = False
-    merge: Merge | None = None
-    provenance: bool = False
-    converter: Converter | None = None
-    link: bool = False
-    mtp: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpukit.conversion.origins import Origin, Wishes
+from gpukit.conversion.origins import Origin
+from gpukit.conversion.wishes import Wishes
 from gpukit.errors import ArgumentError
 from gpukit.evaluation.collecting import Reading, collect, prepare
 from gpukit.evaluation.windows import NUM_CTX

@@ -10,7 +10,8 @@ from typing import Any
 from gpukit.conversion.admission import Header
 from gpukit.conversion.checks import check_device, check_options, check_plan
 from gpukit.conversion.new_adapters import NewLayer, opened_adapters
-from gpukit.conversion.origins import Origin, Wishes, open_origin
+from gpukit.conversion.origins import Origin, open_origin
+from gpukit.conversion.wishes import Wishes
 from gpukit.errors import ArgumentError, ModelfileError, NotFoundError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.file_types import file_type_name
@@ -178,14 +179,10 @@ def _wishes(
     check_options(options, quantize)
     check_plan(quantize or None, pre)
     return Wishes(
-        file_type=quantize.upper() if quantize else None,
-        report=report,
-        pre=pre,
-        imatrix=read_imatrix(imatrix) if imatrix else None,
-        overrides=options.overrides,
-        allow_requantize=options.allow_requantize,
-        mtp=options.mtp,
-    )
+        quantize.upper() if quantize else None, report, pre=pre,
+        imatrix=read_imatrix(imatrix) if imatrix else None, overrides=options.overrides,
+        allow_requantize=options.allow_requantize, mtp=options.mtp,
+    )  # fmt: skip
 
 
 @contextmanager

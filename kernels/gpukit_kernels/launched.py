@@ -267,6 +267,7 @@ def _halves(row: QuantType) -> Iterator[Kernel]:
         ("width",),
         {**decoder, "STEP": dense_triton.STEP_VALUES // row.block},
         False,
+        dense_triton.STEP_WARPS,
     )
 
 
