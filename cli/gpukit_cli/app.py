@@ -177,10 +177,10 @@ def _by_name(message: str) -> str:
 
     with suppress(GpukitError, OSError):
         names = [name.display for name in Store().holding(Path(path))]
-        # Of several that have the same weights, the one that was asked for.
-        said = [n for n in names if {n, n.removesuffix(":latest")} & {*sys.argv}]
-        if names:
-            return f"{(said or names)[0]}: {rest}"
+        # Of several that have the same weights, the one that was asked for, if any.
+        said = [n for n in names if {n, n.removesuffix(":latest")} & {*sys.argv}] or names
+        if len(said) == 1:
+            return f"{said[0]}: {rest}"
     return message
 
 

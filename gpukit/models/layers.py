@@ -3,8 +3,7 @@ its own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,7 +14,7 @@ from gpukit.models.routing import Routing
 from gpukit.models.weights import Linear
 
 # Rows from which on what is computed in between is worth being kept small.
-MANY = 64
+MANY = 128
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,9 @@ def rotate_halves(x: Tensor, turns: Tensor, dtype: torch.dtype = torch.float32) 
 
 @dataclass(frozen=True)
 class GatedFeedForward:
-    """down of gate(x) and up(x), put together as `kernels.gated` does. Of many rows on the CPU one
-    half of what is between after the other, which is a third of all that a prompt needs."""
+    """down of gate(x) and up(x), put together as `kernels.gated` does. Many rows on the CPU go one
+    half after the other: what is between is a third of all that a prompt needs. Each row's result
+    is the same."""
 
     gate: Linear
     up: Linear
@@ -112,31 +112,12 @@ class GatedFeedForward:
     activation: kernels.Activation = "silu"
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._halves and len(x) >= MANY and x.device.type == "cpu":
-            first, second = self._halves
-            return first(x).add_(second(x))
-        return self.down(kernels.gated(self.gate(x), self.up(x), self.activation))
+        if len(x) >= MANY and x.device.type == "cpu" and self.gate.observe is None:
+            return torch.cat([self._rows(half) for half in x.chunk(2)])
+        return self._rows(x)
 
-    @cached_property
-    def _halves(self) -> "tuple[GatedFeedForward, GatedFeedForward] | None":
-        """Two whose sum this one is; None where its parts do more than multiply."""
-        half = self.down.weight.width // 2
-        whole = (self.gate, self.up, self.down)
-        plain = all(part.is_plain and part.weight.scale is None for part in whole)
-        if not plain or half % kernels.by_name(self.down.weight.type).block:
-            return None
-        first, second = (
-            GatedFeedForward(
-                replace(self.gate, weight=self.gate.weight.part(begin, half)),
-                replace(self.up, weight=self.up.weight.part(begin, half)),
-                replace(self.down, weight=self.down.weight.columns(begin, half)),
-                self.activation,
-            )
-            for begin in (0, half)
-        )
-        # Halves are not halved again.
-        first.__dict__["_halves"] = second.__dict__["_halves"] = None
-        return first, second
+    def _rows(self, x: Tensor) -> Tensor:
+        return self.down(kernels.gated(self.gate(x), self.up(x), self.activation))
 
 
 @dataclass(frozen=True)

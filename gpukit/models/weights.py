@@ -44,12 +44,6 @@ class Weight:
             return out
         return out * self.scale.repeat_interleave(len(self.blocks) // len(self.scale))
 
-    def columns(self, first: int, count: int) -> "Weight":
-        """Some neighbouring columns, of whole blocks, of one without a scale; shares the memory."""
-        row = kernels.by_name(self.type)
-        begin, end = row.row_bytes(first), row.row_bytes(first + count)
-        return Weight(self.blocks[:, begin:end], self.type, count)
-
     def part(self, first: int, count: int) -> "Weight":
         """Some neighbouring rows, for tensors that hold several matrices; shares the memory."""
         scale = self.scale
@@ -139,11 +133,6 @@ class Linear:
     bias: Tensor | None = None
     observe: Callable[[Tensor], None] | None = None
     pairs: tuple[Pair, ...] = ()
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it multiplies, and nothing else."""
-        return self.bias is None and self.observe is None and not self.pairs
 
     def __call__(self, x: Tensor) -> Tensor:
         """float32 `[..., rows]` of float32 `[..., width]`."""

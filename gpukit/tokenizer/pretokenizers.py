@@ -232,10 +232,13 @@ PRE_TOKENIZERS = {
     for name in names.split()
 }
 
+# Where their names stand, for messages.
+ALL = f"docs/importing.md lists all {len(PRE_TOKENIZERS)}"
+
 
 def near(word: str) -> str:
     """The known names that are nearest to `word`, and where all of them stand, for messages."""
     names = {name.lower(): name for name in PRE_TOKENIZERS}
     close = [names[found] for found in get_close_matches(word.lower(), names, n=3, cutoff=0.7)]
     told = f"near {word!r}: {', '.join(close)}; " if close else ""
-    return f"{told}docs/importing.md lists all {len(PRE_TOKENIZERS)}"
+    return told + ALL

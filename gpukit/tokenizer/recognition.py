@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gpukit.errors import ArgumentError, TokenizerError
-from gpukit.tokenizer.pretokenizers import PRE_TOKENIZERS, near
+from gpukit.errors import ArgumentError, TokenizerError, did_you_mean
+from gpukit.tokenizer.pretokenizers import ALL, PRE_TOKENIZERS, near
 
 CHECK_TEXT = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n\U0001f680 (normal) \U0001f636\u200d"
@@ -140,4 +140,5 @@ def recognise(library: Any, path: Path, pre: str | None = None) -> str:
 def check_pre(name: str) -> None:
     """`ArgumentError` for the name of a pre-tokenizer that nobody knows."""
     if name not in PRE_TOKENIZERS:
-        raise ArgumentError(f"--pre {name}: unknown pre-tokenizer; {near(name)}")
+        hint = did_you_mean(name, PRE_TOKENIZERS)
+        raise ArgumentError(f"--pre {name}: unknown pre-tokenizer; {ALL}{hint}")

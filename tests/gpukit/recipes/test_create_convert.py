@@ -161,7 +161,7 @@ def test_types_of_tensors_and_blocks_that_become_others(store: Store, tmp_path: 
     [
         (None, Options(allow_requantize=True), "--allow-requantize: it is for quantising; add -q"),
         (None, Options(make_overrides(["a=F16"])), "--tensor-type a=F16: it is for quantising"),
-        ("Q8_0", Options(split_max_size=1 << 20), "takes overrides and allow_requantize; write a"),
+        ("Q8_0", Options(split_max_size=1 << 20), "takes overrides, allow_requantize and mtp; "),
     ],
 )
 def test_options_that_a_model_cannot_have(

@@ -69,8 +69,8 @@ def test_the_name_counts_wherever_a_folder_is_read(folder: Path) -> None:
 def test_an_unknown_name(folder: Path) -> None:
     with pytest.raises(
         ArgumentError,
-        match=r"^--pre lama3: unknown pre-tokenizer; near 'lama3': llama3, .*; docs/importing\.md "
-        rf"lists all {len(PRE_TOKENIZERS)}$",
+        match=r"^--pre lama3: unknown pre-tokenizer; docs/importing\.md lists all "
+        rf"{len(PRE_TOKENIZERS)}: did you mean 'llama3'\?$",
     ):
         vocabulary_fields(folder, {"vocab_size": 256}, pre="lama3")
     named = folder.rename(folder.with_name("Qwen3.5"))
