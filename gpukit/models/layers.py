@@ -13,8 +13,8 @@ import gpukit_kernels as kernels
 from gpukit.models.routing import Routing
 from gpukit.models.weights import Linear
 
-# Rows from which on what is computed in between is worth being kept small.
-MANY = 128
+# Rows that go through a feed forward on the CPU together, or up to twice as many.
+TOGETHER = 128
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def rotate_halves(x: Tensor, turns: Tensor, dtype: torch.dtype = torch.float32) 
 
 @dataclass(frozen=True)
 class GatedFeedForward:
-    """down of gate(x) and up(x), put together as `kernels.gated` does. Many rows on the CPU go one
-    half after the other: what is between is a third of all that a prompt needs. Each row's result
-    is the same."""
+    """down of gate(x) and up(x), put together as `kernels.gated` does. Many rows on the CPU go
+    some at a time: what is between is a third of all that a prompt needs. Each row's result is the
+    same."""
 
     gate: Linear
     up: Linear
@@ -112,8 +112,9 @@ class GatedFeedForward:
     activation: kernels.Activation = "silu"
 
     def __call__(self, x: Tensor) -> Tensor:
-        if len(x) >= MANY and x.device.type == "cpu" and self.gate.observe is None:
-            return torch.cat([self._rows(half) for half in x.chunk(2)])
+        parts = len(x) // TOGETHER
+        if parts > 1 and x.device.type == "cpu" and self.gate.observe is None:
+            return torch.cat([self._rows(some) for some in x.tensor_split(parts)])
         return self._rows(x)
 
     def _rows(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The feed forward of many rows, by halves."""
+"""The feed forward of many rows, some at a time."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import quant_kinds
 
-from gpukit.models.layers import MANY, GatedFeedForward
+from gpukit.models.layers import TOGETHER, GatedFeedForward
 from gpukit.models.weights import Linear, Site, Weight
 from gpukit_kernels import QUANTS
 
@@ -22,7 +22,7 @@ def feed_forward(kind: str, between: int) -> GatedFeedForward:
 
 
 @pytest.mark.parametrize("kind", ["BF16", "Q8_0", "Q4_K"])
-@pytest.mark.parametrize("count", [MANY, MANY + 5])
+@pytest.mark.parametrize("count", [2 * TOGETHER, 2 * TOGETHER + 5])
 def test_many_rows_give_what_few_give(kind: str, count: int) -> None:
     whole = feed_forward(kind, 512)
     x = torch.randn(count, 256, generator=torch.Generator().manual_seed(0))
@@ -33,5 +33,5 @@ def test_what_observes_sees_all_rows_at_once() -> None:
     seen: list[int] = []
     whole = feed_forward("BF16", 512)
     gate = replace(whole.gate, observe=lambda x: seen.append(len(x)))
-    replace(whole, gate=gate)(torch.zeros(MANY, 256))
-    assert seen == [MANY]
+    replace(whole, gate=gate)(torch.zeros(2 * TOGETHER, 256))
+    assert seen == [2 * TOGETHER]
