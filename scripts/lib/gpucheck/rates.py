@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpucheck.base import Plan
+from gpucheck.base import Plan, write_text
 from gpucheck.checks import weight
 from gpucheck.jobs import counts, product
 from gpucheck.merging import RANK, factors_of, on_device, short
@@ -77,7 +77,7 @@ def note_copy(plan: Plan) -> float:
     """The best rate of a copy so far, this one included: others' work makes single ones slow."""
     noted = plan.at / "copy"
     best = max(copy_rate(plan), float(noted.read_text()) if noted.exists() else 0.0)
-    noted.write_text(str(best))
+    write_text(noted, str(best))  # which others read meanwhile
     return best
 
 
