@@ -3,6 +3,7 @@
 Source: the GGUF specification (ggml/docs/gguf.md); types and their blocks: ggml.h, ggml-common.h.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,6 +14,7 @@ from typing import Any
 from gpukit.errors import GGUFError
 
 DEFAULT_ALIGNMENT = 32
+_LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 class ValueType(IntEnum):
@@ -175,3 +177,9 @@ class TensorInfo(TensorSpec):
 def aligned(size: int, alignment: int) -> int:
     """The least multiple of `alignment` that is not below `size`."""
     return -(-size // alignment) * alignment
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that the tensor `name` belongs to, None for what is in none."""
+    found = _LAYER.match(name)
+    return int(found[1]) if found else None

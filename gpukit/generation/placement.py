@@ -2,15 +2,14 @@
 into the host's memory, from which it comes for each pass.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from gpukit.errors import GpukitError
+from gpukit.formats.gguf_fields import layer_of
 
-_LAYER = re.compile(r"blk\.(\d+)\.")
 GIB = 1 << 30
 # What stays free beside weights and cache: what a pass computes with, and the device's own.
 HEADROOM = 2 * GIB
@@ -64,12 +63,6 @@ class Placement:
         vectors do."""
         layer = layer_of(name)
         return layer if layer in self.streamed and not vector else None
-
-
-def layer_of(name: str) -> int | None:
-    """The layer that the tensor `name` belongs to, None for what is in none."""
-    match = _LAYER.match(name)
-    return int(match[1]) if match else None
 
 
 def sizes_of(nbytes: Mapping[str, int], vectors: frozenset[str], layers: int, kept: int) -> Sizes:

@@ -1,15 +1,15 @@
 """Which tensors of a file take no part in a pass, by its metadata alone."""
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from gpukit.formats.gguf_fields import layer_of
 
 # What a layer that has the keys and values of another has no use for, where a file holds it.
 KEYS_AND_VALUES = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
 # What a file of the layers alone that guess further tokens has of all others.
 ENDS = ("token_embd.weight", "output_norm.weight", "output.weight")
-_LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -21,21 +21,18 @@ class Unused:
 
     def guesses(self, name: str) -> bool:
         """Whether the tensor `name` belongs to a layer that guesses further tokens."""
-        return _in(name, self.guessing)
+        return layer_of(name) in self.guessing
 
     def has(self, name: str) -> bool:
         """Whether no pass has a use for the tensor `name`."""
-        return self.guesses(name) or (name.endswith(KEYS_AND_VALUES) and _in(name, self.sharing))
+        return self.guesses(name) or (
+            name.endswith(KEYS_AND_VALUES) and layer_of(name) in self.sharing
+        )
 
     def alone(self, names: Iterable[str]) -> bool:
         """Whether `names` are those of a file with the layers alone that guess."""
         inside = [name for name in names if name not in ENDS]
         return bool(inside) and all(map(self.guesses, inside))
-
-
-def _in(name: str, layers: range) -> bool:
-    found = _LAYER.match(name)
-    return found is not None and int(found[1]) in layers
 
 
 def unused_of(get: Callable[[str], Any]) -> Unused:

@@ -1,13 +1,12 @@
 """File types: which type each tensor of a quantised model gets, by the rules of llama-quantize."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import FileType
-from gpukit.formats.gguf_fields import TensorSpec, type_sizes
+from gpukit.formats.gguf_fields import TensorSpec, layer_of, type_sizes
 from gpukit.planning.mix_rules import (
     AT_LEAST_Q8_0,
     EIGHT_EXPERTS_O,
@@ -194,18 +193,12 @@ def _by_rule(name: str, kind: str | None, mix: Mix) -> str:
     index, count = mix.seen.get(kind, 0), mix.n_v if kind == "v" else mix.n_layer
     mix.seen[kind] = index + 1
     if mix.n_expert > 1 and kind != "v" and mix.file_type.name not in LOWEST:
-        index = max(layer_of(name), 0)
+        index = layer_of(name) or 0
     rules = (FALCON_RULES if mix.falcon else RULES).get(kind, {}).get(mix.file_type.name, ())
     return next(
         (wanted for where, wanted in rules if WHERE[where](mix, index, count)),
         mix.file_type.default,
     )
-
-
-def layer_of(name: str) -> int:
-    """The layer number in `blk.N.…`, -1 for tensors outside the layers."""
-    match = re.match(r"blk\.(\d+)\.", name)
-    return int(match[1]) if match else -1
 
 
 def _fitting(tensor: TensorSpec, wanted: str) -> str:
@@ -223,5 +216,6 @@ def unfitting(tensor: TensorSpec, kind: str) -> str:
 
 
 def output_order(name: str) -> tuple[int, bytes]:
-    """The sort key of llama-quantize's output: layer, then name."""
-    return layer_of(name), name.encode()
+    """The sort key of llama-quantize's output: layer, what is in none first, then name."""
+    layer = layer_of(name)
+    return -1 if layer is None else layer, name.encode()

@@ -25,8 +25,8 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def gated_reference(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """activation(gate) * up; with "swiglu_oai" gate * sigmoid(1.702 gate) * (up + 1), of a gate up
-    to 7 and an up from -7 to 7."""
+    """activation(gate) * up, for which `gate` is used up; with "swiglu_oai"
+    gate * sigmoid(1.702 gate) * (up + 1), of a gate up to 7 and an up from -7 to 7."""
     if activation == "swiglu_oai":
         gate = gate.clamp_(max=CLAMP)
         return gate.mul_(torch.sigmoid(gate * SHARPNESS)).mul_(up.clamp(-CLAMP, CLAMP).add_(1))
