@@ -2,7 +2,9 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,16 +24,35 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="run the tests marked thorough, too")
+    parser.addoption(
+        "--all", action="store_true", help="all cases, those marked thorough or sampled, too"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes long first: workers that share the rest of the tests end together."""
-    if not config.getoption("--all"):
-        left = [item for item in items if item.get_closest_marker("thorough")]
-        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
-        config.hook.pytest_deselected(items=left)
+    by_name = any("::" in word for word in config.args)
+    if not config.getoption("--all") and not by_name:
+        left = {item for item in items if item.get_closest_marker("thorough")}
+        left |= unsampled(item for item in items if item not in left)
+        config.hook.pytest_deselected(items=list(left))
+        items[:] = [item for item in items if item not in left]
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def unsampled(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+    """Of the cases of each test marked sampled(n), which take long, all but an n-th: the same ones
+    every time, spread over all parameters."""
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    left: set[pytest.Item] = set()
+    for found in cases.values():
+        (n,) = found[0].get_closest_marker("sampled").args
+        found.sort(key=lambda item: zlib.crc32(item.name.encode()))
+        left.update(found[-(-len(found) // n) :])
+    return left
 
 
 @pytest.fixture

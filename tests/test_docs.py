@@ -120,7 +120,9 @@ def run_block(block: Block, page: Path, folder: Path, variables: dict[str, str])
         assert done.returncode == 0, f"{where}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [
+    *(pytest.param(page, marks=pytest.mark.sampled(3)) for page in PAGES), README
+], ids=lambda page: page.stem)  # fmt: skip
 def test_the_examples_run(
     page: Path, tmp_path: Path, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 STEPS = "bytes,rates,merge,products,vectors,odd,golden,forward,prefill,attention,copies"
 
 
+@pytest.mark.thorough
 def test_every_kind_of_step_runs_where_kernels_are_interpreted(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, "--interpret", "--types", "Q8_0", "--workers", "1",

@@ -15,6 +15,7 @@ from gpukit_cli.converter import (
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
     Adapters,
+    AllowRequantize,
     Devices,
     DryRun,
     Hub,
@@ -82,6 +83,7 @@ def convert(
     target_bpw: TargetBpw = None,
     target_size: TargetSize = None,
     like: Like = None,
+    allow_requantize: AllowRequantize = False,
     split_max_size: SplitMaxSize = None,
     pre: Pre = None,
     mtp: Mtp = None,
@@ -112,25 +114,24 @@ def convert(
         many(
             lambda report: gpukit.plan_many(
                 source, kinds, options=options_of(
-                    imatrix=imatrix, split_max_size=split_max_size, target_size=None, mtp=mtp,
-                    carry=carry,
+                    imatrix=imatrix, allow_requantize=allow_requantize,
+                    split_max_size=split_max_size, target_size=None, mtp=mtp, carry=carry,
                 ), adapters=adapters, strict=strict, moe_layout=moe_layout, pre=pre,
                 converter=how, provenance=provenance, hub=hub, device=device, report=report,
             ),
             lambda report: gpukit.convert_many(
                 source, place, kinds, adapters=adapters, strict=strict, moe_layout=moe_layout,
-                imatrix=imatrix, split_max_size=size(split_max_size), pre=pre, mtp=mtp,
-                converter=how, provenance=provenance, hub=hub, device=device,
-                resume=resume, report=report,
+                imatrix=imatrix, allow_requantize=allow_requantize,
+                split_max_size=size(split_max_size), pre=pre, mtp=mtp, converter=how,
+                provenance=provenance, hub=hub, device=device, resume=resume, report=report,
             ),
             dry_run=dry_run, quiet=quiet, json=json,
         )  # fmt: skip
         return
     if dry_run:
         options = options_of(
-            imatrix=imatrix, split_max_size=split_max_size, target_bpw=target_bpw,
-            target_size=target_size, like=like, carry=carry,
-            mtp=mtp,
+            imatrix=imatrix, allow_requantize=allow_requantize, split_max_size=split_max_size,
+            target_bpw=target_bpw, target_size=target_size, like=like, mtp=mtp, carry=carry,
         )  # fmt: skip
         with reporter(quiet) as report:
             plan = gpukit.plan(
@@ -144,8 +145,9 @@ def convert(
         result = gpukit.convert(
             source, place, type, adapters=adapters, strict=strict, moe_layout=moe_layout,
             imatrix=imatrix, target_bpw=target_bpw, target_size=size(target_size), like=like,
-            split_max_size=size(split_max_size), pre=pre, mtp=mtp, converter=how,
-            provenance=provenance, hub=hub, device=device, resume=resume, report=report,
+            allow_requantize=allow_requantize, split_max_size=size(split_max_size), pre=pre,
+            mtp=mtp, converter=how, provenance=provenance, hub=hub, device=device, resume=resume,
+            report=report,
         )  # fmt: skip
     print_result(result, json=json, quiet=quiet)
 

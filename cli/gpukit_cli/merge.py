@@ -9,6 +9,7 @@ from gpukit_cli.convert import size
 from gpukit_cli.options import (
     FILE_TYPE_NAMES,
     Adapters,
+    AllowRequantize,
     Devices,
     Hub,
     ImatrixFile,
@@ -148,6 +149,7 @@ def merge(
     target_bpw: TargetBpw = None,
     target_size: TargetSize = None,
     like: Like = None,
+    allow_requantize: AllowRequantize = False,
     max_shard_size: Annotated[
         str | None,
         typer.Option(
@@ -188,8 +190,9 @@ def merge(
             None,
             lambda report: gpukit.merge_many(
                 base, adapter or [], place, kinds, combine=how, merge_base=merge_base,
-                imatrix=imatrix, strict=strict, moe_layout=moe_layout, pre=pre,
-                provenance=provenance, hub=hub, device=device, resume=resume, report=report,
+                imatrix=imatrix, allow_requantize=allow_requantize, strict=strict,
+                moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub, device=device,
+                resume=resume, report=report,
             ),
             quiet=quiet, json=json,
         )  # fmt: skip
@@ -198,9 +201,9 @@ def merge(
         result = gpukit.merge(
             base, adapter or [], place, type, combine=how, merge_base=merge_base, imatrix=imatrix,
             target_bpw=target_bpw, target_size=size(target_size), like=like,
-            max_shard_size=size(max_shard_size),
-            strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
-            device=device, resume=resume, report=report,
+            allow_requantize=allow_requantize, max_shard_size=size(max_shard_size), strict=strict,
+            moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub, device=device,
+            resume=resume, report=report,
         )  # fmt: skip
     if isinstance(result, gpukit.Result):
         print_result(result, json=json, quiet=quiet)

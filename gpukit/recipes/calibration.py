@@ -42,8 +42,9 @@ def calibrated(
     """`work` with the importance that the model at `path`, adapters and all, has while it reads
     `text`, which is a `Path` where it is in a file.
 
-    What is wrong with the work, which `opened` begins, shows before the text is read; a `dry` run
-    does not read it, and has the importance of all that would be heard as 1.
+    What is wrong with the work, which `opened` begins, shows before the text is read, as does an
+    importance that nothing would look at (`ArgumentError`); a `dry` run does not read it, and has
+    the importance of all that would be heard as 1.
     """
     reading = prepare(
         path, [text], NUM_CTX, pre=work.pre, adapters=work.merge, report=work.report
@@ -52,8 +53,8 @@ def calibrated(
     rehearsed = replace(work, imatrix=foreseen(reading, where))
     if dry:
         return rehearsed
-    with closing(opened(rehearsed)):
-        pass
+    with closing(opened(rehearsed)) as origin:
+        _check_used([origin.foresee().plan])
     return replace(work, imatrix=_heard(reading, where, work.device, work.report))
 
 
@@ -76,11 +77,15 @@ def options_with(
     with open_source(path, pre, merge, mtp=options.mtp) as source:
         rehearsed = replace(options, imatrix=foreseen(reading, where))
         plans = [_rehearsed(source, file_type, rehearsed) for file_type in file_types]
+    _check_used(plans)
+    return replace(options, imatrix=_heard(reading, where, device, report))
+
+
+def _check_used(plans: Sequence[QuantizePlan]) -> None:
     if all(output.importance is None for plan in plans for output in plan.outputs):
         raise ArgumentError(
             "--calibrate: no tensor becomes a type that takes importance; leave it out"
         )
-    return replace(options, imatrix=_heard(reading, where, device, report))
 
 
 def _rehearsed(source: Source, file_type: str | None, options: Options) -> QuantizePlan:

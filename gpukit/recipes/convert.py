@@ -34,6 +34,7 @@ def convert(
     target_bpw: float | None = None,
     target_size: int | None = None,
     like: str | Path | None = None,
+    allow_requantize: bool = False,
     split_max_size: int | None = None,
     pre: str | None = None,
     mtp: bool | None = None,
@@ -51,20 +52,20 @@ def convert(
     (hf.co/org/name, or with `hub` org/name). `out` is a GGUF, or, from a GGUF to floats, a file
     that ends in .safetensors; it appears whole or not at all. No `type` keeps a folder's own (BF16
     or F16) and the types of a GGUF. `adapters` are merged on the way, in order: folders, files or
-    ids (hf.co/org/name), each as it is, as "DIR:WEIGHT" or as (DIR, WEIGHT); `combine`
-    and `merge_base` are as for `merge`. With `strict` one that
-    names another base is refused, not only warned about; `moe_layout` (peft, peft-0.18, unsloth)
-    tells how tensors of experts lie where that cannot be seen. `imatrix` is a file with importance
-    weights, .gguf or .dat; `target_bpw` (bits per weight), `target_size` (bytes of the file) and
-    `like` (a GGUF whose tensors' types are taken) stand in for `type`; `split_max_size` (bytes)
-    splits the output; `pre` names the pre-tokenizer of a folder where none is recognised; `mtp`
-    has of a folder the layers alone that guess further tokens, False all but those;
-    `converter` is a checkout of llama.cpp, or a `Converter`, whose own converter reads the folder,
-    whatever its class: code of that checkout is run; with
-    `provenance` the metadata says what the file was made from (`gpukit.*`); `device` is auto, cpu,
-    cuda, cuda:N or several with commas; `memory` bounds buffers on the host, in bytes; `resume`
-    goes on, tensor by tensor, with a run of the same that was killed and had it, too, and else
-    refuses (`ArgumentError`); `report` hears progress and warnings.
+    ids (hf.co/org/name), each as it is, as "DIR:WEIGHT" or as (DIR, WEIGHT); `combine` and
+    `merge_base` are as for `merge`. With `strict` one that names another base is refused, not only
+    warned about; `moe_layout` (peft, peft-0.18, unsloth) tells how tensors of experts lie where
+    that cannot be seen. `imatrix` is a file with importance weights, .gguf or .dat; `target_bpw`
+    (bits per weight), `target_size` (bytes of the file) and `like` (a GGUF whose tensors' types are
+    taken) stand in for `type`; `allow_requantize` takes tensors that are quantised already;
+    `split_max_size` (bytes) splits the output; `pre` names the pre-tokenizer of a folder where none
+    is recognised; `mtp` has of a folder the layers alone that guess further tokens, False all but
+    those; `converter` is a checkout of llama.cpp, or a `Converter`, whose own converter reads the
+    folder, whatever its class: code of that checkout is run; with `provenance` the metadata says
+    what the file was made from (`gpukit.*`); `device` is auto, cpu, cuda, cuda:N or several with
+    commas; `memory` bounds buffers on the host, in bytes; `resume` goes on, tensor by tensor, with
+    a run of the same that was killed and had it, too, and else refuses (`ArgumentError`); `report`
+    hears progress and warnings.
     `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
     `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
     `AdapterError` for an adapter that does not fit it or contradicts another,
@@ -74,9 +75,9 @@ def convert(
     """
     weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
     options = Options(
-        imatrix=weights, split_max_size=split_max_size, target_bpw=target_bpw,
-        target_size=target_size, like=Path(like) if like is not None else None, mtp=mtp,
-        carry=has_blocks(Path(out)),
+        imatrix=weights, allow_requantize=allow_requantize, split_max_size=split_max_size,
+        target_bpw=target_bpw, target_size=target_size,
+        like=Path(like) if like is not None else None, mtp=mtp, carry=has_blocks(Path(out)),
     )  # fmt: skip
     # Whatever the model, this can be wrong: looked at before that is fetched.
     check_run(Path(out), type, options, device, provenance=provenance)

@@ -118,6 +118,7 @@ def convert_many(
     strict: bool = False,
     moe_layout: str | None = None,
     imatrix: str | Path | None = None,
+    allow_requantize: bool = False,
     split_max_size: int | None = None,
     pre: str | None = None,
     mtp: bool | None = None,
@@ -142,8 +143,9 @@ def convert_many(
     """
     weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
     options = Options(
-        imatrix=weights, split_max_size=split_max_size, mtp=mtp, carry=has_blocks(Path(out))
-    )
+        imatrix=weights, allow_requantize=allow_requantize, split_max_size=split_max_size,
+        mtp=mtp, carry=has_blocks(Path(out)),
+    )  # fmt: skip
     _check(out, types, options, device, provenance=provenance)
     with plan_many(
         model, types, options=options, adapters=adapters, combine=combine, merge_base=merge_base,
@@ -195,6 +197,7 @@ def merge_many(
     combine: "Combining | None" = None,
     merge_base: str = "full",
     imatrix: str | Path | None = None,
+    allow_requantize: bool = False,
     strict: bool = False,
     moe_layout: str | None = None,
     pre: str | None = None,
@@ -218,8 +221,9 @@ def merge_many(
         )
     return convert_many(
         base, out, types, adapters=adapters, combine=combine, merge_base=merge_base,
-        imatrix=imatrix, strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance,
-        hub=hub, device=device, memory=memory, resume=resume, report=report,
+        imatrix=imatrix, allow_requantize=allow_requantize, strict=strict, moe_layout=moe_layout,
+        pre=pre, provenance=provenance, hub=hub, device=device, memory=memory, resume=resume,
+        report=report,
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ def merge(
     target_bpw: float | None = None,
     target_size: int | None = None,
     like: str | Path | None = None,
+    allow_requantize: bool = False,
     max_shard_size: int | None = None,
     strict: bool = False,
     moe_layout: str | None = None,
@@ -51,14 +52,13 @@ def merge(
     """Write `base` with `adapters` merged to `out`: paths, size, seconds, and what changed.
 
     `base` is what the command line takes for a model, `adapters` as `convert` takes them. `out` is
-    a .gguf, as `convert` writes it with `type`, `imatrix`, a target, `like` or `provenance`, or
-    else a folder
-    that transformers loads, its weights of float type `type` (their own without), in files of at
-    most `max_shard_size` bytes; it appears whole or not at all. `resume` goes on with a killed run
-    of the same, as `convert`'s. `combine` says how several adapters
-    become one; without it the deltas are added up. `merge_base` is what they are added to: the
-    weights as they are (full), or what QLoRA's NF4 makes of them, its scales in eight bits (nf4) or
-    not (nf4-single). Errors as `convert`.
+    a .gguf, as `convert` writes it with `type`, `imatrix`, a target, `like`, `allow_requantize` or
+    `provenance`, or else a folder that transformers loads, its weights of float type `type` (their
+    own without), in files of at most `max_shard_size` bytes; it appears whole or not at all.
+    `resume` goes on with a killed run of the same, as `convert`'s. `combine` says how several
+    adapters become one; without it the deltas are added up. `merge_base` is what they are added to:
+    the weights as they are (full), or what QLoRA's NF4 makes of them, its scales in eight bits
+    (nf4) or not (nf4-single). Errors as `convert`.
 
         gpukit.merge("Llama-3.2-1B", ["my-lora"], "merged.gguf", "Q4_K_M").size
     """
@@ -71,12 +71,14 @@ def merge(
         return convert(
             base, out, type, adapters=adapters, combine=combine, merge_base=merge_base,
             imatrix=imatrix, target_bpw=target_bpw, target_size=target_size, like=like,
-            strict=strict, moe_layout=moe_layout, pre=pre, provenance=provenance, hub=hub,
-            device=device, memory=memory, resume=resume, report=report,
+            allow_requantize=allow_requantize, strict=strict, moe_layout=moe_layout, pre=pre,
+            provenance=provenance, hub=hub, device=device, memory=memory, resume=resume,
+            report=report,
         )  # fmt: skip
     _check_folder(out, type, {
         "imatrix": imatrix, "pre": pre, "target_bpw": target_bpw, "target_size": target_size,
-        "like": like, "provenance": provenance or None,
+        "like": like, "allow_requantize": allow_requantize or None,
+        "provenance": provenance or None,
     })  # fmt: skip
     check_device(device)
     reference = locate(base, hub=hub)

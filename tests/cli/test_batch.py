@@ -163,6 +163,7 @@ def _finished(folder: Path) -> dict[Path, int]:
     return found
 
 
+@pytest.mark.thorough
 def test_killed_again_and_again_it_ends_with_the_same_bytes(place: Path) -> None:
     plan, folder = _plan(place, "killed"), place / "killed"
     finished: dict[Path, int] = {}
@@ -200,6 +201,7 @@ def test_told_to_end(number: int, place: Path) -> None:
     assert not list((place / f"ended-{number}").rglob("*.tmp"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_command(number: int, place: Path) -> None:
     name = f"workers-{number}"

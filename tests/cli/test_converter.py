@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from support.command_line import gpukit
@@ -31,6 +32,7 @@ def test_options_that_need_a_converter(tmp_path: Path) -> None:
         assert f"{option.partition('=')[0]} is for --converter DIR" in failed.stderr
 
 
+@pytest.mark.thorough
 def test_a_killed_run_leaves_no_converter_and_is_gone_on_with(tmp_path: Path) -> None:
     folder, scratch = toy(tmp_path / "toy", "kill the parent once"), tmp_path / "scratch"
     scratch.mkdir()

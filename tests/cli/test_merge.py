@@ -49,6 +49,28 @@ def test_a_gguf_and_a_folder(made: tuple[Path, Path], tmp_path: Path) -> None:
     assert json.loads(planned.stdout)["tensors"]
 
 
+def test_what_a_refusal_names_is_an_option_of_the_command(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapter = made
+    small, out, pattern = tmp_path / "q4.gguf", tmp_path / "q8.gguf", tmp_path / "{type}.gguf"
+    assert gpukit("convert", base, small, "--type", "Q4_K_M").returncode == 0
+    for words in (
+        ("merge", small, out, "--adapter", adapter, "--type", "Q8_0"),
+        ("merge", small, "--types", "Q8_0,Q5_0", "--out", pattern, "--adapter", adapter),
+        ("convert", small, out, "--type", "Q8_0"),
+        ("convert", small, out, "--type", "Q8_0", "--dry-run"),
+        ("convert", small, "--types", "Q8_0,Q5_0", "--out", pattern),
+        ("convert", small, "--types", "Q8_0,Q5_0", "--out", pattern, "--dry-run"),
+    ):
+        done = gpukit(*words)
+        assert (done.returncode, "--allow-requantize" in done.stderr) == (2, True), words
+        done = gpukit(*words, "--allow-requantize")
+        assert done.returncode == 0, (words, done.stderr)
+    done = gpukit("merge", base, tmp_path / "f", "--adapter", adapter, "--allow-requantize")
+    assert (done.returncode, "allow_requantize is for a GGUF" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -76,6 +98,7 @@ def test_one_line_for_what_is_wrong(
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", [".gguf", ""])
 def test_a_killed_merge_leaves_what_was_there(
     kind: str, made: tuple[Path, Path], tmp_path: Path

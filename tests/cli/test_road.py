@@ -16,6 +16,7 @@ from gpukit_cli.app import main
 ROADS = {animal.config["architectures"][0]: name for name, animal in reversed(ZOO.items())}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ROADS.values())
 def test_create_and_run(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -219,6 +219,7 @@ homeless = pytest.mark.skipif(
 )
 
 
+@pytest.mark.thorough
 @homeless
 def test_a_file_needs_no_home(spoken: Path, tmp_path: Path) -> None:
     os.chmod(tmp_path, 0o777)
@@ -277,6 +278,7 @@ def public() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.sampled(2)
 @homeless
 @pytest.mark.parametrize("kind", ["Q8_0", pytest.param("Q6_K", marks=pytest.mark.slow)])
 def test_nothing_that_can_be_written_but_this_folder(kind: str, spoken: Path, public: Path) -> None:

@@ -120,6 +120,7 @@ def _fails(template: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", LARGE)
 def test_what_is_too_large_is_not_made(name: str) -> None:
     began = time.thread_time()

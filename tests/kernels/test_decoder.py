@@ -79,6 +79,7 @@ def test_every_other_row_of_one_block(name: str) -> None:
     assert same(dequantize(blocks, name, backend="compiled"), wanted)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("count", "rows"), [(1, 1), (1, 33), (2, 16), (3, 5), (7, 17), (16, 40), (31, 3), (131, 18)]

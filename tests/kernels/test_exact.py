@@ -116,7 +116,11 @@ def test_peer_with_importance(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", [
+    # llama.cpp makes tables for them, for twenty seconds in each process.
+    pytest.param(name, marks=[pytest.mark.thorough] if name.startswith(("IQ1", "IQ2")) else [])
+    for name in WRITTEN
+])  # fmt: skip
 @pytest.mark.peer
 def test_widths(name: str, width: int) -> None:
     row, peer = QUANTS[name], quant_kinds.need_peer()

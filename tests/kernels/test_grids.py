@@ -91,6 +91,7 @@ def test_they_need_importance(name: str, backend: str | None) -> None:
     assert blocks.shape == (2, QUANTS[name].nbytes)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("quiet_numpy")
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_with_importance_by_triton(name: str) -> None:
@@ -128,6 +129,7 @@ def test_narrow_floats_and_strides(name: str) -> None:
     assert torch.equal(blocks, kept)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_are_independent(name: str) -> None:
     # More blocks than one tile holds, an odd number.

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from gpukit_kernels.instructions import counted, parsed
 
 CODE = """
@@ -32,6 +34,7 @@ def test_every_loop_has_its_own_instructions() -> None:
     assert counted(code) == (4, [3, 3])
 
 
+@pytest.mark.thorough
 def test_it_counts_a_kernel() -> None:
     kernels = Path(__file__).parents[2] / "kernels"
     environment = {**os.environ, "PYTHONPATH": str(kernels), "TRITON_INTERPRET": "0"}

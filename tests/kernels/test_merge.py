@@ -98,6 +98,7 @@ def test_the_sum_is_that_of_float64_within_its_rounding() -> None:
     assert ((merge_lora(weight, [f]) - exact).abs() <= bound).all()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 63), (9, 257), (2, 3, 4, 40), (4, 530)])
@@ -119,6 +120,7 @@ def merged_into(kind: str, rows: int, width: int) -> tuple[Tensor, list[Factors]
     return weight, some, quantize(merge(weight.to(torch.float32), some), kind, backend="eager")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "backend"), each(WRITTEN))
 def test_into_blocks(kind: str, backend: str) -> None:
     block = QUANTS[kind].block
@@ -143,6 +145,7 @@ def merged_from(kind: str, rows: int) -> tuple[Tensor, list[Factors], Tensor, st
     return blocks, some, wanted, back, quantize(wanted, back, backend="eager")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "backend"), each(list(QUANTS)))
 def test_from_blocks(kind: str, backend: str) -> None:
     rows = 1 if searched(kind, backend) else 3

@@ -264,6 +264,7 @@ print((after - before) * 1024 - blocks.nbytes)
 """
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("layout", ["rows", "strided"])
 @pytest.mark.parametrize("name", ["F16", "Q8_0"])
 def test_scratch_memory_is_bounded(name: str, layout: str) -> None:

@@ -56,6 +56,7 @@ def assert_product(got: Tensor, x: Tensor, blocks: Tensor, name: str, operand: f
     assert ((got.cpu().double() - wanted).abs() <= allowed).all()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("count", "rows", "width"), [(1, 700, 512), (3, 5, 256), (17, 33, 768)])
 def test_reference(name: str, count: int, rows: int, width: int) -> None:
@@ -63,6 +64,7 @@ def test_reference(name: str, count: int, rows: int, width: int) -> None:
     assert_product(matmul(x, blocks, name), x, blocks, name)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("count", "rows"), [(1, 5), (FEW_ROWS, 9), (17, 7)])
 def test_kernels(name: str, count: int, rows: int) -> None:

@@ -55,6 +55,7 @@ def test_row_that_blocks_do_not_divide() -> None:
         by_name("Q4_0").row_bytes(100)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("module", ["quants.bf16", "quants.q4_k", "ops"])
 def test_whatever_is_imported_first(module: str) -> None:
     code = f"import gpukit_kernels.{module}; from gpukit_kernels import QUANTS; assert QUANTS"

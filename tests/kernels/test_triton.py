@@ -125,6 +125,7 @@ def test_golden_and_reference_bytes(name: str) -> None:
         assert_same_floats(decoded, torch.from_numpy(expected.astype(np.float32)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_golden_bytes_with_importance(name: str) -> None:
     values, importance, wanted = golden("weighted", name)
@@ -147,6 +148,7 @@ def test_experts_have_an_importance_each(name: str) -> None:
     assert torch.equal(torch.stack(each), wanted)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -162,6 +164,7 @@ def test_reference_bytes_of_16_bits(name: str, dtype: torch.dtype) -> None:
     assert_same_blocks(encode(values, row), wanted, KINDS)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", quickly(WRITTEN))
 def test_the_launched_tile_and_its_odd_tail(name: str) -> None:
     row = QUANTS[name]

@@ -60,6 +60,7 @@ def test_prepared_values() -> None:
     assert torch.allclose(p.sums.cpu().double(), sums, rtol=1e-6, atol=0.0, equal_nan=True)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("m", "rows", "blocks"), [(1, 1, 1), (2, 6, 3), (5, 3, 2)])
 def test_products(name: str, m: int, rows: int, blocks: int) -> None:

@@ -145,10 +145,14 @@ def random_blocks(name: str, count: int, seed: int = 0, least: float = 0.0) -> B
     """
     kind = gguf.GGMLQuantizationType[name]
     rng = np.random.default_rng([seed, kind.value])
+    shape = (count + 64, gguf.constants.GGML_QUANT_SIZES[kind][1])
+    # A block of NVFP4 has four scales: of random ones hardly any four lie near each other.
+    scales = _scales_of_nvfp4(least) if least and name == "NVFP4" else None
     found: list[Bytes] = []
     while not found or sum(map(len, found)) < count:
-        shape = (count + 64, gguf.constants.GGML_QUANT_SIZES[kind][1])
         blocks = rng.integers(0, 256, shape, dtype=np.uint8)
+        if scales is not None:
+            blocks[:, :4] = rng.choice(scales, (len(blocks), 4))
         with np.errstate(all="ignore"):
             largest = np.abs(gguf.quants.dequantize(blocks, kind)).max(axis=1)
         fits = np.isfinite(largest)
@@ -156,6 +160,15 @@ def random_blocks(name: str, count: int, seed: int = 0, least: float = 0.0) -> B
             fits &= (largest >= least) & (largest <= 8 * least)
         found.append(blocks[fits])
     return np.concatenate(found)[:count]
+
+
+def _scales_of_nvfp4(least: float) -> Bytes:
+    """uint8: the scales with which the largest of the four-bit values is in that range."""
+    every = np.arange(256, dtype=np.uint8)
+    blocks = np.concatenate([np.tile(every[:, None], 4), np.full((256, 32), 0x77, np.uint8)], 1)
+    with np.errstate(all="ignore"):
+        largest = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.NVFP4).max(axis=1)
+    return every[(largest >= least) & (largest <= 8 * least)]
 
 
 def blocks_of(row: QuantType, rows: int, width: int, seed: int = 0) -> torch.Tensor:

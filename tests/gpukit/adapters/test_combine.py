@@ -118,6 +118,7 @@ def _modules() -> list[str]:
     return [f"self_attn.{n}" if n in LINEAR[:4] else f"mlp.{n}" for n in LINEAR]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", ["phi3", "qwen2", "gemma2", "llama-tied", "gpt2"])
 @pytest.mark.parametrize("method", ["dare_ties", "linear", "svd", "ties_svd"])
 def test_other_families(

@@ -34,6 +34,7 @@ def _states(result: gpukit.BatchResult) -> list[str]:
     return [str(row.state) for row in result.rows]
 
 
+@pytest.mark.thorough
 def test_bytes_are_those_of_single_commands(place: Path) -> None:
     plan = _plan(place)
     foreseen = gpukit.plan_batch(plan)

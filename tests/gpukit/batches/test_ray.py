@@ -74,6 +74,7 @@ def _states(result: gpukit.BatchResult) -> list[str]:
     return [str(row.state) for row in result.rows]
 
 
+@pytest.mark.thorough
 def test_one_of_two_nodes_dies_and_the_bytes_are_the_same(
     place: Path, cluster: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_job_that_fails(place: Path, cluster: Any) -> None:
     assert [row.seconds is not None for row in made.rows[:2]] == [True, False]  # ended by the first
 
 
+@pytest.mark.thorough
 def test_tasks_measure_results(place: Path, cluster: Any) -> None:
     plan = place / "plan.yaml"
     shutil.copy(DATA / "shakespeare.txt", place / "text.txt")

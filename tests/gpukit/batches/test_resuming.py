@@ -30,6 +30,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_24_jobs_killed_ten_times() -> None:
     """3 architectures, an adapter or none, 4 types."""
     done = kills("--of", "batch", "--kills", "10", "--share", "0.1", "--seed", "5")

@@ -192,6 +192,7 @@ def run(
     return loaded == "True", json.loads(said), out.read_bytes()
 
 
+@pytest.mark.thorough
 def test_a_command_whose_programs_are_kept_does_without_torch(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((300, WIDTH)).astype(np.float32)
     path = model(tmp_path, "F32", values)

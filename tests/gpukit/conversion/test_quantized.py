@@ -55,6 +55,7 @@ def wanted_of(name: str, slow: bool) -> dict[str, list[str | None]]:
     return {kind: found for kind, found in GOLDEN[name].items() if (kind in SLOW) == slow}
 
 
+@pytest.mark.sampled(2)
 @MODELS
 def test_files_equal_those_of_llama_quantize(name: str, slow: bool, tmp_path: Path) -> None:
     model = gguf_models.build(name, tmp_path)
@@ -69,6 +70,7 @@ def test_files_equal_those_of_llama_quantize(name: str, slow: bool, tmp_path: Pa
     assert not different
 
 
+@pytest.mark.sampled(3)
 @MODELS
 def test_tensors_equal_those_of_llama_quantize_with_importance(
     name: str, slow: bool, tmp_path: Path

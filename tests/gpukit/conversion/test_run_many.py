@@ -91,6 +91,7 @@ def assert_alike(found: dict[str, object], wanted: dict[str, object]) -> None:
             }, (part, name)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("weights", [1 << 22, 3000])
 @pytest.mark.parametrize("name", ["eight-experts", "tied"])
 def test_files_are_those_of_single_runs(
@@ -108,6 +109,7 @@ def test_files_are_those_of_single_runs(
         assert_as_single(source, plans, tmp_path, engine)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_merged_on_the_way(
     dtype: torch.dtype, engine: Wish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -69,6 +69,7 @@ def floats(model: Path, pre: str | None, out: Path, budget: int = 1 << 30) -> di
         return {name: file.read(tensor).tobytes() for name, tensor in file.tensors.items()}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("animal", "form"),
     [

@@ -79,6 +79,7 @@ def both_taken(decoder: Decoder, ids: list[int], caches: tuple[KVCache, KVCache]
         assert off(step.logits, decoder.forward([token], theirs)) < TOLERANCE
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_the_usual_pass(name: str, tmp_path: Path) -> None:
     decoder = loaded(name, tmp_path)

@@ -122,6 +122,7 @@ def test_layers_that_guess_are_left_out_or_alone(name: str, folders: Path, tmp_p
         open_source(_built("qwen3.5-vision", folders), "qwen35", mtp=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].dtype != "F32"])
 def test_quantising_equals_llama_quantize(name: str, folders: Path) -> None:
     found = described({kind: _quantized(name, folders, kind) for kind in ZOO[name].quantized})
@@ -191,6 +192,7 @@ def _check_saved_again(name: str, folders: Path, peer: Any) -> None:
     shutil.rmtree(saved)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].in_transformers])
 def test_logits_are_those_of_transformers(name: str, folders: Path) -> None:
     top = min(ZOO[name].text["vocab_size"], 2048)
@@ -217,6 +219,7 @@ def test_short_contexts_have_the_short_divisors(name: str, most: int, folders: P
     assert _error(longer, wanted) > 10 * TOLERANCE
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.peer
 @pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].loads])
 def test_llama_cpp_gives_the_same_probabilities(name: str, folders: Path) -> None:

@@ -185,6 +185,7 @@ def test_divergence_grows_as_bits_go() -> None:
     assert steps[-1].standing.kld.value == pytest.approx(found[-1])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("room", "passes", "line"),
     [

@@ -95,6 +95,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "fault"), FAULTS)
 @pytest.mark.parametrize("storage", [False, True])
 def test_what_passes_is_tried_again(

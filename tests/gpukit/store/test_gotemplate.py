@@ -231,6 +231,7 @@ def test_every_action_is_needed(name: str) -> None:
                 check(begun)
 
 
+@pytest.mark.thorough
 def test_large_templates_take_linear_time() -> None:
     turn = '{{- if .X -}}\n  text {{ printf "%s" (.Y | json) }}\n{{- else if .Z }}b{{ end -}}\n'
     began = time.process_time()

@@ -84,6 +84,7 @@ def test_create_from_a_gguf(tmp_path: Path, action: str) -> None:
     assert kill_everywhere(action, prepare(tmp_path / "models"), tmp_path, moments) >= 80
 
 
+@pytest.mark.thorough
 def test_create_from_a_checkpoint(tmp_path: Path) -> None:
     """One pass from safetensors to Q8_0: at every seventh step, and at random moments."""
     (tmp_path / "Modelfile").write_text(
@@ -94,6 +95,7 @@ def test_create_from_a_checkpoint(tmp_path: Path) -> None:
     assert kill_everywhere("create_model", store, tmp_path, moments=6, **settings) >= 20
 
 
+@pytest.mark.thorough
 def test_create_with_an_adapter(tmp_path: Path) -> None:
     """A base of the store and an adapter beside it, at every fifth step."""
     checkpoints.build("plain", tmp_path)
