@@ -37,6 +37,7 @@ def test_conversions_with_closed_streams(closed: str, spoken: Path, tmp_path: Pa
     assert (tmp_path / "tiny.gguf").read_bytes() == spoken.read_bytes()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("words", ["list", "run no prompt", "show none"])
 def test_commands_with_closed_streams_end_as_without(words: str, tmp_path: Path) -> None:
     whole = shell(f"$gpukit {words}", tmp_path)
@@ -47,6 +48,7 @@ def test_commands_with_closed_streams_end_as_without(words: str, tmp_path: Path)
         assert done.stderr == ("" if closed == "2>&-" else whole.stderr), closed
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("words", ["inspect tiny.gguf --json", "--help", "inspect tiny.gguf"])
 def test_a_reader_that_has_gone_is_no_fault(words: str, spoken: Path) -> None:
     """As in `| head -1`; that the reader has gone already makes it certain."""

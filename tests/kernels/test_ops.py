@@ -59,6 +59,7 @@ def test_narrow_floats_are_widened_first(name: str, dtype: torch.dtype) -> None:
     assert torch.equal(dequantize(blocks, name, dtype), wide.to(dtype))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_strides_do_not_matter(name: str) -> None:
     base = gaussian(512, 6, 256)

@@ -87,6 +87,7 @@ def test_an_svd_that_is_cut(method: str, same: Family) -> None:
     check_same(found, wanted)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", [m for m, row in METHODS.items() if not row.whole])
 def test_in_float32_every_bit_is_that_of_peft(

@@ -63,6 +63,7 @@ def test_a_merge_is_that_of_peft_in_every_type(family: str, kind: str, tmp_path:
     check_merged(made, tmp_path / "out", kind)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_merge_of_every_family_loads(family: str, tmp_path: Path) -> None:
     config = {**PLAIN, "target_modules": TARGETS.get(family, LINEAR)}

@@ -104,6 +104,7 @@ def assert_same(found: list[tuple[bytes, tuple[Fidelity, ...]]]) -> None:
         assert other.square == pytest.approx(one.square, rel=1e-12)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("threads", [1, 2, 20])
 def test_sources_and_threads(
@@ -116,6 +117,7 @@ def test_sources_and_threads(
     assert_same(both(path, "Q4_0", tmp_path, threads=threads))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["eight-experts", "tied"])
 def test_importance_of_columns_and_experts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

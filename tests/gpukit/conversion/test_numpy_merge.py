@@ -129,6 +129,7 @@ def test_dtypes_of_folders(dtype: str, to: str | None, tmp_path: Path) -> None:
     as_folder(base, chosen(adapter(base, tmp_path)), tmp_path, to, shard=100_000)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ANIMALS)
 def test_gguf_from_a_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "SLAB_WEIGHTS", 1 << 12)

@@ -36,6 +36,7 @@ def through(model: Path, out: Path, places: list[torch.device], options: Options
     return out.read_bytes()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["eight-layers", "eight-experts"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_slabs_and_devices_do_not_change_the_bytes(

@@ -80,6 +80,7 @@ def test_progress_covers_every_byte(tmp_path: Path) -> None:
     assert {step.text for step in steps} == {"quantizing BF16 model to Q8_0"}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("slab", [1, 1000, 40_000])
 def test_small_slabs_give_the_same_file(
     slab: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -209,6 +209,7 @@ def test_another_form_is_refused(inputs: Path, tmp_path: Path) -> None:
         run(resume=True)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("damage", "warned"),
     [

@@ -11,6 +11,7 @@ TINY = DATA / "tiny-shakespeare"
 TEXTS = Path(__file__).resolve().parents[4] / "shared" / "text"
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not TEXTS.is_dir(), reason="the shared texts are not here")
 def test_the_divergence_of_low_types_is_less(tmp_path: Path) -> None:
     train, valid = (TEXTS / f"shakespeare-{name}.txt" for name in ("train", "valid"))

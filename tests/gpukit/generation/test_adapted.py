@@ -69,6 +69,7 @@ def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(((found - wanted).abs().amax(-1) / wanted.abs().amax(-1)).max())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_those_of_peft_unmerged(case: str, tmp_path: Path) -> None:
     name, config = CASES[case]

@@ -25,6 +25,7 @@ def test_every_form_has_its_golden_entry() -> None:
     assert GOLDEN.keys() == FORMS.keys()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FORMS)
 def test_import_equals_that_of_the_converter(name: str, tmp_path: Path) -> None:
     folder = build(name, tmp_path)

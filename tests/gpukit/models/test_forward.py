@@ -52,6 +52,7 @@ def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(((found - wanted).abs().amax(-1) / wanted.abs().amax(-1)).max())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -85,6 +86,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.peer
 @pytest.mark.parametrize("name", VARIANTS)
 def test_llama_cpp_gives_the_same_probabilities(name: str, tmp_path: Path) -> None:

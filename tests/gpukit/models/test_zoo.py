@@ -101,6 +101,7 @@ def _without_extra(name: str, fields: list[list[Any]]) -> list[list[Any]]:
     return [field for field in fields if field[0] not in extra]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ZOO)
 def test_import_equals_that_of_the_converter(name: str, folders: Path) -> None:
     found = described({kind: _converted(name, folders, kind) for kind in ZOO[name].types})

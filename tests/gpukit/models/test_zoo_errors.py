@@ -25,6 +25,7 @@ def plan(folder: Path, **config: Any) -> Any:
         return plan_import(checkpoint, pre=ZOO[folder.name].pre)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "config", "words"),
     [

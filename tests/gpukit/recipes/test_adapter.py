@@ -74,6 +74,7 @@ def _trained(root: Path, case: str) -> Trained:
     return train(root, family, {"r": 2, "lora_alpha": 3, **config})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_is_the_delta(case: str, tmp_path: Path) -> None:
     made = _trained(tmp_path, case)

@@ -65,6 +65,7 @@ def test_what_comes_behind_a_body_is_not_of_it() -> None:
         assert b"".join(fetched(address)) == BODY
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("come", [0, 30_000, 700_000])
 @pytest.mark.parametrize("silent", [False, True])

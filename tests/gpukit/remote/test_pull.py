@@ -74,6 +74,7 @@ def test_what_is_there_is_not_fetched(server: Server, store: Store) -> None:
     assert server.count("GET", digest_of(WEIGHTS)) == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("storage", [True, False])
 def test_a_pull_that_was_cut_goes_on(

@@ -123,6 +123,7 @@ def test_storage_that_fails_is_tried_again(
     published(server, store)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("storage", [False, True])
 @pytest.mark.parametrize("kind", ["PATCH uploads", "PUT uploads", "PUT manifests"])
 def test_an_interrupted_push_goes_on(

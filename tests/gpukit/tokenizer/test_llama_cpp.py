@@ -57,6 +57,7 @@ def test_every_name_has_its_golden_ids() -> None:
     assert len({ids for ids, _ in GOLDEN["pre"].values()}) == len(rules) - 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_pre_tokenizers_cut_as_llama_cpp_does(name: str) -> None:
     assert found(byte_level(name)) == GOLDEN["pre"][name]
