@@ -93,6 +93,7 @@ def test_every_type_kind_and_width_has_a_digest() -> None:
         assert {what for what in found if not what.endswith(", ended")} == wanted
 
 
+@pytest.mark.sampled(2)
 @BACKENDS
 @pytest.mark.parametrize("name", PLAIN)
 def test_hard_values(name: str, encode: Encode) -> None:
@@ -113,6 +114,7 @@ def test_hard_importance(name: str, encode: Encode) -> None:
     assert not wrong
 
 
+@pytest.mark.sampled(2)
 @BACKENDS
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_groups_with_scales_below_zero(name: str, encode: Encode) -> None:
