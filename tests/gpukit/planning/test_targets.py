@@ -154,7 +154,7 @@ def test_sizes_out_of_reach(tiny: Tiny) -> None:
     [
         ({"target_bpw": 4.0, "target_size": 5}, "--target-bpw and --target-size exclude each"),
         ({"target_bpw": 4.0, "like": Path("x")}, "--target-bpw and --like exclude each other"),
-        ({"target_bpw": 0.0}, "--target-bpw 0: from 0 to 32 bits per weight are possible"),
+        ({"target_bpw": 0.0}, "--target-bpw 0: above 0 and up to 32 bits per weight are"),
         ({"target_bpw": float("nan")}, "--target-bpw nan: from 0 to 32"),
         ({"target_bpw": float("inf")}, "--target-bpw inf: from 0 to 32"),
         ({"target_bpw": 4.0, "overrides": make_overrides([], pure=True)}, "and --pure exclude"),
