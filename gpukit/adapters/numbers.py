@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 MOST_RANK = 1 << 20
-# Far beyond any that means something; with it sums of float32 stay finite.
+# Far beyond any that means something.
 MOST_SCALE = 1e30
 
 
