@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 
 from gpukit.adapters.base import Base
@@ -9,6 +10,7 @@ from gpukit.adapters.delta import Added, Delta, LowRank, Replaced, ReplacedRows
 from gpukit.adapters.places import Place, places, unknown
 from gpukit.adapters.values import Values
 from gpukit.errors import AdapterError, one_line
+from gpukit.formats.floats import float32
 
 # Modules of GPT-2 and its kin, whose weights are stored as [in, out].
 TRANSPOSED = ("c_attn", "c_proj", "c_fc", "q_attn")
@@ -33,6 +35,12 @@ class Fit:
         self.warnings.append(one_line(f"{self.path}: {what}"))
 
     def add(self, tensor: str, record: Delta) -> None:
+        """Note what is done to `tensor`; `AdapterError` for a scale that float32 does not hold."""
+        if isinstance(record, LowRank | Added) and not isfinite(float32(record.scale)):
+            raise self.fail(
+                f"{tensor}: a scale of {record.scale:g} (alpha / rank); it is used as float32, "
+                "which has numbers up to 3.4e+38"
+            )
         self.deltas.setdefault(tensor, []).append(record)
 
     def low_rank(

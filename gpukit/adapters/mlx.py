@@ -18,6 +18,7 @@ from typing import Any
 
 from gpukit.adapters.base import canonical
 from gpukit.adapters.fit import Fit
+from gpukit.adapters.numbers import wrong_rank, wrong_scale
 from gpukit.adapters.places import stack
 from gpukit.adapters.values import Values
 from gpukit.errors import AdapterError, one_line
@@ -56,19 +57,19 @@ def mlx_settings(path: Path, found: Mapping[str, Any]) -> MLXSettings:
     said = found.get("lora_parameters")
     if not isinstance(said, dict):
         raise _error(path, "no lora_parameters with the rank and the scale; mlx-lm writes them")
-    rank, scale = said.get("rank"), _number(path, said, "scale")
-    if type(rank) is not int or not 0 < rank < 1 << 20:
-        raise _error(path, f"rank is {str(rank)[:40]}; a whole number above 0 is needed")
+    rank: Any = said.get("rank")
+    scale = _number(path, said, "scale")
+    if wrong := wrong_rank(rank):
+        raise _error(path, f"rank is {wrong}")
     if said.get("alpha") is not None:
         scale *= _number(path, said, "alpha") / rank
     return MLXSettings(kind, rank, scale, base)
 
 
 def _number(path: Path, said: Mapping[str, Any], name: str) -> float:
-    value = said.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
-        raise _error(path, f"{name} is {str(value)[:40]} in lora_parameters; a number is needed")
-    return float(value)
+    if wrong := wrong_scale(said.get(name)):
+        raise _error(path, f"{name} in lora_parameters is {wrong}")
+    return float(said[name])
 
 
 def _error(path: Path, what: str) -> AdapterError:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.base import Base
-from gpukit.adapters.delta import Delta, LowRank, Replaced
+from gpukit.adapters.delta import Added, Delta, LowRank, Replaced
 from gpukit.adapters.experts import Layout
 from gpukit.adapters.fit import Fit
 from gpukit.adapters.gguf import fit_gguf
@@ -22,6 +22,7 @@ from gpukit.adapters.peft_config import CONFIG, settings
 from gpukit.adapters.ties import settle, vocabulary
 from gpukit.adapters.values import WeightFile
 from gpukit.errors import AdapterError, NotFoundError, one_line
+from gpukit.formats.floats import float32
 from gpukit.formats.folder import check_files, file_names, model_name, read_json
 from gpukit.formats.gguf_reader import GGUFFile, is_gguf
 
@@ -65,9 +66,7 @@ def open_adapter(
         added = settle(fit, together=together)
         sizes = vocabulary(fit)
         kept = {n: tuple(r) for n, r in fit.deltas.items() if n in base.tensors or n in added}
-        zero = (_is_zero(record, records) for records in kept.values() for record in records)
-        if kept and all(zero):
-            fit.warn("every B·A in it is zero, so that it changes nothing: it was not trained")
+        _warn_of_nothing(fit, kept)
         stack.pop_all()
     if path.is_dir():
         called = model_name(path)
@@ -77,12 +76,27 @@ def open_adapter(
     return Adapter(name or called, form, kept, added, sizes, warnings, file, fit.invocation)
 
 
+def _warn_of_nothing(fit: Fit, deltas: Mapping[str, Sequence[Delta]]) -> None:
+    """Warn where all of `deltas` together change nothing."""
+    if not all(_is_zero(record, records) for records in deltas.values() for record in records):
+        return
+    low_rank = [r for records in deltas.values() for r in records if isinstance(r, LowRank)]
+    if low_rank and not any(float32(record.scale) for record in low_rank):
+        fit.warn("a scale of 0 (alpha / rank): it changes nothing")
+    elif deltas:
+        fit.warn("every B·A in it is zero, so that it changes nothing: it was not trained")
+
+
 def _is_zero(record: Delta, records: Sequence[Delta]) -> bool:
-    """Whether `record`, one of those of a tensor, is a product that is zero, or what it stands
-    on."""
+    """Whether `record`, one of those of a tensor, adds nothing, or is what another stands on."""
+    if isinstance(record, Added):
+        return not float32(record.scale)
     if isinstance(record, LowRank) and record.magnitude is None:
         parts = (record.b, record.a)
-        return not all(bool(part.fetch(0, part.shape[0]).any()) for part in parts)
+        # What is times 0 need not be read.
+        return not float32(record.scale) or not all(
+            bool(part.fetch(0, part.shape[0]).any()) for part in parts
+        )
     beside = any(isinstance(other, LowRank) for other in records)
     return isinstance(record, Replaced) and beside
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gpukit.adapters.numbers import wrong_rank, wrong_scale
 from gpukit.adapters.peft_fields import ordinary
 from gpukit.errors import AdapterError, one_line
 
@@ -28,7 +29,6 @@ VARIANTS = {
     "use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "arrow_config": "Arrow",
     "kasa_config": "KaSA", "monteclora_config": "MonteCLoRA",
 }  # fmt: skip
-MOST_RANK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -219,16 +219,15 @@ class _Reader:
         return tuple(sorted(items))
 
     def _rank(self, name: str, value: Any) -> int:
-        if type(value) is not int or not 0 <= value <= MOST_RANK:
-            self.fail(f"the rank {name} is {str(value)[:40]}; a whole number above 0 is needed")
-        if value == 0:
+        if type(value) is int and value == 0:
             self.fail(f"the rank {name} is 0: such an adapter changes nothing; leave it out")
-        return value
+        if wrong := wrong_rank(value):
+            self.fail(f"the rank {name} is {wrong}")
+        return int(value)
 
     def _alpha(self, name: str, value: Any) -> float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not abs(value) <= 1e30:
-            self.fail(f"alpha {name} is {str(value)[:40]}; a number is needed")
+        if wrong := wrong_scale(value):
+            self.fail(f"alpha {name} is {wrong}")
         return float(value)
 
     def _patterns(self, name: str) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from gpukit.adapters.adapter import Adapter
 from gpukit.adapters.delta import Added, Delta, LowRank, Replaced, ReplacedRows
 from gpukit.adapters.ties import same_numbers
 from gpukit.errors import AdapterError
+from gpukit.formats.floats import float32
 
 Records = tuple[Delta, ...]
 
@@ -60,7 +61,13 @@ def weighted(adapter: Adapter, weight: float) -> Adapter:
 
 def _weighted(adapter: Adapter, tensor: str, record: Delta, weight: float) -> Delta:
     if isinstance(record, Added) or (isinstance(record, LowRank) and record.magnitude is None):
-        return replace(record, scale=record.scale * weight)
+        scale = record.scale * weight
+        if not isfinite(float32(scale)):
+            raise AdapterError(
+                f"{adapter.name}: {tensor}: a weight of {weight:g} times the scale {record.scale:g}"
+                " (alpha / rank) is more than float32 holds; give it less weight"
+            )
+        return replace(record, scale=scale)
     what = "brings rows to a length (DoRA)" if isinstance(record, LowRank) else "replaces numbers"
     raise AdapterError(
         f"{adapter.name}: {tensor}: the adapter {what}, which has no weight of {weight:g}; leave "

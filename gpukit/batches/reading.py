@@ -104,7 +104,7 @@ def _told(fault: Any, document: Document) -> str:
     while place and place not in document.lines:
         place = place[:-1]
     shown = ".".join(map(str, place)) or "the plan"
-    given = repr(fault["input"])
+    given = "null" if fault["input"] is None else repr(fault["input"])
     given = given if len(given) <= 60 else f"{given[:60]}…"
     wanted = WANTED.get(fault["type"], fault["msg"][:1].lower() + fault["msg"][1:])
     return f"{shown} is {given}; {wanted}"

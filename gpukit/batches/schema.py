@@ -16,8 +16,7 @@ from gpukit.batches.schema_entries import (
     SourceEntry,
     TypeEntry,
     Words,
-    as_target,
-    as_text,
+    keyed,
 )
 
 
@@ -134,7 +133,7 @@ class Calibrate(Entry):
 
 
 CalibrateEntry = Annotated[
-    Calibrate, BeforeValidator(as_text, json_schema_input_type=str | Calibrate)
+    Calibrate, BeforeValidator(keyed("text"), json_schema_input_type=str | Calibrate)
 ]
 
 
@@ -156,7 +155,7 @@ class Push(Entry):
     )
 
 
-PushEntry = Annotated[Push, BeforeValidator(as_target, json_schema_input_type=str | Push)]
+PushEntry = Annotated[Push, BeforeValidator(keyed("to"), json_schema_input_type=str | Push)]
 
 
 class Override(Entry):

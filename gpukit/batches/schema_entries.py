@@ -1,5 +1,6 @@
 """The entries of a plan's lists: models, adapters and types, as they may be written."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -12,6 +13,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from gpukit.errors import GpukitError
 from gpukit.formats.file_types import ALIASES, FILE_TYPES, file_type_of
@@ -41,8 +43,13 @@ def _size(value: Any) -> int:
     return size
 
 
-def _source(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
+def keyed(key: str) -> Callable[[Any], Any]:
+    """What reads an entry that may be a text alone, the value of `key`."""
+
+    def read(value: Any) -> Any:
+        return {key: value} if isinstance(value, str) else _mapping(value, "a text")
+
+    return read
 
 
 def _adapter(value: Any) -> Any:
@@ -50,23 +57,15 @@ def _adapter(value: Any) -> Any:
         return {"paths": []}
     if isinstance(value, str):
         return {"paths": [value]}
-    return {"paths": value} if isinstance(value, list) else value
+    return {"paths": value} if isinstance(value, list) else _mapping(value, "a text or a list")
 
 
-def _kind(value: Any) -> Any:
-    return {"type": value} if isinstance(value, str) else value
-
-
-def as_text(value: Any) -> Any:
-    return {"text": value} if isinstance(value, str) else value
-
-
-def as_target(value: Any) -> Any:
-    return {"to": value} if isinstance(value, str) else value
-
-
-def _checkout(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
+def _mapping(value: Any, other: str) -> Any:
+    if not isinstance(value, dict | BaseModel):
+        raise PydanticCustomError(
+            "no_entry", "{other}, or keys with values, is needed", {"other": other}
+        )
+    return value
 
 
 def _list(value: Any) -> Any:
@@ -114,9 +113,9 @@ class Adapter(Entry):
 
 
 CheckoutEntry = Annotated[
-    Checkout, BeforeValidator(_checkout, json_schema_input_type=str | Checkout)
+    Checkout, BeforeValidator(keyed("path"), json_schema_input_type=str | Checkout)
 ]
-SourceEntry = Annotated[Source, BeforeValidator(_source, json_schema_input_type=str | Source)]
+SourceEntry = Annotated[Source, BeforeValidator(keyed("path"), json_schema_input_type=str | Source)]
 AdapterEntry = Annotated[
     Adapter,
     BeforeValidator(_adapter, json_schema_input_type=None | str | list[str] | Adapter),
@@ -188,7 +187,7 @@ def _round_size(size: int) -> str:
 TypeEntry = Annotated[
     Type,
     BeforeValidator(
-        _kind,
+        keyed("type"),
         json_schema_input_type=Annotated[
             str, WithJsonSchema({"type": "string", "examples": [*FILE_TYPES, *ALIASES]})
         ]

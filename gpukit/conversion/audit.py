@@ -112,9 +112,13 @@ class Audit:
         decoded = kernels.dequantize(torch.from_numpy(blocks).view(piece.rows, -1), kind)
         if bool(torch.isfinite(decoded).all()):
             return
-        what = f"{self._source.path}: {output.spec.name}: a value of magnitude {largest:g}"
+        merged = with_adapters(self._source, output.index)
+        what = f"{self._source.path}: {output.spec.name}: a value of magnitude {largest:g}{merged}"
         if largest > FP16_MAX:
-            raise CheckpointError(f"{what} overflows {kind}; choose BF16 or F32 for this model")
+            less = " or give them less weight" if merged else ""
+            raise CheckpointError(
+                f"{what} overflows {kind}; choose BF16 or F32 for this model{less}"
+            )
         raise CheckpointError(
             f"{what} with an importance of up to {weight:g} overflows the search of {kind}; "
             "the importance matrix is damaged, or scale it down"
@@ -130,8 +134,14 @@ class Audit:
         flat = x.reshape(-1)
         first = int(torch.nonzero(~torch.isfinite(flat))[0])
         row, column = divmod(first, x.shape[-1])
+        merged = with_adapters(self._source, output.index)
         raise CheckpointError(
             f"{self._source.path}: {output.spec.name}: value "
-            f"[{piece.row + row}, {column}] is {float(flat[first])}; "
+            f"[{piece.row + row}, {column}] is {float(flat[first])}{merged}; "
             "a model with such weights cannot be quantised"
         )
+
+
+def with_adapters(source: Source, index: int) -> str:
+    """What a message about values of tensor `index` of `source` says of what made them."""
+    return " with the adapters merged" if source.changes(index) else ""

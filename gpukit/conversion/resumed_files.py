@@ -32,7 +32,8 @@ class ResumedFiles:
                 self._open.append(output)
             check_room([file for output in self._outputs for file in output.files])
         except BaseException:
-            self._end(BaseException)  # what there is of the others is as good as before
+            while self._open:
+                self._open.pop().undo()
             raise
         return self
 

@@ -68,6 +68,8 @@ class Resuming:
         self._used: list[Whole] = []
         self._done: set[tuple[int, int]] = set()
         self._notes = Notes(self._sync)
+        # Whether the ledger is this run's own, of which nothing is worth keeping until it writes.
+        self._begun = False
 
     @property
     def in_order(self) -> bool:
@@ -85,9 +87,14 @@ class Resuming:
             self._take_up(self._ledger.known)
             self._writer.__enter__()
         except BaseException:
-            self._ledger.close()
+            self._close(remove=self._begun)
             raise
         self._notes.begin(self._ledger)
+
+    def undo(self) -> None:
+        """Leave what there was before `open`; nothing where a killed run has left nothing."""
+        self._notes.end()
+        self._close(remove=self._begun)
 
     def _take_up(self, known: Known | None) -> None:
         if known is not None and not self._agrees(known.head):
@@ -96,6 +103,7 @@ class Resuming:
             self._anew("its ledger is damaged")
         places = None if known is None else self._places(known)
         if known is None or places is None:
+            self._begun = True
             self._ledger.begin(self._head)
             places = self._unfinished
         else:
@@ -223,11 +231,20 @@ class Resuming:
     def end(self, kind: type[BaseException]) -> None:
         """Close the files after an error of this `kind`, and note or remove what there is."""
         self._notes.end()
+        wrong = issubclass(kind, WRONG)
         try:
-            if issubclass(kind, WRONG):
-                self._ledger.remove()
-            elif self._notes.failure is None:
+            if not wrong and self._notes.failure is None:
                 self._notes.now()
+        except (GpukitError, OSError):
+            pass  # the error that is under way says more
+        finally:
+            self._close(remove=wrong)
+
+    def _close(self, *, remove: bool) -> None:
+        """Close everything after an error, and remove it if it is of no use."""
+        try:
+            if remove:
+                self._ledger.remove()
         except (GpukitError, OSError):
             pass  # the error that is under way says more
         finally:

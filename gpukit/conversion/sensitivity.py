@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
+from gpukit.conversion.audit import with_adapters
 from gpukit.errors import CheckpointError
 from gpukit.events import Report, Step, ignore
 from gpukit.planning.targets import Candidate
@@ -66,7 +67,8 @@ def _losses(
         if not bool(torch.isfinite(x).all()):
             raise CheckpointError(
                 f"{source.path}: {tensor.spec.name}: rows {ranges[0][0]} to {sum(ranges[-1])} hold "
-                "values that are not finite; a model with such weights cannot be quantised"
+                f"values that are not finite{with_adapters(source, tensor.index)}; a model with "
+                "such weights cannot be quantised"
             )
         energies += _row_sums(x)
         for kind in tensor.types:

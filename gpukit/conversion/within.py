@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from gpukit.events import Report, ignore
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize
-from gpukit.planning.targets import Candidate, candidates, plan_target
+from gpukit.planning.targets import Candidate, candidates, check_target, plan_target
 from gpukit.sources.base import Source
 
 # What tensors lose as each of their types, as `sensitivity.measure` has it.
@@ -30,5 +30,6 @@ def plan_within(
     from gpukit.conversion.sensitivity import measure
 
     free = candidates(source, options)
+    check_target(source, options, free)  # before the look, which takes long
     look = measure if measured is None else measured
     return plan_target(source, options, free, look(source, free, device, report))

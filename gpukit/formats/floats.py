@@ -1,5 +1,6 @@
 """The float types of files as arrays of NumPy, which has no bfloat16: its bits are uint16."""
 
+from ctypes import c_float
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,11 @@ FLOATS: dict[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(np.uint16),
 }
+
+
+def float32(value: float) -> float:
+    """`value` as float32 has it: infinite beyond its range, 0 where it is too small for it."""
+    return c_float(value).value
 
 
 def widened(values: NDArray[Any]) -> NDArray[Any]:

@@ -5,7 +5,6 @@ tensor), of compressed-tensors (`float-quantized`), of ModelOpt (`FP8`) and of `
 is float32(weight) * float32(scale), as in llama.cpp's converter.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from gpukit.events import Report, Warned, ignore
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.packed import PackedWeights
-from gpukit.models.values import section
+from gpukit.models.values import of_folder, section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,11 +71,9 @@ def find_scales(
     `CheckpointError` for weights that are quantised in another way, for a scale that is missing,
     that no weight asks for, or whose shape does not fit its weight.
     """
-    try:
+    with of_folder(checkpoint.folder):
         settings = _settings(checkpoint, report, known)
         block = _block(settings)
-    except CheckpointError as error:  # begins with config.json; say which
-        raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
     tensors = [tensor for tensor in checkpoint if tensor.name not in known]
     weights = [tensor for tensor in tensors if tensor.dtype in FP8]
     if not settings and not any(tensor.name.endswith(SCALE_NAMES) for tensor in tensors):

@@ -1,6 +1,5 @@
 """Plans the import of a checkpoint: every tensor accounted for, metadata as llama.cpp writes it."""
 
-import os
 from collections.abc import Container, Mapping, Sequence
 from math import prod
 
@@ -18,7 +17,7 @@ from gpukit.models.metadata import Parameters, general_fields
 from gpukit.models.packed import NVFP4, PackedWeights, find_packed
 from gpukit.models.registry import Architecture, architecture_of_class
 from gpukit.models.rules import ImportPlan, PlannedTensor, Rule, Span
-from gpukit.models.values import section
+from gpukit.models.values import of_folder, section
 from gpukit.models.views import CARRIED, View, with_views
 
 PRE = "tokenizer.ggml.pre"
@@ -115,15 +114,14 @@ def _stored(
     views = [*arch.views([tensor for tensor in read if tensor.name not in packed]), *own]
     planned = _tensors(checkpoint, arch, rules, read, views, passed)
     found = {view.tensor.name: view for view in views}
-    return carried(planned, found, packed.factors, checkpoint.config)
+    with of_folder(checkpoint.folder):
+        return carried(planned, found, packed.factors, checkpoint.config)
 
 
 def _read(checkpoint: Checkpoint) -> tuple[Architecture, ModelConfig]:
     arch = architecture_of_class(checkpoint.config, str(checkpoint.folder / "config.json"))
-    try:
+    with of_folder(checkpoint.folder):
         return arch, arch.read(checkpoint.config)
-    except CheckpointError as error:  # begins with config.json; say which
-        raise CheckpointError(f"{checkpoint.folder}{os.sep}{error}") from None
 
 
 def _parameters(tensors: Sequence[PlannedTensor]) -> Parameters:

@@ -18,7 +18,7 @@ from gpukit.errors import CheckpointError
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.packed_rows import WORD, Bytes, Grouped, Packed, Sixteens, floats_of, rows_of
-from gpukit.models.values import section
+from gpukit.models.values import of_folder, section
 from gpukit.models.views import Fill, View
 
 NVFP4 = "NVFP4"
@@ -59,8 +59,9 @@ def find_packed(checkpoint: Checkpoint) -> PackedWeights:
 
     `CheckpointError` for parts that are missing or do not fit together.
     """
-    finder = _Finder(checkpoint)
-    views = [view for tensor in checkpoint for view in finder.views(tensor)]
+    with of_folder(checkpoint.folder):
+        finder = _Finder(checkpoint)
+        views = [view for tensor in checkpoint for view in finder.views(tensor)]
     return PackedWeights(tuple(views), finder.factors)
 
 

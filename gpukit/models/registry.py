@@ -128,8 +128,13 @@ def _names_architectures(name: str) -> bool:
 def architecture_of_class(config: Mapping[str, Any], where: str) -> Architecture:
     """The architecture of a config.json; `CheckpointError` names what is known and what is near."""
     classes = config.get("architectures")
-    if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
+    if classes in (None, []):
         raise CheckpointError(f"{where}: no architectures; a model's config.json names its class")
+    if not isinstance(classes, list) or not isinstance(classes[0], str):
+        shown = f"the text {classes[:40]!r}" if isinstance(classes, str) else str(classes)[:40]
+        raise CheckpointError(
+            f'{where}: architectures is {shown}; a list is needed, as ["LlamaForCausalLM"]'
+        )
     known = {name: arch for arch in architectures() for name in arch.classes}
     if classes[0] in known:
         return known[classes[0]]

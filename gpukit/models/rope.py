@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gpukit.errors import CheckpointError, GGUFError
 from gpukit.formats.gguf_fields import Field, f32, string, u32
 from gpukit.models.config import ModelConfig
-from gpukit.models.values import flag, real, section, stored, whole
+from gpukit.models.values import flag, inside, real, section, stored, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,8 @@ def with_rope(
     `scalings` are the kinds that the architecture's GGUFs can hold, and `rounded` says whether the
     limits of YaRN are rounded when those are run; `model` has the default theta.
     """
-    rope = section(config, "rope_scaling") or section(config, "rope_parameters")
+    name = "rope_scaling" if section(config, "rope_scaling") else "rope_parameters"
+    rope = section(config, name)
     kind = rope_kind(rope)
     theta = real(rope, "rope_theta", real(config, "rope_theta", model.rope_theta))
     model = replace(model, rope_theta=theta)
@@ -48,13 +49,18 @@ def with_rope(
             f"config.json: RoPE scaling {kind!r} cannot be written into a {model.arch} GGUF; "
             f"known: {', '.join((*PLAIN, *scalings))}"
         )
-    model = replace(model, rope_scaling=kind)
-    if kind == "linear":
+    with inside(name):
+        return _scaled(replace(model, rope_scaling=kind), rope, rounded)
+
+
+def _scaled(model: ModelConfig, rope: Mapping[str, Any], rounded: bool) -> ModelConfig:
+    """`model`, whose kind of scaling is known, with the numbers of its RoPE."""
+    if model.rope_scaling == "linear":
         return replace(model, rope_factor=real(rope, "factor"))
     model = replace(
         model, rope_original_ctx=whole(rope, "original_max_position_embeddings", model.n_ctx)
     )
-    if kind == "yarn":
+    if model.rope_scaling == "yarn":
         _check_rounded(rope, model.arch, rounded)
         return replace(
             model,

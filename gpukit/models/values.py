@@ -1,7 +1,10 @@
 """Checked access to a config.json and to GGUF metadata: one clear line for what makes no sense."""
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gpukit.errors import CheckpointError, GGUFError
@@ -18,13 +21,16 @@ def whole(config: Mapping[str, Any], key: str, default: int | None = None, most:
     value = config.get(key)
     value = default if value is None else value
     if value is None:
-        raise CheckpointError(f"config.json: no {key}")
+        raise CheckpointError(f"config.json: no {key}; a positive whole number is needed")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise CheckpointError(f"config.json: {key} is {value!r}; a positive whole number is needed")
     if value > most:
-        raise CheckpointError(f"config.json: {key} is {value}; llama.cpp loads {most} at most")
+        limit = f"llama.cpp loads {most} at most"
+        if most == MOST:
+            limit = f"a whole number up to {most} is needed"
+        raise CheckpointError(f"config.json: {key} is {str(value)[:40]}; {limit}")
     return value
 
 
@@ -45,7 +51,7 @@ def real(config: Mapping[str, Any], key: str, default: float | None = None) -> f
     value = config.get(key)
     value = default if value is None else value
     if value is None:
-        raise CheckpointError(f"config.json: no {key}")
+        raise CheckpointError(f"config.json: no {key}; a positive number is needed")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CheckpointError(f"config.json: {key} is {value!r}; a number is needed")
     if not SMALLEST <= value <= LARGEST:
@@ -54,6 +60,27 @@ def real(config: Mapping[str, Any], key: str, default: float | None = None) -> f
             f"config.json: {key} is {shown}; a positive number in float32's range is needed"
         )
     return float(value)
+
+
+@contextmanager
+def inside(key: str) -> Iterator[None]:
+    """`CheckpointError` of what is read from the object `key` of a config.json says so."""
+    try:
+        yield
+    except CheckpointError as error:
+        what = str(error).removeprefix("config.json: ")
+        raise CheckpointError(f"config.json: {key}: {what}") from None
+
+
+@contextmanager
+def of_folder(folder: Path) -> Iterator[None]:
+    """`CheckpointError` that begins with config.json says in which folder."""
+    try:
+        yield
+    except CheckpointError as error:
+        if not str(error).startswith("config.json"):
+            raise
+        raise CheckpointError(f"{folder}{os.sep}{error}") from None
 
 
 def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:

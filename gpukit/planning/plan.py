@@ -78,7 +78,7 @@ class Options:
         bits = self.target_bpw
         if bits is not None and not 0 < bits <= MOST_BITS:
             raise ArgumentError(
-                f"--target-bpw {bits:g}: from 0 to {MOST_BITS} bits per weight are possible"
+                f"--target-bpw {bits:g}: above 0 and up to {MOST_BITS} bits per weight are possible"
             )
 
 

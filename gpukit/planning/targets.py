@@ -13,7 +13,7 @@ from gpukit.formats.file_types import FILE_TYPES
 from gpukit.formats.gguf_fields import DEFAULT_ALIGNMENT, TensorSpec, aligned
 from gpukit.formats.imatrix import Floats
 from gpukit.models.unused import unused_of
-from gpukit.planning.budget import BudgetError, Item, Option, spend
+from gpukit.planning.budget import Item, Option, spend
 from gpukit.planning.importance import importance_of
 from gpukit.planning.mix_rules import AT_LEAST_Q8_0, EMBEDDINGS, OUTPUT
 from gpukit.planning.mixes import choose, unfitting
@@ -73,6 +73,12 @@ def candidates(source: Source, options: Options) -> list[Candidate]:
     return found
 
 
+def check_target(source: Source, options: Options, free: Sequence[Candidate]) -> None:
+    """`ArgumentError` with the range that is possible where the types of `free` cannot meet the
+    target of `options`, whatever they lose."""
+    _room(source, options, free)
+
+
 def plan_target(
     source: Source,
     options: Options,
@@ -80,39 +86,45 @@ def plan_target(
     losses: Sequence[Sequence[float]],
 ) -> QuantizePlan:
     """The plan that keeps within `options.target_bpw` or `target_size` and loses least: `losses`
-    has what each of `free` would lose as each of its types. `ArgumentError` with the range that is
-    possible for a target outside it."""
+    has what each of `free` would lose as each of its types. Errors as `check_target`."""
     items = [
         Item(c.spec.name, tuple(
             Option(kind, _padded(c.spec, kind, options), loss * _reach(source, c.spec))
             for kind, loss in zip(c.types, lost, strict=True)))
         for c, lost in zip(free, losses, strict=True)
     ]  # fmt: skip
-    names = {item.name for item in items}
-    plain = replace(options, target_bpw=None, target_size=None)
-    base = plan_quantize(source, BASE, plain)
-    rest = [spec for spec in base.specs if spec.name not in names]
-    weights = sum(prod(spec.ne) for spec in base.specs)
-    fixed = sum(_padded(spec, spec.type, options) for spec in rest)
+    types = spend(items, _room(source, options, free))
+    overrides = replace(
+        options.overrides or Overrides(), exact=types, exact_option=options.target or ""
+    )
+    file_type = file_type_for(source.tensors, types)
+    told = replace(options, target_bpw=None, target_size=None, overrides=overrides)
+    plan = plan_quantize(source, file_type.name, told)
+    bits = 8 * sum(spec.nbytes for spec in plan.specs) / _weights(plan)
+    title = f"quantizing {source.label} model to {bits:.3f} bits per weight"
+    return replace(plan, title=title, notes=(_note(options, free),))
+
+
+def _room(source: Source, options: Options, free: Sequence[Candidate]) -> int:
+    """Bytes that the target of `options` leaves for `free`; errors as `check_target`."""
+    base = plan_quantize(source, BASE, replace(options, target_bpw=None, target_size=None))
+    names = {candidate.spec.name for candidate in free}
+    fixed = sum(_padded(s, s.type, options) for s in base.specs if s.name not in names)
     if options.target_size is not None:
         fixed += base.size - sum(_padded(spec, spec.type, options) for spec in base.specs)
         total = options.target_size
     else:
         assert options.target_bpw is not None
-        total = int(options.target_bpw * weights / 8)
-    try:
-        types = spend(items, total - fixed)
-    except BudgetError as error:
-        ends = (error.least + fixed, error.most + fixed)
-        raise ArgumentError(_unreachable(source, options, ends, weights)) from None
-    overrides = replace(
-        options.overrides or Overrides(), exact=types, exact_option=options.target or ""
-    )
-    file_type = file_type_for(source.tensors, types)
-    plan = plan_quantize(source, file_type.name, replace(plain, overrides=overrides))
-    bits = 8 * sum(spec.nbytes for spec in plan.specs) / weights
-    title = f"quantizing {source.label} model to {bits:.3f} bits per weight"
-    return replace(plan, title=title, notes=(_note(options, free),))
+        total = int(options.target_bpw * _weights(base) / 8)
+    sizes = [[_padded(c.spec, kind, options) for kind in c.types] for c in free]
+    ends = (fixed + sum(map(min, sizes)), fixed + sum(map(max, sizes)))
+    if not ends[0] <= total <= ends[1]:
+        raise ArgumentError(_unreachable(source, options, ends, _weights(base)))
+    return total - fixed
+
+
+def _weights(plan: QuantizePlan) -> int:
+    return sum(prod(spec.ne) for spec in plan.specs)
 
 
 def _reach(source: Source, spec: TensorSpec) -> float:
@@ -144,10 +156,12 @@ def _note(options: Options, free: Sequence[Candidate]) -> str:
 
 
 def _unreachable(source: Source, options: Options, ends: tuple[int, int], weights: int) -> str:
+    wish = options.target
     if options.target_size is not None:
+        wish = f"--target-size of {options.target_size:,} bytes"
         span = f"from {ends[0]:,} to {ends[1]:,} bytes are"
     else:
         # Rounded inwards, so that both can be asked for.
         low, high = (8 * end / max(weights, 1) for end in ends)
         span = f"from {-int(-low * 100 // 1) / 100:.2f} to {int(high * 100) / 100:.2f} are"
-    return f"{source.path}: {options.target} cannot be reached: {span} possible"
+    return f"{source.path}: {wish} cannot be reached: {span} possible"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, ignore
+from gpukit.formats.floats import float32
 from gpukit.recipes.references import fetched_adapter, locate_adapter
 from gpukit.remote.hub import HubModel
 
@@ -35,12 +36,18 @@ def split_weight(word: Word) -> tuple[str | Path, float]:
 def located(words: Sequence[Word]) -> list[tuple[Path | HubModel, float]]:
     """Where each adapter of `words` is, and its weight; asks nobody but this machine.
 
-    The errors of `locate_adapter`; `ArgumentError` for a weight that is no finite number.
+    The errors of `locate_adapter`; `ArgumentError` for a weight that is no finite number, or none
+    in float32.
     """
     found = []
     for word, weight in map(split_weight, words):
         if not isfinite(weight):
             raise ArgumentError(f"{str(word)[:100]}: a weight of {weight}; a finite one is needed")
+        if not isfinite(float32(weight)):
+            raise ArgumentError(
+                f"{str(word)[:100]}: a weight of {weight:g}; it is used as float32, which has "
+                "numbers up to 3.4e+38"
+            )
         found.append((locate_adapter(word), weight))
     return found
 

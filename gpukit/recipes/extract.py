@@ -10,7 +10,7 @@ import gpukit_kernels as kernels
 from gpukit.adapters import peft_writing as writing
 from gpukit.adapters.comparing import Comparison
 from gpukit.adapters.extracting import Energy, Extractor, ratio
-from gpukit.adapters.peft_config import MOST_RANK
+from gpukit.adapters.numbers import MOST_RANK
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.checkpoint import Checkpoint

@@ -15,6 +15,7 @@ from gpukit.adapters.opening import open_adapter
 from gpukit.adapters.together import combined, weighted
 from gpukit.errors import AdapterError, one_line
 from gpukit.formats.checkpoint import Checkpoint
+from gpukit.formats.floats import float32
 from gpukit.formats.safetensors import StoredTensor
 from gpukit.models.packed import find_packed
 
@@ -81,8 +82,9 @@ def told(merge: Merge, adapters: Sequence[Adapter]) -> tuple[str, ...]:
     """Lines for the user about the open `adapters` of `merge`."""
     lines = [line for adapter in adapters for line in adapter.warnings]
     for chosen, adapter in zip(merge.adapters, adapters, strict=True):
-        if not chosen.weight:
-            lines.append(one_line(f"{adapter.file.path}: a weight of 0: it changes nothing"))
+        if not float32(chosen.weight):
+            what = f"a weight of {chosen.weight:g}: it changes nothing"
+            lines.append(one_line(f"{adapter.file.path}: {what}"))
     return tuple(lines)
 
 

@@ -263,7 +263,8 @@ def test_a_target_a_template_and_a_file_of_types(file: Path, tmp_path: Path) -> 
     assert "nothing was written" in done.stdout
     assert not out.exists()
     words = ("--target-size", "0.1M", "--device", "cpu", "--dry-run")
-    assert "--target-size 100000 cannot be reached" in gpukit("quantize", file, out, *words).stderr
+    told = "--target-size of 100,000 bytes cannot be reached"
+    assert told in gpukit("quantize", file, out, *words).stderr
     types.write_text("attn_v=Q8_0\nffn_down=Q6_K ")
     done = gpukit("quantize", file, out, "Q4_0", "--tensor-type-file", types, "--json")
     assert {"Q8_0", "Q4_0"} <= set(json.loads(done.stdout)["types"])

@@ -133,8 +133,13 @@ def test_a_full_fine_tune_takes_the_place(tmp_path: Path) -> None:
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"lora_parameters": {"rank": 4, "scale": 1.0}}, "its rank is 3, .* says 4"),
-    "no-scale": ({"lora_parameters": {"rank": 3}}, "scale is None in lora_parameters"),
+    "no-scale": ({"lora_parameters": {"rank": 3}}, "scale in lora_parameters is None; a"),
     "no-parameters": ({"lora_parameters": None}, "no lora_parameters"),
+    "rank-huge": ({"lora_parameters": {"rank": 10**9, "scale": 1}}, "rank is 10{9}; 1048576 at"),
+    "scale-huge": (
+        {"lora_parameters": {"rank": 3, "scale": 1e30, "alpha": 1e30}},
+        r"a scale of 3.3\S+ \(alpha",
+    ),
     "rank-0": ({"lora_parameters": {"rank": 0, "scale": 1.0}}, "rank is 0; a whole number above"),
     "kind": ({"fine_tune_type": "loha"}, "fine_tune_type is 'loha'; known: lora, dora, full"),
     "dora": ({"fine_tune_type": "dora"}, "no m for fine_tune_type dora"),

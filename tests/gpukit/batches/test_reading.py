@@ -78,7 +78,14 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
         (GOOD + "store: true\noptions:\n  pure: true\n", 6, "'pure' is for files; with `store`"),
         (GOOD.replace("F16", "{target_bpw: 4, type: F16}"), 2, "one of type, target_bpw, "
          "target_size, like is needed, type and target_bpw is given"),
-        (GOOD.replace("F16", "{target_bpw: 44}"), 2, "from 0 to 32 bits per weight are possible"),
+        (GOOD.replace("F16", "{target_bpw: 44}"), 2, "above 0 and up to 32 bits per weight are"),
+        ("sources: [5]\ntypes: [F16]\noutput: x.gguf\n", 1, "sources.0 is 5; a text, or keys with"),
+        ("sources: [null]\ntypes: [F16]\noutput: x.gguf\n", 1, "sources.0 is null; a text, or"),
+        ("sources: [[a]]\ntypes: [F16]\noutput: x.gguf\n", 1, "sources.0 is ['a']; a text, or"),
+        (GOOD.replace("F16", "null"), 2, "types.0 is null; a text, or keys with values"),
+        (GOOD + "adapters: [5]\n", 4, "adapters.0 is 5; a text or a list, or keys with"),
+        (GOOD + "options:\n  converter: 5\n", 5, "options.converter is 5; a text, or keys with"),
+        (GOOD + "options: null\n", 4, "options is null; keys with values are needed"),
         (GOOD.replace("F16", "{like: 't/{source}.gguf'}"), 2, "say what {type} becomes, with `na"),
         (GOOD.replace("F16", "{like: 't/{type}.gguf', name: x}"), 2, "unknown {type}; known: {sou"),
         (GOOD.replace("F16", "{target_size: 3G}") + "store: true\n", 2, "the store's models have "

@@ -59,7 +59,7 @@ def test_targets_have_the_bytes_of_single_commands(place: Path) -> None:
     assert why == "target_bpw was 9.0 and is 10.0 since it was made"
     _plan(place, PLAN.replace("target_bpw: 9", "target_size: 1K"))
     (refused,) = gpukit.plan_batch(plan).refused
-    assert "--target-size 1000 cannot be reached" in refused
+    assert "--target-size of 1,000 bytes cannot be reached" in refused
 
 
 def test_weights_are_looked_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,6 +249,7 @@ def test_a_disk_without_room(
     out = small_disk / "out"
     with pytest.raises(gpukit.DiskError, match=r"out/model-00001-.*: .* bytes are needed, .* free"):
         merge(inputs, out)
+    assert names(small_disk) == []
     with monkeypatch.context() as patch:
         patch.setattr(atomic, "need_room", lambda *_: None)
         patch.setattr(resumed_files, "check_room", lambda *_: None)

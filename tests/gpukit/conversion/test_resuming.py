@@ -14,9 +14,14 @@ from support.loras import lora
 
 import gpukit
 from gpukit.conversion import noting, pipeline, resuming
+from gpukit.conversion.resuming import Resume
 from gpukit.conversion.run import run_plan
+from gpukit.conversion.run_many import run_plans
 from gpukit.conversion.stages import Stages
 from gpukit.formats.ledger import ledger_of, partial_of
+from gpukit.planning.plan import Options
+from gpukit.planning.planner import plan_quantize
+from gpukit.sources.opening import open_source
 
 
 class Killed(BaseException):
@@ -264,6 +269,21 @@ def test_two_runs_on_one_output(inputs: Path, tmp_path: Path) -> None:
     assert tried
     assert files(tmp_path) == ["x.gguf"]
     assert run().path.read_bytes() == data
+
+
+@pytest.mark.parametrize("types", [["F16"], ["Q4_0", "F16"]])
+def test_a_disk_without_room_keeps_nothing(
+    types: list[str], inputs: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    """Of several outputs also those whose own disk has room."""
+    outs = [tmp_path / "y.gguf", small_disk / "x.gguf"][-len(types) :]
+    with open_source(inputs / "f16.gguf") as source:
+        plans = [plan_quantize(source, kind, Options()) for kind in types]
+        wishes = [Resume({"type": kind}) for kind in types]
+        with pytest.raises(gpukit.DiskError, match=r"x.gguf: \d+ bytes are needed, \d+ are free"):
+            run_plans(source, plans, outs, device="cpu", resume=wishes)
+    assert files(small_disk) == []
+    assert files(tmp_path) == ["small"]
 
 
 @pytest.mark.parametrize("moment", ["publish", "remove"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import gguf_models
@@ -144,9 +145,21 @@ def test_a_target_out_of_reach_has_its_range(wanted: float, tiny: Tiny) -> None:
         tiny(target_bpw=ends)
 
 
-def test_sizes_out_of_reach(tiny: Tiny) -> None:
-    with pytest.raises(ArgumentError, match=r"--target-size 9000 cannot be reached: from .* bytes"):
-        tiny(target_size=9000)
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {"target_size": 9000},
+            r"of 9,000 bytes cannot be reached: from 1,433,024 to 8,445,376 bytes are",
+        ),
+        ({"target_bpw": 1.0}, "--target-bpw 1 cannot be reached: from 2.65 to 16.00 are possible"),
+    ],
+)
+def test_a_target_out_of_reach_is_told_before_anything_is_measured(
+    options: dict[str, Any], told: str
+) -> None:
+    with open_source(TINY) as source, pytest.raises(ArgumentError, match=told):
+        plan_within(source, None, Options(**options), measured=lambda *_: pytest.fail("measured"))
 
 
 @pytest.mark.parametrize(
@@ -154,9 +167,9 @@ def test_sizes_out_of_reach(tiny: Tiny) -> None:
     [
         ({"target_bpw": 4.0, "target_size": 5}, "--target-bpw and --target-size exclude each"),
         ({"target_bpw": 4.0, "like": Path("x")}, "--target-bpw and --like exclude each other"),
-        ({"target_bpw": 0.0}, "--target-bpw 0: from 0 to 32 bits per weight are possible"),
-        ({"target_bpw": float("nan")}, "--target-bpw nan: from 0 to 32"),
-        ({"target_bpw": float("inf")}, "--target-bpw inf: from 0 to 32"),
+        ({"target_bpw": 0.0}, "--target-bpw 0: above 0 and up to 32 bits per weight are"),
+        ({"target_bpw": float("nan")}, "--target-bpw nan: above 0 and up to 32"),
+        ({"target_bpw": float("inf")}, "--target-bpw inf: above 0 and up to 32"),
         ({"target_bpw": 4.0, "overrides": make_overrides([], pure=True)}, "and --pure exclude"),
         ({"like": Path("x"), "overrides": make_overrides(["a=F16"])}, "--like and --tensor-type a"),
     ],

@@ -258,12 +258,17 @@ def test_an_adapter_that_changes_nothing_is_told(qwen: tuple[Path, Path], tmp_pa
     save_file({n: v * 0 if "lora_B" in n else v for n, v in load_file(path).items()}, path)
     said: list[Any] = []
     out = tmp_path / "a.gguf"
-    for words in ([fresh], [f"{adapter}:0"], [adapter]):
+    unscaled = lora(base, tmp_path / "unscaled", lora_alpha=0)
+    for words in ([fresh], [f"{adapter}:0"], [f"{adapter}:1e-50"], [unscaled], [adapter]):
         gpukit.convert(base, out, "F16", adapters=words, device="cpu", report=said.append)
     gpukit.merge(out, [fresh], tmp_path / "b.gguf", device="cpu", report=said.append)
     lines = [event.text for event in said if isinstance(event, gpukit.Warned)]
     nothing = [line for line in lines if "changes nothing" in line]
-    assert ["fresh" in line for line in nothing] == [True, False, True]
+    assert ["fresh" in line for line in nothing] == [True, False, False, False, True]
+    assert [line.rpartition("safetensors: ")[2] for line in nothing[1:4]] == [
+        "a weight of 0: it changes nothing", "a weight of 1e-50: it changes nothing",
+        "a scale of 0 (alpha / rank): it changes nothing",
+    ]  # fmt: skip
 
 
 def test_what_is_wrong_is_told_before_anything_is_written(
@@ -299,6 +304,8 @@ def test_what_is_wrong_is_told_before_anything_is_written(
         ([nan], AdapterError, "a.gguf", "holds nan"),
         ([cut], gpukit.SafetensorsError, "a.gguf", "adapter_model.safetensors"),
         ([f"{adapter}:inf"], ArgumentError, "a.gguf", "a weight of inf"),
+        ([f"{adapter}:1e40"], ArgumentError, "a.gguf", "lora: a weight of 1e.40; .* up to 3.4e"),
+        ([f"{adapter}:3e38"], AdapterError, "a.gguf", "3e.38 times the scale 2 .* less weight"),
     ):
         for place in (target, "folder"):
             with pytest.raises(wrong, match=message):
@@ -317,6 +324,24 @@ def test_what_is_wrong_is_told_before_anything_is_written(
     with pytest.raises(AdapterError, match="for which a GGUF has no place"):
         gpukit.merge(gguf, [resized], out / "a.gguf", device="cpu")
     assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("weight", "options", "told"),
+    [
+        (1e30, {"type": "Q8_0"}, r"with the adapters merged overflows Q8_0; .* less weight"),
+        (1.7e38, {"type": "Q8_0"}, r"value \[\d+, \d+\] is -?inf with the adapters merged; "),
+        (1.7e38, {"target_bpw": 6}, "values that are not finite with the adapters merged; "),
+    ],
+)
+def test_a_sum_that_overflows_is_told_as_one_of_adapters(
+    weight: float, options: dict[str, Any], told: str, qwen: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, _ = qwen
+    adapter = lora(base, tmp_path / "large", targets=("q_proj",), by=2)
+    with pytest.raises(gpukit.CheckpointError, match=rf"blk\.0\.attn_q\.weight: .*{told}"):
+        gpukit.merge(base, [(adapter, weight)], tmp_path / "a.gguf", device="cpu", **options)
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 @pytest.mark.parametrize("base", ["folder", "gguf"])

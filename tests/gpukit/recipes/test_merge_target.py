@@ -40,7 +40,7 @@ def test_targets_that_cannot_be(qwen: tuple[Path, Path], tmp_path: Path) -> None
     out = tmp_path / "out.gguf"
     for words, told in (
         ({"target_bpw": 1.0}, r"--target-bpw 1 cannot be reached: from \d+\.\d\d to"),
-        ({"target_size": 10}, "--target-size 10 cannot be reached: from [0-9,]+ to [0-9,]+ bytes"),
+        ({"target_size": 10}, "size of 10 bytes cannot be reached: from [0-9,]+ to [0-9,]+ bytes"),
         ({"target_bpw": 6.0, "target_size": 10}, "--target-bpw and --target-size exclude"),
         ({"target_bpw": 6.0, "type": "Q8_0"}, "--target-bpw 6 chooses the types itself; leave Q8"),
     ):
