@@ -23,8 +23,6 @@ from gpukit_kernels.verified import sample, verified, within
 SCRATCH = 1 << 28
 # Values that a program decodes in a step.
 STEP_VALUES = 2048
-# Warps of such a program: with four, Triton 3.9.0 spills two registers of IQ1_S and IQ2_XS.
-STEP_WARPS = 8
 # Threads of a program that decodes by parts.
 PART_THREADS = 128
 # Side of a tile of products.
@@ -175,7 +173,7 @@ def halves(blocks: Tensor, row: QuantType, width: int) -> tuple[Tensor, Tensor]:
         halves_kernel[(len(blocks),)](
             blocks, table, out, powers, width,
             DECODE=pair.decode, BLOCK=row.block, NBYTES=row.nbytes, STEP=step,
-            num_warps=STEP_WARPS,
+            num_warps=pair.row_warps,
         )  # fmt: skip
     return out, powers
 

@@ -247,7 +247,8 @@ def _products(row: QuantType) -> Iterator[Kernel]:
 
 def _halves(row: QuantType) -> Iterator[Kernel]:
     """W as float16, for products of many rows of x."""
-    parts = launch.triton_pair(row).vectors
+    pair = launch.triton_pair(row)
+    parts = pair.vectors
     out = {"out": "*fp16", "powers": "*fp32"}
     if parts:
         constants = dense_triton.part_constants(parts, row, launched_width(row))
@@ -267,7 +268,7 @@ def _halves(row: QuantType) -> Iterator[Kernel]:
         ("width",),
         {**decoder, "STEP": dense_triton.STEP_VALUES // row.block},
         False,
-        dense_triton.STEP_WARPS,
+        pair.row_warps,
     )
 
 

@@ -118,6 +118,7 @@ class TritonPair:
              at a multiple of four: few(x, blocks, out, rows, width, magic, ROWS, QUADS)
     vectors  how `vectors_triton` reads the blocks; None where it does not
     nearest  how a type is encoded that looks up a codebook
+    row_warps   warps of a program that decodes a row to float16: more where four spill registers
     """
 
     encode: Any
@@ -132,6 +133,7 @@ class TritonPair:
     few: Any = None
     vectors: VectorParts | None = None
     nearest: Nearest | None = None
+    row_warps: int = 4
 
 
 @dataclass(frozen=True)

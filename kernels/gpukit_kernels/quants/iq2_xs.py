@@ -124,6 +124,7 @@ ROWS = (
             table=GRID,
             pieces=Pieces(pieces_tl, 16, 2, OCTETS),
             nearest=Nearest(encode_tl, partial(in_fours, "IQ2_XS"), plain=False),
+            row_warps=8,  # with four Triton 3.9.0 spills two registers on sm_90
         ),
         weighted=weighted,
     ),
