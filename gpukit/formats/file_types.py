@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from gpukit.errors import ArgumentError, did_you_mean
 from gpukit.formats.gguf_fields import FLOATS, Field, type_sizes
+from gpukit.given import text_of
 
 FILE_TYPE = "general.file_type"
 # Of the block layouts (GGML_QNT_VERSION).
@@ -76,7 +77,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 def file_type_of(name: str) -> FileType:
     """The file type of `name` in any case; `ArgumentError` lists the known ones."""
-    upper = name.upper()
+    upper = text_of(name, "a type such as 'Q4_K_M'").upper()
     row = FILE_TYPES.get(ALIASES.get(upper, upper))
     if row is None:
         known = [*FILE_TYPES, *ALIASES]

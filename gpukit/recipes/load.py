@@ -12,11 +12,12 @@ from gpukit.generation.model import Model
 from gpukit.recipes.chosen import Word, chosen, located
 from gpukit.recipes.references import locate
 from gpukit.sources.merged import Chosen, Merge
+from gpukit_kernels.devices import Device
 
 
 def load(
     model: str | Path,
-    device: str = "auto",
+    device: Device = "auto",
     *,
     pre: str | None = None,
     hub: bool = False,

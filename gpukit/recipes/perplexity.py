@@ -21,6 +21,7 @@ from gpukit.recipes.chosen import Word
 from gpukit.recipes.measured import opened
 from gpukit.recipes.reporting import ReportWriter
 from gpukit.recipes.shared_reference import SharedReference, SubjectReference
+from gpukit_kernels.devices import Device
 
 # Of what is in a journal: another form gets another number.
 JOURNAL = "1"
@@ -51,7 +52,7 @@ class Perplexity:
     tokens: int
     num_ctx: int
     stride: int | None
-    device: str
+    device: Device
     text_sha256: str | None
     tokens_per_second: float | None
     running: tuple[float, ...] = field(repr=False)
@@ -98,7 +99,7 @@ def perplexity(
     journal: str | Path | None = None,
     pre: str | None = None,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     report: Report = ignore,
 ) -> Perplexity:
     """How well `model` expects `text`, as llama-perplexity counts it; with `against` beside that
@@ -144,7 +145,7 @@ def perplexities(
     journal: str | Path | None = None,
     pre: str | None = None,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     report: Report = ignore,
 ) -> tuple[Perplexity, ...]:
     """`perplexity` of several models, one by one, each beside `against`, else beside the first.

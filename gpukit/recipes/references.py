@@ -19,6 +19,7 @@ hub (`hub`) is one, whatever is here.
 
 import re
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from gpukit.errors import ArgumentError, CheckpointError, NotFoundError, StoreError
@@ -92,10 +93,7 @@ def locate(
     what can be no word for a model, and for an id that can be none of the hub's.
     """
     store = store or Store()
-    is_path = isinstance(word, Path)
-    word = str(word)
-    if not word.strip() or "\0" in word:
-        raise ArgumentError(f"{word[:SHOWN]!r}: {WANTED}")
+    is_path, word = isinstance(word, Path), _text(word, WANTED)
     if hub:
         return Reference(word, parse_id(word), store)
     path = folder / expanded(word)
@@ -128,9 +126,7 @@ def locate_adapter(word: str | Path, *, folder: Path = Path()) -> Path | HubMode
 
     NotFoundError for what is not there, `ArgumentError` for what can be no word for an adapter.
     """
-    text = str(word)
-    if not text.strip() or "\0" in text:
-        raise ArgumentError(f"{text[:SHOWN]!r}: {WANTED_ADAPTER}")
+    text = _text(word, WANTED_ADAPTER)
     path = folder / expanded(text)
     lacking = _lacking(path)
     if not lacking:
@@ -154,6 +150,14 @@ def adapter_path(word: str | Path, *, folder: Path = Path(), report: Report = ig
 def fetched_adapter(found: Path | HubModel, report: Report = ignore) -> Path:
     """Where what `locate_adapter` has found is on this machine; `HubError` as `Reference.fetch`."""
     return fetch_adapter(found, report) if isinstance(found, HubModel) else found
+
+
+def _text(word: object, wanted: str) -> str:
+    text, is_word = str(word), isinstance(word, str | PathLike)
+    if not is_word or not text.strip() or "\0" in text:
+        shown = text[:SHOWN]
+        raise ArgumentError(f"{repr(shown) if is_word else shown}: {wanted}")
+    return text
 
 
 def _looks_like_a_path(word: str) -> bool:
