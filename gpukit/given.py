@@ -1,7 +1,9 @@
 """What callers give: values of a wrong kind are refused in one line, before work begins."""
 
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from gpukit.errors import ArgumentError, unlike
 
@@ -16,13 +18,19 @@ def text_of(given: object, wanted: str) -> str:
 def texts_of(given: object, wanted: str) -> tuple[str, ...]:
     """The texts of a list, or of what else gives several; `ArgumentError` as `text_of`, for one
     text, too: its letters are no list."""
-    try:
-        if isinstance(given, str | bytes):
-            raise TypeError
-        found: tuple[object, ...] = tuple(given)  # type: ignore[arg-type]
-    except TypeError:
-        raise ArgumentError(unlike(wanted, given)) from None
-    return tuple(text_of(each, f"{wanted}: a text in it") for each in found)
+    found = list_of(given, wanted)
+    texts = tuple(each for each in found if isinstance(each, str))
+    if len(texts) < len(found):
+        raise ArgumentError(unlike(wanted, list(found)))
+    return texts
+
+
+def list_of(given: object, wanted: str) -> tuple[Any, ...]:
+    """What a list has, or whatever else gives several things, once; `ArgumentError` as
+    `text_of` for what gives none, and for a text."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise ArgumentError(unlike(wanted, given))
+    return tuple(given)
 
 
 def path_of(given: object, wanted: str) -> Path:

@@ -9,7 +9,7 @@ from gpukit.conversion.checks import check_device, check_plan
 from gpukit.events import Report, ignore
 from gpukit.generation.loading import load_model
 from gpukit.generation.model import Model
-from gpukit.recipes.chosen import Word, chosen, located
+from gpukit.recipes.chosen import Word, chosen, listed, located
 from gpukit.recipes.references import locate
 from gpukit.sources.merged import Chosen, Merge
 from gpukit_kernels.devices import Device
@@ -48,7 +48,8 @@ def load(
     check_plan(None, pre)
     check_device(device)
     reference = locate(model, hub=hub)
-    located([adapters] if isinstance(adapters, str | Path) else adapters)
+    adapters = listed(adapters)
+    located(adapters)
     found = reference.open(report)
     merge = chosen(adapters, strict=strict, moe_layout=moe_layout, report=report) or Merge(())
     stored = tuple(map(Chosen, found.adapters))

@@ -11,10 +11,10 @@ from gpukit.conversion.run import Result
 from gpukit.conversion.run_many import check_distinct, run_plans
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, ignore
-from gpukit.formats.file_types import file_type_of
+from gpukit.formats.file_types import file_type_of, listed_types
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.formats.outputs import check_output
-from gpukit.given import path_of, texts_of
+from gpukit.given import path_of
 from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.provenance import Recipe
@@ -225,11 +225,6 @@ def merge_many(
         pre=pre, provenance=provenance, hub=hub, device=device, memory=memory, resume=resume,
         report=report,
     )  # fmt: skip
-
-
-def listed_types(types: Iterable[str]) -> tuple[str, ...]:
-    """The words of `types`, however often they can be gone over; `ArgumentError` for one word."""
-    return texts_of(types, "types: a list such as ['Q8_0']")
 
 
 def checked_types(types: Iterable[str], options: Options) -> list[str]:

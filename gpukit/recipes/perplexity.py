@@ -16,6 +16,8 @@ from gpukit.evaluation.scoring import Scores
 from gpukit.evaluation.subjects import Subject
 from gpukit.evaluation.windows import Windows
 from gpukit.events import Report, Status, ignore
+from gpukit.formats.file_types import listed_types
+from gpukit.given import list_of
 from gpukit.recipes.asked import Asked
 from gpukit.recipes.chosen import Word
 from gpukit.recipes.measured import opened
@@ -156,8 +158,9 @@ def perplexities(
 
         [row.divergence for row in gpukit.perplexities(["llama-f16.gguf"], text, types=["Q4_K_M"])]
     """
+    named = list_of(models, "models: a list such as ['llama-q4.gguf']")
     asked = Asked(
-        tuple(models), text, tuple(types), imatrix=imatrix, num_ctx=num_ctx, chunks=chunks,
+        named, text, listed_types(types), imatrix=imatrix, num_ctx=num_ctx, chunks=chunks,
         stride=stride, against=against, adapters=adapters, strict=strict, moe_layout=moe_layout,
         save_report=save_report, journal=journal, pre=pre, hub=hub, device=device,
     )  # fmt: skip

@@ -1,9 +1,10 @@
 """Turns of the conversation that a model begins with."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpukit.errors import ModelfileError, unlike
+from gpukit.errors import ArgumentError, ModelfileError, unlike
+from gpukit.given import list_of
 
 ROLES = ("system", "user", "assistant")
 
@@ -19,9 +20,11 @@ class Message:
 def turns_of(given: object) -> tuple[Message, ...]:
     """Messages, or mappings with role and content, as messages; `ModelfileError` for what are
     none."""
-    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        raise ModelfileError(f"messages: {unlike('a list of role and content each', given)}")
-    return tuple(_turn(f"messages: number {n}", each) for n, each in enumerate(given))
+    try:
+        found = list_of(given, "messages: a list of role and content each")
+    except ArgumentError as error:
+        raise ModelfileError(str(error)) from None
+    return tuple(_turn(f"message {number}", each) for number, each in enumerate(found))
 
 
 def _turn(where: str, given: object) -> Message:

@@ -40,14 +40,10 @@ def _paths(value: object) -> tuple[str, ...]:
 
 
 def _parameters(values: object) -> dict[str, parameters.Value]:
-    if not isinstance(values, Mapping):
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise ArgumentError(unlike("a dict such as {'temperature': 0}", values))
-    names = texts_of(values, "a dict of names")
-    return {
-        name: parameters.given(name, values[name])
-        for name in sorted(names)
-        if not parameters.deprecated(name)
-    }
+    names = (name for name in sorted(values) if not parameters.deprecated(name))
+    return {name: parameters.given(name, values[name]) for name in names}
 
 
 _FIELDS: dict[str, Callable[[object], object]] = {
