@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ def split_weight(word: Word) -> tuple[str | Path, float]:
     """The adapter's own word and its weight, 1 where none is told. What is there as it stands has
     no weight in its name."""
     if isinstance(word, tuple):
-        if len(word) != 2 or not isinstance(word[1], int | float):
+        if len(word) != 2 or not isinstance(word[1], Real):
             raise ArgumentError(unlike("an adapter and its weight, as ('my-lora', 0.5),", word))
         return word
     path, colon, weight = str(word).rpartition(":")

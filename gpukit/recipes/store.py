@@ -55,6 +55,7 @@ class Store(store.Store):
         report: Report = ignore,
     ) -> StoredModel:
         """Make the model that `source`, a Modelfile or the path of one, describes, and put it here.
+        `ModelfileError` for a value that no line of a Modelfile can set.
 
         `quantize` is a file type such as Q4_K_M; with it or `merge` adapters go into the weights,
         without they stay beside them. Of `options` the types of tensors count, whether blocks
@@ -64,11 +65,8 @@ class Store(store.Store):
         those of `gpukit.convert`. A failed or killed run leaves the store as it was.
         """
         self.find(name)  # before anything is read
-        described = (
-            source
-            if isinstance(source, Modelfile)
-            else modelfile.read(path_of(source, "a Modelfile or the path of one"))
-        )
+        if not isinstance(source, Modelfile):
+            source = modelfile.read(path_of(source, "a Modelfile or the path of one"))
         # What imports checkpoints computes with torch.
         from gpukit.recipes.create import create
         from gpukit.recipes.plan import options_of
@@ -76,7 +74,7 @@ class Store(store.Store):
         return create(
             self,
             name,
-            described,
+            source,
             quantize,
             device=device,
             budget=memory,
