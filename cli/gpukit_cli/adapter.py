@@ -1,5 +1,6 @@
 """`gpukit adapter`: an adapter as a file for llama.cpp."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from gpukit import AdapterResult, Extraction
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
+# Of what is extracted, where none is given.
+RANK = 16
 
 
 def _types(incomplete: str) -> list[str]:
@@ -70,8 +73,11 @@ def adapter(
     strict: Strict = False,
     extract: Extract = None,
     rank: Annotated[
-        int, typer.Option("--rank", metavar="R", min=1, help="Rank of what is extracted.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            "--rank", metavar="R", min=1, help="Rank of what is extracted.", show_default="16"
+        ),
+    ] = None,
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Extract embedding and head, too.")
     ] = False,
@@ -84,13 +90,14 @@ def adapter(
     json: Json = False,
 ) -> None:
     """Write a LoRA adapter as a GGUF for llama.cpp, or extract one from a tuned model."""
-    _check(source, out, extract, reading=strict or bool(moe_layout), taking=embeddings or norms)
+    given = {"--rank": rank is not None, "--embeddings": embeddings, "--norms": norms}
+    _check(source, out, extract, reading=strict or bool(moe_layout), taking=given)
     import gpukit
 
     with reporter(quiet) as report:
         if extract is not None:
             made = gpukit.extract_adapter(
-                extract, base, source, rank,
+                extract, base, source, RANK if rank is None else rank,
                 embeddings=embeddings, norms=norms, type=type, device=device, hub=hub,
                 report=report,
             )  # fmt: skip
@@ -109,13 +116,18 @@ def adapter(
 
 
 def _check(
-    source: str, out: Path | None, extract: str | None, *, reading: bool, taking: bool
+    source: str,
+    out: Path | None,
+    extract: str | None,
+    *,
+    reading: bool,
+    taking: Mapping[str, bool],
 ) -> None:
     """`ArgumentError` for words of one of the two works with the other."""
     if extract is None and out is None:
         raise ArgumentError("Missing argument 'OUT': the GGUF to write (see gpukit adapter --help)")
-    if extract is None and taking:
-        raise ArgumentError("--embeddings and --norms belong to --extract: leave them out")
+    if extract is None and (option := next(filter(taking.get, taking), None)):
+        raise ArgumentError(f"{option} belongs to --extract: leave it out")
     if extract is not None and out is not None:
         raise ArgumentError(f"--extract: one folder to make, not {source} and {out}")
     if extract is not None and reading:

@@ -4,6 +4,7 @@ Command modules import only what parsing needs; torch and the recipes load insid
 so that `gpukit --help` answers at once.
 """
 
+import errno
 import gc
 import io
 import os
@@ -22,6 +23,7 @@ from gpukit_cli.examples import epilog
 from gpukit_cli.output import complain
 
 Commands = dict[str, Callable[..., None]]
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _version(wanted: bool) -> None:
@@ -129,8 +131,11 @@ def main() -> None:
         surroundings.silence()
         sys.exit(1)
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror or error}{where}", 1)
+        said = error.strerror or str(error)
+        if error.filename:
+            _fail(f"{said}: {error.filename}", 1)
+        # Whatever else is written has a name, and its errors tell it.
+        _fail(f"standard output: {said}" if error.errno in FULL else said, 1)
     except Exception as error:
         if os.environ.get("GPUKIT_TRACEBACK"):
             raise

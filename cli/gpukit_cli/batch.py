@@ -76,7 +76,7 @@ def batch(
             "--summary",
             metavar="FILE",
             help="Write what --json prints to FILE, too, and a page beside it, which ends in .html "
-            "instead of .json.",
+            "instead of .json; with --dry-run and status as well. Only a summary is replaced.",
             show_default="none",
         ),
     ] = None,
@@ -102,6 +102,10 @@ def batch(
         _show_logs(Path(words[1]), words[2] if len(words) == 3 else None, part, json)
         return
     plan, wants_status = _plan(words)
+    if summary is not None:
+        from gpukit.batches.summaries import check_summary
+
+        check_summary(summary, plan)
     if wants_status or dry_run:
         with reporter(quiet) as report:
             if wants_status:
@@ -114,8 +118,6 @@ def batch(
             complain(found.refused[0] + more)
             raise typer.Exit(1)
         return
-    if summary is not None:
-        _check_summary(summary)
     # What draws a table takes time to import.
     from gpukit_cli.batch_progress import watcher
 
@@ -167,25 +169,13 @@ def _show_logs(plan: Path, job: str | None, part: tuple[int, int] | None, json: 
             print(f"  {line.time} {one_line(line.event)}{text}")
 
 
-def _check_summary(path: Path) -> None:
-    from gpukit.formats.outputs import check_output
-
-    for each in _summaries(path):
-        check_output(each)
-
-
-def _summaries(path: Path) -> tuple[Path, Path]:
-    """Where the JSON and the page of a summary go; either of them may be named."""
-    if path.suffix.lower() in (".json", ".html"):
-        return path.with_suffix(".json"), path.with_suffix(".html")
-    return path, path.with_name(f"{path.name}.html")
-
-
 def _show(found: "BatchResult", json: bool, summary: Path | None) -> None:
     """Print every job and the sums; the document goes to `summary`, too."""
     document = found.as_json()
     if summary is not None:
-        _write(summary, document)
+        from gpukit.batches.summaries import write_summary
+
+        write_summary(summary, document)
     if json:
         print_json(document)
         return
@@ -203,17 +193,6 @@ def _show(found: "BatchResult", json: bool, summary: Path | None) -> None:
         rows.append((row.source, row.adapter, row.type, place, size, *numbers, state))
     print_table(rows)
     print(_totals(document, found))
-
-
-def _write(summary: Path, document: Mapping[str, Any]) -> None:
-    import json
-
-    from gpukit.batches.summary_page import page
-    from gpukit.formats.atomic import atomic_write
-
-    data, shown = _summaries(summary)
-    atomic_write(data, (json.dumps(document, indent=1) + "\n").encode())
-    atomic_write(shown, page(document).encode("utf-8", "backslashreplace"))
 
 
 def _measures(numbers: Mapping[str, Any]) -> tuple[str, ...]:

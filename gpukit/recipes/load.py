@@ -26,7 +26,7 @@ def load(
     moe_layout: str | None = None,
     report: Report = ignore,
 ) -> Model:
-    """The model on `device` (auto, cpu, cuda or cuda:N), its weights in blocks as they are stored.
+    """The model on `device` (as for `gpukit.convert`), its weights in blocks as they are stored.
 
     `model` is a name in the store, a GGUF, a folder from Hugging Face, or an id of the hub
     (hf.co/org/name, or with `hub` org/name). A stored model brings its parameters, system text,

@@ -13,17 +13,19 @@ A word means the first of these that holds:
 4. with hf.co/ in front, a model of the Hugging Face hub;
 5. any other file or folder that is there: its reader says what it lacks.
 
-So neither a stray file nor an empty folder hides a stored model. What is told to be an id of the
+So neither a stray file nor an empty folder hides a stored model; one that a model in this folder
+hides is told of when that is opened. What is told to be an id of the
 hub (`hub`) is one, whatever is here.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from gpukit.errors import ArgumentError, CheckpointError, NotFoundError, StoreError
-from gpukit.events import Report, ignore
+from gpukit.events import Report, Warned, ignore
 from gpukit.formats.folder import check_files, has_weights
 from gpukit.formats.gguf_reader import is_gguf
 from gpukit.formats.gguf_split import part_of
@@ -46,11 +48,12 @@ LIKE_AN_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 @dataclass(frozen=True)
 class Reference:
     """What `word` means: a path that is there, a model of `store`, or one of the hub, which may
-    have to be fetched."""
+    have to be fetched. `hidden` is the model of the store that a path of its name hides."""
 
     word: str
     model: Path | ModelName | HubModel
     store: Store
+    hidden: ModelName | None = None
 
     def called(self, path: Path) -> str:
         """What messages call the model, which is at `path`: a stored one by its name."""
@@ -74,6 +77,11 @@ class Reference:
         `HubError` where the hub does not give it, StoreError where the store has it damaged,
         `CheckpointError` for a folder with several GGUFs and no checkpoint.
         """
+        if self.hidden is not None:
+            report(Warned(
+                f"{self.word} is what is in this folder, not the model of the store: "
+                f"{self.hidden.display} names that"
+            ))  # fmt: skip
         match self.model:
             case ModelName() as name:
                 return self.store.open(name)
@@ -103,7 +111,7 @@ def locate(
             raise NotFoundError(f"{_where(word, path)}: {lacking}")
         return Reference(word, path, store)
     if not lacking and _holds_model(path):
-        return Reference(word, path, store)
+        return Reference(word, path, store, _stored(word, store))
     try:
         name = store.find(word)
         if store.has(name):
@@ -158,6 +166,14 @@ def _text(word: object, wanted: str) -> str:
         shown = text[:SHOWN]
         raise ArgumentError(f"{repr(shown) if is_word else shown}: {wanted}")
     return text
+
+
+def _stored(word: str, store: Store) -> ModelName | None:
+    """The model of the store that is called `word`, if there is one."""
+    with suppress(ArgumentError, StoreError):
+        name = store.find(word)
+        return name if store.has(name) else None
+    return None
 
 
 def _looks_like_a_path(word: str) -> bool:

@@ -34,11 +34,15 @@ MOST_OF_A_MANIFEST = 4 << 20
 def default_root() -> Path:
     """`$GPUKIT_MODELS`, else `$OLLAMA_MODELS`, else `~/.ollama/models`.
 
-    `StoreError` for a user without a home folder, as containers have them.
+    `StoreError` for a user without a home folder, as containers have them, and for a variable that
+    names anything but a folder.
     """
     for variable in ("GPUKIT_MODELS", "OLLAMA_MODELS"):
         if value := os.environ.get(variable, "").strip(" \t'\""):
-            return expanded(value).absolute()
+            root = expanded(value).absolute()
+            if root.exists() and not root.is_dir():
+                raise StoreError(f"{variable}: {root} is no folder; set it to one")
+            return root
     try:
         return Path.home() / ".ollama" / "models"
     except RuntimeError:

@@ -80,6 +80,37 @@ def test_a_plan_from_the_table_to_the_files(place: Path) -> None:
     assert (status["shard"], status["counts"]) == ("2/2", {"done": 6})
 
 
+def test_a_summary_replaces_nothing_but_a_summary(place: Path, tmp_path: Path) -> None:
+    base = build("tied", tmp_path)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(f"sources: [{base}]\ntypes: [F16]\noutput: '{{source}}-{{type}}.gguf'\n")
+    (tmp_path / "other.html").write_text("<!DOCTYPE html>mine")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name, told in (
+        ("plan.yaml", "input and output are the same file"),
+        ("tied/model.safetensors", "something else than a summary is there"),
+        ("tied/config.json", "something else than a summary is there"),
+        ("other.json", "something else than a summary is there"),
+        ("tied-F16.gguf", "a result of "),
+        ("..", "a folder; name the file to write"),
+        ("", "a folder; name the file to write"),
+        ("none/s.json", "there is no folder "),
+    ):
+        for words in (("--dry-run",), ("status",), ()):
+            plain = [word for word in words if word == "status"]
+            more = [word for word in words if word != "status"]
+            summary = tmp_path / name if name else ""
+            done = gpukit("batch", *plain, plan, *more, "--summary", summary)
+            assert (done.returncode, done.stdout) == (2, ""), (name, words, done.stderr)
+            assert (told in done.stderr, done.stderr.count("\n")) == (True, 1), done.stderr
+    assert kept == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for words in (("--dry-run",), (), ()):
+        done = gpukit("batch", plan, *words, "--summary", tmp_path / "s.json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / "s.json").read_text())
+        assert found["counts"] == {"to do" if words else "done": 1}
+
+
 def test_a_job_that_fails_ends_in_one(place: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     (tmp_path / "out.gguf").write_text("mine")

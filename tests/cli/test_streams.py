@@ -64,7 +64,10 @@ def test_a_reader_that_has_gone_is_no_fault(words: str, spoken: Path) -> None:
 @pytest.mark.parametrize("words", ["inspect tiny.gguf --json", "--version", "list"])
 def test_a_full_disk_behind_stdout_is_told(words: str, spoken: Path) -> None:
     done = shell(f"$gpukit {words} > /dev/full", spoken.parent)
-    assert (done.returncode, done.stderr) == (1, "Error: No space left on device\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: standard output: No space left on device\n",
+    )
 
 
 @pytest.mark.parametrize("words", ["convert none", "quantize none"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpukit.errors import ArgumentError, CheckpointError, NotFoundError, StoreError
+from gpukit.events import Event, Warned
 from gpukit.recipes.references import Reference, locate
 from gpukit.remote.hub import HubModel
 from gpukit.store import ModelName, Store, change
@@ -67,6 +68,8 @@ PATHS = (
     # What is there, and nothing else: its reader says what it lacks.
     "bare", "notes",
 )  # fmt: skip
+# Of these the store has a model of the same name.
+HIDING = ("full", "held", "one-gguf", "held-file")
 HUB: dict[str, HubModel] = {
     "hf.co/org/name": HubModel("org/name"),
     "huggingface.co/org/name@v2": HubModel("org/name", "v2"),
@@ -97,7 +100,8 @@ def test_what_a_word_means(store: Store, word: str) -> None:
     meant: object = STORED.get(word) or HUB.get(word) or Path(word)
     model = found.model
     assert (model.display if isinstance(model, ModelName) else model) == meant
-    assert found == Reference(word, model, store=found.store)
+    assert found == Reference(word, model, found.store, found.hidden)
+    assert (found.hidden is not None) == (word in HIDING)
     assert found.store.root == store.root
 
 
@@ -114,6 +118,15 @@ def test_a_stored_model_brings_what_it_sets_and_a_path_only_itself(store: Store)
     ):
         locate("adapted").fetch()
     assert [path.parent for path in locate("adapted").open().adapters] == [store.blobs]
+
+
+@pytest.mark.parametrize("word", ["full", "./full", "plain", "stored"])
+def test_a_stored_model_that_is_hidden_is_told_of(store: Store, word: str) -> None:
+    told: list[Event] = []
+    locate(word).open(told.append)
+    wanted = ["full is what is in this folder, not the model of the store: full:latest names that"]
+    found = [event.text for event in told if isinstance(event, Warned)]
+    assert found == (wanted if word == "full" else [])
 
 
 def test_what_is_told_to_be_on_the_hub_is_there(store: Store) -> None:

@@ -36,6 +36,18 @@ def test_root(
     assert default_root() == Path(expected).expanduser()
 
 
+@pytest.mark.parametrize("variable", ["GPUKIT_MODELS", "OLLAMA_MODELS"])
+def test_a_root_that_is_no_folder(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPUKIT_MODELS", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "notes"))
+    assert default_root() == tmp_path / "notes"  # not there yet
+    (tmp_path / "notes").touch()
+    with pytest.raises(StoreError, match=rf"{variable}: .*/notes is no folder; set it to one"):
+        Store().names()
+
+
 def test_layout_and_modes(store: Store) -> None:
     old = os.umask(0o022)
     try:
