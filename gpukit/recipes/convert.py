@@ -64,10 +64,10 @@ def convert(
     is recognised; `mtp` has of a folder the layers alone that guess further tokens, False all but
     those; `converter` is a checkout of llama.cpp, or a `Converter`, whose own converter reads the
     folder, whatever its class: code of that checkout is run; with `provenance` the metadata says
-    what the file was made from (`gpukit.*`); `device` is auto (or None), cpu, cuda, cuda:N, several with
-    commas, or a torch.device; `memory` bounds buffers on the host, in bytes; `resume` goes on, tensor by tensor, with
-    a run of the same that was killed and had it, too, and else refuses (`ArgumentError`); `report`
-    hears progress and warnings.
+    what the file was made from (`gpukit.*`); `device` is auto (as None is), cpu, cuda, cuda:N or
+    several with commas, or a torch.device; `memory` bounds buffers on the host, in bytes; `resume`
+    goes on, tensor by tensor, with a run of the same that was killed and had it, too, and else
+    refuses (`ArgumentError`); `report` hears progress and warnings.
     `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
     `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
     `AdapterError` for an adapter that does not fit it or contradicts another,
