@@ -28,6 +28,7 @@ from gpukit_kernels.errors import (
     counted,
     did_you_mean,
     one_line,
+    unlike,
 )
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "counted",
     "did_you_mean",
     "one_line",
+    "unlike",
 ]
 
 

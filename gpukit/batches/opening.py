@@ -23,6 +23,7 @@ from gpukit.recipes.references import fetched_adapter
 from gpukit.remote.hub import HubModel
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
+from gpukit_kernels.devices import Device
 
 if TYPE_CHECKING:
     from gpukit.sources.merged import Merge
@@ -60,7 +61,7 @@ class Inputs:
         first, for all jobs that read the same with the same importance."""
 
         def measured(
-            source: Source, tensors: Sequence[Candidate], device: str, report: Report
+            source: Source, tensors: Sequence[Candidate], device: Device, report: Report
         ) -> Losses:
             key = (_model(job), job.adapter.adapters, _way(job), _digest(tensors))
             if key not in self._losses:

@@ -13,6 +13,7 @@ from gpukit.batches.document import Document, Place, read_document, with_variabl
 from gpukit.batches.schema import BatchPlan, Calibrate, Evaluate, JobOptions, Matrix
 from gpukit.conversion.checks import check_device, check_plan
 from gpukit.errors import ArgumentError, GpukitError, did_you_mean
+from gpukit.given import path_of
 from gpukit.planning.overrides import Overrides, make_overrides, read_patterns
 from gpukit.planning.plan import Options
 
@@ -51,7 +52,7 @@ class ReadPlan:
 
 def read_plan(path: str | Path) -> ReadPlan:
     """The plan at `path`; `ArgumentError` with file and line for what is wrong in it."""
-    document = with_variables(read_document(Path(path)), os.environ)
+    document = with_variables(read_document(path_of(path, "the path of a plan")), os.environ)
     if not isinstance(document.value, dict):
         raise document.fault((), f"no plan: keys are needed: {', '.join(BatchPlan.model_fields)}")
     try:

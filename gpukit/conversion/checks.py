@@ -7,6 +7,7 @@ from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import file_type_of
 from gpukit.formats.outputs import check_output
 from gpukit.planning.plan import Options
+from gpukit_kernels.devices import Device, device_name
 
 SAFETENSORS = ".safetensors"
 
@@ -54,7 +55,7 @@ def check_run(
     out: Path,
     file_type: str | None,
     options: Options,
-    device: str,
+    device: Device,
     *,
     provenance: bool = False,
 ) -> None:
@@ -76,8 +77,8 @@ def check_run(
     check_device(device)
 
 
-def check_device(names: str) -> None:
+def check_device(names: Device) -> None:
     """QuantError, an `ArgumentError`, for a device, or one of several, that is unknown or not
     here."""
-    if names not in ("auto", "cpu"):  # always here: nothing need be loaded to know
+    if device_name(names) not in ("auto", "cpu"):  # always here: nothing need be loaded to know
         kernels.device_list(names)

@@ -8,10 +8,11 @@ from gpukit.errors import ArgumentError
 from gpukit.planning.plan import PlannedOutput
 from gpukit.sources.base import Source
 from gpukit_kernels.cpu import plain
+from gpukit_kernels.devices import Device
 
 
 def choose_engine(
-    source: Source, outputs: Sequence[PlannedOutput], device: str, wish: Wish = "auto"
+    source: Source, outputs: Sequence[PlannedOutput], device: Device, wish: Wish = "auto"
 ) -> Engine[Any, Any]:
     """The engine for a pass; `device` may name several for torch, `cuda:0,cuda:1`.
 

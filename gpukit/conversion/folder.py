@@ -29,6 +29,7 @@ from gpukit.planning.plan import PlannedOutput
 from gpukit.sources.merged import Merge, MergedCheckpoint
 from gpukit.sources.steps import Step
 from gpukit.sources.stored import UNCHANGED, Changes, StoredSource
+from gpukit_kernels.devices import Device
 
 # The types of a folder's floats, and what config.json calls them.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -98,7 +99,7 @@ def write_folder(
     changes: Changes = UNCHANGED,
     options: FolderOptions = PLAIN,
     inputs: Iterable[Path] = (),
-    device: str = "auto",
+    device: Device = "auto",
     budget: int = 4 << 30,
     engine: Wish = "auto",
     resume: Resume | None = None,
@@ -159,7 +160,7 @@ def merge_folder(
     dtype: str | None = None,
     max_shard_size: int | None = None,
     base: str | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     budget: int = 4 << 30,
     engine: Wish = "auto",
     resume: Resume | None = None,

@@ -9,6 +9,7 @@ from gpukit.conversion.pipeline import run_pipeline
 from gpukit.events import Report, ignore
 from gpukit.planning.plan import PlannedOutput, QuantizePlan
 from gpukit.sources.base import Source
+from gpukit_kernels.devices import Device
 
 
 class _Memory:
@@ -29,7 +30,7 @@ def planned_blocks(
     source: Source,
     plan: QuantizePlan,
     *,
-    device: str = "auto",
+    device: Device = "auto",
     budget: int = 4 << 30,
     report: Report = ignore,
 ) -> list[Tensor]:

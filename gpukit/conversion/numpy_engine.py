@@ -23,10 +23,11 @@ from gpukit_kernels import type_facts
 from gpukit_kernels.cpu import plain
 from gpukit_kernels.cpu.merger import Floats, Merger, narrowed
 from gpukit_kernels.cpu.program import MERGE, Program, kept, kept_library, program_name
+from gpukit_kernels.devices import Device
 
 
 def plain_conversion(
-    source: Source, outputs: Sequence[PlannedOutput], device: str
+    source: Source, outputs: Sequence[PlannedOutput], device: Device
 ) -> "PlainConversion | str":
     """The engine for a plan from floats on the CPU, or why it cannot do all of it."""
     if not plain.is_cpu(device):

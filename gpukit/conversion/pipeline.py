@@ -24,6 +24,7 @@ from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
+from gpukit_kernels.devices import Device
 
 # Weights in a slab: 8 MiB of BF16 keep a disk and a core busy at a time, and more only takes
 # memory; a GPU, whose every launch costs something, gets four times as many.
@@ -60,7 +61,7 @@ def run_pipeline(
     outputs: Sequence[PlannedOutput],
     writer: Writer,
     title: str,
-    device: str,
+    device: Device,
     budget: int,
     report: Report,
     wish: Wish = "auto",

@@ -23,6 +23,7 @@ from gpukit.planning.changes import ChangeTotal, change_totals, faint
 from gpukit.planning.plan import QuantizePlan
 from gpukit.planning.totals import ClassTotal, TypeTotal, class_totals, type_totals
 from gpukit.sources.base import Source
+from gpukit_kernels.devices import Device
 
 AnyWriter = GGUFWriter | SplitWriter | SafetensorsWriter
 
@@ -78,7 +79,7 @@ def run_plan(
     plan: QuantizePlan,
     out: Path,
     *,
-    device: str = "auto",
+    device: Device = "auto",
     budget: int = 4 << 30,
     digest: bool = False,
     engine: Wish = "auto",

@@ -23,6 +23,7 @@ from gpukit.formats.room import check_room
 from gpukit.planning.changes import faint
 from gpukit.planning.plan import PlannedOutput, QuantizePlan
 from gpukit.sources.base import Source
+from gpukit_kernels.devices import Device
 
 
 def run_plans(
@@ -30,7 +31,7 @@ def run_plans(
     plans: Sequence[QuantizePlan],
     outs: Sequence[Path],
     *,
-    device: str = "auto",
+    device: Device = "auto",
     budget: int = 4 << 30,
     engine: Wish = "auto",
     resume: Sequence[Resume] | None = None,

@@ -26,6 +26,7 @@ from gpukit.errors import CheckpointError
 from gpukit.events import Report, Step, ignore
 from gpukit.planning.targets import Candidate
 from gpukit.sources.base import Source
+from gpukit_kernels.devices import Device, device_name
 
 # Rows of a tensor that are looked at, and at least of each of its matrices.
 ROWS, ROWS_OF_MATRIX = 512, 8
@@ -38,13 +39,13 @@ Range = tuple[int, int]
 
 
 def measure(
-    source: Source, tensors: Sequence[Candidate], device: str = "auto", report: Report = ignore
+    source: Source, tensors: Sequence[Candidate], device: Device = "auto", report: Report = ignore
 ) -> list[list[float]]:
     """For each tensor what it loses as each of its types, 0 for the one that it has.
 
     `CheckpointError` for values that are not finite, and the errors of the source's reader.
     """
-    place = kernels.device(device.split(",")[0])
+    place = kernels.device(device_name(device).split(",")[0])
     backends = _backends(tensors, place)
     found = []
     with torch.inference_mode():

@@ -24,6 +24,7 @@ from gpukit.planning.changes import Change
 from gpukit.planning.plan import PlannedOutput
 from gpukit.planning.totals import Fidelity
 from gpukit.sources.base import Source
+from gpukit_kernels.devices import Device
 
 
 @dataclass
@@ -246,7 +247,9 @@ class Conversion:
         result.changed, result.looked_at = torch.stack(sums), delta.numel()
 
 
-def tensor_conversion(source: Source, outputs: Sequence[PlannedOutput], device: str) -> Conversion:
+def tensor_conversion(
+    source: Source, outputs: Sequence[PlannedOutput], device: Device
+) -> Conversion:
     """The engine for `device`, which may name several, `cuda:0,cuda:1`."""
     return Conversion(source, outputs, kernels.device_list(device))
 

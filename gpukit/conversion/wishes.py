@@ -7,6 +7,7 @@ from gpukit.formats.imatrix import Imatrix
 from gpukit.planning.overrides import Overrides
 from gpukit.sources.converter_process import Converter
 from gpukit.sources.merged import Merge
+from gpukit_kernels.devices import Device
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Wishes:
 
     file_type: str | None
     report: Report
-    device: str = "auto"
+    device: Device = "auto"
     budget: int = 4 << 30
     pre: str | None = None
     imatrix: Imatrix | None = None

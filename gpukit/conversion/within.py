@@ -7,17 +7,18 @@ from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.planner import plan_quantize
 from gpukit.planning.targets import Candidate, candidates, check_target, plan_target
 from gpukit.sources.base import Source
+from gpukit_kernels.devices import Device
 
 # What tensors lose as each of their types, as `sensitivity.measure` has it.
 Losses = list[list[float]]
-Measured = Callable[[Source, Sequence[Candidate], str, Report], Losses]
+Measured = Callable[[Source, Sequence[Candidate], Device, Report], Losses]
 
 
 def plan_within(
     source: Source,
     file_type: str | None,
     options: Options,
-    device: str = "auto",
+    device: Device = "auto",
     report: Report = ignore,
     measured: Measured | None = None,
 ) -> QuantizePlan:

@@ -39,6 +39,7 @@ from gpukit.models.unused import Unused
 from gpukit.sources.base import Source
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import open_source
+from gpukit_kernels.devices import Device
 
 MODEL, TEXT, OUTPUT = (f"gpukit.imatrix.{name}" for name in ("model", "text", "output"))
 # Of every tensor so many rows are looked at to know the model again.
@@ -225,7 +226,7 @@ def saved(path: Path, reading: Reading) -> Collection | None:
 
 def collect(
     reading: Reading,
-    device: str = "auto",
+    device: Device = "auto",
     *,
     state: Path | None = None,
     save_every: int = 0,
@@ -251,7 +252,7 @@ def collect(
 
 
 def _heard(
-    reading: Reading, done: int, collector: Collector, device: str, report: Report
+    reading: Reading, done: int, collector: Collector, device: Device, report: Report
 ) -> Iterator[int]:
     """The number of chunks that the collector has heard, after each from number `done` on."""
     if done == reading.chunks:

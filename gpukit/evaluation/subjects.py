@@ -26,6 +26,7 @@ from gpukit.sources.base import Source
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import open_source
 from gpukit.tokenizer import Tokenizer
+from gpukit_kernels.devices import Device
 
 # Hears what a model was quantised from, the plan, and the bytes of each of its outputs.
 Heed = Callable[[Source, QuantizePlan, Sequence[Tensor]], None]
@@ -60,7 +61,7 @@ class Subject:
         return 8 * self.nbytes / self.weights if self.weights else 0.0
 
     def load(
-        self, device: str = "auto", report: Report = ignore, heed: Heed | None = None
+        self, device: Device = "auto", report: Report = ignore, heed: Heed | None = None
     ) -> LoadedModel:
         """The model on `device`; `heed` hears what it was quantised from and to, if it was. The
         errors of `load_model`, and of quantising."""
@@ -85,7 +86,7 @@ class Subject:
 
     @contextmanager
     def quantised(
-        self, device: str = "auto", report: Report = ignore
+        self, device: Device = "auto", report: Report = ignore
     ) -> Iterator[tuple[Source, QuantizePlan, list[Tensor]]]:
         """The model before, what becomes of it as `as_type`, and the bytes of that."""
         assert self.as_type is not None

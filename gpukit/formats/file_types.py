@@ -4,11 +4,12 @@ A new one is a row in `FILE_TYPES` and, where it deviates from its default type,
 planning/mix_rules.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gpukit.errors import ArgumentError, did_you_mean
 from gpukit.formats.gguf_fields import FLOATS, Field, type_sizes
+from gpukit.given import text_of, texts_of
 
 FILE_TYPE = "general.file_type"
 # Of the block layouts (GGML_QNT_VERSION).
@@ -76,7 +77,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 def file_type_of(name: str) -> FileType:
     """The file type of `name` in any case; `ArgumentError` lists the known ones."""
-    upper = name.upper()
+    upper = text_of(name, "a type such as 'Q4_K_M'").upper()
     row = FILE_TYPES.get(ALIASES.get(upper, upper))
     if row is None:
         known = [*FILE_TYPES, *ALIASES]
@@ -84,6 +85,12 @@ def file_type_of(name: str) -> FileType:
             f"unknown type {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}"
         )
     return row
+
+
+def listed_types(types: Iterable[str]) -> tuple[str, ...]:
+    """The words of `types`, which may be gone over only once; `ArgumentError` for what is no list,
+    such as one word."""
+    return texts_of(types, "types: a list such as ['Q8_0']")
 
 
 # Numbers of file types that gpukit reads and does not write, from llama.cpp's llama.h.

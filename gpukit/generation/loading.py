@@ -23,6 +23,7 @@ from gpukit.sources.base import Source
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import open_source
 from gpukit.tokenizer import Tokenizer
+from gpukit_kernels.devices import Device
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class LoadedModel:
 
 def load_model(
     path: Path,
-    device: str = "auto",
+    device: Device = "auto",
     pre: str | None = None,
     observe: Observer | None = None,
     *,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpukit.errors import ArgumentError, did_you_mean
+from gpukit.given import path_of, text_of, texts_of
 from gpukit_kernels import type_facts
 
 
@@ -49,7 +50,7 @@ def read_patterns(path: Path) -> list[str]:
     """The patterns in a file of llama-quantize's `--tensor-type-file`: `REGEX=TYPE` each, with
     white space between. `ArgumentError` for a file that cannot be read or holds none."""
     try:
-        found = Path(path).read_text(encoding="utf-8").split()
+        found = path_of(path, "the path of a file of patterns").read_text(encoding="utf-8").split()
     except OSError as error:
         raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -72,7 +73,7 @@ def make_overrides(
     `ArgumentError` for what is no pattern or no type.
     """
     compiled = []
-    for text in patterns:
+    for text in texts_of(patterns, "a list of REGEX=TYPE such as ['ffn_down=Q6_K']"):
         expression, separator, kind = text.rpartition("=")
         if not separator or not expression:
             raise ArgumentError(f"--tensor-type {text}: REGEX=TYPE is needed, as in ffn_down=Q6_K")
@@ -98,7 +99,7 @@ def _pattern(text: str, expression: str) -> re.Pattern[str]:
 
 
 def _tensor_type(name: str) -> str:
-    facts = type_facts().get(name.upper())
+    facts = type_facts().get(text_of(name, "a type such as 'Q6_K'").upper())
     if facts is None or not facts.encodable:
         what = "gpukit only reads" if facts else "unknown"
         known = [kind for kind, facts in type_facts().items() if facts.encodable]

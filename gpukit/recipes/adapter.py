@@ -19,6 +19,7 @@ from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.outputs import check_output
+from gpukit.given import path_of
 from gpukit.models.importer import plan_tensors
 from gpukit.recipes.references import adapter_path, locate
 from gpukit.sources.opening import check_whole
@@ -81,7 +82,7 @@ def write_adapter(
 
     gpukit.write_adapter("my-lora", "llama", "my-lora.gguf")
     """
-    kind, lying, out = _type(type), _layout(layout), Path(out)
+    kind, lying, out = _type(type), _layout(layout), path_of(out, "a path for the output")
     check_output(out)
     place = locate(base, hub=hub)
     path = adapter_path(adapter, report=report)

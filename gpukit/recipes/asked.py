@@ -13,6 +13,7 @@ from gpukit.formats.logits import LogitsFile, is_logits
 from gpukit.formats.outputs import check_output
 from gpukit.recipes.chosen import Word
 from gpukit.sources.merged import Merge
+from gpukit_kernels.devices import Device
 
 # What a file system takes for one name.
 LONGEST_NAME = 255
@@ -36,7 +37,7 @@ class Asked:
     journal: str | Path | None
     pre: str | None
     hub: bool
-    device: str
+    device: Device
     save_logits: str | Path | None = None
     save_report: str | Path | None = None
     imatrix: str | Path | None = None

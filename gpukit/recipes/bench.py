@@ -9,6 +9,7 @@ import torch
 import gpukit_kernels as kernels
 from gpukit.errors import ArgumentError, did_you_mean
 from gpukit_kernels import QuantType
+from gpukit_kernels.devices import Device
 
 WHATS = ("quantize", "dequantize")
 WIDTH = 4096
@@ -97,7 +98,7 @@ class Bench:
 
 
 def plan_bench(
-    what: str, types: Sequence[str] = (), device: str = "auto", weights: int | None = None
+    what: str, types: Sequence[str] = (), device: Device = "auto", weights: int | None = None
 ) -> Bench:
     """What will be timed; `ArgumentError` for what is no type, device or work.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gpukit.errors import ArgumentError
 from gpukit.formats.file_types import CONVERTED, file_type_of
+from gpukit.given import path_of
 from gpukit.planning.overrides import Overrides
 from gpukit.planning.plan import Options
 from gpukit.sources.converter_process import Converter
@@ -30,7 +31,9 @@ def bridge(
     """
     if converter is None:
         return None
-    how = converter if isinstance(converter, Converter) else Converter(Path(converter))
+    how = converter
+    if not isinstance(how, Converter):
+        how = Converter(path_of(how, "converter: the path of a checkout of llama.cpp"))
     how.check()
     if pre is not None:
         raise ArgumentError("--pre and --converter: the converter has its own; leave --pre out")

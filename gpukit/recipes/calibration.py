@@ -21,6 +21,7 @@ from gpukit.planning.targets import candidates, plan_target
 from gpukit.sources.base import Source
 from gpukit.sources.merged import Merge
 from gpukit.sources.opening import open_source
+from gpukit_kernels.devices import Device, device_name
 
 # What messages call a text that is in no file.
 TEXT = Path("the text")
@@ -66,7 +67,7 @@ def options_with(
     *,
     pre: str | None,
     merge: Merge | None,
-    device: str,
+    device: Device,
     report: Report,
 ) -> Options:
     """`options` with the importance that the model at `path` has while it reads `text`, to become
@@ -97,8 +98,9 @@ def _rehearsed(source: Source, file_type: str | None, options: Options) -> Quant
     return plan_target(source, options, free, [[0.0] * len(tensor.types) for tensor in free])
 
 
-def _heard(reading: Reading, where: Path, device: str, report: Report) -> Imatrix:
-    found = collect(reading, device.partition(",")[0], report=report)  # texts are read on one
+def _heard(reading: Reading, where: Path, device: Device, report: Report) -> Imatrix:
+    one = device_name(device).partition(",")[0]  # texts are read on one
+    found = collect(reading, one, report=report)
     return replace(as_imatrix(found, where), is_file=False)
 
 

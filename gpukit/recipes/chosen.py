@@ -1,13 +1,15 @@
 """From words to adapters: what every verb makes of those that it is told to merge."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, unlike
 from gpukit.events import Report, ignore
 from gpukit.formats.floats import float32
+from gpukit.given import list_of
 from gpukit.recipes.references import fetched_adapter, locate_adapter
 from gpukit.remote.hub import HubModel
 
@@ -23,6 +25,8 @@ def split_weight(word: Word) -> tuple[str | Path, float]:
     """The adapter's own word and its weight, 1 where none is told. What is there as it stands has
     no weight in its name."""
     if isinstance(word, tuple):
+        if len(word) != 2 or not isinstance(word[1], Real):
+            raise ArgumentError(unlike("an adapter and its weight, as ('my-lora', 0.5),", word))
         return word
     path, colon, weight = str(word).rpartition(":")
     if isinstance(word, Path) or not colon or not path or Path(word).exists():
@@ -33,14 +37,21 @@ def split_weight(word: Word) -> tuple[str | Path, float]:
         return word, 1.0
 
 
-def located(words: Sequence[Word]) -> list[tuple[Path | HubModel, float]]:
+def listed(words: Iterable[Word] | str | Path) -> tuple[Word, ...]:
+    """The words for adapters, or the only one; `ArgumentError` for what are none."""
+    if isinstance(words, str | Path):
+        return (words,)
+    return list_of(words, "adapters: a list such as ['my-lora']")
+
+
+def located(words: Iterable[Word] | str | Path) -> list[tuple[Path | HubModel, float]]:
     """Where each adapter of `words` is, and its weight; asks nobody but this machine.
 
     The errors of `locate_adapter`; `ArgumentError` for a weight that is no finite number, or none
     in float32.
     """
     found = []
-    for word, weight in map(split_weight, words):
+    for word, weight in map(split_weight, listed(words)):
         if not isfinite(weight):
             raise ArgumentError(f"{str(word)[:100]}: a weight of {weight}; a finite one is needed")
         if not isfinite(float32(weight)):
@@ -68,7 +79,7 @@ def chosen(
     """
     if not words:
         return None
-    parts = located([words] if isinstance(words, str | Path) else words)
+    parts = located(words)
     found = [(fetched_adapter(place, report), weight) for place, weight in parts]
     # Reading adapters takes time to import.
     from gpukit.adapters.experts import Layout

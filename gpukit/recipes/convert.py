@@ -11,10 +11,12 @@ from gpukit.errors import ArgumentError
 from gpukit.events import Report, ignore
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.formats.outputs import check_output
+from gpukit.given import path_of, path_or_none
 from gpukit.planning.plan import Options
 from gpukit.recipes.bridge import Checkout
 from gpukit.recipes.chosen import Word
-from gpukit.recipes.plan import MEMORY, PLAIN, plan
+from gpukit.recipes.plan import MEMORY, PLAIN, options_of, plan
+from gpukit_kernels.devices import Device
 
 if TYPE_CHECKING:
     from gpukit.adapters.mixing import Combining
@@ -41,7 +43,7 @@ def convert(
     converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     memory: int = MEMORY,
     resume: bool = False,
     report: Report = ignore,
@@ -62,10 +64,10 @@ def convert(
     is recognised; `mtp` has of a folder the layers alone that guess further tokens, False all but
     those; `converter` is a checkout of llama.cpp, or a `Converter`, whose own converter reads the
     folder, whatever its class: code of that checkout is run; with `provenance` the metadata says
-    what the file was made from (`gpukit.*`); `device` is auto, cpu, cuda, cuda:N or several with
-    commas; `memory` bounds buffers on the host, in bytes; `resume` goes on, tensor by tensor, with
-    a run of the same that was killed and had it, too, and else refuses (`ArgumentError`); `report`
-    hears progress and warnings.
+    what the file was made from (`gpukit.*`); `device` is auto (as None is), cpu, cuda, cuda:N or
+    several with commas, or a torch.device; `memory` bounds buffers on the host, in bytes; `resume`
+    goes on, tensor by tensor, with a run of the same that was killed and had it, too, and else
+    refuses (`ArgumentError`); `report` hears progress and warnings.
     `ArgumentError` for what cannot be asked for, NotFoundError for a model that is not there,
     `CheckpointError`, `FormatError` and `HubError` for one that is wrong or cannot be had,
     `AdapterError` for an adapter that does not fit it or contradicts another,
@@ -73,14 +75,15 @@ def convert(
 
         gpukit.convert("Llama-3.2-1B-Instruct", "llama.gguf", "Q4_K_M").size
     """
-    weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
+    out = path_of(out, "a path for the output")
+    weights = read_imatrix(path_of(imatrix, "imatrix: a path")) if imatrix is not None else None
     options = Options(
         imatrix=weights, allow_requantize=allow_requantize, split_max_size=split_max_size,
         target_bpw=target_bpw, target_size=target_size,
-        like=Path(like) if like is not None else None, mtp=mtp, carry=has_blocks(Path(out)),
+        like=path_or_none(like, "like: a path"), mtp=mtp, carry=has_blocks(out),
     )  # fmt: skip
     # Whatever the model, this can be wrong: looked at before that is fetched.
-    check_run(Path(out), type, options, device, provenance=provenance)
+    check_run(out, type, options, device, provenance=provenance)
     with plan(
         model, type, options=options, adapters=adapters, combine=combine, merge_base=merge_base,
         strict=strict, moe_layout=moe_layout, pre=pre, converter=converter,
@@ -94,13 +97,13 @@ def quantize(
     out: str | Path,
     type: str | None = None,
     *,
-    options: Options = PLAIN,
+    options: Options | None = PLAIN,
     calibrate: str | Path | None = None,
     pre: str | None = None,
     converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     memory: int = MEMORY,
     resume: bool = False,
     report: Report = ignore,
@@ -114,14 +117,15 @@ def quantize(
 
         gpukit.quantize("llama-f16.gguf", "llama-q6.gguf", "Q6_K", device="cpu").totals
     """
+    out, options = path_of(out, "a path for the output"), options_of(options)
     if type is None and options.instead is None:
         raise ArgumentError(
             "no type; give a file type such as Q4_K_M, or --target-bpw, --target-size or --like"
         )
-    check_run(Path(out), type, options, device, provenance=provenance)
+    check_run(out, type, options, device, provenance=provenance)
     if isinstance(calibrate, Path):
-        check_output(Path(out), [calibrate])
-    options = replace(options, carry=has_blocks(Path(out)))
+        check_output(out, [calibrate])
+    options = replace(options, carry=has_blocks(out))
     with plan(
         model, type, options=options, calibrate=calibrate, pre=pre, converter=converter,
         provenance=provenance, hub=hub, device=device, report=report,

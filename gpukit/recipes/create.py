@@ -27,10 +27,12 @@ from gpukit.store import blobs, gojson, parameters
 from gpukit.store.changes import change
 from gpukit.store.config import Config, human_count
 from gpukit.store.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, Manifest
-from gpukit.store.modelfile import Modelfile, check_template
+from gpukit.store.modelfile import Modelfile
+from gpukit.store.modelfile_checks import checked
 from gpukit.store.models import StoredModel
 from gpukit.store.names import ModelName
 from gpukit.store.store import Store
+from gpukit_kernels.devices import Device
 
 
 def create(
@@ -39,7 +41,7 @@ def create(
     modelfile: Modelfile,
     quantize: str | None = None,
     *,
-    device: str = "auto",
+    device: Device = "auto",
     budget: int = 4 << 30,
     pre: str | None = None,
     imatrix: Path | None = None,
@@ -69,11 +71,11 @@ def create(
     Raises ArgumentError for a bad name, type or Modelfile, NotFoundError for a model that is not
     there, `AdapterError` for an adapter of another base, DiskError, and the readers' errors.
     """
-    model = store.find(name)
+    model, modelfile = store.find(name), checked(modelfile)
     check_device(device)
     check_calibration(calibrate, quantize, imatrix)
     how = bridge_of(modelfile, converter, quantize, pre, calibrate, options)
-    work = _wishes(modelfile, quantize, pre, imatrix, options, report)
+    work = _wishes(quantize, pre, imatrix, options, report)
     work = replace(
         work, device=device, budget=budget, provenance=provenance, converter=how, link=link
     )
@@ -146,10 +148,10 @@ def plan_create(
     report: Report = ignore,
 ) -> PlannedModel:
     """What `create` would make of the same arguments; nothing is written. Errors as there."""
-    model = store.find(name)
+    model, modelfile = store.find(name), checked(modelfile)
     check_calibration(calibrate, quantize, imatrix)
     how = bridge_of(modelfile, converter, quantize, pre, calibrate, options)
-    work = _wishes(modelfile, quantize, pre, imatrix, options, report)
+    work = _wishes(quantize, pre, imatrix, options, report)
     work = replace(work, provenance=provenance, converter=how)
     with _opened(store, modelfile, work, hub, merge, calibrate, dry=True) as (base, origin, new):
         foreseen = origin.foresee()
@@ -165,7 +167,6 @@ def _imagined(data: bytes, media_type: str) -> Layer:
 
 
 def _wishes(
-    modelfile: Modelfile,
     quantize: str | None,
     pre: str | None,
     imatrix: Path | None,
@@ -173,7 +174,6 @@ def _wishes(
     report: Report,
 ) -> Wishes:
     """How the weights are converted; ArgumentError for what is wrong whatever FROM names."""
-    check_template(modelfile.template)
     if imatrix is not None and not quantize:
         raise ArgumentError(f"--imatrix {imatrix}: importance is for quantising; add -q TYPE")
     check_options(options, quantize)
@@ -277,7 +277,7 @@ def _layers(
     if values := parameters.merge(base.params, modelfile.parameters):
         put("params", gojson.encode(parameters.stored(values)))
     if modelfile.messages:
-        turns = [{"role": turn.role, "content": turn.content} for turn in modelfile.messages]
+        turns = [{"role": turn.role, "content": turn.content} for turn in modelfile.turns]
         put("messages", gojson.encode(turns))
     return layers
 

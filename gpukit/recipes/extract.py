@@ -15,8 +15,10 @@ from gpukit.errors import ArgumentError
 from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.checkpoint import Checkpoint
 from gpukit.formats.new_folder import check_folder
+from gpukit.given import path_of
 from gpukit.recipes.references import Reference, locate
 from gpukit.remote.hub import HubModel
+from gpukit_kernels.devices import Device
 
 TYPES = ("F32", "F16", "BF16")
 
@@ -72,7 +74,7 @@ def extract_adapter(
     embeddings: bool = False,
     norms: bool = False,
     type: str = "F32",
-    device: str = "auto",
+    device: Device = "auto",
     hub: bool = False,
     report: Report = ignore,
 ) -> Extraction:
@@ -89,7 +91,7 @@ def extract_adapter(
 
     gpukit.extract_adapter("my-tuned-llama", "llama", "my-lora", 16)
     """
-    kind, out = _checked(rank, type), Path(out)
+    kind, out = _checked(rank, type), path_of(out, "a path for the output")
     where = kernels.device(device)
     writing.check_folder(out)
     words = locate(tuned, hub=hub), locate(base, hub=hub)

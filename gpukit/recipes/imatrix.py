@@ -18,8 +18,10 @@ from gpukit.events import Report, Status, Warned, ignore
 from gpukit.formats.imatrix import Collection, read_collection
 from gpukit.formats.imatrix_writer import SCHEMA, write_dat, write_gguf
 from gpukit.formats.outputs import check_output
+from gpukit.given import path_of
 from gpukit.recipes.references import locate
 from gpukit.sources.merged import Chosen, Merge
+from gpukit_kernels.devices import Device
 
 FORMATS = ("gguf", "dat")
 # As often as llama-imatrix saves.
@@ -100,7 +102,7 @@ def imatrix(
     in_files: str | Path | Sequence[str | Path] = (),
     save_every: int = SAVE_EVERY,
     output_format: str | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     pre: str | None = None,
     hub: bool = False,
     report: Report = ignore,
@@ -121,8 +123,9 @@ def imatrix(
 
         gpukit.imatrix("llama-f16.gguf", Path("calibration.txt"), "imatrix.gguf").chunks
     """
-    started, out = time.monotonic(), Path(out)
-    texts, files = _each(text), [Path(file) for file in _each(in_files)]
+    started, out = time.monotonic(), path_of(out, "a path for the output")
+    texts, matrix = _each(text), "the path of an importance matrix"
+    files = [path_of(file, matrix) for file in _each(in_files)]
     kind = _check(model, texts, files, out, output_format, save_every)
     check_window(num_ctx, chunks)
     check_plan(None, pre)
@@ -170,7 +173,7 @@ def imatrix(
 
 def describe(file: str | Path) -> ImatrixStatistics:
     """What the importance matrix `file` is like; `FormatError` where it is none."""
-    path = Path(file)
+    path = path_of(file, "the path of an importance matrix")
     found = read_collection(path)
     described = tuple(statistics(merged([(str(path), found)], 1).entries).values())
     return ImatrixStatistics(path, found.datasets, found.chunks, found.chunk_size, described)
@@ -212,7 +215,7 @@ def _state(out: Path) -> Path:
 
 
 def _collected(
-    reading: Reading, device: str, out: Path, save_every: int, report: Report
+    reading: Reading, device: Device, out: Path, save_every: int, report: Report
 ) -> tuple[Collection, int]:
     """What was collected, and the tokens that were read for it now."""
     state = _state(out)

@@ -9,14 +9,15 @@ from gpukit.conversion.checks import check_device, check_plan
 from gpukit.events import Report, ignore
 from gpukit.generation.loading import load_model
 from gpukit.generation.model import Model
-from gpukit.recipes.chosen import Word, chosen, located
+from gpukit.recipes.chosen import Word, chosen, listed, located
 from gpukit.recipes.references import locate
 from gpukit.sources.merged import Chosen, Merge
+from gpukit_kernels.devices import Device
 
 
 def load(
     model: str | Path,
-    device: str = "auto",
+    device: Device = "auto",
     *,
     pre: str | None = None,
     hub: bool = False,
@@ -25,7 +26,7 @@ def load(
     moe_layout: str | None = None,
     report: Report = ignore,
 ) -> Model:
-    """The model on `device` (auto, cpu, cuda or cuda:N), its weights in blocks as they are stored.
+    """The model on `device` (as for `gpukit.convert`), its weights in blocks as they are stored.
 
     `model` is a name in the store, a GGUF, a folder from Hugging Face, or an id of the hub
     (hf.co/org/name, or with `hub` org/name). A stored model brings its parameters, system text,
@@ -47,7 +48,8 @@ def load(
     check_plan(None, pre)
     check_device(device)
     reference = locate(model, hub=hub)
-    located([adapters] if isinstance(adapters, str | Path) else adapters)
+    adapters = listed(adapters)
+    located(adapters)
     found = reference.open(report)
     merge = chosen(adapters, strict=strict, moe_layout=moe_layout, report=report) or Merge(())
     stored = tuple(map(Chosen, found.adapters))

@@ -1,6 +1,6 @@
 """Many files of one model from one reading: converted, quantised, merged, or only planned."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,18 @@ from gpukit.conversion.run import Result
 from gpukit.conversion.run_many import check_distinct, run_plans
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, ignore
-from gpukit.formats.closing import Closing
-from gpukit.formats.file_types import file_type_of
+from gpukit.formats.file_types import file_type_of, listed_types
 from gpukit.formats.imatrix import read_imatrix
 from gpukit.formats.outputs import check_output
+from gpukit.given import path_of
 from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.plan import Options, QuantizePlan
 from gpukit.planning.provenance import Recipe
 from gpukit.recipes.bridge import Checkout
 from gpukit.recipes.chosen import Word
 from gpukit.recipes.merge import FILES
-from gpukit.recipes.plan import MEMORY, PLAIN, planned_as
-from gpukit.sources.base import Source
+from gpukit.recipes.plan import MEMORY, PLAIN, Holding, options_of, planned_as
+from gpukit_kernels.devices import Device
 
 if TYPE_CHECKING:
     from gpukit.adapters.mixing import Combining
@@ -32,13 +32,12 @@ TYPE = "{type}"
 
 
 @dataclass(frozen=True)
-class Plans(Closing):
+class Plans(Holding):
     """What a model becomes as each of `types`; `write` makes it so, in one pass.
 
     It holds the model open: use it in a `with`, or `close` it.
     """
 
-    source: Source
     types: tuple[str, ...]
     records: tuple[QuantizePlan, ...]
     recipes: tuple[Recipe, ...]
@@ -56,12 +55,13 @@ class Plans(Closing):
         self,
         out: str | Path,
         *,
-        device: str = "auto",
+        device: Device = "auto",
         memory: int = MEMORY,
         resume: bool = False,
         report: Report = ignore,
     ) -> list[Result]:
         """Write all files, whole or none; arguments and errors as `convert_many`."""
+        self.check_open()
         outs = outputs_of(out, self.types)
         of = [Resume(fingerprint_of(self.source.path, each)) for each in self.recipes if resume]
         return run_plans(
@@ -69,15 +69,12 @@ class Plans(Closing):
             report=report,
         )  # fmt: skip
 
-    def close(self) -> None:
-        self.source.close()
-
 
 def plan_many(
     model: str | Path,
-    types: Sequence[str],
+    types: Iterable[str],
     *,
-    options: Options = PLAIN,
+    options: Options | None = PLAIN,
     calibrate: str | Path | None = None,
     adapters: Sequence[Word] = (),
     combine: "Combining | None" = None,
@@ -88,7 +85,7 @@ def plan_many(
     converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     report: Report = ignore,
 ) -> Plans:
     """What `model` becomes as each of `types`; nothing is written. Arguments and errors as `plan`
@@ -98,6 +95,7 @@ def plan_many(
         print(plans.size)
         plans.write("llama-{type}.gguf")
     """
+    options = options_of(options)
     kinds = checked_types(types, options)
     source, records, recipes = planned_as(
         model, kinds, options=options, calibrate=calibrate, adapters=adapters, combine=combine,
@@ -110,7 +108,7 @@ def plan_many(
 def convert_many(
     model: str | Path,
     out: str | Path,
-    types: Sequence[str],
+    types: Iterable[str],
     *,
     adapters: Sequence[Word] = (),
     combine: "Combining | None" = None,
@@ -125,7 +123,7 @@ def convert_many(
     converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     memory: int = MEMORY,
     resume: bool = False,
     report: Report = ignore,
@@ -141,11 +139,12 @@ def convert_many(
 
         gpukit.convert_many("Llama-3.2-1B", "llama-{type}.gguf", ["Q4_K_M", "Q8_0"])
     """
-    weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
+    weights = read_imatrix(path_of(imatrix, "imatrix: a path")) if imatrix is not None else None
     options = Options(
         imatrix=weights, allow_requantize=allow_requantize, split_max_size=split_max_size,
-        mtp=mtp, carry=has_blocks(Path(out)),
+        mtp=mtp, carry=has_blocks(path_of(out, "a path for the output")),
     )  # fmt: skip
+    types = listed_types(types)
     _check(out, types, options, device, provenance=provenance)
     with plan_many(
         model, types, options=options, adapters=adapters, combine=combine, merge_base=merge_base,
@@ -158,15 +157,15 @@ def convert_many(
 def quantize_many(
     model: str | Path,
     out: str | Path,
-    types: Sequence[str],
+    types: Iterable[str],
     *,
-    options: Options = PLAIN,
+    options: Options | None = PLAIN,
     calibrate: str | Path | None = None,
     pre: str | None = None,
     converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     memory: int = MEMORY,
     resume: bool = False,
     report: Report = ignore,
@@ -176,11 +175,12 @@ def quantize_many(
 
         gpukit.quantize_many("llama-f16.gguf", "llama-{type}.gguf", ["Q4_K_M", "Q5_K_M", "IQ4_XS"])
     """
+    types, options = listed_types(types), options_of(options)
     outs = _check(out, types, options, device, provenance=provenance)
     if isinstance(calibrate, Path):
         for path in outs:
             check_output(path, [calibrate])
-    options = replace(options, carry=has_blocks(Path(out)))
+    options = replace(options, carry=has_blocks(path_of(out, "a path for the output")))
     with plan_many(
         model, types, options=options, calibrate=calibrate, pre=pre, converter=converter,
         provenance=provenance, hub=hub, device=device, report=report,
@@ -192,7 +192,7 @@ def merge_many(
     base: str | Path,
     adapters: Sequence[Word],
     out: str | Path,
-    types: Sequence[str],
+    types: Iterable[str],
     *,
     combine: "Combining | None" = None,
     merge_base: str = "full",
@@ -203,7 +203,7 @@ def merge_many(
     pre: str | None = None,
     provenance: bool = False,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     memory: int = MEMORY,
     resume: bool = False,
     report: Report = ignore,
@@ -215,7 +215,7 @@ def merge_many(
     """
     if not adapters:
         raise ArgumentError("no adapter to merge; give one, or convert the model")
-    if Path(out).suffix.lower() not in FILES:
+    if path_of(out, "a path for the output").suffix.lower() not in FILES:
         raise ArgumentError(
             f"{out}: a folder is written alone; name .gguf files, or merge without types"
         )
@@ -227,15 +227,16 @@ def merge_many(
     )  # fmt: skip
 
 
-def checked_types(types: Sequence[str], options: Options) -> list[str]:
+def checked_types(types: Iterable[str], options: Options) -> list[str]:
     """The file types `types` by their names; `ArgumentError` for none, for one that is unknown or
     there twice, and beside an option that takes the place of a type."""
-    if not types:
+    words = listed_types(types)
+    if not words:
         raise ArgumentError("no types; give some, as in Q4_K_M,Q8_0")
     if options.instead is not None:
         raise ArgumentError(f"several types and {options.instead} exclude each other; give one")
     found: dict[str, str] = {}
-    for word in types:
+    for word in words:
         name = file_type_of(word).name
         if name in found:
             raise ArgumentError(f"type {word}: {found[name]} is the same; name each type once")
@@ -255,7 +256,7 @@ def outputs_of(out: str | Path, kinds: Sequence[str]) -> list[Path]:
 
 
 def _check(
-    out: str | Path, types: Sequence[str], options: Options, device: str, *, provenance: bool
+    out: str | Path, types: Sequence[str], options: Options, device: Device, *, provenance: bool
 ) -> list[Path]:
     """The places of the files. What can be wrong whatever the model is looked at here, before that
     is fetched."""

@@ -10,6 +10,7 @@ from gpukit.conversion.run import Result
 from gpukit.errors import ArgumentError
 from gpukit.events import Report, ignore
 from gpukit.formats.file_types import file_type_of
+from gpukit.given import path_of
 from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.provenance import Recipe
 from gpukit.recipes.chosen import Word, chosen
@@ -17,6 +18,7 @@ from gpukit.recipes.convert import convert
 from gpukit.recipes.plan import MEMORY
 from gpukit.recipes.references import Reference, locate
 from gpukit.remote.hub import HubModel
+from gpukit_kernels.devices import Device
 
 if TYPE_CHECKING:
     from gpukit.adapters.mixing import Combining
@@ -44,7 +46,7 @@ def merge(
     pre: str | None = None,
     provenance: bool = False,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     memory: int = MEMORY,
     resume: bool = False,
     report: Report = ignore,
@@ -62,7 +64,7 @@ def merge(
 
         gpukit.merge("Llama-3.2-1B", ["my-lora"], "merged.gguf", "Q4_K_M").size
     """
-    out = Path(out)
+    out = path_of(out, "a path for the output")
     if not adapters:
         raise ArgumentError("no adapter to merge; give one, or convert the model")
     if out.suffix.lower() in FILES or out.name.lower() in FILES:

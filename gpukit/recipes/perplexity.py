@@ -16,11 +16,14 @@ from gpukit.evaluation.scoring import Scores
 from gpukit.evaluation.subjects import Subject
 from gpukit.evaluation.windows import Windows
 from gpukit.events import Report, Status, ignore
+from gpukit.formats.file_types import listed_types
+from gpukit.given import list_of
 from gpukit.recipes.asked import Asked
 from gpukit.recipes.chosen import Word
 from gpukit.recipes.measured import opened
 from gpukit.recipes.reporting import ReportWriter
 from gpukit.recipes.shared_reference import SharedReference, SubjectReference
+from gpukit_kernels.devices import Device
 
 # Of what is in a journal: another form gets another number.
 JOURNAL = "1"
@@ -51,7 +54,7 @@ class Perplexity:
     tokens: int
     num_ctx: int
     stride: int | None
-    device: str
+    device: Device
     text_sha256: str | None
     tokens_per_second: float | None
     running: tuple[float, ...] = field(repr=False)
@@ -98,7 +101,7 @@ def perplexity(
     journal: str | Path | None = None,
     pre: str | None = None,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     report: Report = ignore,
 ) -> Perplexity:
     """How well `model` expects `text`, as llama-perplexity counts it; with `against` beside that
@@ -144,7 +147,7 @@ def perplexities(
     journal: str | Path | None = None,
     pre: str | None = None,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     report: Report = ignore,
 ) -> tuple[Perplexity, ...]:
     """`perplexity` of several models, one by one, each beside `against`, else beside the first.
@@ -155,8 +158,9 @@ def perplexities(
 
         [row.divergence for row in gpukit.perplexities(["llama-f16.gguf"], text, types=["Q4_K_M"])]
     """
+    named = list_of(models, "models: a list such as ['llama-q4.gguf']")
     asked = Asked(
-        tuple(models), text, tuple(types), imatrix=imatrix, num_ctx=num_ctx, chunks=chunks,
+        named, text, listed_types(types), imatrix=imatrix, num_ctx=num_ctx, chunks=chunks,
         stride=stride, against=against, adapters=adapters, strict=strict, moe_layout=moe_layout,
         save_report=save_report, journal=journal, pre=pre, hub=hub, device=device,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """What a model becomes as one file or several, before anything is written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +9,11 @@ from gpukit.conversion.checks import check_plan
 from gpukit.conversion.resuming import Resume
 from gpukit.conversion.run import Result, run_plan
 from gpukit.conversion.within import plan_within
-from gpukit.errors import ArgumentError
+from gpukit.errors import ArgumentError, unlike
 from gpukit.events import Report, Status, ignore
 from gpukit.formats.closing import Closing
 from gpukit.formats.file_types import FileType
+from gpukit.given import path_of
 from gpukit.planning.fingerprint import fingerprint_of
 from gpukit.planning.plan import Options, PlannedOutput, QuantizePlan
 from gpukit.planning.provenance import Recipe, has_provenance, with_provenance
@@ -22,6 +23,7 @@ from gpukit.recipes.chosen import Word, chosen
 from gpukit.recipes.references import locate
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
+from gpukit_kernels.devices import Device
 
 if TYPE_CHECKING:
     from gpukit.adapters.mixing import Combining
@@ -31,14 +33,37 @@ MEMORY = 4 << 30
 PLAIN = Options()
 
 
+def options_of(given: Options | None) -> Options:
+    """`given`, or what is taken for granted; `ArgumentError` for what are no `Options`."""
+    if not isinstance(given, Options | None):
+        raise ArgumentError(f"options: {unlike('gpukit.Options', given)}")
+    return PLAIN if given is None else given
+
+
 @dataclass(frozen=True)
-class Plan(Closing):
+class Holding(Closing):
+    """A plan, which holds its model open."""
+
+    source: Source
+    is_closed: bool = field(default=False, init=False, repr=False)
+
+    def close(self) -> None:
+        object.__setattr__(self, "is_closed", True)
+        self.source.close()
+
+    def check_open(self) -> None:
+        """`ArgumentError` where nothing more can be read of the model."""
+        if self.is_closed:
+            raise ArgumentError(f"{self.source.path}: this plan of it is closed; make a new one")
+
+
+@dataclass(frozen=True)
+class Plan(Holding):
     """What a model becomes: its tensors in file order, their types and sizes; `write` makes it so.
 
     It holds the model open: use it in a `with`, or `close` it.
     """
 
-    source: Source
     records: QuantizePlan
     recipe: Recipe
 
@@ -79,27 +104,26 @@ class Plan(Closing):
         self,
         out: str | Path,
         *,
-        device: str = "auto",
+        device: Device = "auto",
         memory: int = MEMORY,
         resume: bool = False,
         report: Report = ignore,
     ) -> Result:
         """Write `out`, or its parts, whole or not at all; arguments and errors as `convert`."""
+        self.check_open()
+        out = path_of(out, "a path for the output")
         return run_plan(
-            self.source, self.records, Path(out), device=device, budget=memory,
+            self.source, self.records, out, device=device, budget=memory,
             resume=Resume(fingerprint_of(self.source.path, self.recipe)) if resume else None,
             report=report,
         )  # fmt: skip
-
-    def close(self) -> None:
-        self.source.close()
 
 
 def plan(
     model: str | Path,
     type: str | None = None,
     *,
-    options: Options = PLAIN,
+    options: Options | None = PLAIN,
     calibrate: str | Path | None = None,
     adapters: Sequence[Word] = (),
     combine: "Combining | None" = None,
@@ -110,7 +134,7 @@ def plan(
     converter: Checkout | None = None,
     provenance: bool = False,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     report: Report = ignore,
 ) -> Plan:
     """What `model` becomes as `type`; nothing is written. Arguments and errors as `convert`, with
@@ -121,6 +145,7 @@ def plan(
         print(plan.size)
         plan.write("llama.gguf")
     """
+    options = options_of(options)
     source, (records,), (recipe,) = planned_as(
         model, (type,), options=options, calibrate=calibrate, adapters=adapters, combine=combine,
         merge_base=merge_base, strict=strict, moe_layout=moe_layout, pre=pre,
@@ -144,7 +169,7 @@ def planned_as(
     converter: Checkout | None,
     provenance: bool,
     hub: bool,
-    device: str,
+    device: Device,
     report: Report,
 ) -> tuple[Source, list[QuantizePlan], list[Recipe]]:
     """`model`, open, what it becomes as each of `types`, and what was asked for with each;

@@ -21,6 +21,7 @@ hub (`hub`) is one, whatever is here.
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from gpukit.errors import ArgumentError, CheckpointError, NotFoundError, StoreError
@@ -100,10 +101,7 @@ def locate(
     what can be no word for a model, and for an id that can be none of the hub's.
     """
     store = store or Store()
-    is_path = isinstance(word, Path)
-    word = str(word)
-    if not word.strip() or "\0" in word:
-        raise ArgumentError(f"{word[:SHOWN]!r}: {WANTED}")
+    is_path, word = isinstance(word, Path), _text(word, WANTED)
     if hub:
         return Reference(word, parse_id(word), store)
     path = folder / expanded(word)
@@ -136,9 +134,7 @@ def locate_adapter(word: str | Path, *, folder: Path = Path()) -> Path | HubMode
 
     NotFoundError for what is not there, `ArgumentError` for what can be no word for an adapter.
     """
-    text = str(word)
-    if not text.strip() or "\0" in text:
-        raise ArgumentError(f"{text[:SHOWN]!r}: {WANTED_ADAPTER}")
+    text = _text(word, WANTED_ADAPTER)
     path = folder / expanded(text)
     lacking = _lacking(path)
     if not lacking:
@@ -162,6 +158,14 @@ def adapter_path(word: str | Path, *, folder: Path = Path(), report: Report = ig
 def fetched_adapter(found: Path | HubModel, report: Report = ignore) -> Path:
     """Where what `locate_adapter` has found is on this machine; `HubError` as `Reference.fetch`."""
     return fetch_adapter(found, report) if isinstance(found, HubModel) else found
+
+
+def _text(word: object, wanted: str) -> str:
+    text, is_word = str(word), isinstance(word, str | PathLike)
+    if not is_word or not text.strip() or "\0" in text:
+        shown = text[:SHOWN]
+        raise ArgumentError(f"{repr(shown) if is_word else shown}: {wanted}")
+    return text
 
 
 def _stored(word: str, store: Store) -> ModelName | None:

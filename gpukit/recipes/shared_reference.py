@@ -19,6 +19,7 @@ from gpukit.formats.logits import LogitsFile
 from gpukit.generation.loading import LoadedModel
 from gpukit.recipes.asked import Asked
 from gpukit.recipes.measured import Ready
+from gpukit_kernels.devices import Device
 
 
 @dataclass
@@ -27,7 +28,7 @@ class SubjectReference:
 
     base: Subject | LogitsFile | None
     windows: Windows
-    device: str
+    device: Device
     report: Report
     models: int
     _open: Base | None = None

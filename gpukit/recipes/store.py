@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 from gpukit import store
 from gpukit.events import Report, ignore
+from gpukit.given import path_of, path_or_none
 from gpukit.recipes import share
 from gpukit.recipes.bridge import Checkout
 from gpukit.recipes.share import Transfer
 from gpukit.store import CheckedModel, Collected, StoredModel, modelfile
 from gpukit.store.collecting import GRACE
 from gpukit.store.modelfile import Modelfile
+from gpukit_kernels.devices import Device
 
 if TYPE_CHECKING:
     from gpukit.planning.plan import Options
@@ -30,7 +32,8 @@ class Store(store.Store):
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        super().__init__(None if root is None else Path(root).expanduser().absolute())
+        path = path_or_none(root, "a folder for the store")
+        super().__init__(None if path is None else path.expanduser().absolute())
 
     def create(
         self,
@@ -47,11 +50,12 @@ class Store(store.Store):
         converter: Checkout | None = None,
         provenance: bool = False,
         link: bool = False,
-        device: str = "auto",
+        device: Device = "auto",
         memory: int = 4 << 30,
         report: Report = ignore,
     ) -> StoredModel:
         """Make the model that `source`, a Modelfile or the path of one, describes, and put it here.
+        `ModelfileError` for a value that no line of a Modelfile can set.
 
         `quantize` is a file type such as Q4_K_M; with it or `merge` adapters go into the weights,
         without they stay beside them. Of `options` the types of tensors count, whether blocks
@@ -61,21 +65,22 @@ class Store(store.Store):
         those of `gpukit.convert`. A failed or killed run leaves the store as it was.
         """
         self.find(name)  # before anything is read
-        described = source if isinstance(source, Modelfile) else modelfile.read(Path(source))
+        if not isinstance(source, Modelfile):
+            source = modelfile.read(path_of(source, "a Modelfile or the path of one"))
         # What imports checkpoints computes with torch.
         from gpukit.recipes.create import create
-        from gpukit.recipes.plan import PLAIN
+        from gpukit.recipes.plan import options_of
 
         return create(
             self,
             name,
-            described,
+            source,
             quantize,
             device=device,
             budget=memory,
             pre=pre,
-            imatrix=Path(imatrix) if imatrix is not None else None,
-            options=PLAIN if options is None else options,
+            imatrix=path_or_none(imatrix, "imatrix: a path"),
+            options=options_of(options),
             calibrate=calibrate,
             hub=hub,
             merge=merge,

@@ -18,6 +18,7 @@ from gpukit.formats.gguf_fields import DEFAULT_ALIGNMENT, TensorInfo, aligned, t
 from gpukit.formats.gguf_split import GGUFModel
 from gpukit.formats.imatrix import Imatrix, read_imatrix
 from gpukit.formats.scales import not_finite
+from gpukit.given import path_of
 from gpukit.planning.again import Again, check_same_model, compare_fields, other_layers, plan_again
 from gpukit.planning.plan import Options
 from gpukit.planning.planner import plan_quantize
@@ -29,6 +30,7 @@ from gpukit.recipes.verified import Verification, VerifiedTensor
 from gpukit.sources.base import Source
 from gpukit.sources.opening import open_source
 from gpukit.store import ModelName, check_models
+from gpukit_kernels.devices import Device
 
 if TYPE_CHECKING:
     from gpukit.adapters.mixing import Combining
@@ -53,7 +55,7 @@ def verify(
     pre: str | None = None,
     mtp: bool | None = None,
     hub: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     memory: int = MEMORY,
     report: Report = ignore,
 ) -> Verification:
@@ -92,7 +94,7 @@ def verify(
             notes = tuple(_behind(model, name))
             seconds = time.monotonic() - started
             return Verification(path, None, tensors, (), notes, seconds, stored, name)
-        weights = read_imatrix(Path(imatrix)) if imatrix is not None else None
+        weights = read_imatrix(path_of(imatrix, "imatrix: a path")) if imatrix is not None else None
         reference = locate(source, hub=hub)
         merge = chosen(
             adapters, combine=combine, merge_base=merge_base, moe_layout=moe_layout, report=report
@@ -116,7 +118,7 @@ def _compared(
     names: tuple[str, str],
     type: str | None,
     imatrix: Imatrix | None,
-    device: str,
+    device: Device,
     memory: int,
     report: Report,
     started: float,

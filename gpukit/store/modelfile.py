@@ -7,13 +7,14 @@ write(modelfile) -> text that `parse` reads back to the same Modelfile
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpukit.errors import ArgumentError, ModelfileError
 from gpukit.formats.positioned import read_whole
 from gpukit.store import gotemplate, parameters
+from gpukit.store.messages import ROLES, Message as Message, turns_of
 from gpukit.store.parameters import Value
 
 # A licence may be long; a model's weights given as the Modelfile should fail at once.
@@ -21,7 +22,6 @@ MAX_BYTES = 16 << 20
 
 COMMANDS = ("from", "license", "template", "system", "adapter", "draft", "renderer", "parser",
             "parameter", "message", "requires")  # fmt: skip
-ROLES = ("system", "user", "assistant")
 
 _BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\r\n]*)*")
 _WORD = re.compile(r"[A-Za-z]*")
@@ -44,17 +44,9 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Message:
-    """One turn of the conversation that a model begins with."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
 class Modelfile:
     """What a Modelfile says. Relative paths in it start at `folder`; `projectors` are what further
-    FROMs name."""
+    FROMs name, `messages` are role and content each, as a `Message` or in a mapping."""
 
     source: str
     folder: Path = Path()
@@ -62,7 +54,7 @@ class Modelfile:
     template: str = ""
     system: str = ""
     licenses: tuple[str, ...] = ()
-    messages: tuple[Message, ...] = ()
+    messages: Sequence[Message | Mapping[str, str]] = ()
     adapters: tuple[str, ...] = ()
     drafts: tuple[str, ...] = ()
     projectors: tuple[str, ...] = ()
@@ -70,6 +62,11 @@ class Modelfile:
     parser: str = ""
     requires: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """`messages`; `ModelfileError` for one that is none."""
+        return turns_of(self.messages)
 
 
 def read(path: Path) -> Modelfile:
@@ -172,7 +169,7 @@ def write(modelfile: Modelfile) -> str:
     for key, word in parameters.words(modelfile.parameters):
         lines.append((f"PARAMETER {key}", word))
     lines += [("LICENSE", value) for value in modelfile.licenses]
-    lines += [(f"MESSAGE {message.role}", message.content) for message in modelfile.messages]
+    lines += [(f"MESSAGE {message.role}", message.content) for message in modelfile.turns]
     return "".join(f"{command} {_quoted(value, command)}\n" for command, value in lines)
 
 
@@ -254,13 +251,11 @@ def _parameters(found: list[Command], where: str) -> tuple[dict[str, Value], lis
     stops: list[str] = []
     warnings = []
     for command in found:
-        if command.key in parameters.DEPRECATED:
-            warnings.append(f"parameter {command.key} is deprecated")
+        if told := parameters.deprecated(command.key):
+            warnings.append(told)
             continue
         try:
             value = parameters.parse(command.key, command.value)
-            if isinstance(value, int | float):
-                parameters.check(command.key, value)
         except ArgumentError as error:
             raise ModelfileError(f"{where}: (line {command.line}): {error}") from None
         if command.key == "stop":
@@ -275,9 +270,15 @@ def _parameters(found: list[Command], where: str) -> tuple[dict[str, Value], lis
 def _requires(found: list[Command], where: str) -> str:
     if not found:
         return ""
-    match = _SEMVER.fullmatch(found[-1].value)
+    try:
+        return version(found[-1].value)
+    except ArgumentError as error:
+        raise ModelfileError(f"{where}: (line {found[-1].line}): requires {error}") from None
+
+
+def version(text: str) -> str:
+    """The version that REQUIRES `text` wants; `ArgumentError` for what is none."""
+    match = _SEMVER.fullmatch(text)
     if not match:
-        raise ModelfileError(
-            f"{where}: (line {found[-1].line}): requires must be a valid semver (e.g. 0.14.0)"
-        )
+        raise ArgumentError("must be a valid semver (e.g. 0.14.0)")
     return match[1]

@@ -6,6 +6,7 @@ from dataclasses import astuple, dataclass
 from pathlib import PurePosixPath
 
 from gpukit.errors import ArgumentError
+from gpukit.given import text_of
 
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
@@ -45,7 +46,7 @@ class ModelName:
         A scheme (`https://`) is accepted and dropped: it is no part of the stored name.
         Raises ArgumentError naming the part that breaks the rules.
         """
-        parts = _split(text)
+        parts = _split(text_of(text, "the name of a model such as 'llama3.2:1b'"))
         _check(text, parts)
         return cls(*parts)
 

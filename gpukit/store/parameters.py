@@ -8,7 +8,8 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from numbers import Real
 from typing import Any
 
-from gpukit.errors import ArgumentError, did_you_mean
+from gpukit.errors import ArgumentError, did_you_mean, unlike
+from gpukit.given import texts_of
 
 Value = int | float | bool | str | list[str]
 
@@ -48,6 +49,8 @@ _SENSE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda x: x < 1 << 63, f"the largest is {(1 << 63) - 1}"),
 }
 
+_WANTED = {int: "a whole number", float: "a number", bool: "True or False"}
+
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _BOOLS = {
@@ -56,13 +59,42 @@ _BOOLS = {
 }
 
 
+def deprecated(name: str) -> str:
+    """The warning of a parameter that is dropped; '' for another."""
+    return f"parameter {name} is deprecated" if name in DEPRECATED else ""
+
+
+def given(name: str, value: Any) -> Value:
+    """`value`, which a program gives, as the PARAMETER lines set it that say the same; of `stop`
+    one string is a list of it.
+
+    Raises ArgumentError as `parse`.
+    """
+    if name == "stop":
+        return list(texts_of([value] if isinstance(value, str) else value, "stop: a list of texts"))
+    if name not in TYPES:
+        return parse(name, "")
+    try:
+        typed = _typed(name, value)
+    except (ArgumentError, OverflowError):
+        raise ArgumentError(unlike(f"{name}: {_WANTED[TYPES[name]]}", value)) from None
+    return parse(name, _word(typed))
+
+
 def parse(name: str, text: str) -> Value:
     """The value that `PARAMETER name text` sets; a `stop` gives its one string.
 
     Floats are rounded to float32 and given as the float64 nearest to its shortest decimal form,
-    as they come out of Ollama's requests. Raises ArgumentError for an unknown name or a value of
-    the wrong kind.
+    as they come out of Ollama's requests. Raises ArgumentError for an unknown name, a value of
+    the wrong kind, and as `check`.
     """
+    value = _parsed(name, text)
+    if isinstance(value, int | float):
+        check(name, value)
+    return value
+
+
+def _parsed(name: str, text: str) -> Value:
     kind = TYPES.get(name)
     if kind is None:
         raise ArgumentError(

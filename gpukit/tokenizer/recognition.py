@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpukit.errors import ArgumentError, TokenizerError, did_you_mean
+from gpukit.given import text_of
 from gpukit.tokenizer.pretokenizers import ALL, PRE_TOKENIZERS, near
 
 CHECK_TEXT = (
@@ -139,6 +140,6 @@ def recognise(library: Any, path: Path, pre: str | None = None) -> str:
 
 def check_pre(name: str) -> None:
     """`ArgumentError` for the name of a pre-tokenizer that nobody knows."""
-    if name not in PRE_TOKENIZERS:
+    if text_of(name, "pre: the name of a pre-tokenizer") not in PRE_TOKENIZERS:
         hint = did_you_mean(name, PRE_TOKENIZERS)
         raise ArgumentError(f"--pre {name}: unknown pre-tokenizer; {ALL}{hint}")

@@ -30,6 +30,13 @@ def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | Non
     return f": did you mean {spelled[close[0]]!r}?" if close else ""
 
 
+def unlike(wanted: str, given: object) -> str:
+    """`WANTED is wanted, not 5 (int)`: what to say of a value of another kind."""
+    shown = repr(given)
+    kind = "" if given is None else f" ({type(given).__name__})"
+    return f"{wanted} is wanted, not {shown if len(shown) <= 60 else shown[:60] + '…'}{kind}"
+
+
 class GpukitError(Exception):
     """The work failed. `exit_code` is what the command line ends with."""
 

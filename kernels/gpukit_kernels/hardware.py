@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
+from gpukit_kernels.devices import Device, device_name
 from gpukit_kernels.errors import QuantError, did_you_mean
 
 
-def device(name: str = "auto") -> torch.device:
+def device(name: Device = "auto") -> torch.device:
     """The torch device of `auto`, `cpu`, `cuda` or `cuda:N`; `QuantError` says what there is."""
+    name = device_name(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
@@ -26,8 +28,9 @@ def device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def device_list(names: str = "auto") -> list[torch.device]:
+def device_list(names: Device = "auto") -> list[torch.device]:
     """The torch devices of one or several names with commas between; errors as for `device`."""
+    names = device_name(names)
     found = [device(name.strip()) for name in names.split(",")]
     if len(set(map(str, found))) < len(found):
         raise QuantError(f"device {names}: one of them is named twice")

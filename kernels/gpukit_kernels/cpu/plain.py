@@ -15,6 +15,7 @@ import numpy
 from numpy.typing import NDArray
 
 from gpukit_kernels.cpu.program import Program
+from gpukit_kernels.devices import Device, device_name
 from gpukit_kernels.facts import TypeFacts
 
 Array = NDArray[Any]
@@ -32,11 +33,12 @@ LOOK = 1 << 16
 SQUARES = 1 << 20
 
 
-def is_cpu(device: str) -> bool:
+def is_cpu(device: Device) -> bool:
     """Whether `device`, as `ops.device` takes it, is the CPU whatever torch says: there is no
     driver with which it could find a GPU."""
-    if device != "auto" or os.path.exists(AMD_DRIVER):
-        return device == "cpu"
+    name = device_name(device)
+    if name != "auto" or os.path.exists(AMD_DRIVER):
+        return name == "cpu"
     try:
         ctypes.CDLL(NVIDIA_DRIVER)
     except OSError:
