@@ -234,14 +234,18 @@ def collect(
     """What the model hears of the texts. Every `save_every` chunks, if any, it is saved at `state`,
     and what is there already is not read again.
 
-    The errors of `saved` and of `load_model`, before anything is read; `GpukitError` for a model
+    The errors of `saved` and of `load_model`, before anything is read; `CheckpointError` for a model
     that does not compute with finite numbers, `DiskError` where the disk refuses.
     """
     begun = saved(state, reading) if state is not None else None
     found = begun or Collection({}, reading.texts, 0, reading.num_ctx)
     if begun is not None:
         report(Status(f"going on behind chunk {found.chunks} of {reading.chunks}, from {state}"))
-    collector = Collector(process_output=reading.process_output)
+    collector = Collector(
+        process_output=reading.process_output,
+        name=reading.name,
+        adapters=reading.adapters.words if reading.adapters is not None else (),
+    )
     collector.begin(found.entries)
     for chunks in _heard(reading, found.chunks, collector, device, report):
         if state is not None and save_every and chunks % save_every == 0:

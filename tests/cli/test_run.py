@@ -235,6 +235,10 @@ def test_a_stored_model_has_its_adapters(run: Caller, home: Path) -> None:
     assert told == run("tiny", *asked, "--adapter", "c.gguf").stdout
     assert told != run("tiny", *asked).stdout
     assert run("adapted", *asked, "--adapter", "c.gguf:-1").stdout == run("tiny", *asked).stdout
+    told = run("adapted", *asked, "--adapter", "c.gguf:1e30", code=1).stderr
+    assert re.search(
+        r"adapted: a logit is nan with the adapters \S+:1, c\.gguf:1e\+30: use a smaller w", told
+    ), told
     shown = _verb(home, "show", "adapted").stdout
     digest = sha256((home / "c.gguf").read_bytes()).hexdigest()
     row = rf"  Adapters\n    {digest[:12]}    rank 4    4 tensors    \d\d KB\n\n"
