@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,14 +175,17 @@ def run(
 
 def _prompt(words: list[str]) -> str:
     """What stdin holds when it is no terminal, then the words; `ArgumentError` for nothing."""
-    parts = [" ".join(words)]
-    try:
-        if not sys.stdin.isatty():
-            parts.insert(0, sys.stdin.read())
-        text = " ".join(part for part in parts if part)
-        text.encode()
-    except UnicodeError as error:
-        raise ArgumentError(f"the prompt is no UTF-8: {error}") from None
+    from gpukit.evaluation.windows import decoded
+
+    wanted = "a prompt in UTF-8 is wanted"
+    # Bytes that are no UTF-8 come as surrogates.
+    said = " ".join(words).encode("utf-8", "surrogateescape")
+    parts = [decoded(said, "PROMPT", wanted)]
+    if not sys.stdin.isatty():
+        there = decoded(sys.stdin.buffer.read(), "standard input", wanted)
+        # Lines end in \n, whatever they end in there.
+        parts.insert(0, StringIO(there, newline=None).read())
+    text = " ".join(part for part in parts if part)
     if not text:
         raise ArgumentError('no prompt; give one, as in gpukit run MODEL "Once upon a time"')
     return text

@@ -80,14 +80,14 @@ def read_text(path: Path) -> str:
         raise DiskError(f"{path}: {error.strerror or error}") from None
 
 
-def decoded(data: bytes, where: str) -> str:
-    """The text of `data`; `ArgumentError` where it is no UTF-8."""
+def decoded(
+    data: bytes, where: str, wanted: str = "a text is wanted, such as wiki.test.raw"
+) -> str:
+    """The text of `data`; `ArgumentError`, which begins with `where`, where it is no UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise ArgumentError(
-            f"{where}: byte {error.start} is no UTF-8: a text is wanted, such as wiki.test.raw"
-        ) from None
+        raise ArgumentError(f"{where}: byte {error.start} is no UTF-8: {wanted}") from None
 
 
 def check_window(num_ctx: int, chunks: int | None = None, stride: int | None = None) -> None:

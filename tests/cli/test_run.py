@@ -235,9 +235,9 @@ def test_a_stored_model_has_its_adapters(run: Caller, home: Path) -> None:
     assert told == run("tiny", *asked, "--adapter", "c.gguf").stdout
     assert told != run("tiny", *asked).stdout
     assert run("adapted", *asked, "--adapter", "c.gguf:-1").stdout == run("tiny", *asked).stdout
-    told = run("adapted", *asked, "--adapter", "c.gguf:1e30", code=1).stderr
+    told = run("adapted", *asked, "--adapter", "c.gguf:3e38", code=1).stderr
     assert re.search(
-        r"adapted: a logit is nan with the adapters \S+:1, c\.gguf:1e\+30: use a smaller w", told
+        r"adapted: a logit is nan with the adapters \S+:1, c\.gguf:3e\+38: use a smaller w", told
     ), told
     shown = _verb(home, "show", "adapted").stdout
     digest = sha256((home / "c.gguf").read_bytes()).hexdigest()
@@ -263,7 +263,8 @@ def test_what_cannot_be_run_is_told_in_one_line(run: Caller, home: Path) -> None
         (("empty", "x"), b"", 1, "empty: no config.json"),
         (("cut.gguf", "x"), b"", 1, "cut.gguf"),
         (("tiny.gguf",), b"", 2, "no prompt"),
-        (("tiny.gguf",), b"\xff\xfe", 2, "the prompt is no UTF-8"),
+        (("tiny.gguf",), b"a\xff", 2, "standard input: byte 1 is no UTF-8: a prompt in UTF-8 is wanted\n"),
+        (("tiny.gguf", "x", "a\udcff"), b"", 2, "PROMPT: byte 3 is no UTF-8: a prompt in UTF-8 is wanted\n"),
         (("tiny.gguf", "x", "--device", "gpu"), b"", 2, "unknown device 'gpu'"),
         (("tiny.gguf", "x", "--temperature", "-1"), b"", 2, "temperature is -1"),
         (("tiny.gguf", "x", "--num-ctx", "0"), b"", 2, "num_ctx is 0"),
