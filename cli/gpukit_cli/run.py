@@ -148,7 +148,7 @@ def run(
         "format": _format(format),
     }
     adapters = adapter or []
-    _check(model, given, adapters, device, pre, hub)
+    _check(model, given, adapters, device, pre, hub, format)
     talks = not prompt and not json and sys.stdin.isatty() and sys.stdout.isatty()
     text = "" if talks else _prompt(prompt or [])
     # The bars of a terminal are gone before the text comes.
@@ -215,6 +215,7 @@ def _check(
     device: str,
     pre: str | None,
     hub: bool,
+    form: str | None,
 ) -> None:
     """What is wrong with the request shows before stdin is read and anything is fetched."""
     from gpukit.conversion.checks import check_device, check_plan
@@ -228,8 +229,15 @@ def _check(
 
         located(adapters)
 
+    from gpukit.generation.form import grammar_of
     from gpukit.generation.generate import options_from
 
+    if (schema := given.get("format")) is not None:
+        try:
+            grammar_of(schema)
+        except ArgumentError as error:
+            fault = str(error).removeprefix("format: ")
+            raise ArgumentError(f"--format {form}: {fault}") from None
     options_from({}, given)
 
 

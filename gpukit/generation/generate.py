@@ -190,9 +190,7 @@ def _pieces(
     text, decoded = StopWatch(options.stop), tokenizer.stream().continued()
     started = time.monotonic()
     sampler = Sampler(options.sampling, model.name, model.adapters)
-    drawing = Drawing(
-        model.decoder, model.steps, cache, sampler, form, tokenizer.suppress_ids
-    )
+    drawing = Drawing(model.decoder, model.steps, cache, sampler, form, tokenizer.suppress_ids)
     drawing.begin(seen[remembered:])
     reason = "length"
     prompted = time.monotonic()

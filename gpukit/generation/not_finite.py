@@ -11,9 +11,7 @@ def cause(adapters: Sequence[str] = ()) -> str:
     if adapters:
         names = f"adapter{'s' if len(adapters) > 1 else ''} {', '.join(adapters)}"
         return f" with the {names}: use a smaller weight"
-    return (
-        ": the weights are damaged, or overflow on this device; gpukit inspect shows their types"
-    )
+    return ": the weights are damaged, or overflow on this device; gpukit inspect shows their types"
 
 
 def no_number(logit: float, where: str, adapters: Sequence[str] = ()) -> CheckpointError:

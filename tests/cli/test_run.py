@@ -179,8 +179,12 @@ def test_a_template_of_the_modelfile_goes_first(
 
 
 def test_an_answer_fits_a_schema(run: Caller, home: Path) -> None:
+    pytest.importorskip("llguidance")
     (home / "bad.json").write_text("{")
     (home / "list.json").write_text("[]")
+    (home / "type.json").write_text('{"type": "nope"}')
+    (home / "ref.json").write_text('{"$ref": "#/x"}')
+    (home / "regex.json").write_text('{"type": "string", "pattern": "(a"}')
     for word, told in (
         (
             "none.json",
@@ -188,10 +192,12 @@ def test_an_answer_fits_a_schema(run: Caller, home: Path) -> None:
             "schema is wanted",
         ),
         ("bad.json", "--format bad.json: this is no JSON schema"),
+        ("type.json", "--format type.json: Invalid type: nope\n"),
+        ("ref.json", "--format ref.json: Pointer '/x' does not exist\n"),
+        ("regex.json", "--format regex.json: regex parse error: (a: unclosed group\n"),
         ("list.json", "--format list.json: this is no JSON schema: an object is wanted"),
     ):
         assert told in run("tiny.gguf", "x", "--format", word, code=2).stderr
-    pytest.importorskip("llguidance")
     (home / "schema.json").write_text('{"enum": ["yes, sir", "no"]}')
     done = run("tiny.gguf", "First Citizen:", *FAST, "--format", "schema.json")
     assert json.loads(done.stdout) in ("yes, sir", "no")
@@ -263,8 +269,8 @@ def test_what_cannot_be_run_is_told_in_one_line(run: Caller, home: Path) -> None
         (("empty", "x"), b"", 1, "empty: no config.json"),
         (("cut.gguf", "x"), b"", 1, "cut.gguf"),
         (("tiny.gguf",), b"", 2, "no prompt"),
-        (("tiny.gguf",), b"a\xff", 2, "standard input: byte 1 is no UTF-8: a prompt in UTF-8 is wanted\n"),
-        (("tiny.gguf", "x", "a\udcff"), b"", 2, "PROMPT: byte 3 is no UTF-8: a prompt in UTF-8 is wanted\n"),
+        (("tiny.gguf",), b"a\xff", 2, "standard input: byte 1 is no UTF-8: a prompt in UTF"),
+        (("tiny.gguf", "x", "a\udcff"), b"", 2, "PROMPT: byte 3 is no UTF-8: a prompt in UTF-8"),
         (("tiny.gguf", "x", "--device", "gpu"), b"", 2, "unknown device 'gpu'"),
         (("tiny.gguf", "x", "--temperature", "-1"), b"", 2, "temperature is -1"),
         (("tiny.gguf", "x", "--num-ctx", "0"), b"", 2, "num_ctx is 0"),

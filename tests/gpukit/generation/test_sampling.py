@@ -186,7 +186,7 @@ def test_logits_that_are_no_numbers_are_told(bad: float, temperature: float) -> 
         CheckpointError, match=f"^tiny: a logit is {bad} with the adapter ad:2: use a smaller"
     ):
         sampler.pick(logits, [])
-    with pytest.raises(CheckpointError, match="^the model: a logit is -inf: the weights are dam"):
+    with pytest.raises(CheckpointError, match=r"^the model: a logit is -inf: the weights are dam"):
         Sampler(PLAIN).pick(torch.full((4,), -math.inf), [])
 
 
