@@ -186,11 +186,7 @@ def test_an_answer_fits_a_schema(run: Caller, home: Path) -> None:
     (home / "ref.json").write_text('{"$ref": "#/x"}')
     (home / "regex.json").write_text('{"type": "string", "pattern": "(a"}')
     for word, told in (
-        (
-            "none.json",
-            "--format none.json: No such file or directory; json or a file with a JSON "
-            "schema is wanted",
-        ),
+        ("none.json", "--format none.json: No such file or directory; json or a file with a JSON"),
         ("bad.json", "--format bad.json: this is no JSON schema"),
         ("type.json", "--format type.json: Invalid type: nope\n"),
         ("ref.json", "--format ref.json: Pointer '/x' does not exist\n"),
@@ -242,9 +238,8 @@ def test_a_stored_model_has_its_adapters(run: Caller, home: Path) -> None:
     assert told != run("tiny", *asked).stdout
     assert run("adapted", *asked, "--adapter", "c.gguf:-1").stdout == run("tiny", *asked).stdout
     told = run("adapted", *asked, "--adapter", "c.gguf:3e38", code=1).stderr
-    assert re.search(
-        r"adapted: a logit is nan with the adapters \S+:1, c\.gguf:3e\+38: use a smaller w", told
-    ), told
+    wanted = r"adapted: a logit is nan with the adapters \S+:1, c\.gguf:3e\+38: use a smaller w"
+    assert re.search(wanted, told), told
     shown = _verb(home, "show", "adapted").stdout
     digest = sha256((home / "c.gguf").read_bytes()).hexdigest()
     row = rf"  Adapters\n    {digest[:12]}    rank 4    4 tensors    \d\d KB\n\n"
