@@ -180,11 +180,10 @@ def test_a_template_of_the_modelfile_goes_first(
 
 def test_an_answer_fits_a_schema(run: Caller, home: Path) -> None:
     pytest.importorskip("llguidance")
-    (home / "bad.json").write_text("{")
-    (home / "list.json").write_text("[]")
-    (home / "type.json").write_text('{"type": "nope"}')
-    (home / "ref.json").write_text('{"$ref": "#/x"}')
-    (home / "regex.json").write_text('{"type": "string", "pattern": "(a"}')
+    texts = {"bad": "{", "list": "[]", "type": '{"type": "nope"}', "ref": '{"$ref": "#/x"}',
+             "regex": '{"type": "string", "pattern": "(a"}'}  # fmt: skip
+    for name, text in texts.items():
+        (home / f"{name}.json").write_text(text)
     for word, told in (
         ("none.json", "--format none.json: No such file or directory; json or a file with a JSON"),
         ("bad.json", "--format bad.json: this is no JSON schema"),

@@ -220,8 +220,9 @@ def test_show(folder: Path) -> None:
     assert (
         json.loads(gpukit(folder, "show", "tiny", "--json").stdout)["system"] == "one\ntwo\nthree"
     )
+    parameters = {"temperature": 0.6, "stop": ["<|end|>"], "num_ctx": 4096}
     sections = {"system": "one\ntwo\nthree", "template": "", "license": ["MIT"], "modelfile": shown,
-                "parameters": {"temperature": 0.6, "stop": ["<|end|>"], "num_ctx": 4096}}  # fmt: skip
+                "parameters": parameters}  # fmt: skip
     for name, value in sections.items():
         alone = gpukit(folder, "show", "tiny", "--json", f"--{name}").stdout
         assert json.loads(alone) == {name: value}
