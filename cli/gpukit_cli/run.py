@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,7 +148,7 @@ def run(
         "format": _format(format),
     }
     adapters = adapter or []
-    _check(model, given, adapters, device, pre, hub)
+    _check(model, given, adapters, device, pre, hub, format)
     talks = not prompt and not json and sys.stdin.isatty() and sys.stdout.isatty()
     text = "" if talks else _prompt(prompt or [])
     # The bars of a terminal are gone before the text comes.
@@ -174,14 +175,17 @@ def run(
 
 def _prompt(words: list[str]) -> str:
     """What stdin holds when it is no terminal, then the words; `ArgumentError` for nothing."""
-    parts = [" ".join(words)]
-    try:
-        if not sys.stdin.isatty():
-            parts.insert(0, sys.stdin.read())
-        text = " ".join(part for part in parts if part)
-        text.encode()
-    except UnicodeError as error:
-        raise ArgumentError(f"the prompt is no UTF-8: {error}") from None
+    from gpukit.evaluation.windows import decoded
+
+    wanted = "a prompt in UTF-8 is wanted"
+    # Bytes that are no UTF-8 come as surrogates.
+    said = " ".join(words).encode("utf-8", "surrogateescape")
+    parts = [decoded(said, "PROMPT", wanted)]
+    if not sys.stdin.isatty():
+        there = decoded(sys.stdin.buffer.read(), "standard input", wanted)
+        # Lines end in \n, whatever they end in there.
+        parts.insert(0, StringIO(there, newline=None).read())
+    text = " ".join(part for part in parts if part)
     if not text:
         raise ArgumentError('no prompt; give one, as in gpukit run MODEL "Once upon a time"')
     return text
@@ -211,6 +215,7 @@ def _check(
     device: str,
     pre: str | None,
     hub: bool,
+    form: str | None,
 ) -> None:
     """What is wrong with the request shows before stdin is read and anything is fetched."""
     from gpukit.conversion.checks import check_device, check_plan
@@ -224,8 +229,15 @@ def _check(
 
         located(adapters)
 
+    from gpukit.generation.form import grammar_of
     from gpukit.generation.generate import options_from
 
+    if (schema := given.get("format")) is not None:
+        try:
+            grammar_of(schema)
+        except ArgumentError as error:
+            fault = str(error).removeprefix("format: ")
+            raise ArgumentError(f"--format {form}: {fault}") from None
     options_from({}, given)
 
 

@@ -97,8 +97,8 @@ class Talker:
                 self._command(line)
             elif line:
                 self._say(line)
-        except UnicodeError as error:
-            print(f"error: this is no UTF-8: {error}")
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+            print(f"error: {_no_utf8(error)}")
         except GpukitError as error:
             print(f"error: {error}")
         finally:
@@ -200,10 +200,10 @@ class Talker:
                 print(f"Unknown command '/set {word}'. Type /? for help")
 
     def _set_think(self, wanted: bool, levels: list[str]) -> None:
+        level = " ".join(levels) if wanted else ""
+        self._session.think = {"": wanted, "true": True, "false": False}.get(level, level)
         if not self._session.knows_thinking:
             print(f'warning: model "{self.begun.word}" does not support thinking output')
-        level = levels[0] if wanted and levels else ""
-        self._session.think = level or wanted
         mode = (
             f"'think' mode to '{level}'" if level else f"'{'think' if wanted else 'nothink'}' mode"
         )
@@ -279,3 +279,11 @@ class Talker:
                 Message(str(turn["role"]), str(turn["content"])) for turn in session.messages
             ),
         )
+
+
+def _no_utf8(error: UnicodeDecodeError | UnicodeEncodeError) -> str:
+    """What is wrong with a line that the terminal sent, and where."""
+    at = error.start
+    if isinstance(error, UnicodeEncodeError):  # counts characters
+        at = len(error.object[:at].encode("utf-8", "surrogateescape"))
+    return f"the line: byte {at} is no UTF-8: a text in UTF-8 is wanted"

@@ -24,7 +24,8 @@ Available Commands:
   /set nowordwrap                 Let the terminal break lines
   /set format json                Answer in JSON
   /set noformat                   Answer freely
-  /set think [level]              Think before answering, if the model can
+  /set think [level]              Think before answering, if the model can; levels are
+                                  true, false, high, medium, low, max
   /set nothink                    Do not think
   /set verbose                    Show times after each answer
   /set quiet                      Show none

@@ -54,19 +54,32 @@ def show(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show metadata and tensors, too.")
     ] = False,
-    json: Json = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print one JSON document on stdout; with one of --modelfile, --parameters, "
+            "--system, --template and --license that alone.",
+        ),
+    ] = False,
 ) -> None:
     """Show what is known of a model."""
     from gpukit.errors import ArgumentError
 
-    if modelfile + parameters + system + template + license > 1:
+    wanted = {"license": license, "modelfile": modelfile, "parameters": parameters,
+              "system": system, "template": template}  # fmt: skip
+    sections = [name for name, is_wanted in wanted.items() if is_wanted]
+    if len(sections) > 1:
         raise ArgumentError(
             "only one of '--license', '--modelfile', '--parameters', '--system', or "
             "'--template' can be specified"
         )
     found = _tidy_store().show(name)
     if json:
-        print_json(found.as_json(verbose=verbose))
+        document = found.as_json(verbose=verbose)
+        if modelfile:  # the whole document has null for one that cannot be written
+            document["modelfile"] = found.modelfile
+        print_json({name: document[name] for name in sections} if sections else document)
     elif modelfile:
         print(found.modelfile, end="")
     elif parameters:

@@ -85,7 +85,8 @@ def _reading(job: Job, inputs: Inputs, report: Report) -> "Reading":
     assert wish is not None
     return prepare(
         inputs.source(job), [_text(job)], wish.context or NUM_CTX, chunks=wish.chunks,
-        pre=job.options.pre, adapters=merge_of(job, inputs, ignore), report=report,
+        pre=job.options.pre, adapters=merge_of(job, inputs, ignore), option="context",
+        report=report,
     )  # fmt: skip
 
 

@@ -154,6 +154,7 @@ class Evaluation:
             pre=options.pre if beside and source.is_dir() else None, hub=False,
             device=options.device.partition(",")[0] if whole else options.device,
             against_merge=merge, against_type="F32" if whole else None,
+            option="context",
         )  # fmt: skip
 
     def _report(self, job: Job) -> Report:

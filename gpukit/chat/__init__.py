@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from gpukit.errors import CheckpointError
+from gpukit.errors import ArgumentError, CheckpointError
 
 Message = Mapping[str, Any]
 
@@ -13,8 +13,9 @@ MARK = "systemtextofgpukit"
 # By these names templates ask whether, and how hard, a model shall think before it answers.
 THINKING = ("enable_thinking", "thinking", "reasoning_effort")
 
-# Whether to think, or how hard; None is the template's own way.
+# Whether to think, or how hard, one of `LEVELS`; None is the template's own way.
 Think = bool | str | None
+LEVELS = ("high", "medium", "low", "max")
 
 
 def render(
@@ -52,6 +53,13 @@ def render(
             return sandbox.rendered(template, variables)
     finally:
         bounds.CURRENT.reset(token)
+
+
+def check_think(think: Think) -> None:
+    """`ArgumentError` for a level that is none of Ollama's."""
+    if isinstance(think, str) and think not in LEVELS:
+        known = ", ".join(("true", "false", *LEVELS))
+        raise ArgumentError(f"think is {think[:40]!r}; known: {known}")
 
 
 def _thinking(think: Think) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import gpukit_kernels as kernels
-from gpukit.evaluation.scoring import Scores, no_number, slice_rows, windows_together
+from gpukit.evaluation.scoring import Scores, slice_rows, windows_together
 from gpukit.evaluation.windows import Windows
 from gpukit.generation.loading import LoadedModel
+from gpukit.generation.not_finite import no_number
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Ahead:
 
     def __init__(self, model: LoadedModel, windows: Windows, name: str) -> None:
         self._decoder, self._windows, self._name = model.decoder, windows, name
+        self._adapters = model.adapters
         self._together = windows_together(model.decoder, windows)
         self._now: _Pass | None = None
         self._next: _Pass | None = None
@@ -50,7 +52,7 @@ class Ahead:
         nll, top = self._now.found[:, number - self._now.first]
         if not bool(torch.isfinite(top).all()):
             logit = top[~torch.isfinite(top)][0].item()
-            raise no_number(logit, f"{self._name}: chunk {number + 1}")
+            raise no_number(logit, f"{self._name}: chunk {number + 1}", self._adapters)
         self.seconds = time.monotonic() - self._started
         return Scores(nll.numpy())
 

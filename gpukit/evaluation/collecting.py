@@ -22,6 +22,7 @@ from gpukit.evaluation.importance import Collector
 from gpukit.evaluation.importance_merging import check_fits
 from gpukit.evaluation.scoring import slice_rows
 from gpukit.evaluation.windows import (
+    NUM_CTX_OPTION,
     Windows,
     check_window,
     cut_ids,
@@ -106,11 +107,12 @@ def prepare(
     adapters: Merge | None = None,
     called: tuple[str, ...] = (),
     name: str | None = None,
+    option: str = NUM_CTX_OPTION,
     report: Report = ignore,
 ) -> Reading:
     """The reading of `texts`, each the text itself or a file of it, cut into windows of its own, at
     most `chunks` of all, by the model at `path` with `adapters` beside it; `called` is what else
-    that is called, `name` what it is in messages.
+    that is called, `name` what it is in messages, `option` what makes windows smaller.
 
     `ArgumentError` for texts that are too short or no text; the errors of the model's reader.
     """
@@ -122,7 +124,7 @@ def prepare(
         about = Description.of(source)
         ids = [text_ids(text, about.tokenizer, parse_special=parse_special) for text in found]
         bos = about.tokenizer.bos_id if about.tokenizer.add_bos else None
-        windows = _windows(ids, where, bos, num_ctx, chunks)
+        windows = _windows(ids, where, bos, num_ctx, chunks, option)
         tensors = {tensor.name: tensor for tensor in source.tensors}
         model, files = _model_digest(source, adapters), source.files
     for text in found:
@@ -154,16 +156,19 @@ def prepare(
 
 
 def _windows(
-    ids: Sequence[list[int]], where: Sequence[str], bos: int | None, num_ctx: int, most: int | None
+    ids: Sequence[list[int]],
+    where: Sequence[str],
+    bos: int | None,
+    num_ctx: int,
+    most: int | None,
+    option: str,
 ) -> tuple[Windows, ...]:
     found: list[Windows] = []
     for name, part in zip(where, ids, strict=True):
         left = None if most is None else most - sum(map(len, found))
-        try:
-            # A text that is too short is told of even where none of it is to be read.
-            windows = cut_ids(part, bos, num_ctx, chunks=None if left is None else max(left, 1))
-        except ArgumentError as error:
-            raise ArgumentError(f"{name}: {error}" if name else str(error)) from None
+        # A text that is too short is told of even where none of it is to be read.
+        chunks = None if left is None else max(left, 1)
+        windows = cut_ids(part, bos, num_ctx, chunks=chunks, where=name, option=option)
         if left is None or left > 0:
             found.append(windows)
     return tuple(found)
@@ -235,14 +240,18 @@ def collect(
     """What the model hears of the texts. Every `save_every` chunks, if any, it is saved at `state`,
     and what is there already is not read again.
 
-    The errors of `saved` and of `load_model`, before anything is read; `GpukitError` for a model
-    that does not compute with finite numbers, `DiskError` where the disk refuses.
+    The errors of `saved` and of `load_model`, before anything is read; `CheckpointError` for a
+    model that does not compute with finite numbers, `DiskError` where the disk refuses.
     """
     begun = saved(state, reading) if state is not None else None
     found = begun or Collection({}, reading.texts, 0, reading.num_ctx)
     if begun is not None:
         report(Status(f"going on behind chunk {found.chunks} of {reading.chunks}, from {state}"))
-    collector = Collector(process_output=reading.process_output)
+    collector = Collector(
+        process_output=reading.process_output,
+        name=reading.name,
+        adapters=reading.adapters.words if reading.adapters is not None else (),
+    )
     collector.begin(found.entries)
     for chunks in _heard(reading, found.chunks, collector, device, report):
         if state is not None and save_every and chunks % save_every == 0:

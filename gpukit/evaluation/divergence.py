@@ -4,7 +4,7 @@ Means have standard errors; a percentile lies between its two neighbours in prop
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -127,16 +127,17 @@ class Divergence:
 
 @dataclass
 class Slice:
-    """A model's logits behind some tokens of a window, float32 `[rows, vocab_size]`; `where` is for
-    messages."""
+    """A model's logits behind some tokens of a window, float32 `[rows, vocab_size]`; `where` and
+    the model's `adapters` are for messages."""
 
     logits: Tensor
     where: str
+    adapters: Sequence[str] = ()
 
     @cached_property
     def likelihood(self) -> Likelihood:
         """`CheckpointError` for logits that are no numbers."""
-        return Likelihood.of(self.logits, self.where)
+        return Likelihood.of(self.logits, self.where, self.adapters)
 
 
 def alone(slices: Iterator[Slice], targets: list[int]) -> Scores:
@@ -175,7 +176,11 @@ class ModelBase:
         pairs = zip(self.passes.logits(number), _with_targets(slices, targets), strict=True)
         return _collected(
             [
-                _beside(Slice(theirs.to(ours.logits.device), self.name), ours, wanted)
+                _beside(
+                    Slice(theirs.to(ours.logits.device), self.name, self.passes.adapters),
+                    ours,
+                    wanted,
+                )
                 for theirs, (ours, wanted) in pairs
             ]
         )

@@ -11,14 +11,16 @@ the total, which is rounded to float32 once a chunk, as files hold it. So a run 
 file gives the same bits as one that was never interrupted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gpukit.errors import GpukitError
+from gpukit.errors import CheckpointError
 from gpukit.formats.imatrix import Collection, Sums
+from gpukit.generation.not_finite import cause
 from gpukit.models.weights import Site
 
 HEAD = ("output.weight", "token_embd.weight")
@@ -27,11 +29,19 @@ HEAD = ("output.weight", "token_embd.weight")
 class Collector:
     """Sums of what the linear maps of a model hear; an `Observer` for `load_model`.
 
-    `end_chunk` takes what was heard since the last one into the totals.
+    `end_chunk` takes what was heard since the last one into the totals. The model's `name` and its
+    `adapters` are for messages.
     """
 
-    def __init__(self, *, process_output: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        process_output: bool = False,
+        name: str = "the model",
+        adapters: Sequence[str] = (),
+    ) -> None:
         self.process_output = process_output
+        self._name, self._adapters = name, adapters
         self._totals: dict[str, Sums] = {}
         self._heard: dict[str, _Heard] = {}
 
@@ -50,10 +60,21 @@ class Collector:
         self._totals = dict(entries)
 
     def end_chunk(self) -> None:
-        """Add what was heard to the totals; `GpukitError` where it is no number."""
+        """Add what was heard to the totals; `CheckpointError` where it is no number."""
         for name, heard in self._heard.items():
-            self._totals[name] = _added(self._totals.get(name), heard, name)
+            found = self._totals[name] = _added(self._totals.get(name), heard)
+            self._check(name, found.squares)
         self._heard = {}
+
+    def _check(self, name: str, squares: npt.NDArray[np.float32]) -> None:
+        if np.isfinite(squares).all():
+            return
+        matrix, column = (int(i[0]) for i in np.nonzero(~np.isfinite(squares)))
+        where = f"{name}, expert {matrix}" if len(squares) > 1 else name
+        raise CheckpointError(
+            f"{self._name}: {where}: column {column} has a sum of squares of "
+            f"{squares[matrix, column]}{cause(self._adapters)}"
+        )
 
     @property
     def entries(self) -> Mapping[str, Sums]:
@@ -76,7 +97,7 @@ class _Heard:
         self.counts[matrix] += len(rows)
 
 
-def _added(total: Sums | None, heard: _Heard, name: str) -> Sums:
+def _added(total: Sums | None, heard: _Heard) -> Sums:
     sums, counts = heard.sums.cpu().numpy(), heard.counts
     if total is not None:
         assert total.sums is not None  # whoever goes on has them
@@ -84,13 +105,6 @@ def _added(total: Sums | None, heard: _Heard, name: str) -> Sums:
         counts = counts + total.counts
     with np.errstate(over="ignore"):
         squares, values = sums.astype(np.float32)
-    if not np.isfinite(squares).all():
-        matrix, column = (int(i[0]) for i in np.nonzero(~np.isfinite(squares)))
-        where = f"{name}, expert {matrix}" if len(squares) > 1 else name
-        raise GpukitError(
-            f"{where}: column {column} has a sum of squares of {squares[matrix, column]}: the "
-            "model does not compute with finite numbers; check its weights"
-        )
     return Sums(squares, counts, values)
 
 

@@ -172,7 +172,7 @@ class _Scorer:
         where = f"{self.name}: chunk {number + 1}"
         logits, targets = self.passes.logits(number), self.windows.targets(number)
         if self.base is None and self.writer is None:
-            return scores(logits, targets, where)
+            return scores(logits, targets, where, self.model.adapters)
         slices = self._slices(logits, where)
         if self.base is not None:
             return self.base.scores(number, slices, targets)
@@ -180,7 +180,7 @@ class _Scorer:
 
     def _slices(self, logits: Iterator[Tensor], where: str) -> Iterator[Slice]:
         for part in logits:
-            found = Slice(part, where)
+            found = Slice(part, where, self.model.adapters)
             if self.writer is not None:
                 log_sum = found.likelihood.log_sum
                 self.writer.add(part.cpu().numpy(), log_sum.float().cpu().numpy())

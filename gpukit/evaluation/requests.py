@@ -136,7 +136,7 @@ class Scorer:
         for part, asked in zip(torch.split(states, size), torch.split(targets, size), strict=True):
             logits = self._model.decoder.head(part)
             wanted = asked.to(logits.device)
-            nll.append(Likelihood.of(logits, self._name).nll(logits, wanted))
+            nll.append(Likelihood.of(logits, self._name, self._model.adapters).nll(logits, wanted))
             greedy.append(logits.argmax(-1) == wanted)
         return torch.cat(nll).cpu(), torch.cat(greedy).cpu()
 

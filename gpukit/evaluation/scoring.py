@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gpukit.errors import CheckpointError
 from gpukit.evaluation.windows import Windows
 from gpukit.generation.loading import LoadedModel
+from gpukit.generation.not_finite import no_number
 from gpukit.models.decoder import Decoder
 
 Floats = npt.NDArray[np.float64]
@@ -66,10 +66,11 @@ def joined(parts: Sequence[Scores]) -> Scores:
 
 class Passes:
     """The logits of windows by `model`, some of which go through it together; `seconds` is the time
-    that has taken."""
+    that has taken, `adapters` are those in the model."""
 
     def __init__(self, model: LoadedModel, windows: Windows) -> None:
         self._decoder, self._windows = model.decoder, windows
+        self.adapters = model.adapters
         self._together = windows_together(model.decoder, windows)
         self._states: dict[int, Tensor] = {}
         self.seconds = 0.0
@@ -111,23 +112,17 @@ def slice_rows(decoder: Decoder) -> int:
 
 
 @torch.inference_mode()
-def scores(logits: Iterator[Tensor], targets: list[int], where: str) -> Scores:
+def scores(
+    logits: Iterator[Tensor], targets: list[int], where: str, adapters: Sequence[str] = ()
+) -> Scores:
     """The scores of a window's tokens without a reference. `CheckpointError`, which begins with
-    `where`, for logits that are no numbers."""
+    `where` and names the `adapters`, for logits that are no numbers."""
     found, at = [], 0
     for part in logits:
         wanted = torch.tensor(targets[at : at + len(part)], device=part.device)
         at += len(part)
-        found.append(Likelihood.of(part, where).nll(part, wanted))
+        found.append(Likelihood.of(part, where, adapters).nll(part, wanted))
     return Scores(torch.cat(found).cpu().numpy())
-
-
-def no_number(logit: float, where: str) -> CheckpointError:
-    """The error of a model whose largest logit is not finite."""
-    return CheckpointError(
-        f"{where}: a logit is {logit}: the weights are damaged, or overflow on this device; gpukit "
-        "inspect shows their types"
-    )
 
 
 @dataclass(frozen=True)
@@ -143,11 +138,11 @@ class Likelihood:
     weights: Tensor
 
     @staticmethod
-    def of(logits: Tensor, where: str) -> "Likelihood":
+    def of(logits: Tensor, where: str, adapters: Sequence[str] = ()) -> "Likelihood":
         """That of float32 `[rows, vocab_size]`; `CheckpointError` for what has no largest value."""
         top = logits.amax(-1)
         if not bool(torch.isfinite(top).all()):
-            raise no_number(top[~torch.isfinite(top)][0].item(), where)
+            raise no_number(top[~torch.isfinite(top)][0].item(), where, adapters)
         weights = (logits - top[:, None]).exp_()
         return Likelihood(top, weights.sum(-1, dtype=torch.float64).log_(), weights)
 

@@ -82,7 +82,10 @@ class Subject:
             }
             with at_path(self.path):
                 decoder = found.build(Weights(weights))
-        return LoadedModel(decoder, found.tokenizer, time.monotonic() - started)
+        return LoadedModel(
+            decoder, found.tokenizer, time.monotonic() - started, self.name,
+            self.adapters.words if self.adapters is not None else (),
+        )  # fmt: skip
 
     @contextmanager
     def quantised(

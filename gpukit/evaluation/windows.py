@@ -23,6 +23,8 @@ from gpukit.tokenizer import Tokenizer
 Ids = npt.NDArray[np.int32]
 
 NUM_CTX = 512
+# What makes windows smaller, for messages.
+NUM_CTX_OPTION = "--num-ctx"
 # A window of 3 scores one token, a smaller one none.
 LEAST = 3
 
@@ -80,14 +82,14 @@ def read_text(path: Path) -> str:
         raise DiskError(f"{path}: {error.strerror or error}") from None
 
 
-def decoded(data: bytes, where: str) -> str:
-    """The text of `data`; `ArgumentError` where it is no UTF-8."""
+def decoded(
+    data: bytes, where: str, wanted: str = "a text is wanted, such as wiki.test.raw"
+) -> str:
+    """The text of `data`; `ArgumentError`, which begins with `where`, where it is no UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise ArgumentError(
-            f"{where}: byte {error.start} is no UTF-8: a text is wanted, such as wiki.test.raw"
-        ) from None
+        raise ArgumentError(f"{where}: byte {error.start} is no UTF-8: {wanted}") from None
 
 
 def check_window(num_ctx: int, chunks: int | None = None, stride: int | None = None) -> None:
@@ -126,12 +128,17 @@ def cut(
     *,
     chunks: int | None = None,
     stride: int | None = None,
+    where: str = "",
+    option: str = NUM_CTX_OPTION,
 ) -> Windows:
     """The windows of `text`, at most `chunks` of them; `ArgumentError` for a text that is shorter
-    than two windows, and the errors of `check_window`."""
+    than two windows, and the errors of `check_window`. The message begins with `where` the text is,
+    and names the `option` that makes windows smaller, if one does."""
     ids = text_ids(text, tokenizer)
     bos = tokenizer.bos_id if tokenizer.add_bos else None
-    return cut_ids(ids, bos, num_ctx, chunks=chunks, stride=stride)
+    return cut_ids(
+        ids, bos, num_ctx, chunks=chunks, stride=stride, where=where, option=option
+    )  # fmt: skip
 
 
 def cut_ids(
@@ -141,15 +148,19 @@ def cut_ids(
     *,
     chunks: int | None = None,
     stride: int | None = None,
+    where: str = "",
+    option: str = NUM_CTX_OPTION,
 ) -> Windows:
     """The same of a text's ids; `bos` is what the vocabulary begins a text with, if anything."""
     check_window(num_ctx, chunks, stride)
     if len(ids) < 2 * num_ctx:
         most = len(ids) // 2
-        shorter = f", or make num_ctx {most} or less" if most >= LEAST else ""
+        smaller = f", or {option} {most} or less" if option and most >= LEAST else ""
+        is_empty = len(ids) <= (bos is not None)
+        size = "is empty" if is_empty else f"has {counted(len(ids), 'token')}"
         raise ArgumentError(
-            f"the text has {counted(len(ids), 'token')}; two windows of {num_ctx} "
-            f"are {2 * num_ctx}: give a longer text{shorter}"
+            f"{where}{': ' if where else ''}the text {size}; two windows of {num_ctx} tokens are "
+            f"{2 * num_ctx}: give a longer text{smaller}"
         )
     tokens = np.asarray(ids, np.int32)
     if stride is None:

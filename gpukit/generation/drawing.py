@@ -53,7 +53,7 @@ class Drawing:
     def pick(self, before: Sequence[int]) -> int:
         """The token behind what was taken up, which `before` ends with.
 
-        `GpukitError` where logits are no numbers, which only damaged weights lead to.
+        `CheckpointError` where logits are no numbers.
         """
         found, few = self._found, self._sampler.few
         assert found is not None

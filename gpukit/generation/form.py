@@ -38,7 +38,7 @@ def grammar_of(form: Format) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         fault = str(error)
     if fault:
-        raise ArgumentError(f"format: {' '.join(fault.split())[:300]}")
+        raise ArgumentError(f"format: {_one_line(fault)}")
     return grammar
 
 
@@ -73,7 +73,13 @@ class Form:
 
     def _check(self) -> None:
         if fault := self._matcher.get_error():
-            raise GpukitError(f"format: {' '.join(fault.split())[:300]}")
+            raise GpukitError(f"format: {_one_line(fault)}")
+
+
+def _one_line(fault: str) -> str:
+    """A message of llguidance without the lines of carets, which point at the line above."""
+    lines = [line.strip() for line in fault.splitlines() if line.strip(" ^")]
+    return "\n".join(lines).replace("\nerror: ", ": ").replace("\n", " ")[:300]
 
 
 def _guidance() -> Any:

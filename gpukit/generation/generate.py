@@ -189,8 +189,8 @@ def _pieces(
     form = None if options.format is None else Form(options.format, tokenizer)
     text, decoded = StopWatch(options.stop), tokenizer.stream().continued()
     started = time.monotonic()
-    sampler, never = Sampler(options.sampling), tokenizer.suppress_ids
-    drawing = Drawing(model.decoder, model.steps, cache, sampler, form, never)
+    sampler = Sampler(options.sampling, model.name, model.adapters)
+    drawing = Drawing(model.decoder, model.steps, cache, sampler, form, tokenizer.suppress_ids)
     drawing.begin(seen[remembered:])
     reason = "length"
     prompted = time.monotonic()

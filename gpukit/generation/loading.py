@@ -28,11 +28,14 @@ from gpukit_kernels.devices import Device
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device with its tokenizer."""
+    """A model on its device with its tokenizer; for messages its `name`, and the `adapters` in it
+    with their weights."""
 
     decoder: Decoder
     tokenizer: Tokenizer
     seconds: float
+    name: str = "the model"
+    adapters: tuple[str, ...] = ()
 
     @cached_property
     def steps(self) -> Steps:
@@ -76,7 +79,10 @@ def load_model(
                 taken = beside.changed(placed.weights)
                 weights = Weights(taken, observe, beside.pairs_of(taken))
             decoder = placed.decoder(found.build(weights))
-    return LoadedModel(decoder, found.tokenizer, time.monotonic() - started)
+    return LoadedModel(
+        decoder, found.tokenizer, time.monotonic() - started, str(path),
+        adapters.words if adapters is not None else (),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from gpukit.errors import GpukitError
+from gpukit.generation.not_finite import no_number
 from gpukit.store import parameters
 
 
@@ -47,10 +47,17 @@ class SamplingOptions:
 
 
 class Sampler:
-    """Draws tokens one after the other; one seed draws the same from the same logits."""
+    """Draws tokens one after the other; one seed draws the same from the same logits. The model's
+    `name` and its `adapters` are for messages."""
 
-    def __init__(self, options: SamplingOptions) -> None:
+    def __init__(
+        self,
+        options: SamplingOptions,
+        name: str = "the model",
+        adapters: Sequence[str] = (),
+    ) -> None:
         self.options = options
+        self._name, self._adapters = name, adapters
         # On the CPU wherever the model is, so that a seed means the same everywhere.
         self._random = torch.Generator()
         if options.seed < 0:
@@ -61,7 +68,7 @@ class Sampler:
     def pick(self, logits: Tensor, before: Sequence[int]) -> int:
         """The next token, from float32 `logits` `[vocab]` and the tokens `before` it.
 
-        `GpukitError` where logits are no numbers, which only damaged weights lead to.
+        `CheckpointError` where logits are no numbers.
         """
         options = self.options
         logits = logits.to("cpu", torch.float32)
@@ -88,11 +95,10 @@ class Sampler:
         self.checked(float(logits[0]), 0)
         return self._draw(logits, ids)
 
-    @staticmethod
-    def checked(largest: float, token: int) -> int:
-        """`token`; `GpukitError` where the largest logit is no finite number."""
+    def checked(self, largest: float, token: int) -> int:
+        """`token`; `CheckpointError` where the largest logit is no finite number."""
         if not math.isfinite(largest):
-            raise GpukitError("the model gave logits that are no finite numbers: damaged weights")
+            raise no_number(largest, self._name, self._adapters)
         return token
 
     def _draw(self, logits: Tensor, ids: Tensor) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
+from gpukit import chat
 from gpukit.chat import Message, Think
 from gpukit.errors import GpukitError
 from gpukit.events import Report, ignore
@@ -24,11 +25,11 @@ class Session:
 
     `messages` is what was said so far, `system` the system text before it, `parameters` what is set
     over the model's own parameters. `tools` are JSON schemas that a chat template shows the model;
-    `think` says whether it shall think before it answers, or how hard ("low"), where its template
-    knows that (`knows_thinking`); None is the template's own way. What of the next prompt the last
-    one had is not computed again.
+    `think` says whether it shall think before it answers, or how hard (high, medium, low or max),
+    where its template knows that (`knows_thinking`); None is the template's own way. What of the
+    next prompt the last one had is not computed again.
     `report` hears warnings, such as of a context that is full.
-    `ArgumentError` for parameters that make no sense.
+    `ArgumentError` for parameters that make no sense and an unknown level of thinking.
 
         session = gpukit.Session(gpukit.load("llama3.2:1b"), temperature=0)
         for piece in session.say("Why is the sky blue?"):
@@ -57,6 +58,15 @@ class Session:
         self._load_seconds = model.loaded.seconds
         self._dropped = 0
         generate.options_from(model.params, self.parameters, report)
+
+    @property
+    def think(self) -> Think:
+        return self._think
+
+    @think.setter
+    def think(self, think: Think) -> None:
+        chat.check_think(think)
+        self._think = think
 
     def set(self, name: str, value: Any) -> None:
         """Set a parameter from here on, None as the model has it; `ArgumentError` for a value that

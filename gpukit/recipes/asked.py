@@ -8,7 +8,7 @@ from pathlib import Path
 import gpukit_kernels as kernels
 from gpukit.conversion.checks import check_plan
 from gpukit.errors import ArgumentError
-from gpukit.evaluation.windows import NUM_CTX, check_window, read_text
+from gpukit.evaluation.windows import NUM_CTX, NUM_CTX_OPTION, check_window, read_text
 from gpukit.formats.logits import LogitsFile, is_logits
 from gpukit.formats.outputs import check_output
 from gpukit.recipes.chosen import Word
@@ -22,7 +22,8 @@ LONGEST_NAME = 255
 @dataclass(frozen=True)
 class Asked:
     """The arguments of `gpukit.perplexity` and `gpukit.perplexities`. `against_merge` are adapters
-    of the reference, which is quantised to `against_type` in memory, if that is told."""
+    of the reference, which is quantised to `against_type` in memory, if that is told; `option`
+    is what makes windows smaller, for messages."""
 
     models: tuple[str | Path, ...]
     text: str | Path | None
@@ -43,6 +44,7 @@ class Asked:
     imatrix: str | Path | None = None
     against_merge: Merge | None = None
     against_type: str | None = None
+    option: str = NUM_CTX_OPTION
 
 
 def check(asked: Asked, stack: ExitStack) -> LogitsFile | None:
@@ -112,7 +114,7 @@ def given_text(asked: Asked, file: LogitsFile | None) -> str | None:
     """The text itself; None where only the logits `file` has one, else that is an error."""
     if asked.text is None:
         if file is None:
-            raise ArgumentError("no text; name a file with one, such as wiki.test.raw")
+            raise ArgumentError("no text; give a file of one with --file, such as -f wiki.test.raw")
         return None
     if isinstance(asked.text, Path):
         return read_text(asked.text)

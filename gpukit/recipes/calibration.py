@@ -48,7 +48,7 @@ def calibrated(
     the importance of all that would be heard as 1.
     """
     reading = prepare(
-        path, [text], NUM_CTX, pre=work.pre, adapters=work.merge, report=work.report
+        path, [text], NUM_CTX, pre=work.pre, adapters=work.merge, option="", report=work.report
     )  # fmt: skip
     where = text if isinstance(text, Path) else TEXT
     rehearsed = replace(work, imatrix=foreseen(reading, where))
@@ -73,7 +73,7 @@ def options_with(
     """`options` with the importance that the model at `path` has while it reads `text`, to become
     each of `file_types` or what they choose instead. What is wrong with that shows before the text
     is read; `ArgumentError` also where nothing would look at the importance."""
-    reading = prepare(path, [text], NUM_CTX, pre=pre, adapters=merge, report=report)
+    reading = prepare(path, [text], NUM_CTX, pre=pre, adapters=merge, option="", report=report)
     where = text if isinstance(text, Path) else TEXT
     with open_source(path, pre, merge, mtp=options.mtp) as source:
         rehearsed = replace(options, imatrix=foreseen(reading, where))

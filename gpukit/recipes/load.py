@@ -61,6 +61,7 @@ def load(
     )  # fmt: skip
     messages = tuple({"role": m.role, "content": m.content} for m in found.messages)
     own = loaded.tokenizer.chat_template is not None and not _prefers_go()
+    loaded = replace(loaded, name=str(model))
     return Model(loaded, found.params, found.system, messages, "" if own else found.template)
 
 

@@ -131,16 +131,20 @@ def _windows(
 def _windows_of(
     subject: Subject, against: Subject | LogitsFile | None, asked: Asked, text: str | None
 ) -> Windows:
+    where = str(asked.text) if isinstance(asked.text, Path) else ""
     if not isinstance(against, LogitsFile):
         assert text is not None
         num_ctx = asked.num_ctx or NUM_CTX
-        return cut(text, subject.tokenizer, num_ctx, chunks=asked.chunks, stride=asked.stride)
+        return cut(
+            text, subject.tokenizer, num_ctx, chunks=asked.chunks, stride=asked.stride,
+            where=where, option=asked.option,
+        )  # fmt: skip
     num_ctx = against.shape.num_ctx
     bos = subject.tokenizer.bos_id if subject.tokenizer.add_bos else None
     theirs = Windows(against.ids[: asked.chunks], num_ctx // 2, bos)
     if text is None:
         return theirs
-    ours = cut(text, subject.tokenizer, num_ctx, chunks=len(theirs))
+    ours = cut(text, subject.tokenizer, num_ctx, chunks=len(theirs), where=where, option="")
     theirs = replace(theirs, ids=theirs.ids[: len(ours)])
     _check_ids(ours, theirs, "the text", str(against.path))
     return theirs

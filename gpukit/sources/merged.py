@@ -53,6 +53,11 @@ class Merge:
     combining: "Combining | None" = None
     base: str = "full"
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What each adapter is called in messages: DIR:WEIGHT."""
+        return tuple(f"{each.name or each.path}:{each.weight:g}" for each in self.adapters)
+
 
 @dataclass(frozen=True)
 class Deltas:

@@ -142,9 +142,13 @@ def test_a_killed_run_goes_on(file: Path, tmp_path: Path) -> None:
     ("words", "code", "why"),
     [
         (("no/model.gguf", "-f", TEXT), 1, "no/model.gguf: no such file"),
-        ((TINY,), 2, "no text"),
+        ((TINY,), 2, "no text; give a file of one with --file, such as -f wiki.test.raw"),
         ((TINY, "-f", "no.txt"), 2, "no.txt: No such file"),
-        ((TINY, "-f", TEXT, "--num-ctx", 4096), 2, "two windows of 4096 are 8192"),
+        (
+            (TINY, "-f", TEXT, "--num-ctx", 4096),
+            2,
+            "shakespeare.txt: the text has 2374 tokens; two",
+        ),
         ((TINY, "-f", TEXT, "--types", ","), 2, "--types names no type"),
         ((TINY, "-f", TEXT, "--imatrix", "x"), 2, "--imatrix is for --types"),
         ((TINY, TINY, "-f", TEXT, "--types", "Q4_0"), 2, "types are of one model, and 2"),

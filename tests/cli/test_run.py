@@ -179,19 +179,20 @@ def test_a_template_of_the_modelfile_goes_first(
 
 
 def test_an_answer_fits_a_schema(run: Caller, home: Path) -> None:
-    (home / "bad.json").write_text("{")
-    (home / "list.json").write_text("[]")
+    pytest.importorskip("llguidance")
+    texts = {"bad": "{", "list": "[]", "type": '{"type": "nope"}', "ref": '{"$ref": "#/x"}',
+             "regex": '{"type": "string", "pattern": "(a"}'}  # fmt: skip
+    for name, text in texts.items():
+        (home / f"{name}.json").write_text(text)
     for word, told in (
-        (
-            "none.json",
-            "--format none.json: No such file or directory; json or a file with a JSON "
-            "schema is wanted",
-        ),
+        ("none.json", "--format none.json: No such file or directory; json or a file with a JSON"),
         ("bad.json", "--format bad.json: this is no JSON schema"),
+        ("type.json", "--format type.json: Invalid type: nope\n"),
+        ("ref.json", "--format ref.json: Pointer '/x' does not exist\n"),
+        ("regex.json", "--format regex.json: regex parse error: (a: unclosed group\n"),
         ("list.json", "--format list.json: this is no JSON schema: an object is wanted"),
     ):
         assert told in run("tiny.gguf", "x", "--format", word, code=2).stderr
-    pytest.importorskip("llguidance")
     (home / "schema.json").write_text('{"enum": ["yes, sir", "no"]}')
     done = run("tiny.gguf", "First Citizen:", *FAST, "--format", "schema.json")
     assert json.loads(done.stdout) in ("yes, sir", "no")
@@ -235,6 +236,9 @@ def test_a_stored_model_has_its_adapters(run: Caller, home: Path) -> None:
     assert told == run("tiny", *asked, "--adapter", "c.gguf").stdout
     assert told != run("tiny", *asked).stdout
     assert run("adapted", *asked, "--adapter", "c.gguf:-1").stdout == run("tiny", *asked).stdout
+    told = run("adapted", *asked, "--adapter", "c.gguf:3e38", code=1).stderr
+    wanted = r"adapted: a logit is nan with the adapters \S+:1, c\.gguf:3e\+38: use a smaller w"
+    assert re.search(wanted, told), told
     shown = _verb(home, "show", "adapted").stdout
     digest = sha256((home / "c.gguf").read_bytes()).hexdigest()
     row = rf"  Adapters\n    {digest[:12]}    rank 4    4 tensors    \d\d KB\n\n"
@@ -259,7 +263,8 @@ def test_what_cannot_be_run_is_told_in_one_line(run: Caller, home: Path) -> None
         (("empty", "x"), b"", 1, "empty: no config.json"),
         (("cut.gguf", "x"), b"", 1, "cut.gguf"),
         (("tiny.gguf",), b"", 2, "no prompt"),
-        (("tiny.gguf",), b"\xff\xfe", 2, "the prompt is no UTF-8"),
+        (("tiny.gguf",), b"a\xff", 2, "standard input: byte 1 is no UTF-8: a prompt in UTF"),
+        (("tiny.gguf", "x", "a\udcff"), b"", 2, "PROMPT: byte 3 is no UTF-8: a prompt in UTF-8"),
         (("tiny.gguf", "x", "--device", "gpu"), b"", 2, "unknown device 'gpu'"),
         (("tiny.gguf", "x", "--temperature", "-1"), b"", 2, "temperature is -1"),
         (("tiny.gguf", "x", "--num-ctx", "0"), b"", 2, "num_ctx is 0"),

@@ -112,6 +112,9 @@ def test_messages_commands_and_history(home: Path) -> None:
             ("/set think", 'warning: model "chat.gguf" does not support thinking output\nSet '
              "'think' mode."),
             ("/set think low", "Set 'think' mode to 'low'."),
+            ("/set think banana", "error: think is 'banana'; known: true, false, high, medium, lo"),
+            ("/set think low max", "error: think is 'low max'; known: true, false"),
+            ("/set think false", "Set 'think' mode to 'false'."),
             ("/set nothink", "Set 'nothink' mode."),
             ("/set verbose", "Set 'verbose' mode."),
         ):  # fmt: skip

@@ -220,6 +220,12 @@ def test_show(folder: Path) -> None:
     assert (
         json.loads(gpukit(folder, "show", "tiny", "--json").stdout)["system"] == "one\ntwo\nthree"
     )
+    parameters = {"temperature": 0.6, "stop": ["<|end|>"], "num_ctx": 4096}
+    sections = {"system": "one\ntwo\nthree", "template": "", "license": ["MIT"], "modelfile": shown,
+                "parameters": parameters}  # fmt: skip
+    for name, value in sections.items():
+        alone = gpukit(folder, "show", "tiny", "--json", f"--{name}").stdout
+        assert json.loads(alone) == {name: value}
     both = gpukit(folder, "show", "tiny", "--system", "--license", code=2)
     assert "only one of '--license'" in both.stderr
 

@@ -74,12 +74,17 @@ def test_chunks_are_a_limit() -> None:
 
 
 def test_a_short_text_is_refused_with_both_numbers_and_a_remedy() -> None:
-    with pytest.raises(ArgumentError, match=r"has 39 tokens; two windows of 20 are 40.*19 or less"):
+    with pytest.raises(ArgumentError, match=r"39 tokens; two windows of 20 .* 40.*-ctx 19 or"):
         cut_ids(range(39), None, 20)
     assert len(cut_ids(range(39), None, 19)) == 2
     assert len(cut_ids(range(40), None, 20)) == 2
-    with pytest.raises(ArgumentError, match=r"has 1 token;.*give a longer text$"):
+    with pytest.raises(ArgumentError, match=r"^the text has 1 token;.*give a longer text$"):
         cut_ids([1], None, 512)
+    for ids, bos in (([], None), ([1], 1)):
+        with pytest.raises(ArgumentError, match=r"^a\.txt: the text is empty; two windows of 512"):
+            cut_ids(ids, bos, 512, where="a.txt")
+    with pytest.raises(ArgumentError, match=r"give a longer text$"):
+        cut_ids(range(39), None, 20, option="")
 
 
 def _strided(count: int, num_ctx: int, stride: int) -> Windows:

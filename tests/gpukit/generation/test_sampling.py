@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gpukit.errors import ArgumentError, GpukitError
+from gpukit.errors import ArgumentError, CheckpointError
 from gpukit.generation.sampling import (
     Sampler,
     SamplingOptions,
@@ -181,9 +181,12 @@ def test_logits_of_minus_infinity_are_never_picked() -> None:
 def test_logits_that_are_no_numbers_are_told(bad: float, temperature: float) -> None:
     logits = torch.zeros(100)
     logits[17] = bad
-    with pytest.raises(GpukitError, match="no finite numbers"):
-        Sampler(replace(PLAIN, temperature=temperature)).pick(logits, [])
-    with pytest.raises(GpukitError, match="no finite numbers"):
+    sampler = Sampler(replace(PLAIN, temperature=temperature), "tiny", adapters=["ad:2"])
+    with pytest.raises(
+        CheckpointError, match=f"^tiny: a logit is {bad} with the adapter ad:2: use a smaller"
+    ):
+        sampler.pick(logits, [])
+    with pytest.raises(CheckpointError, match=r"^the model: a logit is -inf: the weights are dam"):
         Sampler(PLAIN).pick(torch.full((4,), -math.inf), [])
 
 

@@ -240,6 +240,8 @@ def test_thoughts_and_tools_reach_the_template(
         texts.append(text), encode(text, **how)
     )[1])  # fmt: skip
     _ = session.say("Call").result
+    with pytest.raises(ArgumentError, match="think is 'hard'; known: true, false, high, medium, l"):
+        session.think = "hard"
     session.think = False
     answer = session.say("22", role="tool").result
     assert texts[0].endswith("[user]Call\n[assistant][{'name': 'f'}]")

@@ -130,7 +130,7 @@ def test_a_text_that_is_of_no_use(tmp_path: Path) -> None:
     for source, kind, more, error in (
         (model, None, {"calibrate": TEXT}, "--calibrate: importance is for quantising; add -q T"),
         (model, "Q4_0", {"calibrate": TEXT, "imatrix": tmp_path / "x.dat"}, "both are importance"),
-        (model, "Q4_0", {"calibrate": "I am."}, r"has \d tokens; two windows of 512 are 1024"),
+        (model, "Q4_0", {"calibrate": "I am."}, r"windows of 512 .* give a longer text$"),
         (model, "Q4_0", {"calibrate": Path("nowhere")}, "nowhere: No such file or directory"),
         (model, "Q8_0", {"calibrate": TEXT}, "--calibrate: no tensor becomes a type that takes"),
         (Modelfile(str(lossy), tmp_path), "Q4_0", {"calibrate": TEXT}, "only supported for F16"),

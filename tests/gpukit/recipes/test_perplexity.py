@@ -9,6 +9,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -301,9 +302,9 @@ def test_logits_are_in_memory_a_few_rows_at_a_time(
 ) -> None:
     rows: list[int] = []
 
-    def heard(logits: torch.Tensor, where: str) -> Likelihood:
+    def heard(logits: torch.Tensor, where: str, *more: Any) -> Likelihood:
         rows.append(len(logits))
-        return of(logits, where)
+        return of(logits, where, *more)
 
     of = Likelihood.of
     monkeypatch.setattr(Likelihood, "of", heard)
@@ -320,9 +321,9 @@ def test_probabilities_are_made_once_for_scores_and_a_logits_file(
 ) -> None:
     made: list[str] = []
 
-    def heard(logits: torch.Tensor, where: str) -> Likelihood:
+    def heard(logits: torch.Tensor, where: str, *more: Any) -> Likelihood:
         made.append(where)
-        return of(logits, where)
+        return of(logits, where, *more)
 
     of = Likelihood.of
     monkeypatch.setattr(Likelihood, "of", heard)

@@ -88,7 +88,11 @@ def test_what_cannot_be_is_told_before_a_model_is_looked_for(tmp_path: Path) -> 
 
 
 def test_what_does_not_fit_is_told(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"has \d tokens; two windows of 512 are 1024"):
+    (tmp_path / "empty.txt").touch()
+    for words in ({}, {"against": PEER_LOGITS}):
+        with pytest.raises(ArgumentError, match=r"empty\.txt: the text is empty; two window"):
+            gpukit.perplexity(file, tmp_path / "empty.txt", device="cpu", **words)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"^the text has \d tokens; two windows of 512 to"):
         gpukit.perplexity(file, "to be or not", device="cpu")
     with pytest.raises(ArgumentError, match=r"the name of a file, not its text; .* Path\("):
         gpukit.perplexity(file, str(TEXT), device="cpu")

@@ -60,7 +60,7 @@ def test_what_is_wrong_shows_before_the_text_is_read(importance: Path, tmp_path:
     for source, target, kind, options, words, error in (
         (TINY, out, "Q4_0", Options(imatrix=read_imatrix(IMATRIX)), TEXT, "both are importance"),
         (TINY, out, None, Options(), TEXT, "no type; give a file type such as Q4_K_M"),
-        (TINY, out, "Q4_0", Options(), "I am.", r"has \d tokens; two windows of 512 are 1024"),
+        (TINY, out, "Q4_0", Options(), "I am.", r"windows of 512 .* give a longer text$"),
         (TINY, out, "Q4_0", Options(), Path("nowhere"), "nowhere: No such file or directory"),
         (TINY, text, "Q4_0", Options(), text, "text.txt"),
         (TINY, out, "Q8_0", Options(), TEXT, "--calibrate: no tensor becomes a type that takes"),
