@@ -54,16 +54,9 @@ def show(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show metadata and tensors, too.")
     ] = False,
-    json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print one JSON document on stdout; with one of --modelfile, --parameters, "
-            "--system, --template and --license that alone.",
-        ),
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Show what is known of a model."""
+    """Show what is known of a model, or one part of it alone, with --json, too."""
     from gpukit.errors import ArgumentError
 
     wanted = {"license": license, "modelfile": modelfile, "parameters": parameters,
