@@ -121,7 +121,7 @@ def run_block(block: Block, page: Path, folder: Path, variables: dict[str, str])
 
 
 @pytest.mark.parametrize("page", [
-    *(pytest.param(page, marks=pytest.mark.sampled(3)) for page in PAGES), README
+    *(pytest.param(page, marks=pytest.mark.sampled(6)) for page in PAGES), README
 ], ids=lambda page: page.stem)  # fmt: skip
 def test_the_examples_run(
     page: Path, tmp_path: Path, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch

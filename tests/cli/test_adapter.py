@@ -43,6 +43,7 @@ def test_json(made: Trained, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_extract(made: Trained, tmp_path: Path) -> None:
     out = tmp_path / "lora"
     words = ("adapter", out, "--base", made.base, "--extract", made.merged, "--rank", 2)

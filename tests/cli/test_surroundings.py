@@ -278,7 +278,7 @@ def public() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.thorough
 @homeless
 @pytest.mark.parametrize("kind", ["Q8_0", pytest.param("Q6_K", marks=pytest.mark.slow)])
 def test_nothing_that_can_be_written_but_this_folder(kind: str, spoken: Path, public: Path) -> None:

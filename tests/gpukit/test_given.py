@@ -74,10 +74,15 @@ def test_a_device_has_several_forms() -> None:
         for each in ("cpu", None, torch.device("cpu"))
     }
     assert len(sizes) == 1
-    within = gpukit.convert(TINY, "t.gguf", target_bpw=6, device=torch.device("cpu"))
-    assert within.size < sizes.pop()
     model = gpukit.load("d.gguf", torch.device("cpu"))
     assert len(model.generate("First", num_predict=2).tokens) == 2
+
+
+@pytest.mark.thorough
+def test_a_target_is_measured_on_such_a_device() -> None:
+    whole = gpukit.convert(TINY, "d.gguf", "Q8_0", device="cpu")
+    within = gpukit.convert(TINY, "t.gguf", target_bpw=6, device=torch.device("cpu"))
+    assert within.size < whole.size
 
 
 TYPE = "a type such as 'Q4_K_M' is wanted, not 8 (int)"

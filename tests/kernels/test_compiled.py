@@ -71,7 +71,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("name", [name for name, row in QUANTS.items() if row.encode])
 def test_every_kind_gives_the_bytes_of_the_reference(name: str) -> None:

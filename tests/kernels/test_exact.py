@@ -115,6 +115,7 @@ def test_peer_with_importance(name: str, kind: str) -> None:
     same_bytes(quant_kinds.references(name, True)[kind], expected, row.nbytes)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", [
     # llama.cpp makes tables for them, for twenty seconds in each process.

@@ -78,6 +78,7 @@ def quiet_numpy() -> Iterator[None]:
         yield
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("quiet_numpy")
 @pytest.mark.parametrize("name", NEEDING)
 @pytest.mark.parametrize("backend", [None, "eager", "compiled", "triton"])

@@ -102,7 +102,7 @@ def test_hard_values(name: str, encode: Encode) -> None:
     assert found.items() <= GOLDEN[name].items()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @BACKENDS
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_hard_importance(name: str, encode: Encode) -> None:
@@ -114,7 +114,7 @@ def test_hard_importance(name: str, encode: Encode) -> None:
     assert not wrong
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @BACKENDS
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_groups_with_scales_below_zero(name: str, encode: Encode) -> None:
@@ -123,7 +123,7 @@ def test_groups_with_scales_below_zero(name: str, encode: Encode) -> None:
     assert digest(blocks, name, "scarce") == GOLDEN[name]["scarce"]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @BACKENDS
 @pytest.mark.parametrize("name", NAMES)
 def test_widths(name: str, encode: Encode) -> None:

@@ -111,6 +111,7 @@ def some_of_all_kinds(name: str) -> Tensor:
     return torch.from_numpy(made).clamp(-6e4, 6e4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", quickly(WRITTEN))
 def test_golden_and_reference_bytes(name: str) -> None:
     row, more = QUANTS[name], some_of_all_kinds(name)

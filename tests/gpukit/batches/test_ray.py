@@ -116,6 +116,7 @@ def test_one_of_two_nodes_dies_and_the_bytes_are_the_same(
     assert [row.made for row in again.rows] == [False] * 24
 
 
+@pytest.mark.thorough
 def test_a_job_that_fails(place: Path, cluster: Any) -> None:
     weights = place / "plain/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-2] + b"\xff\x7f")
@@ -147,6 +148,7 @@ def test_tasks_measure_results(place: Path, cluster: Any) -> None:
     assert [row.numbers["kld"] for row in status.rows] == [row.numbers["kld"] for row in made.rows]
 
 
+@pytest.mark.thorough
 def test_the_tasks_end_with_the_batch(place: Path, cluster: Any) -> None:
     class Ended(BaseException):
         pass
@@ -233,6 +235,7 @@ def test_a_result_that_is_not_here_has_failed(
     assert "made by a node, and not here" in gathered.row(output).why
 
 
+@pytest.mark.thorough
 def test_tasks_send_results(
     place: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def test_24_jobs_killed_ten_times() -> None:
     assert "), 24 outputs ended: 0 lost, 0 half, 0 orphans, 0 of" in done
 
 
+@pytest.mark.thorough
 def test_what_is_killed_is_whole_in_the_end() -> None:
     done = kills("--of", "quantize,merge,folder,many", "--kills", "16", "--seed", "3")
     assert ": 0 lost, 0 half, 0 orphans, 0 of" in done

@@ -26,7 +26,7 @@ def test_every_variant_has_golden_digests() -> None:
 LONG = {"llama3-tokenizer": ("F16", "Q8_0", "Q4_K_M")}
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.thorough] if n in LONG else []) for n in VARIANTS],

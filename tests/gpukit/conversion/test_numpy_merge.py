@@ -284,6 +284,7 @@ finally:
 """
 
 
+@pytest.mark.thorough
 def test_a_command_whose_program_is_kept_does_without_torch(tmp_path: Path) -> None:
     base = base_of("mistral-v0.3", tmp_path)
     one = adapter(base, tmp_path)

@@ -345,6 +345,7 @@ def test_refused_files_are_closed(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.thorough
 def test_2500_mutants_of_files_of_weights() -> None:
     outcomes = fuzz(2500, 1)
     assert outcomes.total() == 2500

@@ -101,7 +101,7 @@ def _without_extra(name: str, fields: list[list[Any]]) -> list[list[Any]]:
     return [field for field in fields if field[0] not in extra]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ZOO)
 def test_import_equals_that_of_the_converter(name: str, folders: Path) -> None:
     found = described({kind: _converted(name, folders, kind) for kind in ZOO[name].types})
@@ -193,7 +193,7 @@ def _check_saved_again(name: str, folders: Path, peer: Any) -> None:
     shutil.rmtree(saved)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].in_transformers])
 def test_logits_are_those_of_transformers(name: str, folders: Path) -> None:
     top = min(ZOO[name].text["vocab_size"], 2048)
