@@ -20,7 +20,7 @@ def answer(spoken: Path) -> Done:
     return done
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("closed", ["<&-", "2>&-"])
 def test_run_with_closed_streams_answers(closed: str, answer: Done, spoken: Path) -> None:
     done = shell(f"{RUN} {closed}", spoken.parent)

@@ -54,6 +54,7 @@ def _states(result: gpukit.BatchResult) -> list[str]:
     return [str(row.state) for row in result.rows]
 
 
+@pytest.mark.thorough
 def test_36_jobs_have_the_bytes_of_single_commands(place: Path) -> None:
     plan = _plan(place, PLAN)
     before = gpukit.plan_batch(plan)

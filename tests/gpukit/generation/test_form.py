@@ -30,6 +30,7 @@ def model() -> Model:
     return Model(load_model(DATA / "tiny-shakespeare", "cpu"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(4))
 def test_an_answer_fits_its_schema(model: Model, seed: int) -> None:
     # The model has never seen JSON, so nothing but the form leads it there.

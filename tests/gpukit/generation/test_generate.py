@@ -106,6 +106,7 @@ def _linears(model: LoadedModel) -> list[Any]:
     return [block.attention.q, block.attention.o, block.feed_forward.down]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("size", range(1, 8))
 def test_stops_are_found_across_tokens_and_never_printed(model: LoadedModel, size: int) -> None:
     whole = _greedy(model, 40).text

@@ -123,7 +123,7 @@ def test_layers_that_guess_are_left_out_or_alone(name: str, folders: Path, tmp_p
         open_source(_built("qwen3.5-vision", folders), "qwen35", mtp=True)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].dtype != "F32"])
 def test_quantising_equals_llama_quantize(name: str, folders: Path) -> None:
     found = described({kind: _quantized(name, folders, kind) for kind in ZOO[name].quantized})
@@ -220,7 +220,7 @@ def test_short_contexts_have_the_short_divisors(name: str, most: int, folders: P
     assert _error(longer, wanted) > 10 * TOLERANCE
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.peer
 @pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].loads])
 def test_llama_cpp_gives_the_same_probabilities(name: str, folders: Path) -> None:

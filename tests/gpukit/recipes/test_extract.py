@@ -54,6 +54,7 @@ def _by_peft(made: Trained, folder: Path) -> dict[str, Tensor]:
     return load_file(folder.parent / "by-peft" / "model.safetensors")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("way", ["exact", "randomised"])
 @pytest.mark.parametrize("case", EXTRACTED)
 def test_a_known_delta_comes_back(

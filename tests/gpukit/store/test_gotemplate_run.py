@@ -229,6 +229,7 @@ def test_days() -> None:
     assert found in {f"{d} {d - timedelta(days=1)}" for d in (today, today + timedelta(days=1))}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("template", "told"),
     [

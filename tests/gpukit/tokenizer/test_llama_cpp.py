@@ -37,6 +37,7 @@ def found(fields: list[Field]) -> list[Any]:
     return [digest(ids), sorted(ours.eog_ids)]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)
 def test_vocabularies_of_llama_cpp(path: Path) -> None:
     part = json.loads(path.read_text())

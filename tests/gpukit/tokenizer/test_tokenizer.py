@@ -132,6 +132,7 @@ def test_random_text_equals_tokenizers(pre: str, text: str) -> None:
     assert ours.decode(ids) == (text if pre.startswith("qwen") else cleaned(text))
 
 
+@pytest.mark.thorough
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(text=TEXTS)
 def test_random_text_equals_llama3(text: str) -> None:
