@@ -75,7 +75,11 @@ def adapter(
     rank: Annotated[
         int | None,
         typer.Option(
-            "--rank", metavar="R", min=1, help="Rank of what is extracted.", show_default="16"
+            "--rank",
+            metavar="R",
+            min=1,
+            help="Rank of what is extracted.",
+            show_default=str(RANK),
         ),
     ] = None,
     embeddings: Annotated[

@@ -19,7 +19,6 @@ hub (`hub`) is one, whatever is here.
 """
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -110,19 +109,21 @@ def locate(
         if lacking:
             raise NotFoundError(f"{_where(word, path)}: {lacking}")
         return Reference(word, path, store)
-    if not lacking and _holds_model(path):
-        return Reference(word, path, store, _stored(word, store))
+    stored, unknown = None, ""
     try:
         name = store.find(word)
-        if store.has(name):
-            return Reference(word, name, store)
-        unknown = f"no model of that name in {store.root}{store.similar(word)}"
+        stored = name if store.has(name) else None
     except (ArgumentError, StoreError) as error:  # no name, or no place for a store
         unknown = str(error)
+    if not lacking and _holds_model(path):
+        return Reference(word, path, store, hidden=stored)
+    if stored is not None:
+        return Reference(word, stored, store)
     if is_id(word):
         return Reference(word, parse_id(word), store)
     if not lacking:
         return Reference(word, path, store)
+    unknown = unknown or f"no model of that name in {store.root}{store.similar(word)}"
     if LIKE_AN_ID.fullmatch(word):
         unknown += f"; for a model of the Hugging Face hub write hf.co/{word}"
     raise NotFoundError(f"{_where(word, path)}: {lacking}, and {unknown}")
@@ -166,14 +167,6 @@ def _text(word: object, wanted: str) -> str:
         shown = text[:SHOWN]
         raise ArgumentError(f"{repr(shown) if is_word else shown}: {wanted}")
     return text
-
-
-def _stored(word: str, store: Store) -> ModelName | None:
-    """The model of the store that is called `word`, if there is one."""
-    with suppress(ArgumentError, StoreError):
-        name = store.find(word)
-        return name if store.has(name) else None
-    return None
 
 
 def _looks_like_a_path(word: str) -> bool:
